@@ -1,0 +1,68 @@
+"""Fine-tune CLIP for long, detailed captions: FAST-GOAL, GOAL and SPARC on transformers.
+
+The public names below are imported when they are first used, so that `import fastgoal` and `fastgoal --help` do not
+pay for PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
+    from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput
+    from fastgoal.processing.matching import LocalPair
+    from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+    from fastgoal.processing.regions import Region
+    from fastgoal.processing.sentences import Sentence, split_sentences
+    from fastgoal.trainer.collator import FastGoalCollator
+    from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+    from fastgoal.trainer.retrieval import retrieval_metrics
+    from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
+
+    __version__: str
+
+__all__ = [
+    "FastGoalCLIPConfig",
+    "FastGoalCLIPModel",
+    "FastGoalCollator",
+    "FastGoalOutput",
+    "FastGoalProcessor",
+    "FastGoalTrainer",
+    "FastGoalTrainingArguments",
+    "LocalPair",
+    "Region",
+    "Sentence",
+    "__version__",
+    "retrieval_metrics",
+    "split_sentences",
+]
+
+_MODULES = {
+    "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
+    "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
+    "FastGoalCollator": "fastgoal.trainer.collator",
+    "FastGoalOutput": "fastgoal.modeling_fastgoal.modeling_fastgoal",
+    "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
+    "FastGoalTrainer": "fastgoal.trainer.fastgoal_trainer",
+    "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
+    "LocalPair": "fastgoal.processing.matching",
+    "Region": "fastgoal.processing.regions",
+    "Sentence": "fastgoal.processing.sentences",
+    "retrieval_metrics": "fastgoal.trainer.retrieval",
+    "split_sentences": "fastgoal.processing.sentences",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("fastgoal")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,21 @@
+"""The model: a CLIP that reads long captions and carries FAST-GOAL's token similarity learning.
+
+The files beside this one travel to the Hub with every checkpoint, so they import nothing but torch,
+transformers and one another.
+"""
+
+from .configuration_fastgoal import FastGoalCLIPConfig
+from .losses_fastgoal import clip_loss, fast_goal_loss, token_similarity_loss
+from .modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput, TokenSimilarityHead
+from .positions_fastgoal import stretch_positions
+
+__all__ = [
+    "FastGoalCLIPConfig",
+    "FastGoalCLIPModel",
+    "FastGoalOutput",
+    "TokenSimilarityHead",
+    "clip_loss",
+    "fast_goal_loss",
+    "stretch_positions",
+    "token_similarity_loss",
+]

@@ -1,0 +1,115 @@
+"""Losses against known answers and slow loops."""
+
+import math
+
+import pytest
+import torch
+
+from fastgoal.modeling_fastgoal import clip_loss, fast_goal_loss, token_similarity_loss
+
+SCALE = torch.tensor(10.0)
+
+
+def test_equal_embeddings_give_log_batch():
+    embeds = torch.ones(8, 4)
+    assert clip_loss(embeds, embeds, SCALE).item() == pytest.approx(math.log(8), abs=1e-6)
+
+
+def test_one_hot_embeddings_give_the_closed_form():
+    embeds = torch.eye(5)
+    expected = -math.log(math.exp(2) / (math.exp(2) + 4))
+    assert clip_loss(embeds, 3 * embeds, torch.tensor(2.0)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_clip_loss_is_a_loop_over_rows():
+    torch.manual_seed(0)
+    images, texts = torch.randn(6, 7).double(), torch.randn(6, 7).double()
+    total = 0.0
+    for i in range(6):
+        cosine = [float(torch.cosine_similarity(images[i], texts[j], dim=0)) for j in range(6)]
+        back = [float(torch.cosine_similarity(images[j], texts[i], dim=0)) for j in range(6)]
+        for row in (cosine, back):
+            total += -math.log(math.exp(10 * row[i]) / sum(math.exp(10 * value) for value in row)) / 12
+    assert clip_loss(images, texts, SCALE.double()).item() == pytest.approx(total, abs=1e-6)
+
+
+@pytest.mark.parametrize(("angle", "expected"), [(0.0, 0.0), (math.pi / 2, 1.0), (math.pi, 4.0), (math.pi / 3, 0.25)])
+def test_token_similarity_of_known_angles(angle, expected):
+    token = torch.tensor([[2.0, 0.0]])
+    target = torch.tensor([[math.cos(angle), math.sin(angle)]]) * 5
+    assert token_similarity_loss(token, target).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_without_tokens_do_not_count():
+    tokens = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    targets = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    valid = torch.tensor([True, False, True])
+    loss = token_similarity_loss(tokens, targets, valid)
+    assert loss.item() == pytest.approx((1.0 + 0.0) / 2)
+    loss.backward()
+    assert torch.equal(tokens.grad[1], torch.zeros(2))
+    assert torch.isfinite(tokens.grad).all()
+
+
+def test_no_valid_row_is_zero_with_a_gradient():
+    tokens = torch.zeros(2, 3, requires_grad=True)
+    loss = token_similarity_loss(tokens, torch.ones(2, 3), torch.tensor([False, False]))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(tokens.grad, torch.zeros(2, 3))
+
+
+def test_gradients_reach_tokens_and_targets():
+    tokens = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, 1.0]], requires_grad=True)
+    token_similarity_loss(tokens, targets).backward()
+    assert tokens.grad.abs().sum() > 0
+    assert targets.grad.abs().sum() > 0
+
+
+def _embeds():
+    torch.manual_seed(1)
+    names = (
+        "image_embeds",
+        "text_embeds",
+        "local_image_embeds",
+        "local_text_embeds",
+        "region_embeds",
+        "sentence_embeds",
+    )
+    return {name: torch.randn(4, 8) for name in names}
+
+
+def test_the_sum_has_the_published_weights():
+    parts = fast_goal_loss(_embeds(), SCALE)
+    expected = (
+        parts["loss_global"] + 0.5 * parts["loss_local"] + 1.0 * (parts["loss_tsl_image"] + parts["loss_tsl_text"])
+    )
+    assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_weights_are_used_one_by_one():
+    embeds = _embeds()
+    parts = fast_goal_loss(embeds, SCALE, global_weight=0.0, local_weight=0.0, tsl_weight=2.0)
+    assert parts["loss"].item() == pytest.approx(2 * (parts["loss_tsl_image"] + parts["loss_tsl_text"]).item())
+
+
+def test_a_weight_of_zero_trains_nothing():
+    embeds = _embeds()
+    embeds["local_image_embeds"].requires_grad_()
+    embeds["image_embeds"].requires_grad_()
+    fast_goal_loss(embeds, SCALE, local_weight=0.0, tsl_weight=0.0)["loss"].backward()
+    assert embeds["local_image_embeds"].grad is None
+    assert embeds["image_embeds"].grad is not None
+
+
+def test_global_alone_needs_no_pairs():
+    embeds = _embeds()
+    parts = fast_goal_loss({"image_embeds": embeds["image_embeds"], "text_embeds": embeds["text_embeds"]}, SCALE)
+    assert set(parts) == {"loss", "loss_global"}
+    assert torch.equal(parts["loss"], parts["loss_global"])
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match="image_embeds"):
+        fast_goal_loss({"image_embeds": torch.ones(2, 2)}, SCALE)
