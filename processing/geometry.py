@@ -1,0 +1,124 @@
+"""From a box in the original image to the patches that the model sees it in.
+
+An image processor resizes and crops before the model cuts the picture into patches. Boxes go through the
+very same steps here, so a region and its patches always show the same thing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+
+# A box edge that misses a patch border by less than this many input pixels lies on it: the difference is rounding.
+_EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Where an image processor's resize and centre crop bring a point: `x * scale + offset`, on each axis.
+
+    Attributes:
+        scale: Input pixels per original pixel, (x, y).
+        offset: Input pixels, (x, y); negative where the crop cuts, positive where it pads.
+        size: (width, height) of the model's input in pixels.
+        shown: (x1, y1, x2, y2) of the part of the input that shows the image rather than padding.
+    """
+
+    scale: tuple[float, float]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+    shown: Box
+
+    @classmethod
+    def of(cls, image_processor: Any, image_size: tuple[int, int]) -> "ImageTransform":
+        """The transform that `image_processor` applies to an image of `image_size` = (width, height).
+
+        Raises:
+            ValueError: `image_size` is not positive, or the processor resizes in a way that is not known here.
+        """
+        width, height = image_size
+        if width <= 0 or height <= 0:
+            raise ValueError(f"`image_size` must be (width, height) in pixels, both positive, got {image_size}.")
+        new_width, new_height = width, height
+        if image_processor.do_resize:
+            new_width, new_height = _resized(dict(image_processor.size), width, height)
+        left, top, out_width, out_height = 0, 0, new_width, new_height
+        if image_processor.do_center_crop:
+            crop = dict(image_processor.crop_size)
+            out_width, out_height = int(crop["width"]), int(crop["height"])
+            left, top = _crop_start(new_width, out_width), _crop_start(new_height, out_height)
+        shown = (
+            float(max(0, -left)),
+            float(max(0, -top)),
+            float(min(out_width, new_width - left)),
+            float(min(out_height, new_height - top)),
+        )
+        return cls((new_width / width, new_height / height), (-left, -top), (out_width, out_height), shown)
+
+    def box(self, box: Sequence[float]) -> Box | None:
+        """Bring a box (x1, y1, x2, y2) onto the input, clipped to it; None if nothing of it is left."""
+        x1, y1, x2, y2 = (float(value) * self.scale[axis % 2] + self.offset[axis % 2] for axis, value in enumerate(box))
+        x1, y1 = max(x1, self.shown[0]), max(y1, self.shown[1])
+        x2, y2 = min(x2, self.shown[2]), min(y2, self.shown[3])
+        if x2 - x1 <= _EPSILON or y2 - y1 <= _EPSILON:
+            return None
+        return x1, y1, x2, y2
+
+
+def patch_mask(box: Sequence[float], transform: ImageTransform, patch_size: int) -> torch.Tensor:
+    """Which patches a box touches: floor of its top-left corner, ceil of its bottom-right one, in patch units.
+
+    Args:
+        box: (x1, y1, x2, y2) in pixels of the original image.
+        transform: How that image comes onto the model's input.
+        patch_size: Side of a patch in input pixels.
+
+    Returns:
+        `(patches,)` bool, row-major as the model's patch tokens. All False if the box falls outside the crop.
+    """
+    columns, rows = transform.size[0] // patch_size, transform.size[1] // patch_size
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    mapped = transform.box(box)
+    if mapped is not None:
+        left, top = (math.floor((value + _EPSILON) / patch_size) for value in mapped[:2])
+        right, bottom = (math.ceil((value - _EPSILON) / patch_size) for value in mapped[2:])
+        mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return mask.flatten()
+
+
+def crop_box(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """Cut a box (x1, y1, x2, y2) out of an image, widened to whole pixels and clipped to the image.
+
+    Raises:
+        ValueError: The box has no pixel in common with the image.
+    """
+    x1, y1 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+    x2, y2 = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"`box` {tuple(box)} lies outside the image of {image.width}x{image.height} pixels.")
+    return image.crop((x1, y1, x2, y2))
+
+
+def _resized(size: dict[str, Any], width: int, height: int) -> tuple[int, int]:
+    """(width, height) after the resize step of a CLIP image processor with this `size`."""
+    if size.get("height") and size.get("width"):
+        return int(size["width"]), int(size["height"])
+    edge, longest = size.get("shortest_edge"), size.get("longest_edge")
+    if not edge or longest:
+        raise ValueError(
+            f"`image_processor.size` must give `shortest_edge`, or `height` and `width`, got {size}: "
+            "boxes cannot be mapped through another resize."
+        )
+    short, long = min(width, height), max(width, height)
+    new_long = int(edge * long / short)
+    return (int(edge), new_long) if width <= height else (new_long, int(edge))
+
+
+def _crop_start(length: int, crop: int) -> int:
+    """First pixel of a centre crop on one axis; negative where the image is smaller and gets padded."""
+    return (length - crop) // 2 if length >= crop else -((crop - length) // 2)

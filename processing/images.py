@@ -1,0 +1,164 @@
+"""Loads any image as an upright 8-bit RGB PIL image, whatever its mode, and says clearly which one is broken."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | dict[str, Any] | BinaryIO
+
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_WAY_OUT = "Repair or remove it, or run the command with --on-error skip."
+
+
+def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Loads one image as RGB, upright (its EXIF orientation applied), with 8 bits a channel.
+
+    Modes are converted so that the picture keeps its look: 16-bit grey is scaled by 1/257, never clipped; 32-bit
+    and floating point grey (modes `I`, `F`) goes by its largest value, as 0..1 (`F` only), 0..255, 0..65535 or 0..that
+    value; transparent pixels (RGBA, LA, palette or
+    `tRNS`) are composited on white; palettes, CMYK, YCbCr, LAB, HSV and 1-bit images are converted by PIL. Of an
+    animated or multi-page file the current frame counts, which is the first one of a file just opened. The source is
+    never changed, and a file that this function opened is closed.
+
+    Args:
+        source: a PIL image, a path, the bytes of an encoded file, a binary file object (read from its start), or a
+            dict with `bytes` and/or `path`, as `datasets.Image(decode=False)` gives.
+        name: how errors call the image; by default the path, if there is one.
+
+    Returns:
+        A new image, `mode == "RGB"`; `size` is the (width, height) of the upright picture.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the data is no image, is cut off or broken, is empty or has too many pixels.
+        TypeError: if `source` is of another type.
+    """
+    if isinstance(source, Image.Image):
+        label = name or getattr(source, "filename", "") or "the given PIL image"
+        return _decode(source, str(label))
+    if isinstance(source, dict):
+        data, path = source.get("bytes"), source.get("path")
+        if data is None and not path:
+            raise ValueError(
+                f"{name or 'The image'} has neither `bytes` nor `path`: got a dict with the keys {sorted(source)}. "
+                "Give the encoded file under `bytes` or its location under `path`."
+            )
+        inner: Any = path if data is None else data
+        return load_image(inner, name or (str(path) if path else None))
+    if isinstance(source, (str, os.PathLike)):
+        return _load_path(Path(os.fspath(source)), name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _open(io.BytesIO(source), name or "an image given as bytes")
+    if hasattr(source, "read"):
+        return _open(source, name or str(getattr(source, "name", "") or "an image given as a file object"))
+    raise TypeError(
+        f"`source` must be a PIL image, a path, bytes, a dict with `bytes` or `path`, or a binary file object, got "
+        f"{type(source).__name__}{f' for {name}' if name else ''}."
+    )
+
+
+def _load_path(path: Path, name: str | None) -> Image.Image:
+    label = str(path) if name is None or name == str(path) else f"{name} ({path})"
+    try:
+        with path.open("rb") as file:
+            return _open(file, label)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The image {label} does not exist. Check the path and, if it is relative, the folder that it is relative "
+            "to; or run the command with --on-error skip."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"The image {label} cannot be read: {error.strerror or error}. {_WAY_OUT}") from error
+
+
+def _open(file: Any, label: str) -> Image.Image:
+    """Decodes a binary file that is open for reading."""
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)
+        data = file.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The image {label} cannot be read: {error}. {_WAY_OUT}") from error
+    if not isinstance(data, bytes):
+        raise TypeError(f"`source` must be opened in binary mode, got text for {label}: use open(path, 'rb').")
+    if not data:
+        raise ValueError(f"The image {label} is empty (0 bytes). {_WAY_OUT}")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise _too_large(label, error) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{label} is not an image that PIL can read. {_WAY_OUT}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken header makes PIL's format plug-ins raise nearly anything
+        raise ValueError(f"The image {label} is broken: {error or type(error).__name__}. {_WAY_OUT}") from error
+    with image:
+        return _decode(image, label)
+
+
+def _decode(image: Image.Image, label: str) -> Image.Image:
+    """Reads the pixels, turns the image upright and converts it to RGB."""
+    if 0 in image.size:
+        raise ValueError(f"The image {label} has no pixels: its size is {image.size}. {_WAY_OUT}")
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(label, error) from error
+    except Exception as error:  # see above
+        raise ValueError(
+            f"The image {label} is cut off or broken: {error or type(error).__name__}. {_WAY_OUT}"
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image with its EXIF orientation applied; as it is if the EXIF data cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken metadata is no reason to lose a good picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image without metadata, transparent pixels on white."""
+    if image.mode in _SIXTEEN_BIT or image.mode in ("I", "F"):
+        return _grey_to_8_bit(image).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        transparent = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, transparent)
+    rgb = image.convert("RGB")
+    rgb.info = {}  # without an EXIF orientation that a later reader would apply again
+    return rgb
+
+
+def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or floating point, as mode L; PIL's own conversion clips at 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(values.max())
+    white = 65535.0
+    if image.mode == "F" and peak <= 1.0:
+        white = 1.0
+    elif image.mode in ("I", "F") and peak <= 255.0:
+        white = 255.0  # an 8-bit image that was converted to a wider mode
+    grey = np.clip(values * (255.0 / max(white, peak)) + 0.5, 0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _too_large(label: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"The image {label} has too many pixels to be read safely: {error}. Shrink it, or raise "
+        "PIL.Image.MAX_IMAGE_PIXELS if you trust its source."
+    )

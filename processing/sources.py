@@ -1,0 +1,345 @@
+"""Image-caption data as numbered rows, wherever it comes from.
+
+A source is a folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files (what
+`fastgoal pairs` writes) or a data set on the Hub. Opening one reads no image: a broken picture fails when it is loaded.
+Nothing here runs code that came with the data: no pickles are read and no dataset scripts are executed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METADATA = "metadata.jsonl"
+CAPTION_COLUMNS = ("caption", "captions")
+SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
+EXPECTED = (
+    f"a folder with {METADATA} (one JSON object a line with 'file_name' and 'caption' or 'captions'), a folder written "
+    "by Dataset.save_to_disk, a folder of .parquet files (as `fastgoal pairs` writes), or the OWNER/NAME of a data set "
+    "on the Hub"
+)
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One image with its captions.
+
+    Args:
+        name: the image's file name inside the source, or a made-up one where there is none.
+        image: anything `processing.images.load_image` takes: a path or a `{"bytes", "path"}` dict, not yet decoded.
+        captions: one or more captions, stripped, none of them empty.
+        columns: all other values of the row.
+    """
+
+    name: str
+    image: Any
+    captions: list[str]
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str:
+        """All captions as one text. One without a closing mark gets a full stop, so that it stays its own sentence."""
+        if len(self.captions) == 1:
+            return self.captions[0]
+        return " ".join(text if _is_closed(text) else text + "." for text in self.captions)
+
+
+class Source:
+    """Rows by number. `fingerprint` changes when the rows or the image files change; `columns` are all there are."""
+
+    def __init__(self, name: str, columns: Iterable[str], image_column: str, caption_column: str) -> None:
+        self.name = name
+        self.columns = list(columns)
+        self.image_column = image_column
+        self.caption_column = caption_column
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> SourceRow:
+        """The row at `index`. Raises `ValueError` that names the row when it lacks its image or a caption."""
+        values, where = self._values(index), self.where(index)
+        image = values.pop(self.image_column, None)
+        if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
+            raise ValueError(f"{where}: there is no image in column '{self.image_column}'.")
+        if self.caption_column not in values:
+            raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
+        captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
+        return SourceRow(self._row_name(index, image, values), self._image(image, where), captions, values)
+
+    def where(self, index: int) -> str:
+        """The row in words, for messages: the source, the row and its file."""
+        raise NotImplementedError
+
+    def _values(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _image(self, image: Any, where: str) -> Any:
+        return image
+
+    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+
+class FolderSource(Source):
+    """A folder with `metadata.jsonl`; rows keep the order of its lines. Lines stay text until they are asked for."""
+
+    def __init__(self, folder: Path, image_column: str | None = None, caption_column: str | None = None) -> None:
+        self.folder = folder
+        self.metadata = folder / METADATA
+        self._lines: list[bytes] = []
+        self._numbers: list[int] = []
+        columns: dict[str, None] = {}
+        for number, line in enumerate(self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+            if line.strip():
+                columns.update(dict.fromkeys(self._parse(line, number)))
+                self._lines.append(line)
+                self._numbers.append(number)
+        if not self._lines:
+            raise ValueError(f"{self.metadata} has no rows; expected one JSON object a line.")
+        super().__init__(
+            str(folder),
+            columns,
+            _choose_column("image_column", image_column, ["file_name"], columns, str(self.metadata)),
+            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, columns, str(self.metadata)),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the metadata and of the size of every image file (their pixels are not read)."""
+        digest = hashlib.sha256()
+        for line, number in zip(self._lines, self._numbers, strict=True):
+            name = self._parse(line, number).get(self.image_column)
+            try:
+                size = (self.folder / name).stat().st_size if isinstance(name, str) else -1
+            except (OSError, ValueError):
+                size = -1
+            digest.update(line + b"\n%d\n" % size)
+        return digest.hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def where(self, index: int) -> str:
+        name = self._values(index).get(self.image_column)
+        return f"{self.metadata} line {self._numbers[index]}" + (f" ({name})" if name else "")
+
+    def _values(self, index: int) -> dict[str, Any]:
+        return self._parse(self._lines[index], self._numbers[index])
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self.metadata} line {number} is not JSON: {error}.") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.metadata} line {number} is a {type(values).__name__}; expected a JSON object.")
+        return values
+
+    def _image(self, image: Any, where: str) -> str:
+        if not isinstance(image, str):
+            raise ValueError(f"{where}: '{self.image_column}' is {image!r}; expected a file name.")
+        # A data set that comes from somebody else must not be able to pick up files from the rest of the disk.
+        if os.path.isabs(image) or ".." in Path(image).parts:
+            raise ValueError(
+                f"{where}: '{self.image_column}' leads out of the folder; expected a path relative to {self.folder}."
+            )
+        return str(self.folder / image)
+
+    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
+        return str(image)
+
+
+class DatasetSource(Source):
+    """A `datasets.Dataset`: saved, from parquet files or from the Hub. Images stay as undecoded bytes or paths."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        import datasets
+
+        images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        # One picture column needs no name; of several only 'image' is taken without being asked for.
+        candidates = images if len(images) == 1 else ["image"]
+        super().__init__(
+            name,
+            dataset.column_names,
+            _choose_column("image_column", image_column, candidates, dataset.column_names, name),
+            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, dataset.column_names, name),
+        )
+        self._fingerprint = fingerprint or str(dataset._fingerprint)
+        for column in images:
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        self.dataset = dataset
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def where(self, index: int) -> str:
+        values = self._values(index)
+        return f"{self.name} row {index} ({self._row_name(index, values.get(self.image_column), values)})"
+
+    def _values(self, index: int) -> dict[str, Any]:
+        return dict(self.dataset[index])
+
+    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
+        path = image.get("path") if isinstance(image, dict) else image
+        name = values.get("file_name") or (os.path.basename(path) if isinstance(path, str) else "")
+        return str(name) if name else f"row-{index:08d}"
+
+
+def open_source(
+    source: str | os.PathLike[str],
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    split: str | None = None,
+) -> Source:
+    """Open a folder or a Hub data set as numbered rows.
+
+    Args:
+        source: a folder with `metadata.jsonl`, a folder from `Dataset.save_to_disk`, a folder of parquet files, or the
+            name of a data set on the Hub.
+        image_column: default `file_name` for `metadata.jsonl`, else the picture column.
+        caption_column: default `caption`, else `captions`; its values are a text or a list of texts.
+        split: needed where there are several; `metadata.jsonl` has none.
+
+    Raises:
+        ValueError: names the file, the line and the column or split that is wrong, and what there is.
+    """
+    text, folder = os.fspath(source), Path(source)
+    if folder.is_file():
+        raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
+    if not folder.is_dir():
+        dataset = _load_from_hub(text, split)
+        return DatasetSource(dataset, text, image_column, caption_column)
+    if (folder / METADATA).is_file():
+        if split is not None:
+            raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
+        return FolderSource(folder, image_column, caption_column)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        import datasets
+
+        dataset = _pick_split(datasets.load_from_disk(text), split, text)
+        return DatasetSource(dataset, text, image_column, caption_column)
+    files = _parquet_files(folder)
+    if files:
+        import datasets
+
+        chosen = files[_pick_name(list(files), split, text)]
+        dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
+        return DatasetSource(dataset, text, image_column, caption_column, fingerprint=hash_files(chosen))
+    raise ValueError(f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}.")
+
+
+def hash_files(paths: Iterable[Path], blocks: int = 16, block_size: int = 1 << 16) -> str:
+    """Names, sizes and evenly spaced blocks of some files as one hash, without reading large files in full."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\n{size}\n".encode())
+        with path.open("rb") as file:
+            for block in range(blocks):
+                file.seek(max(0, size - block_size) * block // (blocks - 1))
+                digest.update(file.read(block_size))
+    return digest.hexdigest()[:32]
+
+
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files of a folder by split; `train` for names without one. Complains about missing shards."""
+    files: dict[str, list[Path]] = {}
+    counts: dict[str, int] = {}
+    for path in sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")]):
+        match = SHARD_NAME.fullmatch(path.name)
+        split = match["split"] if match else "train"
+        files.setdefault(split, []).append(path)
+        counts[split] = int(match["count"]) if match else 0
+    for split, count in counts.items():
+        if count > len(files[split]):
+            raise ValueError(
+                f"source='{folder}' has {len(files[split])} of the {count} '{split}' shards that its file names speak "
+                "of. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
+            )
+    return files
+
+
+def _load_from_hub(name: str, split: str | None) -> Any:
+    # Without an owner the name could be one of the library's own readers, and one of those reads pickles.
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise ValueError(f"source='{name}' does not exist. Expected {EXPECTED}.")
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"source='{name}' is no folder here, and it could not be loaded from the Hub: {reason} Expected {EXPECTED}."
+        ) from error
+    return loaded if split is not None else _pick_split(loaded, split, name)
+
+
+def _pick_split(loaded: Any, split: str | None, name: str) -> Any:
+    if not isinstance(loaded, dict):
+        if split is not None:
+            raise ValueError(f"split='{split}': {name} was saved as one data set without splits; leave split out.")
+        return loaded
+    return loaded[_pick_name(list(loaded), split, name)]
+
+
+def _pick_name(splits: list[str], split: str | None, name: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None or split not in splits:
+        raise ValueError(f"split={split!r}: {name} has the splits {splits}; choose one of them.")
+    return split
+
+
+def _choose_column(
+    argument: str, asked: str | None, candidates: Iterable[str], columns: Iterable[str], where: str
+) -> str:
+    columns = list(columns)
+    for column in candidates if asked is None else [asked]:
+        if column in columns:
+            return column
+    wanted = " or ".join(f"'{column}'" for column in (candidates if asked is None else [asked]))
+    raise ValueError(
+        f"{argument}={asked!r}: {where} has no column {wanted}; its columns are {columns}. Name the right one with "
+        f"{argument} (--{argument.replace('_', '-')})."
+    )
+
+
+def _checked_captions(value: Any, column: str, where: str) -> list[str]:
+    captions = value if isinstance(value, list) else [value]
+    if not captions:
+        raise ValueError(f"{where}: '{column}' is an empty list; expected at least one caption.")
+    for number, caption in enumerate(captions):
+        which = f"'{column}'" + (f"[{number}]" if isinstance(value, list) else "")
+        if not isinstance(caption, str):
+            raise ValueError(f"{where}: {which} is {caption!r}; expected text.")
+        if not caption.strip():
+            raise ValueError(f"{where}: {which} is an empty caption.")
+    return [caption.strip() for caption in captions]
+
+
+def _is_closed(text: str) -> bool:
+    return text.rstrip("\"'”’»)]").endswith((".", "!", "?", "…", ":", ";", "。", "！", "？"))

@@ -1,0 +1,232 @@
+"""Loading images: every mode with known pixels, every orientation, every kind of source, and broken files by name."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastgoal.processing.images import load_image
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def _encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def _pixels(image: Image.Image) -> list[tuple[int, ...]]:
+    assert image.mode == "RGB"
+    return [tuple(map(int, pixel)) for pixel in np.asarray(image).reshape(-1, 3)]
+
+
+def _grey(*values: int) -> list[tuple[int, int, int]]:
+    return [(v, v, v) for v in values]
+
+
+SIXTEEN = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)  # 257 * (0, 1, 128, 255)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bit_grey_files_are_scaled_not_clipped(file_format: str) -> None:
+    assert _pixels(load_image(_encoded(Image.fromarray(SIXTEEN), file_format))) == _grey(0, 1, 128, 255)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (SIXTEEN, (0, 1, 128, 255)),  # I;16
+        (SIXTEEN.astype(np.int32), (0, 1, 128, 255)),  # I with 16-bit values
+        (np.array([[0, 7, 255]], dtype=np.int32), (0, 7, 255)),  # I with 8-bit values
+        (np.array([[-5, 0, 2**20, 2**21]], dtype=np.int32), (0, 0, 128, 255)),  # I beyond 16 bits
+        (np.array([[0.0, 0.2, 1.0, np.nan]], dtype=np.float32), (0, 51, 255, 0)),  # F, 0..1
+        (np.array([[0.0, 51.0, 254.6]], dtype=np.float32), (0, 51, 255)),  # F, 0..255
+        (np.array([[0.0, 257.0, 65535.0]], dtype=np.float32), (0, 1, 255)),  # F, 0..65535
+    ],
+)
+def test_wide_grey_modes(array: np.ndarray, expected: tuple[int, ...]) -> None:
+    assert _pixels(load_image(Image.fromarray(array))) == _grey(*expected)
+
+
+def test_16_bit_big_endian() -> None:
+    image = Image.frombytes("I;16B", (4, 1), SIXTEEN.astype(">u2").tobytes())
+    assert _pixels(load_image(image)) == _grey(0, 1, 128, 255)
+
+
+def test_transparent_value_of_16_bit_grey_becomes_white() -> None:
+    data = _encoded(Image.fromarray(SIXTEEN), transparency=257)
+    assert _pixels(load_image(data)) == _grey(0, 255, 128, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("L", [0, 128, 255], _grey(0, 128, 255)),
+        ("1", [0, 255, 255], _grey(0, 255, 255)),
+        ("RGB", [RED, WHITE, (1, 2, 3)], [RED, WHITE, (1, 2, 3)]),
+        ("RGBA", [(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 51)], [RED, WHITE, (204, 204, 204)]),
+        ("LA", [(0, 255), (0, 0), (0, 51)], _grey(0, 255, 204)),
+        ("CMYK", [(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)], [WHITE, RED, BLACK]),
+        ("YCbCr", [(0, 128, 128), (255, 128, 128), (128, 128, 128)], _grey(0, 255, 128)),
+        ("HSV", [(0, 255, 255), (0, 0, 255), (0, 0, 0)], [RED, WHITE, BLACK]),
+        ("RGBX", [(255, 0, 0, 0), (1, 2, 3, 0), (0, 0, 0, 0)], [RED, (1, 2, 3), BLACK]),
+        ("RGBa", [(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)], [RED, WHITE, (204, 204, 204)]),
+        ("La", [(0, 255), (0, 0), (0, 51)], _grey(0, 255, 204)),
+    ],
+)
+def test_modes_with_known_pixels(mode: str, values: list[Any], expected: list[tuple[int, ...]]) -> None:
+    image = Image.new(mode, (3, 1))
+    image.putdata(values)
+    before = image.tobytes()
+    assert _pixels(load_image(image)) == expected
+    assert (image.mode, image.tobytes()) == (mode, before)
+
+
+def test_palette_without_and_with_transparency() -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])
+    image.putdata([0, 1, 2])
+    assert _pixels(load_image(_encoded(image))) == [RED, (0, 0, 255), (0, 255, 0)]
+    assert _pixels(load_image(_encoded(image, transparency=1))) == [RED, WHITE, (0, 255, 0)]
+    assert _pixels(load_image(_encoded(image, transparency=bytes([255, 0, 51])))) == [RED, WHITE, (204, 255, 204)]
+    assert _pixels(load_image(_encoded(image, "GIF", transparency=1))) == [RED, WHITE, (0, 255, 0)]
+
+
+def test_transparent_colour_of_rgb_and_grey_files() -> None:
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), (0, 0, 255))
+    assert _pixels(load_image(_encoded(image, transparency=(0, 0, 255)))) == [RED, WHITE]
+    grey = Image.new("L", (2, 1), 7)
+    grey.putpixel((1, 0), 9)
+    assert _pixels(load_image(_encoded(grey, transparency=9))) == _grey(7, 255)
+
+
+def test_cmyk_jpeg() -> None:
+    image = load_image(_encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(np.asarray(image).astype(int) - RED).max() <= 4
+
+
+# The corner that holds the marker as the file stores it (top left), once the image is upright: (right, bottom).
+UPRIGHT_CORNER = {
+    1: (False, False),
+    2: (True, False),
+    3: (True, True),
+    4: (False, True),
+    5: (False, False),
+    6: (True, False),
+    7: (True, True),
+    8: (False, True),
+}
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, file_format: str) -> None:
+    stored = Image.new("RGB", (64, 32))
+    stored.paste(RED, (0, 0, 16, 8))  # wide marker in the top left corner
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = load_image(_encoded(stored, file_format, exif=exif))
+    assert image.size == ((64, 32) if orientation <= 4 else (32, 64))
+    right, bottom = UPRIGHT_CORNER[orientation]
+    x, y = (image.width - 1 if right else 0), (image.height - 1 if bottom else 0)
+    corners = {(i, j) for i in (0, image.width - 1) for j in (0, image.height - 1)}
+    red = {corner for corner in corners if image.getpixel(corner)[0] > 128}  # type: ignore[index]
+    assert red == {(x, y)}
+    # the marker is wide in upright images of orientation 1-4, tall in the others
+    along_x = image.getpixel((abs(x - 12), y))[0] > 128  # type: ignore[index]
+    along_y = image.getpixel((x, abs(y - 12)))[0] > 128  # type: ignore[index]
+    assert (along_x, along_y) == ((True, False) if orientation <= 4 else (False, True))
+    # loading the result once more must not turn it again
+    assert load_image(_encoded(image)).size == image.size
+
+
+def test_sources(tmp_path: Path) -> None:
+    image = Image.new("RGB", (3, 2), (1, 2, 3))
+    path = tmp_path / "a.png"
+    path.write_bytes(_encoded(image))
+    buffer = io.BytesIO(path.read_bytes())
+    buffer.seek(5)
+    sources = [image, path, str(path), path.read_bytes(), bytearray(path.read_bytes()), buffer, Image.open(path)]
+    sources += [{"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}]
+    sources += [{"bytes": path.read_bytes(), "path": "elsewhere.jpg"}]
+    with path.open("rb") as file:
+        for source in [*sources, file]:
+            assert _pixels(load_image(source)) == [(1, 2, 3)] * 6
+
+
+def test_result_is_independent_of_a_given_image() -> None:
+    image = Image.new("RGB", (2, 2))
+    loaded = load_image(image)
+    loaded.putpixel((0, 0), RED)
+    assert image.getpixel((0, 0)) == BLACK
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"row 3 \(.*missing\.jpg\) does not exist"):
+        load_image(tmp_path / "missing.jpg", name="row 3")
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg does not exist.*--on-error skip"):
+        load_image({"bytes": None, "path": str(tmp_path / "missing.jpg")})
+
+
+def _noise_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return _encoded(Image.fromarray(noise), "JPEG")
+
+
+BROKEN = {
+    "truncated.jpg": (_noise_jpeg()[:-900], "cut off or broken"),
+    "header_only.png": (_encoded(Image.new("RGB", (9, 9)))[:40], "broken|not an image"),
+    "text.jpg": (b"this is no picture\n" * 9, "not an image"),
+    "zero.jpg": (b"", r"empty \(0 bytes\)"),
+    "cut.gif": (_encoded(Image.new("P", (50, 50)), "GIF")[:30], "broken|not an image"),
+}
+
+
+@pytest.mark.parametrize("file_name", BROKEN)
+def test_broken_files_are_named(tmp_path: Path, file_name: str) -> None:
+    data, message = BROKEN[file_name]
+    path = tmp_path / file_name
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as error:
+        load_image(path)
+    assert str(path) in str(error.value)
+    assert "--on-error skip" in str(error.value)
+    with pytest.raises(ValueError, match=message) as error:
+        load_image({"bytes": data, "path": None}, name="row 7")
+    assert "row 7" in str(error.value)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_image(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_image(tmp_path / "a.txt" / "b.jpg")
+
+
+def test_empty_dict_text_file_and_other_types() -> None:
+    with pytest.raises(ValueError, match="row 2 has neither `bytes` nor `path`"):
+        load_image({"bytes": None, "path": None}, name="row 2")
+    with pytest.raises(TypeError, match="got int for row 2"):
+        load_image(5, name="row 2")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="binary mode"):
+        load_image(io.StringIO("text"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no pixels"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+def test_decompression_bomb() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match=r"row 4 has too many pixels.*MAX_IMAGE_PIXELS"):
+        load_image(data, name="row 4")

@@ -1,0 +1,191 @@
+"""Sentence splitting: hard captions with known answers, and the properties of spans on any text."""
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fastgoal.processing import sentences as sentences_module
+from fastgoal.processing.sentences import Sentence, split_sentences
+
+# Each case is the list of sentences; the caption is the list joined by one space, unless a caption is given first.
+JOINED_BY_SPACE = [
+    ["A brown dog lies on a red couch.", "A cat sleeps beside it."],
+    ["A brown dog lies on a red couch.", "A cat sleeps beside it"],
+    ["A brown dog lies on a red couch"],
+    ["Daytime."],
+    # decimals and other full stops inside a token
+    ["The board is 3.5 feet wide and costs $19.95 today.", "It leans on a wall."],
+    ["It costs $19. 95 on the label.", "The label is green."],
+    ["The site www.example.com is printed on it.", "Below is logo.png in small type."],
+    ["Version 2.10.3 is on the screen.", "The screen is cracked."],
+    ["The address reads info@Example.Com in white.", "Nothing else is legible."],
+    # abbreviations inside a sentence
+    ["Dr. Smith stands next to Mrs. Jones and Mr. Lee.", "They all smile."],
+    ["The tower is approx. 30 m tall and ca. 100 years old.", "It is made of stone."],
+    ["Some fruit, e.g. apples and pears, i.e. nothing sweet, is on the table.", "A knife lies there."],
+    ["Shirt No. 5 is ahead of No. 12.", "Fig. 3 on the wall shows it."],
+    ["The clock shows 9 a.m. in the left window.", "The right one shows 5 p.m. sharp."],
+    ["A U.S. Navy ship is docked in Washington D.C. harbour.", "The sea is calm."],
+    ["A portrait of J. K. Rowling hangs above George W. Bush.", "Both are framed."],
+    ["St. Patrick's church stands on Mt. Vernon.", "The sky is grey."],
+    ["Capt. Jones vs. Sgt. Miller is written on the poster.", "It is torn."],
+    ["The plank is 6 in. wide and 4 ft. long.", "It is wet."],
+    # abbreviations and letters at the end of a sentence
+    ["The flag is that of the U.S. and the U.K.", "The pole is white."],
+    ["It was taken at 5 p.m.", "The light is low."],
+    ["There are trees, bushes, etc.", "Birds fly over them."],
+    ["The sign reads Main St.", "The pole under it is bent."],
+    ["The answer on the card is no.", "The card is yellow."],
+    ["The shadow falls on the letter F.", "A green rail is seen in front."],
+    ["A smiley face is at the top of the U.", "White walls are behind it."],
+    ["The dog is about 2 ft.", "Grass grows around it."],
+    ["There are 12.", "The last one is blue."],
+    ["She sits in the sun.", "5 boats pass by."],
+    # quotations and brackets
+    ['The sign says "STOP."', "The road behind it is empty."],
+    ['A sign that says "Wait. Look. Go." hangs on the gate.', "It is red."],
+    ["“Stop!” she said to the dog.", "The dog sat down."],
+    ['"Where are we?" Tom asked.', "Nobody answered."],
+    ['The words "YOU / ROCK"! are painted on a stone.', "The stone is purple."],
+    ['A poster reads "VOTE! ".', "Above it hangs a lamp."],
+    ['A 6" ruler lies next to a 12" pan.', "Both are clean."],
+    ["The banner reads 'Come in. We are open.' in blue.", "It flaps."],
+    ["The dog (it is a poodle. A white one.) is asleep.", "The mat is green."],
+    ["The boy wears a hat.", "(The hat is too big.)", "He laughs."],
+    ["'Tis a dog's life.", "It isn't the cat's."],
+    # question and exclamation marks, ellipses
+    ["What a view!!", "Is that a bear?!", "No, it is a dog."],
+    ["The path leads on... and on into the woods.", "It is dark there."],
+    ["The path leads on...", "Then it ends."],
+    ["The path leads on…", "Then it ends."],
+    ["A Yahoo! logo is on the cup.", "The cup is full."],
+    # lists in one line
+    ["1. A red car is parked.", "2. A blue car drives by.", "3. A bus stops."],
+    ["1) A red car.", "2) A blue car."],
+    ["The image shows: 1. A dog.", "2. A cat.", "3. A bird."],
+    ["On the desk: 1) red hat", "2) blue coat", "3) green shoes."],
+    ["The first shirt shows 1.", "The second shows 2.", "Both are red."],
+    ["The gap is approx. 5.5in. wide.", "The wall is 20cm.", "It is old."],
+    ["A. The left panel is red.", "B. The right panel is blue."],
+    # no capitals, or spaces before the full stop
+    ["a dog sits on the mat.", "a cat is behind it.", "approx. five birds fly."],
+    ["is it a dog?", "yes it is!", "it runs."],
+    ["The dog sits on the mat .", "The cat is behind it ."],
+    ["The dog sits.", "the cat is behind it."],
+    ["The car is a 1995 model.", "#7 is on its door."],
+    ["一只狗。"],
+]
+WITH_CAPTION = [
+    ("the wall.The dog sits", ["the wall.", "The dog sits"]),
+    ("The wall is red.the dog sits.A cat", ["The wall is red.", "the dog sits.", "A cat"]),
+    ("It is 3.5 m.The dog is 2 m.It sits!Why?No", ["It is 3.5 m.", "The dog is 2 m.", "It sits!", "Why?", "No"]),
+    ("A cup (white).The spoon", ["A cup (white).", "The spoon"]),
+    ('He is on the wall."76" is on the door.', ["He is on the wall.", '"76" is on the door.']),
+    ('It says "Go."The dog went.', ['It says "Go."', "The dog went."]),
+    ("Mr.Smith and U.S.A teams met e.g.Anna.", ["Mr.Smith and U.S.A teams met e.g.Anna."]),
+    ("一只狗。一只猫！两只鸟", ["一只狗。", "一只猫！", "两只鸟"]),
+    # line breaks
+    ("First line\nSecond line", ["First line", "Second line"]),
+    ("A dog sits\non the mat. It\nis brown.", ["A dog sits\non the mat.", "It\nis brown."]),
+    ("A red car\na blue car\r\na bus", ["A red car", "a blue car", "a bus"]),
+    ("A title\n\nof two paragraphs", ["A title", "of two paragraphs"]),
+    ("Objects:\n- a red car.\n- a blue car\n* a bus", ["Objects:", "- a red car.", "- a blue car", "* a bus"]),
+    ("1. a car\n2. a bus. It is red.\n10. a van", ["1. a car", "2. a bus.", "It is red.", "10. a van"]),
+    ("• a car • a bus • a van", ["• a car", "• a bus", "• a van"]),
+    ("1.\nA car stands.\n2.\nA bus waits.", ["1.\nA car stands.", "2.\nA bus waits."]),
+    ("  A dog.  A cat.\t\n ", ["A dog.", "A cat."]),
+    ("A dog.\u00a0A cat.\u2028A bird", ["A dog.", "A cat.", "A bird"]),
+    ("A dog 🐕. A cat 😀! É è.", ["A dog 🐕.", "A cat 😀!", "É è."]),
+    ("A dog. . A cat. ...", ["A dog. .", "A cat. ..."]),
+    ("...", ["..."]),
+    ("- .", ["- ."]),
+    (".A dog.", [".A dog."]),
+]
+
+
+@pytest.mark.parametrize("expected", JOINED_BY_SPACE, ids=lambda expected: expected[0][:40])
+def test_hard_captions(expected: list[str]) -> None:
+    assert [sentence.text for sentence in split_sentences(" ".join(expected))] == expected
+
+
+@pytest.mark.parametrize(("caption", "expected"), WITH_CAPTION, ids=[repr(c[:40]) for c, _ in WITH_CAPTION])
+def test_hard_captions_with_their_own_spacing(caption: str, expected: list[str]) -> None:
+    assert [sentence.text for sentence in split_sentences(caption)] == expected
+
+
+def test_spans_of_a_known_caption() -> None:
+    assert split_sentences(" A dog.  It sits ") == [Sentence("A dog.", 1, 7), Sentence("It sits", 9, 16)]
+
+
+@pytest.mark.parametrize("caption", ["", " ", "\n\t \u00a0\u2028\r\n"])
+def test_blank_captions_have_no_sentences(caption: str) -> None:
+    assert split_sentences(caption) == []
+
+
+def _check_spans(caption: str) -> None:
+    sentences = split_sentences(caption)
+    position = 0
+    for sentence in sentences:
+        assert sentence.start >= position
+        assert not caption[position : sentence.start].strip()
+        assert caption[sentence.start : sentence.end] == sentence.text == sentence.text.strip() != ""
+        position = sentence.end
+    assert not caption[position:].strip()
+
+
+@given(st.text(max_size=200))
+@example("\x1f.A\x85b")
+@settings(max_examples=200, deadline=None)
+def test_every_visible_character_is_in_exactly_one_sentence(caption: str) -> None:
+    _check_spans(caption)
+
+
+MARKS = "aAbT15 .!?…。\n\"'“”()[]-•,:;*#/@_"
+WORDS = ["The", "dog", "U.S.", "e.g.", "No.", "1.", "(a)", " 3.5 ", "etc.", "www.x.com", "said", "🐕"]
+BREAKS = ["  ", "...", "\r\n", "\n\n", ". ", '." ', "! ", "\u2028"]
+PIECES = st.sampled_from([*MARKS, *WORDS, *BREAKS])
+
+
+@given(st.lists(PIECES, max_size=60).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_spans_of_text_full_of_marks(caption: str) -> None:
+    _check_spans(caption)
+
+
+SIMPLE = st.lists(
+    st.sampled_from(["dog", "couch", "red", "stands", "behind", "window", "green"]), min_size=2, max_size=8
+)
+
+
+@given(st.lists(st.tuples(SIMPLE, st.sampled_from([".", "!", "?"])), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_plain_sentences_come_back(parts: list[tuple[list[str], str]]) -> None:
+    expected = [" ".join(["The", *words]) + mark for words, mark in parts]
+    assert [s.text for s in split_sentences(" ".join(expected))] == expected
+    assert [s.text for s in split_sentences("".join(expected))] == expected
+
+
+@pytest.mark.parametrize(
+    "caption", ["a." * 50_000, " " * 100_000 + "a", '"' * 50_000, "(" * 50_000 + ".", "A. " * 30_000]
+)
+def test_strange_long_texts_take_no_long_time(caption: str) -> None:
+    start = time.perf_counter()
+    _check_spans(caption)
+    assert time.perf_counter() - start < 20
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="`caption` must be a str, got list"):
+        split_sentences(["A dog."])  # type: ignore[arg-type]
+
+
+def test_missing_library_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(name: str) -> object:
+        raise ImportError(name)
+
+    sentences_module._library.cache_clear()
+    monkeypatch.setattr(sentences_module.importlib, "import_module", no_library)
+    with pytest.raises(ImportError, match="pip install sentencex"):
+        split_sentences("Seen with Adm. Nelson. A dog.")
