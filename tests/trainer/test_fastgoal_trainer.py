@@ -1,0 +1,162 @@
+"""Training on a small data set: the loss and its parts, accumulation, resuming, evaluation, checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.pair_data import PairData
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return FastGoalProcessor.from_clip(str(tiny_clip))
+
+
+@pytest.fixture
+def trainer_for(tiny_clip, processor, rows, tmp_path):
+    def make(folder="run", train=None, **changes):
+        settings = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        args = FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes})
+        return FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=args,
+            processing_class=processor,
+            train_dataset=rows if train is None else train,
+            eval_dataset=rows,
+        )
+
+    return make
+
+
+def weights(trainer):
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", ["fast_goal", "global", "local", "global_local"])
+def test_loss_is_the_models(trainer_for, rows, objective):
+    trainer = trainer_for(objective=objective)
+    batch = trainer.data_collator(rows[:5])
+    assert ("local_input_ids" in batch) == (objective != "global")
+    model = trainer.model.eval()
+    loss = trainer.compute_loss(model, batch)
+    for name in ("global_weight", "local_weight", "tsl_weight"):
+        setattr(model.config, name, getattr(trainer.objective, name))
+    torch.testing.assert_close(loss, model(**batch, return_loss=True).loss)
+
+
+def test_every_line_of_the_log_has_the_parts(trainer_for):
+    trainer = trainer_for()
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 3
+    for line in lines:
+        total = line["loss_global"] + 0.5 * line["loss_local"] + line["loss_tsl_image"] + line["loss_tsl_text"]
+        assert line["loss"] == pytest.approx(total, abs=1e-3)
+
+
+def test_accumulated_steps_average(trainer_for, rows):
+    # The same four rows twice: two accumulated batches are one step on the four rows.
+    once = trainer_for("once", train=rows[:4], lr_scheduler_type="constant")
+    once.train()
+    twice = trainer_for("twice", train=rows[:4] * 2, gradient_accumulation_steps=2, lr_scheduler_type="constant")
+    sampler = torch.utils.data.SequentialSampler(twice.train_dataset)
+    twice._get_train_sampler = lambda *args, **kwargs: sampler
+    once_log = once.state.log_history[0]
+    twice.train()
+    assert twice.state.global_step == once.state.global_step == 1
+    assert twice.state.log_history[0]["grad_norm"] == pytest.approx(once_log["grad_norm"], rel=1e-3)
+    assert twice.state.log_history[0]["loss"] == pytest.approx(once_log["loss"], rel=1e-4)
+
+
+def test_it_learns_what_it_is_shown(trainer_for):
+    trainer = trainer_for(num_train_epochs=50, per_device_train_batch_size=12, learning_rate=3e-3, logging_steps=25)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    for direction in ("text_to_image", "image_to_text"):
+        assert before[f"eval_{direction}_R@1"] < 0.4
+        assert after[f"eval_{direction}_R@1"] > 0.7
+    assert after["eval_loss_global"] < before["eval_loss_global"] / 3
+    assert after["eval_loss_tsl_image"] < before["eval_loss_tsl_image"] / 5
+
+
+def test_evaluation_loss_is_the_mean_over_batches(trainer_for, rows):
+    trainer = trainer_for(per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    model = trainer.model.eval()
+    parts = [
+        trainer.loss_parts(model(**batch), batch)
+        for batch in map(trainer.data_collator, (rows[:4], rows[4:8], rows[8:]))
+    ]
+    for name in ("loss", "loss_global", "loss_local", "loss_tsl_image", "loss_tsl_text"):
+        expected = sum(part[name].item() for part in parts) / 3
+        assert metrics[f"eval_{name}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_resumed_is_uninterrupted(trainer_for, tmp_path):
+    whole = trainer_for("whole", num_train_epochs=2)
+    whole.train()
+    first = trainer_for("cut", num_train_epochs=2, save_strategy="steps", save_steps=3)
+    first.train()
+    resumed = trainer_for("cut", num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert resumed.state.global_step == whole.state.global_step == 6
+    for name, expected in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], expected, msg=name)
+
+
+def test_a_checkpoint_holds_model_and_processor(trainer_for, tmp_path):
+    trainer = trainer_for(save_strategy="epoch")
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-3"
+    model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == 248
+    for name, expected in weights(trainer).items():
+        assert torch.equal(model.state_dict()[name], expected), name
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
+
+
+def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_path, rows):
+    import datasets
+
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    plain = [{"image": row["image"], "caption": row["caption"]} for row in rows]
+    datasets.Dataset.from_list(plain).cast_column("image", datasets.Image()).to_parquet(folder / "a.parquet")
+    data = PairData(str(folder))
+    with pytest.raises(ValueError, match=r"no local pairs.*objective global"):
+        trainer_for(train=data)
+    trainer_for(train=data, objective="global").train()
+
+
+def test_pair_data_gives_the_collators_rows(pairs_folder, rows, processor, trainer_for):
+    data = PairData(str(pairs_folder))
+    data.require_pairs()
+    assert len(data) == 12
+    assert len(PairData(str(pairs_folder), limit=5)) == 5
+    with pytest.raises(IndexError):
+        data[12]
+    collate = trainer_for().data_collator
+    expected, got = collate(rows), collate([data[i] for i in range(12)])
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
+
+
+def test_a_processor_is_needed(tiny_clip, tmp_path):
+    with pytest.raises(ValueError, match="processing_class"):
+        FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        )

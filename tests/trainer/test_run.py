@@ -1,0 +1,72 @@
+"""The run script: settings from a file and flags, a training from end to end, and through accelerate."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel
+
+from fastgoal.trainer.run import main, parse
+
+FAST = "learning_rate: 1.0e-3\nmax_steps: 2\nper_device_train_batch_size: 4\nuse_cpu: true\ndataloader_num_workers: 0\n"
+SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
+
+
+def config(folder: Path, text: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_overrule_the_file(tmp_path):
+    path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\nobjective: global\n" + FAST)
+    run, training = parse([path, "--learning_rate", "0.5", "--objective", "local"])
+    assert (run.model, run.train_data, run.max_text_length) == ("clip", "pairs", 248)
+    assert (training.learning_rate, training.objective, training.max_steps) == (0.5, "local", 2)
+
+
+def test_unknown_settings_are_named(tmp_path):
+    path = config(tmp_path, "model: clip\ntrain_data: pairs\nlerning_rate: 1.0\nevaluation_strategy: no\n")
+    with pytest.raises(ValueError, match="evaluation_strategy, lerning_rate"):
+        parse([path])
+
+
+def test_a_file_without_settings_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="key: value"):
+        parse([config(tmp_path, "just a text")])
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\nlearning_rate: 5e-6\n")
+    assert parse([path])[1].learning_rate == 5e-6
+
+
+def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
+    output = tmp_path / "out"
+    path = config(
+        tmp_path,
+        f"model: {tiny_clip}\ntrain_data: {pairs_folder}\neval_data: {pairs_folder}\noutput_dir: {output}\n"
+        f"local_weight: 0.25\nmax_eval_rows: 6\n{FAST}",
+    )
+    assert main([path]) == 0
+    model = AutoModel.from_pretrained(output)
+    assert model.config.text_config.max_position_embeddings == 248
+    saved = json.loads((output / "config.json").read_text())
+    assert (saved["global_weight"], saved["local_weight"], saved["tsl_weight"]) == (1.0, 0.25, 1.0)
+    metrics = json.loads((output / "eval_results.json").read_text())
+    assert 0 <= metrics["eval_text_to_image_R@1"] <= 1
+    assert metrics["eval_loss_local"] > 0
+    assert json.loads((output / "train_results.json").read_text())["train_loss"] > 0
+    # Going on from where it stopped: nothing is left to do.
+    assert main([path, "--resume_from_checkpoint", "true"]) == 0
+
+
+def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path):
+    output = tmp_path / "out"
+    path = config(tmp_path, f"model: {tiny_clip}\ntrain_data: {pairs_folder}\noutput_dir: {output}\n" + FAST)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    done = subprocess.run([*launch, str(SCRIPT), path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (output / "model.safetensors").is_file()

@@ -1,0 +1,1 @@
+"""Training and retrieval: the collator, the objectives, the Trainer subclass and R@K."""

@@ -1,0 +1,113 @@
+"""From rows of a pairs data set to the batch that the model takes; runs in the data loader's workers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fastgoal.processing.geometry import crop_box
+from fastgoal.processing.images import load_image
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+
+
+class FastGoalCollator:
+    """Load images, cut out each row's best local pair, and build the batch.
+
+    A row is what `fastgoal pairs` writes: `image` (PIL image, file name or `{"bytes", "path"}`), `caption`,
+    `regions` (dicts with `box` in pixels of the upright image), `sentences` (dicts with `start` and `end` in the
+    caption) and `pairs` (dicts with `sentence`, `region`, `score`). Without local pairs `image` and `caption` do.
+
+    Each row trains on its single best pair (FAST-GOAL, FLISM step 4): the highest score among the pairs that the
+    model can see. A pair whose region falls outside the crop, or whose sentence truncation cut off, is taken only
+    when the row has no other.
+
+    Args:
+        processor: Gives the input size, the crop and the length of captions.
+        local_pairs: Whether to add the local pairs. False for training on whole images and captions alone.
+    """
+
+    def __init__(self, processor: FastGoalProcessor, local_pairs: bool = True):
+        self.processor = processor
+        self.local_pairs = local_pairs
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Build a batch.
+
+        Returns:
+            `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, tokens)` padded to
+            the longest caption of the batch; with local pairs also `local_pixel_values`, `local_input_ids` and
+            `local_attention_mask` (padded to the longest sentence), `region_mask` `(batch, patches)` and
+            `sentence_mask` `(batch, tokens)`.
+
+        Raises:
+            ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
+        """
+        captions = [self._caption(row) for row in rows]
+        images = [load_image(row["image"], name=_name(row)) for row in rows]
+        batch = self._tokenise(captions)
+        if not self.local_pairs:
+            return {**batch, "pixel_values": self._pixels(images)}
+
+        crops, sentences, region_masks, sentence_masks = [], [], [], []
+        for row, caption, image in zip(rows, captions, images, strict=True):
+            box, (start, end), region_mask, sentence_mask = self._best_pair(row, caption, image)
+            crops.append(crop_box(image, box))
+            sentences.append(caption[start:end])
+            region_masks.append(region_mask)
+            sentence_masks.append(sentence_mask)
+        pixels = self._pixels([*images, *crops])
+        length = batch["input_ids"].shape[1]
+        padded = torch.zeros(len(rows), length, dtype=torch.bool)
+        for mask, tokens in zip(padded, sentence_masks, strict=True):
+            mask[: len(tokens)] = tokens
+        return {
+            **batch,
+            "pixel_values": pixels[: len(rows)],
+            "local_pixel_values": pixels[len(rows) :],
+            **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
+            "region_mask": torch.stack(region_masks),
+            "sentence_mask": padded,
+        }
+
+    def _best_pair(
+        self, row: Mapping[str, Any], caption: str, image: Image.Image
+    ) -> tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]:
+        """Box, sentence span, region mask and sentence mask of the row's pair for training."""
+        pairs = sorted(row.get("pairs") or [], key=lambda pair: -pair["score"])
+        if not pairs:
+            raise ValueError(
+                f"{_name(row)}: the row has no local pairs. Make them with `fastgoal pairs`, "
+                "or train with `--objective global`, which needs none."
+            )
+        spans = [(s["start"], s["end"]) for s in row["sentences"]]
+        masks = self.processor.sentence_masks(caption, spans)
+        found = []
+        for pair in pairs:
+            box = row["regions"][pair["region"]]["box"]
+            region_mask = self.processor.region_mask(box, image.size)
+            sentence_mask = masks[pair["sentence"]]
+            found.append((box, spans[pair["sentence"]], region_mask, sentence_mask))
+            if region_mask.any() and sentence_mask.any():
+                return found[-1]
+        return found[0]
+
+    def _tokenise(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        encoded = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    def _caption(self, row: Mapping[str, Any]) -> str:
+        caption = row.get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{_name(row)}: `caption` must be a text that is not empty, got {caption!r}.")
+        return caption
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """What to call a row in a message."""
+    image = row.get("image")
+    path = image.get("path") if isinstance(image, Mapping) else None
+    return str(row.get("file_name") or path or "a row of the data set")

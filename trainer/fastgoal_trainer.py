@@ -1,0 +1,190 @@
+"""The trainer: the objective over the batch of all processes, its parts in the log, retrieval at evaluations."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss
+from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+
+from .collator import FastGoalCollator
+from .gather import gather_with_gradient
+from .objectives import Objective
+from .pair_data import PairData
+from .retrieval import retrieval_metrics
+from .training_arguments import FastGoalTrainingArguments
+
+EMBEDS = (
+    "image_embeds",
+    "text_embeds",
+    "local_image_embeds",
+    "local_text_embeds",
+    "region_embeds",
+    "sentence_embeds",
+)
+
+
+class FastGoalTrainer(Trainer):
+    """Fine-tunes a `FastGoalCLIPModel` with the objective of its `FastGoalTrainingArguments`.
+
+    Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
+    ones apart. Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports
+    the loss and R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor.
+
+    Args:
+        model: A `FastGoalCLIPModel`.
+        args: A `FastGoalTrainingArguments`.
+        processing_class: The `FastGoalProcessor` of the model.
+        data_collator: A `FastGoalCollator` for the objective by default.
+        **kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
+
+    Raises:
+        ValueError: There is no processor, the data set lacks the pairs that the objective needs, or one process would
+            use several GPUs.
+    """
+
+    # The losses are means over the batch; without this the Trainer may think them scaled for accumulation already.
+    loss_is_scaled_for_ga = False
+
+    args: FastGoalTrainingArguments
+    objective: Objective
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: FastGoalTrainingArguments | None = None,
+        processing_class: FastGoalProcessor | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            args = FastGoalTrainingArguments()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process cannot train on {args.n_gpu} GPUs. Start one for each with "
+                "`accelerate launch trainer/run.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        self.objective = args.resolved_objective()
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
+            data_collator = FastGoalCollator(processing_class, local_pairs=self.objective.needs_pairs)
+        if self.objective.needs_pairs:
+            for data in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+                if isinstance(data, PairData):
+                    data.require_pairs()
+        kwargs.setdefault("compute_metrics", retrieval_of_predictions)
+        super().__init__(
+            model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
+        )
+        # What the logs say of each part since the last line: sum and number of steps, kept on the device.
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._part_steps = 0
+        self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective over the rows of all processes; the same scalar on each of them."""
+        outputs: FastGoalOutput = model(**inputs)
+        parts = self.loss_parts(outputs, inputs)
+        if model.training:
+            self._note_parts(parts)
+        return (parts["loss"], outputs) if return_outputs else parts["loss"]
+
+    def loss_parts(
+        self, outputs: FastGoalOutput, inputs: dict[str, torch.Tensor], gather: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """The loss and its parts by name.
+
+        Args:
+            outputs: The model's output for `inputs`.
+            inputs: The batch of this process.
+            gather: Whether to compute it over the rows of all processes, or over those of this one.
+        """
+        collect = gather_with_gradient if gather else (lambda tensor: tensor)
+        embeds = {name: collect(outputs[name]) for name in EMBEDS if outputs.get(name) is not None}
+        valid = {
+            f"{side}_valid": collect(inputs[f"{side}_mask"].bool().any(dim=1))
+            for side in ("region", "sentence")
+            if inputs.get(f"{side}_mask") is not None
+        }
+        if outputs.logit_scale is None:
+            raise ValueError("The model's output has no `logit_scale`: it must be a FastGoalCLIPModel.")
+        return fast_goal_loss(
+            embeds,
+            outputs.logit_scale,
+            **valid,
+            global_weight=self.objective.global_weight,
+            local_weight=self.objective.local_weight,
+            tsl_weight=self.objective.tsl_weight,
+        )
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
+        """Loss of one evaluation batch, and its image and caption embeddings for the retrieval metrics."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+            # Over this process's rows alone: the last batches of the processes need not be of one number.
+            parts = self.loss_parts(outputs, inputs, gather=False)
+        for name, value in parts.items():
+            if name != "loss":
+                self._eval_parts[name].append(value.detach())
+        loss = parts["loss"].detach()
+        if prediction_loss_only:
+            return loss, None, None
+        embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
+        # The Trainer computes metrics only where there are labels: any will do.
+        return loss, embeds, torch.zeros(len(embeds[0]), device=loss.device)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._eval_parts.clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = output.metrics or {}
+        for name, values in self._eval_parts.items():
+            mean = self.accelerator.gather(torch.stack(values).mean()).mean()
+            metrics[f"{prefix}_{name}"] = mean.item()
+        return output._replace(metrics=metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means of the loss parts since the last line."""
+        if "loss" in logs and self._part_steps:
+            logs = {
+                **logs,
+                **{name: round((value / self._part_steps).item(), 4) for name, value in self._part_sums.items()},
+            }
+            logs["logit_scale"] = round(self.accelerator.unwrap_model(self.model).logit_scale.exp().item(), 2)
+            self._part_sums, self._part_steps = {}, 0
+        super().log(logs, start_time)
+
+    def _note_parts(self, parts: dict[str, torch.Tensor]) -> None:
+        for name, value in parts.items():
+            if name != "loss":
+                self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
+        self._part_steps += 1
+
+
+def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
+    """Retrieval metrics of an evaluation in which row i of the images belongs to row i of the captions."""
+    image_embeds, text_embeds = prediction.predictions[0], prediction.predictions[1]
+    ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
+    return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
+
+
+__all__ = ["FastGoalTrainer", "retrieval_of_predictions"]

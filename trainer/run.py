@@ -1,0 +1,126 @@
+"""Fine-tune a CLIP for long captions: parse, load, train, save, push.
+
+    accelerate launch trainer/run.py CONFIG.yaml
+    accelerate launch trainer/run.py --model openai/clip-vit-base-patch16 --train_data pairs/ --output_dir fast-goal
+    accelerate launch trainer/run.py CONFIG.yaml --learning_rate 1.0e-5
+
+`fastgoal train` is the same.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]
+
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+from fastgoal.trainer.pair_data import PairData
+from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RunArguments:
+    """What to train, and on which data."""
+
+    model: str = field(metadata={"help": "CLIP checkpoint to start from: a folder or a Hub id."})
+    train_data: str = field(metadata={"help": "Data set to train on: what `fastgoal pairs` wrote."})
+    eval_data: str | None = field(default=None, metadata={"help": "Data set for the evaluations, of the same kind."})
+    max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+
+
+def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:
+    """Arguments from a YAML file, from flags, or from a file and flags that overrule it.
+
+    Raises:
+        ValueError: The file has an unknown or a misspelt key.
+        FileNotFoundError: There is no such file.
+    """
+    parser = HfArgumentParser([RunArguments, FastGoalTrainingArguments])  # type: ignore[list-item]
+    flags = list(argv)
+    if flags and flags[0].endswith((".yaml", ".yml")):
+        flags = [*_flags_of(Path(flags[0])), *flags[1:]]
+    run, training = parser.parse_args_into_dataclasses(flags)
+    return run, training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a training; returns the exit code."""
+    run, args = parse(sys.argv[1:] if argv is None else argv)
+    set_seed(args.seed)
+
+    train_data = PairData(run.train_data, limit=run.max_train_rows)
+    eval_data = PairData(run.eval_data, limit=run.max_eval_rows) if run.eval_data else None
+    if eval_data is not None and args.eval_strategy == "no":
+        args.eval_strategy = "epoch"
+    model = FastGoalCLIPModel.from_clip(run.model, run.max_text_length)
+    processor = FastGoalProcessor.from_clip(run.model, run.max_text_length)
+
+    trainer = FastGoalTrainer(
+        model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
+    )
+    objective = trainer.objective
+    model.config.global_weight = objective.global_weight
+    model.config.local_weight = objective.local_weight
+    model.config.tsl_weight = objective.tsl_weight
+    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if eval_data is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return 0
+
+
+def _checkpoint(args: FastGoalTrainingArguments) -> str | None:
+    """The checkpoint to go on from: a folder, or with `true` the newest in the output folder, if there is one."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() != "true":
+        return wanted
+    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if newest is None:
+        logger.warning(f"{args.output_dir} has no checkpoint to go on from; training starts from the beginning.")
+    return newest
+
+
+def _flags_of(path: Path) -> list[str]:
+    """The settings of a YAML file as command line flags, so that later flags overrule them."""
+    import yaml
+
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
+    known = {name for kind in (RunArguments, FastGoalTrainingArguments) for name in kind.__dataclass_fields__}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}. `fastgoal train --help` lists all.")
+    flags: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags += [f"--{key}", str(value)]
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

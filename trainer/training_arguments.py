@@ -1,0 +1,50 @@
+"""Arguments of a FAST-GOAL training: the Trainer's own, with this method's defaults."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .objectives import OBJECTIVES, Objective, resolve_objective
+
+
+@dataclass
+class FastGoalTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the objective and the defaults of GOAL's published training.
+
+    Only what differs from `TrainingArguments` is listed. The optimiser is AdamW, and the learning rate falls
+    along a cosine to 0 without warm-up.
+    """
+
+    objective: str = field(
+        default="fast_goal", metadata={"help": f"What to train for: {', '.join(OBJECTIVES)}.", "choices": [*OBJECTIVES]}
+    )
+    global_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the loss over (image, caption); the objective's own by default."}
+    )
+    local_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the loss over (region crop, sentence); likewise."}
+    )
+    tsl_weight: float | None = field(default=None, metadata={"help": "Weight of token similarity learning; likewise."})
+    output_dir: str = field(default="fast-goal", metadata={"help": "Folder for the model and its checkpoints."})
+    learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Times the training data are gone through."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load and crop images."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
+        self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
+        super().__post_init__()
+
+    def resolved_objective(self) -> Objective:
+        """The objective with the weights that are in force."""
+        return resolve_objective(self.objective, self.global_weight, self.local_weight, self.tsl_weight)
