@@ -1,0 +1,112 @@
+"""The `fastgoal` command: finds the sub-command, parses its arguments, and turns errors into one line and exit code 2.
+
+Nothing heavy is imported here, nor by a module of `fastgoal.commands` before its `run`.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("pairs", "train", "evaluate", "quickstart")
+
+EPILOG = """\
+examples:
+  fastgoal quickstart
+  fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16 --detector yolo11n.pt
+  fastgoal train config.yaml
+  fastgoal evaluate --model outputs/ --data test/ --output report.json
+
+`fastgoal COMMAND --help` explains a command.
+"""
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        import fastgoal
+
+        print(f"fastgoal {fastgoal.__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `fastgoal` with all its sub-commands."""
+    # SUPPRESS: the option may come before or after the sub-command, and neither place may reset the other.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the whole Python traceback of an error instead of one line",
+    )
+    parser = argparse.ArgumentParser(
+        prog="fastgoal",
+        description="Fine-tune CLIP for long, detailed captions (FAST-GOAL, GOAL).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in COMMANDS:
+        module = importlib.import_module(f"fastgoal.commands.{name}")
+        subparser = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common],
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastgoal` with `argv` (without the program's name; `sys.argv[1:]` if None).
+
+    Returns the exit code: 0, what the command returned, 2 for wrong input, 130 when interrupted. Wrong arguments and
+    `--help` leave through `SystemExit`, as argparse does.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    arguments, passed_on = _split_train(arguments)
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    show_traceback = getattr(args, "traceback", False)
+    if args.command == "train":
+        show_traceback = show_traceback or "--traceback" in passed_on
+        args.arguments = [argument for argument in passed_on if argument != "--traceback"]
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"fastgoal {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: leave quietly, also when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if show_traceback:
+            raise
+        print(f"fastgoal {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _split_train(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Cut after `train`: what follows, `--help` included, is for the parser of the training arguments."""
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("-"):
+            if argument == "train":
+                return arguments[: index + 1], arguments[index + 1 :]
+            break
+    return arguments, []

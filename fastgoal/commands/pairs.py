@@ -1,0 +1,196 @@
+"""`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a data set."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+HELP = "match the sentences of captions to regions of their images and save the pairs"
+
+EPILOG = """\
+SOURCE is one of
+  a folder with metadata.jsonl: a JSON object a line with "file_name" and "caption" (or "captions", joined into one)
+  a folder written by datasets' save_to_disk, or a folder of parquet files
+  OWNER/NAME of a data set on the Hugging Face Hub
+
+The output is a folder of parquet shards that datasets.load_dataset(DIR) reads, with the original image files in them.
+A run that was interrupted continues where it stopped when the same command is given again.
+
+A .pt detector file is a pickle: loading it runs the code inside it. Only use one whose origin you trust. A .pt file
+that lies inside the data folder is refused. A transformers detector (a folder or Hub id with safetensors) has no such
+risk.
+"""
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+WEIGHTS = (".safetensors", ".bin")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the data set, new or to be continued"
+    )
+    parser.add_argument("--model", required=True, metavar="CLIP", help="CLIP that matches: a folder or a Hub id")
+    parser.add_argument(
+        "--detector",
+        default="yolo11n.pt",
+        help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector, "
+        "column:NAME for boxes in the data, or none; five default regions always take part (default: %(default)s)",
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
+    parser.add_argument("--caption-column", metavar="NAME", help="default: caption, else captions")
+    parser.add_argument("--split", help="which split of SOURCE, if it has several")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a row that cannot be used: stop, or skip it and list it at the end (default: %(default)s)",
+    )
+    parser.add_argument("--min-score", type=float, default=0.25, help="lowest detection score (default: %(default)s)")
+    parser.add_argument(
+        "--min-area", type=float, default=0.01, help="smallest region, share of the image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-area", type=float, default=0.80, help="largest region, share of the image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="crops in one forward of CLIP (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=256, metavar="N", help="images in one output file (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps ...")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="number format of CLIP; auto is float16 on CUDA, else float32",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastgoal.processing.pair_builder import COLUMN_PREFIX, PairSettings, build_pairs
+    from fastgoal.processing.sources import open_source
+
+    check_detector_file(args.detector, args.source, args.output)
+    device, dtype = choose_device(args.device, args.dtype)
+    own_boxes = args.detector == "none" or args.detector.startswith(COLUMN_PREFIX)
+    settings = PairSettings(
+        model=mark_weights(args.model),
+        detector=args.detector if own_boxes else mark_weights(args.detector),
+        dtype=dtype,
+        split=args.split,
+        limit=args.limit,
+        shard_size=args.shard_size,
+        min_score=args.min_score,
+        min_area=args.min_area,
+        max_area=args.max_area,
+    )
+    source = open_source(args.source, args.image_column, args.caption_column, args.split)
+    summary = build_pairs(
+        source,
+        args.output,
+        settings,
+        lambda: load_matcher(args.model, None if own_boxes else args.detector, device, dtype, args.min_score),
+        on_error=args.on_error,
+        batch_size=args.batch_size,
+    )
+    print(describe(summary, args.output))
+    return 0
+
+
+def load_matcher(name: str, detector: str | None, device: str, dtype: str, min_score: float) -> tuple[Any, Any]:
+    """The CLIP `name` and its processor with the detector set, both stretched to long sentences."""
+    import torch
+
+    from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+    from fastgoal.processing.detectors import load_detector
+    from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+
+    # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
+    regions = load_detector(detector, device=device, min_score=min_score)
+    processor = FastGoalProcessor.from_clip(name)
+    processor.detector = regions
+    model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
+    return model.to(device).eval(), processor
+
+
+def choose_device(device: str, dtype: str) -> tuple[str, str]:
+    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device='{device}' cannot be used: {reason} Use auto, cpu, or a device that is there."
+        ) from None
+    if dtype == "auto":
+        dtype = "float16" if device.startswith("cuda") else "float32"
+    return device, dtype
+
+
+def mark_weights(name: str) -> str:
+    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub."""
+    from fastgoal.processing.sources import hash_files
+
+    path = Path(name)
+    if path.is_file():
+        return f"{path.name}#{hash_files([path])}"
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json", ".txt"))
+        if not any(file.suffix in WEIGHTS for file in files):
+            raise ValueError(
+                f"'{name}' has no weights in it (no .safetensors or .bin file). Expected a folder written by "
+                "save_pretrained, or a Hub id."
+            )
+        return f"{path.resolve().name}#{hash_files(files)}"
+    if path.suffix == ".pt":
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
+    from transformers import AutoConfig
+
+    revision = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
+    return f"{name}@{revision}" if revision else name
+
+
+def check_detector_file(detector: str, *data_folders: str) -> None:
+    """Refuse a pickled detector that lies inside a data folder: it may have come with somebody else's data."""
+    if not detector.lower().endswith(PICKLES):
+        return
+    for folder in data_folders:
+        for resolve in (os.path.abspath, os.path.realpath):
+            if Path(resolve(detector)).is_relative_to(resolve(folder)) and os.path.isdir(folder):
+                raise ValueError(
+                    f"detector='{detector}' lies inside the data folder '{folder}'. Such a file is a pickle that runs "
+                    "code when it is loaded, so one that came with data is refused. If you know where it is from and "
+                    "trust it, move it to another place and name it there."
+                )
+
+
+def describe(summary: dict[str, Any], output: str) -> str:
+    """The summary as a few lines to read."""
+
+    def listing(counts: dict[str, Any]) -> str:
+        return ", ".join(f"{value} {name}" for name, value in counts.items()) or "none"
+
+    made = summary["shards_made"]
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in summary["stage_seconds"].items())
+    lines = [
+        f"{summary['images']} images, {len(summary['skipped'])} skipped, {summary['sentences']} sentences, "
+        f"{summary['pairs']} pairs",
+        f"candidate regions: {listing(summary['regions'])}",
+        f"best pairs' regions: {listing(summary['best_regions'])}",
+        f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s (seconds: {stages})",
+        f"{output}: {summary['shards']} shard{'s' if summary['shards'] != 1 else ''}, "
+        + (f"{made} written now" if made else "all there already"),
+    ]
+    if summary["skipped"]:
+        lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+import errno
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+from fastgoal import cli
+from fastgoal.cli import COMMANDS, main
+
+LIGHT = """
+import sys
+from fastgoal.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "transformers", "datasets", "numpy", "PIL", "ultralytics", "tqdm", "yaml"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def run_in_a_fresh_process(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Replaces every sub-command by one that does what the test says, and returns a place for it."""
+    fake = types.SimpleNamespace(HELP="do something", add_arguments=lambda parser: None, run=lambda args: 0)
+    fake.add_arguments = lambda parser: parser.add_argument("--number", type=int)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: fake)
+    return fake
+
+
+def raising(error):
+    def run(args):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS if name != "train")]
+)
+def test_help_imports_nothing_heavy(arguments):
+    result = run_in_a_fresh_process("-c", LIGHT, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("fastgoal 0." if arguments == ["--version"] else "usage: fastgoal")
+
+
+def test_help_is_quick():
+    """The best of three, on whatever else the machine does, and without Python's own start."""
+    script = "import time; t = time.perf_counter(); from fastgoal.cli import build_parser; build_parser().format_help()"
+    script += "; print(time.perf_counter() - t)"
+    assert min(float(run_in_a_fresh_process("-c", script).stdout) for _ in range(3)) < 0.3
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert all(re.search(rf"^    {name}\b", output, re.MULTILINE) for name in COMMANDS)
+
+
+def test_python_m_fastgoal_is_the_command():
+    result = run_in_a_fresh_process("-m", "fastgoal", "--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith("fastgoal 0.")
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().err
+
+
+def test_unknown_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["guess"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'guess'" in capsys.readouterr().err
+
+
+def test_returns_the_exit_code_of_the_command(command):
+    command.run = lambda args: args.number
+    assert main(["pairs", "--number", "7"]) == 7
+
+
+def test_options_are_not_abbreviated(command, capsys):
+    with pytest.raises(SystemExit):
+        main(["pairs", "--num", "7"])
+    assert "unrecognized arguments: --num 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("row 3 is bad"), ImportError("row 3 is bad"), OSError("row 3 is bad")])
+def test_errors_are_one_line(command, capsys, error):
+    command.run = raising(error)
+    assert main(["pairs"]) == 2
+    assert capsys.readouterr().err == "fastgoal pairs: error: row 3 is bad\n"
+
+
+def test_missing_file_is_named(command, capsys):
+    command.run = raising(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "cat.jpg"))
+    assert main(["evaluate"]) == 2
+    assert "No such file or directory: 'cat.jpg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--traceback", "pairs"], ["pairs", "--traceback"], ["train", "--traceback"]])
+def test_traceback(command, arguments):
+    command.run = raising(ValueError("row 3 is bad"))
+    with pytest.raises(ValueError, match="row 3 is bad"):
+        main(arguments)
+
+
+def test_a_fault_of_the_program_is_not_hidden(command):
+    command.run = raising(TypeError("a bug"))
+    with pytest.raises(TypeError, match="a bug"):
+        main(["pairs"])
+
+
+def test_interrupt(command, capsys):
+    command.run = raising(KeyboardInterrupt())
+    assert main(["quickstart"]) == 130
+    assert capsys.readouterr().err == "fastgoal quickstart: interrupted\n"
+
+
+def test_closed_pipe_is_quiet():
+    script = "import sys; from fastgoal import cli; sys.exit(cli.main(['train', '--help']))"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (1, b"")
+
+
+def test_train_hands_over_everything(monkeypatch):
+    seen = []
+    fake = types.ModuleType("fastgoal.trainer.run")
+    fake.main = seen.append
+    monkeypatch.setitem(sys.modules, "fastgoal.trainer.run", fake)
+    monkeypatch.setattr(sys, "argv", ["fastgoal"])
+    arguments = ["config.yaml", "--learning_rate", "5e-6", "--tf32", "--", "pairs", "--version"]
+    assert main(["train", *arguments]) == 0
+    assert seen == [arguments]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_train_shows_its_usage_at_once_and_then_all_options(monkeypatch, capsys, arguments):
+    shown_before = []
+    fake = types.ModuleType("fastgoal.trainer.run")
+    fake.main = lambda argv: shown_before.append((argv, capsys.readouterr().out))
+    monkeypatch.setitem(sys.modules, "fastgoal.trainer.run", fake)
+    monkeypatch.setattr(sys, "argv", ["fastgoal"])
+    assert main(["train", *arguments]) == 0
+    ((argv, output),) = shown_before
+    assert argv == ["--help"]
+    assert output.startswith("usage: fastgoal train CONFIG.yaml")

@@ -1,0 +1,154 @@
+"""`fastgoal pairs` from the command line, with a tiny CLIP of random weights."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+
+from fastgoal.cli import main
+from fastgoal.commands import pairs
+from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.regions import Region
+
+CAPTION = "A grey field lies below. " + "Two birds sit on a long wire above it, " * 6 + "far away. The sky is white."
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number in range(5):
+        Image.effect_noise((48 + number, 36), 80).save(folder / f"images/{number}.jpg")
+        boxes = [{"bbox": [2, 2, 20, 30], "label": "bird"}]
+        lines.append({"file_name": f"images/{number}.jpg", "caption": f"Picture {number}. {CAPTION}", "boxes": boxes})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def call(*arguments):
+    return main(["pairs", *map(str, arguments)])
+
+
+def rows_of(output, tmp_path_factory):
+    return load_dataset(str(output), split="train", cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+def test_pairs_equal_those_of_the_processor(data, tiny_clip, tmp_path, tmp_path_factory, capsys):
+    output = tmp_path / "pairs"
+    options = (data, "--output", output, "--model", tiny_clip, "--detector", "column:boxes", "--shard-size", 2)
+    assert call(*options) == 0
+    printed = capsys.readouterr().out
+    assert "5 images, 0 skipped, 20 sentences, 20 pairs" in printed
+    assert "5 column" in printed
+    assert "25 default" in printed
+    assert "3 shards, 3 written now" in printed
+
+    model, processor = FastGoalCLIPModel.from_clip(tiny_clip), FastGoalProcessor.from_clip(tiny_clip)
+    for number, row in enumerate(rows_of(output, tmp_path_factory)):
+        assert row["file_name"] == f"images/{number}.jpg"
+        regions = [Region(tuple(r["box"]), r["score"], r["label"], r["source"]) for r in row["regions"]]
+        assert (
+            regions == processor.propose_regions([row["image"]], [[Region((2, 2, 20, 30), 1.0, "bird", "column")]])[0]
+        )
+        expected = processor.match([row["image"].convert("RGB")], [row["caption"]], model, regions=[regions])[0]
+        assert [pair["region"] for pair in row["pairs"]] == [pair.region_index for pair in expected]
+        assert [pair["best"] for pair in row["pairs"]] == [pair.best for pair in expected]
+        assert [pair["score"] for pair in row["pairs"]] == pytest.approx([pair.score for pair in expected], abs=1e-5)
+        assert [(s["start"], s["end"]) for s in row["sentences"]] == [
+            (pair.sentence.start, pair.sentence.end) for pair in expected
+        ]
+
+    assert call(*options) == 0
+    assert "all there already" in capsys.readouterr().out
+    assert call(*options, "--limit", 3) == 2
+    assert "limit was None and is now 3" in capsys.readouterr().err
+
+
+def test_a_changed_clip_is_another_clip(data, tiny_clip, tmp_path, capsys):
+    copy = tmp_path / "clip"
+    FastGoalProcessor.from_clip(tiny_clip).save_pretrained(copy)
+    model = FastGoalCLIPModel.from_clip(tiny_clip)
+    model.save_pretrained(copy)
+    options = (data, "--output", tmp_path / "pairs", "--model", copy, "--detector", "none")
+    assert call(*options) == 0
+    with torch.no_grad():
+        model.visual_projection.weight += 0.01
+    model.save_pretrained(copy)
+    assert call(*options) == 2
+    assert "model was 'clip#" in capsys.readouterr().err
+
+
+def test_bad_rows_stop_or_are_listed(data, tiny_clip, tmp_path, capsys):
+    (data / "images/3.jpg").unlink()
+    options = (data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", "none")
+    assert call(*options) == 2
+    assert "metadata.jsonl line 4 (images/3.jpg)" in capsys.readouterr().err
+    assert call(*options, "--on-error", "skip") == 0
+    printed = capsys.readouterr().out
+    assert "4 images, 1 skipped" in printed
+    assert "images/3.jpg" in printed.split("skipped:")[1]
+
+
+def test_wrong_input_is_one_line(data, tiny_clip, tmp_path, capsys):
+    def error(*arguments):
+        assert call(*arguments, "--output", tmp_path / "pairs") == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("fastgoal pairs: error: ")
+        return line
+
+    (tmp_path / "empty").mkdir()
+    assert "has no weights in it" in error(data, "--model", tmp_path / "empty", "--detector", "none")
+    assert "does not exist" in error(data, "--model", tmp_path / "absent", "--detector", "none")
+    assert "Expected a folder with metadata.jsonl" in error(
+        tmp_path / "empty", "--model", tiny_clip, "--detector", "none"
+    )
+    assert "no column 'text'" in error(data, "--model", tiny_clip, "--detector", "none", "--caption-column", "text")
+    assert "no column 'objects'" in error(data, "--model", tiny_clip, "--detector", "column:objects")
+    assert "device='nonsense'" in error(data, "--model", tiny_clip, "--detector", "none", "--device", "nonsense")
+    assert "absent.pt" in error(data, "--model", tiny_clip, "--detector", tmp_path / "absent.pt")
+
+
+def test_a_pickle_inside_the_data_is_refused(data, tiny_clip, tmp_path, capsys, monkeypatch):
+    for folder in (data, tmp_path / "pairs"):
+        weights = folder / "models/yolo.pt"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"anything")
+        assert call(data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", weights) == 2
+        assert "runs code when it is loaded" in capsys.readouterr().err.replace("\n", " ")
+    link = tmp_path / "link.pt"
+    link.symlink_to(data / "models/yolo.pt")
+    with pytest.raises(ValueError, match="inside the data folder"):
+        pairs.check_detector_file(str(link), str(data))
+    monkeypatch.chdir(data / "models")
+    with pytest.raises(ValueError, match="inside the data folder"):
+        pairs.check_detector_file("yolo.pt", str(data))
+    pairs.check_detector_file(str(tmp_path / "other.pt"), str(data), "owner/name")
+
+
+def test_help_tells_of_pickles(capsys):
+    with pytest.raises(SystemExit):
+        call("--help")
+    printed = capsys.readouterr().out
+    assert "is a pickle: loading it runs the code inside it" in printed
+    assert "column:NAME" in printed
+
+
+def test_dtype_and_detector_reach_the_matcher(tiny_clip, monkeypatch):
+    asked = SimpleNamespace()
+
+    def load_detector(name, device=None, min_score=None):
+        asked.detector = (name, device, min_score)
+        return "the detector"
+
+    monkeypatch.setattr("fastgoal.processing.detectors.load_detector", load_detector)
+    model, processor = pairs.load_matcher(str(tiny_clip), "yolo11n.pt", "cpu", "bfloat16", 0.4)
+    assert asked.detector == ("yolo11n.pt", "cpu", 0.4)
+    assert processor.detector == "the detector"
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert processor.tokenizer.model_max_length == model.config.text_config.max_position_embeddings == 248
