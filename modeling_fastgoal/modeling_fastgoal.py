@@ -1,7 +1,7 @@
 """FAST-GOAL on CLIP: the model with token similarity learning (arXiv 2605.26615, section TSL)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class FastGoalCLIPModel(CLIPModel):
         for key in ("architectures", "auto_map", "model_type", "transformers_version", "dtype"):
             settings.pop(key, None)
         settings["text_config"]["max_position_embeddings"] = target
-        model: Any = cls(cls.config_class(**settings))
+        model = cast(Any, cls(cls.config_class(**settings)))
         state = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
         table = "text_model.embeddings.position_embedding.weight"
         if target != positions:

@@ -1,7 +1,7 @@
 """The trainer: the objective over the batch of all processes, its parts in the log, retrieval at evaluations."""
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -182,7 +182,7 @@ class FastGoalTrainer(Trainer):
 
 def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
     """Retrieval metrics of an evaluation in which row i of the images belongs to row i of the captions."""
-    image_embeds, text_embeds = prediction.predictions[0], prediction.predictions[1]
+    image_embeds, text_embeds = cast(Any, prediction.predictions)
     ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
     return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .objectives import OBJECTIVES, Objective, resolve_objective
@@ -43,6 +44,8 @@ class FastGoalTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
+        # Without an accelerator torch warns about every data loader that is asked to pin memory.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 
     def resolved_objective(self) -> Objective:

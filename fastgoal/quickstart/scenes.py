@@ -157,18 +157,40 @@ class Scene:
 
 
 def draw_scenes(
-    count: int, seed: int = 0, split: Split = "train", min_objects: int = 3, max_objects: int = 5
+    count: int,
+    seed: int = 0,
+    split: Split = "train",
+    min_objects: int = 3,
+    max_objects: int = 5,
+    shapes: Sequence[str] | None = None,
+    colours: Sequence[str] | None = None,
 ) -> list[Scene]:
     """Draws `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
 
+    Args:
+        count: Number of scenes.
+        seed: Draws others.
+        split: Draws others too: what a scene is for.
+        min_objects: Fewest objects of a scene.
+        max_objects: Most objects of a scene.
+        shapes: Shapes of the objects, all of `SHAPES` by default. The fewer there are, the more it takes the details
+            to tell scenes apart.
+        colours: Main colours of the objects, likewise; patterns, outlines and marks have any colour.
+
     Raises:
-        ValueError: `split` is unknown, or the numbers of objects are not within 1 to 6.
+        ValueError: `split`, a shape or a colour is unknown, or the numbers of objects are not within 1 to 6.
     """
     if split not in get_args(Split):
         raise ValueError(f"`split` must be one of {get_args(Split)}, got {split!r}.")
     if not 1 <= min_objects <= max_objects <= 6:
         raise ValueError(f"Need 1 <= min_objects <= max_objects <= 6, got {min_objects} and {max_objects}.")
-    return [_draw_scene(random.Random(f"{split}/{seed}/{i}"), min_objects, max_objects) for i in range(count)]
+    for name, given, known in (("shapes", shapes, SHAPES), ("colours", colours, COLOURS)):
+        if given is not None and (not given or set(given) - set(known)):
+            raise ValueError(f"`{name}` must be some of {sorted(known)}, got {given}.")
+    names, tints = sorted(shapes or SHAPES), sorted(colours or COLOURS)
+    return [
+        _draw_scene(random.Random(f"{split}/{seed}/{i}"), min_objects, max_objects, names, tints) for i in range(count)
+    ]
 
 
 def short_caption(objects: Sequence[SceneObject], rng: random.Random, detail: float = 0.3) -> str:
@@ -209,13 +231,18 @@ def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
 # Drawing
 
 
-def _draw_scene(rng: random.Random, min_objects: int, max_objects: int) -> Scene:
+def _draw_scene(
+    rng: random.Random, min_objects: int, max_objects: int, names: Sequence[str], tints: Sequence[str]
+) -> Scene:
     background = rng.choice(sorted(BACKGROUNDS))
     side = SCENE_SIZE * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), _jitter(BACKGROUNDS[background], rng, 6))
     places = _place_circles(rng, rng.randint(min_objects, max_objects))
-    shapes = rng.sample(sorted(SHAPES), len(places))
-    objects = [_draw_object(canvas, rng, shape, place) for shape, place in zip(shapes, places, strict=True)]
+    # Different shapes as long as there are enough of them.
+    shapes = [shape for _ in places for shape in rng.sample(names, len(names))][: len(places)]
+    objects = [
+        _draw_object(canvas, rng, shape, rng.choice(tints), place) for shape, place in zip(shapes, places, strict=True)
+    ]
     sentences, sentence_objects = _describe(objects, background, rng)
     return Scene(
         image=canvas.reduce(SUPERSAMPLING),
@@ -242,9 +269,10 @@ def _place_circles(rng: random.Random, count: int) -> list[tuple[float, float, f
                 return placed
 
 
-def _draw_object(canvas: Image.Image, rng: random.Random, shape: str, place: tuple[float, float, float]) -> SceneObject:
-    """Draws one object with random attributes inside the circle `place` and returns it."""
-    colour = rng.choice(sorted(COLOURS))
+def _draw_object(
+    canvas: Image.Image, rng: random.Random, shape: str, colour: str, place: tuple[float, float, float]
+) -> SceneObject:
+    """Draws one object with random details inside the circle `place` and returns it."""
     pattern = rng.choice(PATTERNS)
     second = None if pattern == "plain" else _other_colour(rng, colour)
     outline = _other_colour(rng, colour) if rng.random() < 0.7 else None

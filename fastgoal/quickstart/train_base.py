@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from fastgoal.quickstart.scenes import Scene, draw_scenes, short_caption
+from fastgoal.quickstart.scenes import Scene, SceneObject, draw_scenes, short_caption
 from fastgoal.trainer.retrieval import retrieval_metrics
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     tokens = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet), *learned["vocab"], BOS, EOS])
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = [tuple(merge) for merge in learned["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=cast(Any, merges), model_max_length=77)
 
 
 def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -87,7 +88,8 @@ class Views:
     """Pictures of some scenes at the model's size, `(views, 3, height, width)` uint8, with the objects they show."""
 
     def __init__(self, scenes: Sequence[Scene], image_processor: CLIPImageProcessor, rng: random.Random):
-        pictures, self.objects = [], []
+        pictures: list[Image.Image] = []
+        self.objects: list[list[SceneObject]] = []
         self.whole: list[int] = []
         self.enlarged: list[int] = []
         for scene in scenes:
@@ -180,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small CLIP of the quickstart.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=12000, help="scenes to draw (default: 12000)")
-    parser.add_argument("--steps", type=int, default=2000, help="(default: 2000)")
+    parser.add_argument("--steps", type=int, default=2200, help="(default: 2200)")
     parser.add_argument("--batch-size", type=int, default=256, help="(default: 256)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: 0.002)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")

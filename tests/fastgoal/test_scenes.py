@@ -1,0 +1,99 @@
+"""The drawn world: the same every time, boxes that fit, sentences that tell what is drawn."""
+
+import json
+import random
+
+import pytest
+from PIL import Image, ImageChops
+
+from fastgoal.quickstart.scenes import BACKGROUNDS, COLOURS, SCENE_SIZE, draw_scenes, short_caption, write_folder
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return draw_scenes(20, seed=3, split="validation")
+
+
+def test_the_same_arguments_draw_the_same_scenes(scenes):
+    again = draw_scenes(5, seed=3, split="validation")
+    assert [scene.caption for scene in again] == [scene.caption for scene in scenes[:5]]
+    for one, other in zip(again, scenes, strict=False):
+        assert ImageChops.difference(one.image, other.image).getbbox() is None
+
+
+@pytest.mark.parametrize(("seed", "split"), [(4, "validation"), (3, "test"), (3, "train"), (3, "base")])
+def test_other_seeds_and_splits_draw_others(scenes, seed, split):
+    others = {scene.caption for scene in draw_scenes(20, seed=seed, split=split)}
+    assert not others & {scene.caption for scene in scenes}
+
+
+def test_boxes_hold_all_that_is_drawn_on_the_background(scenes):
+    for scene in scenes:
+        corner = scene.image.getpixel((0, 0))
+        ground = Image.new("RGB", scene.image.size, corner)
+        drawn = ImageChops.difference(scene.image, ground)
+        for x1, y1, x2, y2 in scene.boxes:
+            assert 0 <= x1 < x2 <= SCENE_SIZE
+            assert 0 <= y1 < y2 <= SCENE_SIZE
+            # The object reaches every side of its box: nothing of it is cut off, nothing is empty.
+            red, green, blue = drawn.crop((x1, y1, x2, y2)).split()
+            strongest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+            inner = strongest.point(lambda value: 255 * (value > 8)).getbbox()
+            assert inner is not None
+            left, top, right, bottom = inner
+            assert max(left, top, x2 - x1 - right, y2 - y1 - bottom) <= 2
+            drawn.paste((0, 0, 0), (x1, y1, x2, y2))
+        assert max(high for _, high in drawn.getextrema()) <= 12
+
+
+def test_sentences_tell_their_object(scenes):
+    for scene in scenes:
+        assert scene.caption == " ".join(scene.sentences)
+        described = [index for index in scene.sentence_objects if index is not None]
+        assert sorted(described) == list(range(len(scene.objects)))
+        for sentence, index in zip(scene.sentences, scene.sentence_objects, strict=True):
+            if index is None:
+                assert scene.background in sentence
+                continue
+            thing = scene.objects[index]
+            told = [thing.colour, thing.shape, thing.second, thing.outline, *(thing.mark or ())]
+            for word in filter(None, told):
+                assert word in sentence
+            assert scene.labels[index] == f"{thing.colour} {thing.shape}"
+
+
+def test_sentences_of_a_batch_differ():
+    sentences = [
+        s for scene in draw_scenes(50, seed=0, split="train") for s in scene.sentences if "background" not in s
+    ]
+    assert len(set(sentences)) > 0.9 * len(sentences)
+
+
+def test_short_captions_name_the_objects(scenes):
+    rng = random.Random(0)
+    for scene in scenes:
+        caption = short_caption(scene.objects[:2], rng, detail=0.0)
+        assert all(thing.shape in caption for thing in scene.objects[:2])
+        assert "." not in caption
+
+
+def test_colours_can_be_told_apart():
+    tints = [*COLOURS.values(), *BACKGROUNDS.values()]
+    for i, one in enumerate(tints):
+        for other in tints[i + 1 :]:
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 30
+
+
+def test_folder_is_a_source(scenes, tmp_path):
+    write_folder(scenes[:3], tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in rows] == [scene.caption for scene in scenes[:3]]
+    assert [len(row["boxes"]) for row in rows] == [len(scene.boxes) for scene in scenes[:3]]
+    with Image.open(tmp_path / rows[0]["file_name"]) as image:
+        assert ImageChops.difference(image, scenes[0].image).getbbox() is None
+
+
+@pytest.mark.parametrize("arguments", [{"split": "holdout"}, {"min_objects": 0}, {"min_objects": 5, "max_objects": 4}])
+def test_wrong_arguments(arguments):
+    with pytest.raises(ValueError, match=r"must be|Need"):
+        draw_scenes(1, **arguments)
