@@ -30,7 +30,7 @@ def test_weights_one_by_one():
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("fastgoal", {}, "one of fast_goal, global_local, global, local"),
+        ("fastgoal", {}, "one of fast_goal, goal, sparc, global, local, global_local"),
         ("global", {"global_weight": -1.0}, "must not be negative"),
         ("global", {"global_weight": 0.0}, "At least one"),
     ],
