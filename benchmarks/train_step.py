@@ -14,6 +14,7 @@ import json
 import logging
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -326,10 +327,12 @@ def main() -> None:
             for _ in range(3 if device != "cpu" else 1):
                 train(steps[name], draw())
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-        for _ in range(options.rounds):
+        for turn in range(options.rounds):
             batch = draw()
             for name in rng.sample([*steps], len(steps)):
                 times[name].append(timed(lambda name=name, batch=batch: train(steps[name], batch), device))
+                wall, cpu = times[name][-1]
+                print(f"round {turn + 1}: {name} {wall:.2f} s, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
 
         medians = {name: [statistics.median(column) for column in zip(*values)] for name, values in times.items()}
         base, towers = medians["our step"], medians["the two towers alone"]
