@@ -278,7 +278,7 @@ class FastGoalCLIPModel(CLIPModel):
                 return_dict=True,
                 **text_kwargs,
             )
-            embeds["text_embeds"] = F.normalize(text.pooler_output, dim=-1)
+            text_embeds = embeds["text_embeds"] = F.normalize(text.pooler_output, dim=-1)
         if local_input_ids is not None:
             sentences = self.get_text_features(
                 input_ids=local_input_ids, attention_mask=local_attention_mask, return_dict=True, **kwargs
@@ -309,7 +309,7 @@ class FastGoalCLIPModel(CLIPModel):
         logit_scale = self.logit_scale.exp()
         logits_per_text = None
         if text is not None:
-            logits_per_text = logit_scale * embeds["text_embeds"] @ image_embeds[:batch].T
+            logits_per_text = logit_scale * text_embeds @ image_embeds[:batch].T
         losses: dict[str, torch.Tensor] = {}
         if return_loss:
             sparc: dict[str, torch.Tensor] = {}

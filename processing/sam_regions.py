@@ -47,8 +47,8 @@ class SamRegions:
 
         if not 0 <= min_area <= max_area <= 1:
             raise ValueError(
-                f"`min_area` and `max_area` are shares of the image with 0 <= min_area <= max_area <= 1, got {min_area} "
-                f"and {max_area}: for 1 to 80 % give 0.01 and 0.80."
+                f"`min_area` and `max_area` are shares of the image with 0 <= min_area <= max_area <= 1, got "
+                f"{min_area} and {max_area}: for 1 to 80 % give 0.01 and 0.80."
             )
         kind = AutoConfig.from_pretrained(name).model_type
         if kind not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:

@@ -165,7 +165,7 @@ class FastGoalTrainer(Trainer):
         return batches, items
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        data = self.train_dataset if train_dataset is None else train_dataset
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_caption_length:
             return super()._get_train_sampler(train_dataset)
         lengths = data.caption_lengths() if isinstance(data, PairData) else [len(row["caption"]) for row in data]
@@ -225,9 +225,9 @@ class FastGoalTrainer(Trainer):
             rows = {name: gather_with_gradient(value)[: self._last_rows] for name, value in rows.items()}
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
         embeds = {name: rows[name] for name in EMBEDS if name in rows}
-        others = {name: value for name, value in rows.items() if name not in embeds}
+        others: dict[str, Any] = {name: value for name, value in rows.items() if name not in embeds}
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
-            return fast_goal_loss(embeds, logit_scale.float(), **others, **self.objective.weights())
+            return fast_goal_loss(embeds, logit_scale.float(), **{**others, **self.objective.weights()})
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions",
         choices=("objects", "sam"),
         default="objects",
-        help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL), which --detector names, "
-        "with the areas of the masks between --min-area and --max-area (default: %(default)s)",
+        help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL) that --detector names, "
+        "the area of each mask between --min-area and --max-area (default: %(default)s)",
     )
     parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
     parser.add_argument("--caption-column", metavar="NAME", help="default: caption, else captions")
