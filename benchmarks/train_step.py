@@ -4,11 +4,13 @@
 
 Weights are random and pictures are noise, which changes no time; captions are real where `--captions` names a JSON
 lines file with a `caption` in each line, else of like lengths. Each round takes a new batch and times every step on
-it, in a new order, on one model with one optimiser; the table has medians over the rounds. On a GPU it also has the
-peak memory and the share of the measured matmul peak, and `--compile` adds our step under `torch.compile`.
+it, in a new order, on one model with one optimiser; the table has medians over the rounds, and the floating point
+operations of each step, which do not depend on what else the machine does. On a GPU it also has the peak memory and the
+share of the measured matmul peak, and `--compile` adds our step under `torch.compile`.
 """
 
 import argparse
+import copy
 import io
 import json
 import logging
@@ -31,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss
 from fastgoal.processing.sentences import split_sentences
+from fastgoal.trainer.length_groups import CaptionLengthSampler
 
 TOKENS = 248
 LOADER_ROWS = 64
@@ -44,12 +47,16 @@ class Batch:
     padded: dict[str, torch.Tensor]  # `caption` and `sentence` ids, padded to 248
     captions: list[str]
     sentences: list[tuple[int, int]]  # start and end in the caption
+    regions: list[list[int]]  # numbers of the patches
 
     def to(self, device: str) -> "Batch":
         def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: value.to(device) for name, value in tensors.items()}
 
-        return Batch(move(self.ours), move(self.padded), self.captions, self.sentences)
+        return Batch(move(self.ours), move(self.padded), self.captions, self.sentences, self.regions)
+
+
+Step = Callable[[Any, Batch], torch.Tensor]
 
 
 def build_model(patch_size: int) -> FastGoalCLIPModel:
@@ -116,7 +123,9 @@ def make_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> Batc
         name: processor.tokenizer(values, return_tensors="pt", **options)["input_ids"]
         for name, values in (("caption", captions), ("sentence", texts))
     }
-    return Batch(FastGoalCollator(processor)(rows), padded, captions, sentences)
+    ours = FastGoalCollator(processor)(rows)
+    regions = [mask.nonzero().flatten().tolist() for mask in ours["region_mask"]]
+    return Batch(ours, padded, captions, sentences, regions)
 
 
 def reference_losses(model: FastGoalCLIPModel, batch: Batch, tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -136,8 +145,7 @@ def reference_losses(model: FastGoalCLIPModel, batch: Batch, tokenizer: Any) -> 
 
     regions, spans = [], []
     for i, (caption, (start, end)) in enumerate(zip(batch.captions, batch.sentences)):
-        inside = ours["region_mask"][i].nonzero().flatten().tolist()
-        regions.append(patches[i : i + 1, inside].mean(dim=1))
+        regions.append(patches[i : i + 1, batch.regions[i]].mean(dim=1))
         before = len(tokenizer(caption[:start])["input_ids"]) - 1 if start else 1  # BOS counts, EOS does not
         count = len(tokenizer(caption[start:end])["input_ids"]) - 2
         spans.append(tokens[i : i + 1, before : min(before + count, TOKENS - 1)].mean(dim=1))
@@ -162,8 +170,8 @@ def reference_losses(model: FastGoalCLIPModel, batch: Batch, tokenizer: Any) -> 
 
 def build_steps(
     model: FastGoalCLIPModel, processor: FastGoalProcessor, device: str, folder: str
-) -> tuple[dict[str, Callable[[Batch], torch.Tensor]], FastGoalTrainer]:
-    """What is timed, by name: from a batch to the loss whose backward pass follows."""
+) -> tuple[dict[str, Step], FastGoalTrainer]:
+    """What is timed, by name: from a model and a batch to the loss whose backward pass follows."""
 
     def trainer(objective: str) -> FastGoalTrainer:
         args = FastGoalTrainingArguments(output_dir=folder, objective=objective, use_cpu=device == "cpu")
@@ -174,23 +182,25 @@ def build_steps(
     def without(batch: Batch, *prefixes: str) -> dict[str, torch.Tensor]:
         return {name: value for name, value in batch.ours.items() if not name.startswith(prefixes)}
 
-    def towers(batch: Batch) -> torch.Tensor:
+    def towers(model: Any, batch: Batch) -> torch.Tensor:
         inputs = batch.ours
         pixels = torch.cat([inputs["pixel_values"], inputs["local_pixel_values"]])
         embeds = [model.get_image_features(pixel_values=pixels).pooler_output]
         for prefix in ("", "local_"):
-            ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"]
+            ids, mask = inputs[f"{prefix}input_ids"], inputs.get(f"{prefix}attention_mask")
             embeds.append(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
         return torch.stack([embed.float().square().mean() for embed in embeds]).sum()
 
-    steps: dict[str, Callable[[Batch], torch.Tensor]] = {
-        "our step": lambda batch: fast_goal.compute_loss(model, dict(batch.ours)),
-        "our step without TSL": lambda batch: global_local.compute_loss(model, without(batch, "region", "sentence")),
+    steps: dict[str, Step] = {
+        "our step": lambda model, batch: fast_goal.compute_loss(model, dict(batch.ours)),
+        "our step without TSL": lambda model, batch: global_local.compute_loss(
+            model, without(batch, "region", "sentence")
+        ),
         "the two towers alone": towers,
-        "plain CLIP fine-tuning": lambda batch: plain.compute_loss(
+        "plain CLIP fine-tuning": lambda model, batch: plain.compute_loss(
             model, without(batch, "region", "sentence", "local_")
         ),
-        "reference style": lambda batch: reference_losses(model, batch, processor.tokenizer)["loss"],
+        "reference style": lambda model, batch: reference_losses(model, batch, processor.tokenizer)["loss"],
     }
     return steps, fast_goal
 
@@ -228,12 +238,42 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     return 10 * 2 * 8192**3 / min(seconds)
 
 
-def flops_of(step: Callable[[], Any]) -> int:
+def count_flops(model: Any, step: Step, batch: Batch) -> int:
+    """Floating point operations of a step's products, forward and backward, counted without computing them."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    meta, batch = copy.deepcopy(model).to("meta"), batch.to("meta")
+    # transformers looks into a mask for padding, which a tensor without values cannot answer; the count is the same.
+    batch.ours = {name: value for name, value in batch.ours.items() if "attention_mask" not in name}
     with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+        step(meta, batch).backward()
+    return int(counter.get_total_flops())
+
+
+def kept_bytes(model: Any, step: Step, batch: Batch) -> int:
+    """Bytes that a step's forward under bf16 autocast keeps for its backward pass, the parameters not counted."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = tensor  # holding it keeps its place from being given to another
+        return tensor
+
+    device = batch.ours["input_ids"].device.type
+    with torch.autocast(device, torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step(model, batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def report_flops(model: Any, steps: dict[str, Step], batches: list[Batch]) -> None:
+    """Operations of each step, medians over the batches."""
+    work = {name: statistics.median(count_flops(model, step, b) for b in batches) for name, step in steps.items()}
+    base, towers = work["our step"], work["the two towers alone"]
+    print("| step | TFLOP | against our step | against the towers |\n|---|---|---|---|")
+    for name, value in work.items():
+        print(f"| {name} | {value / 1e12:.3f} | {value / base:.3f}x | {value / towers:.4f}x |")
 
 
 def loader_rate(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> float:
@@ -257,8 +297,6 @@ def padded_share(batches: list[torch.Tensor]) -> float:
 
 def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size: int) -> None:
     """Share of padding in the captions with each way to make batches."""
-    from fastgoal.trainer.length_groups import CaptionLengthSampler
-
     ids = processor.tokenizer(captions, truncation=True)["input_ids"]
     lengths = torch.tensor([len(row) for row in ids])
     shuffled = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
@@ -275,6 +313,10 @@ def main() -> None:
     parser.add_argument("--model", choices=("b32", "b16"), default="b32", help="ViT-B with patches of 32 or 16 pixels")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--group-by-length", action="store_true", help="take batches as --group_by_caption_length makes them"
+    )
+    parser.add_argument("--count", action="store_true", help="count operations and memory, time nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="also time our step under torch.compile")
@@ -303,40 +345,58 @@ def main() -> None:
         steps, trainer = build_steps(model, processor, device, folder)
         gap = check_equal(model, trainer, make_batch(processor, pool[:4]).to(device), processor.tokenizer)
         threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f" ({torch.cuda.get_device_name()})"
-        print(f"ViT-B/{patch_size}, batch {size}, {options.precision}, {device}{threads}, torch {torch.__version__}")
+        grouped = ", grouped by length" if options.group_by_length else ""
+        print(f"ViT-B/{patch_size}, batch {size}{grouped}, {options.precision}, {device}{threads}")
         print(f"The reference style's losses equal ours to {gap:.0e}.\n")
         model.train()
         if options.compile:
             compiled = torch.compile(model)
-            steps["our step, compiled"] = lambda batch: trainer.compute_loss(compiled, dict(batch.ours))
+            steps["our step, compiled"] = lambda _, batch: trainer.compute_loss(compiled, dict(batch.ours))
         # A learning rate of 0 keeps the weights, so that every step of every round does the same work.
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
-        def train(step: Callable[[Batch], torch.Tensor], batch: Batch) -> None:
+        def train(step: Step, batch: Batch) -> None:
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=options.precision == "bf16"):
-                loss = step(batch)
+                loss = step(model, batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
+        order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(options.seed)).tolist()
+        if options.group_by_length:
+            order = list(CaptionLengthSampler([len(caption) for caption, _ in captions], size, options.seed))
+        starts = rng.sample(range(0, len(order) - size + 1, size), len(order) // size)
+
         def draw() -> Batch:
-            return make_batch(processor, [make_row(*rng.choice(captions), rng) for _ in range(size)]).to(device)
+            start = starts.pop()
+            return make_batch(processor, [make_row(*captions[i], rng) for i in order[start : start + size]]).to(device)
 
         warm_up = [*steps] if device != "cpu" else ["our step"]
+        if options.count:
+            report_flops(model, steps, [draw() for _ in range(options.rounds)])
+            report_padding(processor, [caption for caption, _ in captions], size)
+            row = make_row(*max(captions, key=lambda caption: len(caption[0])), rng)
+            kept = [kept_bytes(model.train(), steps["our step"], make_batch(processor, [row] * n)) for n in (1, 3)]
+            print(f"\nA pair with a caption of {TOKENS} tokens keeps {(kept[1] - kept[0]) / 2 / 1e6:.0f} MB in bf16.")
+            return
         for name in warm_up:
             for _ in range(3 if device != "cpu" else 1):
                 train(steps[name], draw())
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+        flops: dict[str, list[int]] = {name: [] for name in steps}
         for turn in range(options.rounds):
             batch = draw()
             for name in rng.sample([*steps], len(steps)):
                 times[name].append(timed(lambda name=name, batch=batch: train(steps[name], batch), device))
+                same = "our step" if name == "our step, compiled" else name
+                flops[name].append(count_flops(model, steps[same], batch))
                 wall, cpu = times[name][-1]
                 print(f"round {turn + 1}: {name} {wall:.2f} s, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
 
         medians = {name: [statistics.median(column) for column in zip(*values)] for name, values in times.items()}
         base, towers = medians["our step"], medians["the two towers alone"]
-        columns = ["step", "seconds", "CPU seconds", "samples/s", "against our step", "against the towers"]
+        work = {name: statistics.median(values) for name, values in flops.items()}
+        columns = ["step", "seconds", "CPU seconds", "samples/s", "against our step", "against the towers", "TFLOP"]
         extra = ["peak memory", "share of matmul peak"] if device != "cpu" else []
         peak = matmul_peak(device, torch.bfloat16 if options.precision == "bf16" else torch.float32) if extra else 0.0
         print(f"Medians of {options.rounds} interleaved rounds; in brackets the ratio of the CPU seconds:\n")
@@ -345,14 +405,12 @@ def main() -> None:
             cells = [name, f"{wall:.3f}", f"{cpu:.3f}", f"{size / wall:.2f}"]
             for other in (base, towers):
                 cells.append(f"{wall / other[0]:.3f}x" + ("" if extra else f" ({cpu / other[1]:.3f}x)"))
+            cells.append(f"{work[name] / 1e12:.2f} ({work[name] / work['our step']:.3f}x)")
             if extra:
-                batch = draw()
                 torch.cuda.reset_peak_memory_stats()
-                train(steps[name], batch)
+                train(steps[name], draw())
                 cells.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-                source = "our step" if name == "our step, compiled" else name
-                flops = flops_of(lambda source=source, batch=batch: train(steps[source], batch))
-                cells.append(f"{flops / wall / peak:.0%}")
+                cells.append(f"{work[name] / wall / peak:.0%}")
             print(f"| {' | '.join(cells)} |")
         if extra:
             print(f"\nMeasured matmul peak: {peak / 1e12:.0f} TFLOP/s.")

@@ -40,7 +40,7 @@ def test_the_reference_style_has_our_loss_and_gradients(bench, batch, tiny_clip,
     gradients = []
     for name in ("our step", "reference style"):
         model.zero_grad()
-        steps[name](batch).backward()
+        steps[name](model, batch).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, atol=1e-5, rtol=1e-4, msg=name)
@@ -48,9 +48,19 @@ def test_the_reference_style_has_our_loss_and_gradients(bench, batch, tiny_clip,
 
 def test_every_step_has_a_loss(bench, batch, tiny_clip, tmp_path):
     processor, batch = batch
-    steps, _ = bench.build_steps(FastGoalCLIPModel.from_clip(str(tiny_clip)), processor, "cpu", str(tmp_path))
-    losses = {name: step(batch).item() for name, step in steps.items()}
+    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    steps, _ = bench.build_steps(model, processor, "cpu", str(tmp_path))
+    losses = {name: step(model, batch).item() for name, step in steps.items()}
     assert losses["our step without TSL"] < losses["our step"] == pytest.approx(losses["reference style"], abs=1e-5)
+
+
+def test_operations_are_counted(bench, batch, tiny_clip, tmp_path):
+    processor, batch = batch
+    model = FastGoalCLIPModel.from_clip(str(tiny_clip)).train()
+    steps, _ = bench.build_steps(model, processor, "cpu", str(tmp_path))
+    work = {name: bench.count_flops(model, step, batch) for name, step in steps.items()}
+    assert work["the two towers alone"] < work["our step without TSL"] < work["our step"] < work["reference style"]
+    assert work["plain CLIP fine-tuning"] < work["the two towers alone"]
 
 
 def test_share_of_padding(bench):
