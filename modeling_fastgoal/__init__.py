@@ -8,6 +8,7 @@ from .configuration_fastgoal import FastGoalCLIPConfig
 from .losses_fastgoal import clip_loss, fast_goal_loss, token_similarity_loss
 from .modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput, TokenSimilarityHead
 from .positions_fastgoal import stretch_positions
+from .sparc_fastgoal import group_patches, sparc_losses, word_mask
 
 __all__ = [
     "FastGoalCLIPConfig",
@@ -16,6 +17,9 @@ __all__ = [
     "TokenSimilarityHead",
     "clip_loss",
     "fast_goal_loss",
+    "group_patches",
+    "sparc_losses",
     "stretch_positions",
     "token_similarity_loss",
+    "word_mask",
 ]

@@ -1,4 +1,4 @@
-"""Configuration of the FAST-GOAL model: CLIP's own, plus the weights of the three losses."""
+"""Configuration of the FAST-GOAL model: CLIP's own, plus the weights of the losses."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig
@@ -15,6 +15,7 @@ class FastGoalCLIPConfig(CLIPConfig):
         global_weight: Weight of the contrastive loss of (image, caption).
         local_weight: Weight of the contrastive loss of (region crop, sentence).
         tsl_weight: Weight of token similarity learning, image and text part together.
+        sparc_weight: Weight of SPARC's fine-grained loss over patches and words (arXiv 2401.09865).
     """
 
     model_type = "clip"
@@ -22,3 +23,4 @@ class FastGoalCLIPConfig(CLIPConfig):
     global_weight: float | int = 1.0
     local_weight: float | int = 0.5
     tsl_weight: float | int = 1.0
+    sparc_weight: float | int = 0.0

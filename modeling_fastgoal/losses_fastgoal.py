@@ -46,12 +46,16 @@ def token_similarity_loss(
         Scalar; 0 (with a gradient of 0) when no row is valid.
     """
     cosine = F.cosine_similarity(token_embeds.float(), target_embeds.float(), dim=-1)
-    error = (cosine - 1) ** 2
+    return _mean((cosine - 1) ** 2, valid)
+
+
+def _mean(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the valid rows; 0 when there are none."""
     if valid is None:
-        return error.mean()
+        return values.mean()
     # `where` rather than a product: a row without tokens may hold anything, and NaN * 0 is NaN.
-    error = torch.where(valid, error, torch.zeros_like(error))
-    return error.sum() / valid.sum().clamp(min=1)
+    values = torch.where(valid, values, torch.zeros_like(values))
+    return values.sum() / valid.sum().clamp(min=1)
 
 
 def fast_goal_loss(
@@ -62,8 +66,13 @@ def fast_goal_loss(
     global_weight: float = 1.0,
     local_weight: float = 0.5,
     tsl_weight: float = 1.0,
+    sparc_weight: float = 0.0,
+    sparc_rows: torch.Tensor | None = None,
+    sparc_valid: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """FAST-GOAL's objective: `global_weight * L_global + local_weight * L_local + tsl_weight * L_TSL`.
+    """The weighted sum of the losses: `w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine`.
+
+    With the weights 1, 0.5, 1 and 0 this is FAST-GOAL's and GOAL's objective; 0.5, 0, 0 and 1 make SPARC's.
 
     Args:
         embeds: Tensors `(batch, dim)` under the names of `FastGoalOutput`: `image_embeds` and `text_embeds`,
@@ -75,13 +84,16 @@ def fast_goal_loss(
         global_weight: Weight of the global loss; with 0 it is reported and does not train.
         local_weight: Weight of the local loss, likewise.
         tsl_weight: Weight of both parts of token similarity learning, likewise.
+        sparc_weight: Weight of SPARC's fine-grained loss, likewise.
+        sparc_rows: `(batch,)`, the fine-grained loss of each row from `sparc_losses`; None leaves the term out.
+        sparc_valid: `(batch,)` bool, False where a caption has no words.
 
     Returns:
         `loss` (the weighted sum) and the unweighted parts that could be computed among `loss_global`,
-        `loss_local`, `loss_tsl_image`, `loss_tsl_text`; scalars all.
+        `loss_local`, `loss_tsl_image`, `loss_tsl_text`, `loss_sparc`; scalars all.
 
     Raises:
-        ValueError: `embeds` holds no pair of embeddings that a loss could be made of.
+        ValueError: There is nothing that a loss could be made of.
     """
 
     def have(*names: str) -> bool:
@@ -109,6 +121,9 @@ def fast_goal_loss(
             sentence_valid,
         )
         weights["loss_tsl_text"] = tsl_weight
+    if sparc_rows is not None:
+        parts["loss_sparc"] = _mean(sparc_rows, sparc_valid)
+        weights["loss_sparc"] = sparc_weight
     if not parts:
         raise ValueError(
             "`embeds` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), "

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .configuration_fastgoal import FastGoalCLIPConfig
 from .losses_fastgoal import fast_goal_loss
 from .positions_fastgoal import CLIP_POSITIONS, LONGEST, stretch_positions
+from .sparc_fastgoal import sparc_losses, word_mask
 
 logger = logging.get_logger(__name__)
 
@@ -27,6 +28,7 @@ class FastGoalOutput(ModelOutput):
         loss_local: Contrastive loss of (region crop, sentence), unweighted.
         loss_tsl_image: Token similarity of region patches and region crop, unweighted.
         loss_tsl_text: Token similarity of the sentence's tokens in the caption and the sentence, unweighted.
+        loss_sparc: SPARC's fine-grained loss of patches and words, unweighted.
         logits_per_image: Scaled cosines, `(images, captions)`.
         logits_per_text: Scaled cosines, `(captions, images)`.
         image_embeds: Images, normalised, `(images, dim)`.
@@ -37,6 +39,10 @@ class FastGoalOutput(ModelOutput):
             where the mask is empty.
         sentence_embeds: Projected mean of the tokens in `sentence_mask`, normalised, `(batch, dim)`; a row of zeros
             where the mask is empty.
+        patch_embeds: Every patch of the images through the final norm and the projection, not normalised,
+            `(images, patches, dim)`; with `return_token_embeds=True` only.
+        token_embeds: Every token of the captions likewise, `(captions, tokens, dim)`.
+        word_mask: Which of these tokens are words (no BOS, EOS or padding), `(captions, tokens)` bool.
         logit_scale: The factor in the logits, scalar.
         text_model_output: The text tower's output for the captions.
         vision_model_output: The image tower's output for the images (with local pairs: images, then crops).
@@ -47,6 +53,7 @@ class FastGoalOutput(ModelOutput):
     loss_local: torch.Tensor | None = None
     loss_tsl_image: torch.Tensor | None = None
     loss_tsl_text: torch.Tensor | None = None
+    loss_sparc: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
@@ -55,6 +62,9 @@ class FastGoalOutput(ModelOutput):
     local_text_embeds: torch.Tensor | None = None
     region_embeds: torch.Tensor | None = None
     sentence_embeds: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+    token_embeds: torch.Tensor | None = None
+    word_mask: torch.Tensor | None = None
     logit_scale: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
@@ -170,12 +180,14 @@ class FastGoalCLIPModel(CLIPModel):
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_token_embeds: bool = False,
         **kwargs: Any,
     ) -> FastGoalOutput:
         """Embed images and captions, and where given their local pairs; with only CLIP's arguments this is CLIP.
 
         Each image goes through its tower once, together with its crop; captions and sentences are two forwards,
-        so that a sentence is not padded to the length of a caption.
+        so that a sentence is not padded to the length of a caption. Local pairs may also come by themselves: then
+        nothing global is computed.
 
         Args:
             input_ids: Captions, `(captions, tokens)`.
@@ -189,14 +201,18 @@ class FastGoalCLIPModel(CLIPModel):
             sentence_mask: Which tokens of the caption belong to the sentence, `(batch, tokens)`. A row of zeros
                 leaves the row out of the text part of TSL.
             position_ids: Positions of `input_ids`.
-            return_loss: Compute the losses. With only CLIP's arguments the loss is CLIP's own.
+            return_loss: Compute the losses. With only CLIP's arguments the loss is CLIP's own, and SPARC's where
+                `config.sparc_weight` is not 0.
             interpolate_pos_encoding: Take images of another size than the model was trained on.
+            return_token_embeds: Also give the projected embedding of every patch and every caption token.
             **kwargs: As for `CLIPModel` (`output_attentions`...).
 
         Raises:
             ValueError: The local inputs do not match the global ones row by row, or a mask its tokens.
         """
-        if all(x is None for x in (local_input_ids, local_pixel_values, region_mask, sentence_mask)):
+        return_token_embeds = return_token_embeds or bool(return_loss and self.config.sparc_weight)
+        local = (local_input_ids, local_pixel_values, region_mask, sentence_mask)
+        if all(x is None for x in local) and not return_token_embeds:
             outputs = super().forward(
                 input_ids=input_ids,
                 pixel_values=pixel_values,
@@ -209,8 +225,20 @@ class FastGoalCLIPModel(CLIPModel):
             )
             return FastGoalOutput(loss_global=outputs.loss, logit_scale=self.logit_scale.exp(), **outputs)
 
-        if input_ids is None or pixel_values is None:
-            raise ValueError("`input_ids` and `pixel_values` are needed beside the local inputs, got None.")
+        only_local = (
+            input_ids is None
+            and pixel_values is None
+            and local_input_ids is not None
+            and local_pixel_values is not None
+            and region_mask is None
+            and sentence_mask is None
+            and not return_token_embeds
+        )
+        if not only_local and (input_ids is None or pixel_values is None):
+            raise ValueError(
+                "`input_ids` and `pixel_values` are needed beside the masks and for `return_token_embeds`, got None. "
+                "Only `local_input_ids` and `local_pixel_values` together go without them."
+            )
         rows = {
             name: len(value)
             for name, value in (
@@ -225,40 +253,43 @@ class FastGoalCLIPModel(CLIPModel):
         }
         if len(set(rows.values())) > 1:
             raise ValueError(f"Global and local inputs belong together row by row, got these numbers of rows: {rows}.")
-        batch = len(input_ids)
 
-        images = pixel_values if local_pixel_values is None else torch.cat([pixel_values, local_pixel_values])
+        embeds: dict[str, torch.Tensor | None] = {}
+        batch = 0 if pixel_values is None else len(pixel_values)
+        images = [pixels for pixels in (pixel_values, local_pixel_values) if pixels is not None]
         vision = self.get_image_features(
-            pixel_values=images, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-        text_kwargs = {**kwargs, "output_hidden_states": True} if sentence_mask is not None else kwargs
-        text = self.get_text_features(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            pixel_values=torch.cat(images) if len(images) > 1 else images[0],
+            interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
-            **text_kwargs,
+            **kwargs,
         )
         image_embeds = F.normalize(vision.pooler_output, dim=-1)
-        text_embeds = F.normalize(text.pooler_output, dim=-1)
-        embeds: dict[str, torch.Tensor | None] = {
-            "image_embeds": image_embeds[:batch],
-            "text_embeds": text_embeds,
-            "local_image_embeds": image_embeds[batch:] if local_pixel_values is not None else None,
-        }
+        if pixel_values is not None:
+            embeds["image_embeds"] = image_embeds[:batch]
+        if local_pixel_values is not None:
+            embeds["local_image_embeds"] = image_embeds[batch:]
+        text = None
+        if input_ids is not None:
+            text_kwargs = {**kwargs, "output_hidden_states": True} if sentence_mask is not None else kwargs
+            text = self.get_text_features(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                return_dict=True,
+                **text_kwargs,
+            )
+            text_embeds = embeds["text_embeds"] = F.normalize(text.pooler_output, dim=-1)
         if local_input_ids is not None:
-            local = self.get_text_features(
+            sentences = self.get_text_features(
                 input_ids=local_input_ids, attention_mask=local_attention_mask, return_dict=True, **kwargs
             )
-            embeds["local_text_embeds"] = F.normalize(local.pooler_output, dim=-1)
+            embeds["local_text_embeds"] = F.normalize(sentences.pooler_output, dim=-1)
+        patches = vision.last_hidden_state[:batch, 1:]  # the class token comes first
         if region_mask is not None:
             embeds["region_embeds"] = self.region_head(
-                vision.last_hidden_state[:batch, 1:],  # the class token comes first
-                region_mask,
-                self.vision_model.post_layernorm,
-                self.visual_projection,
+                patches, region_mask, self.vision_model.post_layernorm, self.visual_projection
             )
-        if sentence_mask is not None:
+        if sentence_mask is not None and text is not None:
             # The text tower's `last_hidden_state` has been through the final norm; its last layer's output has not.
             embeds["sentence_embeds"] = self.sentence_head(
                 text.hidden_states[-1],
@@ -266,11 +297,27 @@ class FastGoalCLIPModel(CLIPModel):
                 self.text_model.final_layer_norm,
                 self.text_projection,
             )
+        tokens: dict[str, torch.Tensor] = {}
+        if return_token_embeds and text is not None and input_ids is not None:
+            attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            tokens = {
+                "patch_embeds": self.visual_projection(self.vision_model.post_layernorm(patches)),
+                "token_embeds": self.text_projection(text.last_hidden_state),
+                "word_mask": word_mask(attended),
+            }
 
         logit_scale = self.logit_scale.exp()
-        logits_per_text = logit_scale * text_embeds @ image_embeds[:batch].T
+        logits_per_text = None
+        if text is not None:
+            logits_per_text = logit_scale * text_embeds @ image_embeds[:batch].T
         losses: dict[str, torch.Tensor] = {}
         if return_loss:
+            sparc: dict[str, torch.Tensor] = {}
+            if tokens:
+                sparc["sparc_rows"] = sparc_losses(
+                    tokens["patch_embeds"], tokens["token_embeds"], tokens["word_mask"], logit_scale
+                )
+                sparc["sparc_valid"] = tokens["word_mask"].any(dim=1)
             losses = fast_goal_loss(
                 embeds,
                 logit_scale,
@@ -279,11 +326,14 @@ class FastGoalCLIPModel(CLIPModel):
                 global_weight=self.config.global_weight,
                 local_weight=self.config.local_weight,
                 tsl_weight=self.config.tsl_weight,
+                sparc_weight=self.config.sparc_weight,
+                **sparc,
             )
         return FastGoalOutput(
             **losses,
             **embeds,
-            logits_per_image=logits_per_text.T,
+            **tokens,
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
             logits_per_text=logits_per_text,
             logit_scale=logit_scale,
             text_model_output=text,

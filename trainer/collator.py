@@ -78,7 +78,7 @@ class FastGoalCollator:
         if not pairs:
             raise ValueError(
                 f"{_name(row)}: the row has no local pairs. Make them with `fastgoal pairs`, "
-                "or train with `--objective global`, which needs none."
+                "or train with the objective global or sparc, which need none."
             )
         spans = [(s["start"], s["end"]) for s in row["sentences"]]
         masks = self.processor.sentence_masks(caption, spans)

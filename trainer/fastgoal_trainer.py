@@ -1,19 +1,25 @@
 """The trainer: the objective over the batch of all processes, its parts in the log, retrieval at evaluations."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
+from fastgoal.modeling_fastgoal.sparc_fastgoal import sparc_losses
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .collator import FastGoalCollator
 from .gather import gather_with_gradient
+from .gradient_cache import cached_backward
+from .length_groups import CaptionLengthSampler
 from .objectives import Objective
 from .pair_data import PairData
 from .retrieval import retrieval_metrics
@@ -27,14 +33,18 @@ EMBEDS = (
     "region_embeds",
     "sentence_embeds",
 )
+LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 
 
 class FastGoalTrainer(Trainer):
     """Fine-tunes a `FastGoalCLIPModel` with the objective of its `FastGoalTrainingArguments`.
 
     Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
-    ones apart. Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports
-    the loss and R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor.
+    ones apart. Where the last batch of an epoch is too short for all processes, the rows that the data loader repeats
+    to fill it are left out of the loss: N processes do what one process with the whole batch does.
+
+    Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports the loss and
+    R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor.
 
     Args:
         model: A `FastGoalCLIPModel`.
@@ -85,6 +95,10 @@ class FastGoalTrainer(Trainer):
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
+        self._logit_scale: torch.Tensor | None = None
+        # The last batch of an epoch, and how many rows of all processes' last batches are not repetitions.
+        self._last_batch: Any = None
+        self._last_rows: int | None = None
         self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
     def compute_loss(
@@ -95,14 +109,105 @@ class FastGoalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The objective over the rows of all processes; the same scalar on each of them."""
-        outputs: FastGoalOutput = model(**inputs)
+        outputs = self._forward(model, inputs)
         parts = self.loss_parts(outputs, inputs)
         if model.training:
-            self._note_parts(parts)
+            self._note_parts(parts, outputs.logit_scale)  # type: ignore[arg-type]
         return (parts["loss"], outputs) if return_outputs else parts["loss"]
 
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of one batch, in pieces with `gradient_cache_chunk`."""
+        remainder = self.accelerator.gradient_state.remainder
+        self._last_rows = remainder if inputs is self._last_batch and remainder > 0 else None
+        try:
+            if not self.args.gradient_cache_chunk:
+                return super().training_step(model, inputs, num_items_in_batch)
+            return self._cached_step(model, self._prepare_inputs(inputs), self.args.gradient_cache_chunk)
+        finally:
+            self._last_rows = None
+
+    def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], chunk: int) -> torch.Tensor:
+        model.train()
+        logit_scales: list[Any] = []
+
+        def embed(piece: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+            with self.compute_loss_context_manager():
+                outputs = self._forward(model, piece)
+                logit_scales.append(outputs.logit_scale)
+                return self.loss_rows(outputs, piece), outputs.logit_scale  # type: ignore[return-value]
+
+        # The Trainer divides the loss of a normal step by this number.
+        scale = 1 / self.current_gradient_accumulation_steps
+        parts = cached_backward(
+            self._step_inputs(model, inputs),
+            chunk,
+            embed,
+            self._loss_of_rows,
+            backward=self.accelerator.backward,
+            no_sync=partial(self.accelerator.no_sync, model),
+            scale=scale,
+        )
+        self._note_parts(parts, logit_scales[0])
+        return parts["loss"] * scale
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # The Trainer draws all batches of an update before the first is used: only the last can be the epoch's last.
+        ended = bool(batches) and self.accelerator.gradient_state.end_of_dataloader
+        self._last_batch = batches[-1] if ended else None
+        return batches, items
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_caption_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = data.caption_lengths() if isinstance(data, PairData) else [len(row["caption"]) for row in data]
+        return CaptionLengthSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
+
+    def _step_inputs(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What of a batch the step needs: training on region crops alone leaves images and captions out."""
+        if model.training and not self.objective.needs_global:
+            return {name: inputs[name] for name in LOCAL_INPUTS if name in inputs}
+        return dict(inputs)
+
+    def _forward(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> FastGoalOutput:
+        tokens = {"return_token_embeds": True} if self.objective.needs_tokens else {}
+        outputs: FastGoalOutput = model(**self._step_inputs(model, inputs), **tokens)
+        if outputs.logit_scale is None:
+            raise ValueError("The model's output has no `logit_scale`: it must be a FastGoalCLIPModel.")
+        return outputs
+
+    def loss_rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the loss needs of the rows of this process, one row per sample: embeddings, masks, losses of rows.
+
+        Args:
+            outputs: The model's output for `inputs`.
+            inputs: The batch of this process.
+        """
+        rows = {name: outputs[name] for name in EMBEDS if outputs.get(name) is not None}
+        for side in ("region", "sentence"):
+            if f"{side}_embeds" in rows:
+                rows[f"{side}_valid"] = inputs[f"{side}_mask"].bool().any(dim=1)
+        if outputs.patch_embeds is not None:
+            with self._full_precision():
+                rows["sparc_rows"] = sparc_losses(
+                    outputs.patch_embeds.float(),
+                    outputs.token_embeds.float(),  # type: ignore[union-attr]
+                    outputs.word_mask,  # type: ignore[arg-type]
+                    outputs.logit_scale.float(),  # type: ignore[union-attr]
+                )
+            rows["sparc_valid"] = outputs.word_mask.any(dim=1)  # type: ignore[union-attr]
+        return rows
+
     def loss_parts(
-        self, outputs: FastGoalOutput, inputs: dict[str, torch.Tensor], gather: bool = True
+        self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor], gather: bool = True
     ) -> dict[str, torch.Tensor]:
         """The loss and its parts by name.
 
@@ -111,23 +216,21 @@ class FastGoalTrainer(Trainer):
             inputs: The batch of this process.
             gather: Whether to compute it over the rows of all processes, or over those of this one.
         """
-        collect = gather_with_gradient if gather else (lambda tensor: tensor)
-        embeds = {name: collect(outputs[name]) for name in EMBEDS if outputs.get(name) is not None}
-        valid = {
-            f"{side}_valid": collect(inputs[f"{side}_mask"].bool().any(dim=1))
-            for side in ("region", "sentence")
-            if inputs.get(f"{side}_mask") is not None
-        }
-        if outputs.logit_scale is None:
-            raise ValueError("The model's output has no `logit_scale`: it must be a FastGoalCLIPModel.")
-        return fast_goal_loss(
-            embeds,
-            outputs.logit_scale,
-            **valid,
-            global_weight=self.objective.global_weight,
-            local_weight=self.objective.local_weight,
-            tsl_weight=self.objective.tsl_weight,
-        )
+        return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs.logit_scale, gather)  # type: ignore[arg-type]
+
+    def _loss_of_rows(
+        self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
+    ) -> dict[str, torch.Tensor]:
+        if gather:
+            rows = {name: gather_with_gradient(value)[: self._last_rows] for name, value in rows.items()}
+        rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
+        embeds = {name: rows[name] for name in EMBEDS if name in rows}
+        others: dict[str, Any] = {name: value for name, value in rows.items() if name not in embeds}
+        with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
+            return fast_goal_loss(embeds, logit_scale.float(), **{**others, **self.objective.weights()})
+
+    def _full_precision(self) -> torch.autocast:
+        return torch.autocast(device_type=self.args.device.type, enabled=False)
 
     def prediction_step(
         self,
@@ -139,7 +242,7 @@ class FastGoalTrainer(Trainer):
         """Loss of one evaluation batch, and its image and caption embeddings for the retrieval metrics."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
+            outputs = self._forward(model, inputs)
             # Over this process's rows alone: the last batches of the processes need not be of one number.
             parts = self.loss_parts(outputs, inputs, gather=False)
         for name, value in parts.items():
@@ -169,15 +272,17 @@ class FastGoalTrainer(Trainer):
                 **logs,
                 **{name: round((value / self._part_steps).item(), 4) for name, value in self._part_sums.items()},
             }
-            logs["logit_scale"] = round(self.accelerator.unwrap_model(self.model).logit_scale.exp().item(), 2)
+            if self._logit_scale is not None:
+                logs["logit_scale"] = round(self._logit_scale.item(), 2)
             self._part_sums, self._part_steps = {}, 0
         super().log(logs, start_time)
 
-    def _note_parts(self, parts: dict[str, torch.Tensor]) -> None:
+    def _note_parts(self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor) -> None:
         for name, value in parts.items():
             if name != "loss":
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
         self._part_steps += 1
+        self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
 
 
 def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from fastgoal.processing.sources import Source, open_source
+from fastgoal.processing.sources import DatasetSource, Source, open_source
 
 
 class PairData(Dataset):
@@ -33,6 +33,14 @@ class PairData(Dataset):
         row = self.source[index]
         return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
 
+    def caption_lengths(self) -> list[int]:
+        """Characters of each row's caption; images are not touched."""
+        if not isinstance(self.source, DatasetSource):
+            return [len(self.source[index].caption) for index in range(self.rows)]
+        column = self.source.caption_column
+        captions = self.source.dataset.select_columns([column])[: self.rows][column]
+        return [len(" ".join(caption)) if isinstance(caption, list) else len(caption or "") for caption in captions]
+
     def require_pairs(self) -> None:
         """Check that the first row has local pairs.
 
@@ -42,5 +50,6 @@ class PairData(Dataset):
         if not self[0].get("pairs"):
             raise ValueError(
                 f"{self.source.name} has no local pairs, which this objective trains on. Make them with "
-                "`fastgoal pairs SOURCE --output DIR --model CLIP`, or train with `--objective global`."
+                "`fastgoal pairs SOURCE --output DIR --model CLIP`, or train with the objective global or sparc, which "
+                "need none."
             )

@@ -71,10 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
     )
-    objective = trainer.objective
-    model.config.global_weight = objective.global_weight
-    model.config.local_weight = objective.local_weight
-    model.config.tsl_weight = objective.tsl_weight
+    for name, weight in trainer.objective.weights().items():
+        setattr(model.config, name, weight)
     result = trainer.train(resume_from_checkpoint=_checkpoint(args))
     trainer.save_model()
     trainer.save_state()

@@ -26,6 +26,19 @@ class FastGoalTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Weight of the loss over (region crop, sentence); likewise."}
     )
     tsl_weight: float | None = field(default=None, metadata={"help": "Weight of token similarity learning; likewise."})
+    sparc_weight: float | None = field(
+        default=None, metadata={"help": "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."}
+    )
+    gradient_cache_chunk: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
+            "at the memory of so many pairs and the cost of one more forward."
+        },
+    )
+    group_by_caption_length: bool = field(
+        default=False, metadata={"help": "Make batches of captions of like length, so that less of them is padding."}
+    )
     output_dir: str = field(default="fast-goal", metadata={"help": "Folder for the model and its checkpoints."})
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
@@ -43,6 +56,8 @@ class FastGoalTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
+        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
+            raise ValueError(f"`gradient_cache_chunk` must be positive, got {self.gradient_cache_chunk}.")
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
@@ -50,4 +65,6 @@ class FastGoalTrainingArguments(TrainingArguments):
 
     def resolved_objective(self) -> Objective:
         """The objective with the weights that are in force."""
-        return resolve_objective(self.objective, self.global_weight, self.local_weight, self.tsl_weight)
+        return resolve_objective(
+            self.objective, self.global_weight, self.local_weight, self.tsl_weight, self.sparc_weight
+        )

@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector, "
         "column:NAME for boxes in the data, or none; five default regions always take part (default: %(default)s)",
     )
+    parser.add_argument(
+        "--regions",
+        choices=("objects", "sam"),
+        default="objects",
+        help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL) that --detector names, "
+        "the area of each mask between --min-area and --max-area (default: %(default)s)",
+    )
     parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
     parser.add_argument("--caption-column", metavar="NAME", help="default: caption, else captions")
     parser.add_argument("--split", help="which split of SOURCE, if it has several")
@@ -77,23 +84,38 @@ def run(args: argparse.Namespace) -> int:
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
     own_boxes = args.detector == "none" or args.detector.startswith(COLUMN_PREFIX)
+    sam = args.regions == "sam"
+    if sam and (own_boxes or args.detector.lower().endswith(PICKLES)):
+        raise ValueError(
+            f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
+            "example --detector facebook/sam-vit-huge."
+        )
+    detector = args.detector if own_boxes else mark_weights(args.detector)
     settings = PairSettings(
         model=mark_weights(args.model),
-        detector=args.detector if own_boxes else mark_weights(args.detector),
+        # The limits of SAM's regions are on the masks, not on their boxes, which may be larger.
+        detector=f"sam:{detector} masks {args.min_area}-{args.max_area}" if sam else detector,
         dtype=dtype,
         split=args.split,
         limit=args.limit,
         shard_size=args.shard_size,
         min_score=args.min_score,
         min_area=args.min_area,
-        max_area=args.max_area,
+        max_area=1.0 if sam else args.max_area,
     )
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
     summary = build_pairs(
         source,
         args.output,
         settings,
-        lambda: load_matcher(args.model, None if own_boxes else args.detector, device, dtype, args.min_score),
+        lambda: load_matcher(
+            args.model,
+            None if own_boxes else args.detector,
+            device,
+            dtype,
+            args.min_score,
+            sam_areas=(args.min_area, args.max_area) if sam else None,
+        ),
         on_error=args.on_error,
         batch_size=args.batch_size,
     )
@@ -101,8 +123,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_matcher(name: str, detector: str | None, device: str, dtype: str, min_score: float) -> tuple[Any, Any]:
-    """The CLIP `name` and its processor with the detector set, both stretched to long sentences."""
+def load_matcher(
+    name: str,
+    detector: str | None,
+    device: str,
+    dtype: str,
+    min_score: float,
+    sam_areas: tuple[float, float] | None = None,
+) -> tuple[Any, Any]:
+    """The CLIP `name` and its processor with the detector set, both stretched to long sentences.
+
+    With `sam_areas`, the least and greatest area of a mask, the detector is a SAM.
+    """
     import torch
 
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
@@ -110,7 +142,13 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, min_s
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions = load_detector(detector, device=device, min_score=min_score)
+    regions: Any
+    if detector is not None and sam_areas is not None:
+        from fastgoal.processing.sam_regions import SamRegions
+
+        regions = SamRegions(detector, device, *sam_areas)
+    else:
+        regions = load_detector(detector, device=device, min_score=min_score)
     processor = FastGoalProcessor.from_clip(name)
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))

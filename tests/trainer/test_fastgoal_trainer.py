@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.objectives import OBJECTIVES
 from fastgoal.trainer.pair_data import PairData
 
 
@@ -44,16 +45,36 @@ def weights(trainer):
     return {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("objective", ["fast_goal", "global", "local", "global_local"])
-def test_loss_is_the_models(trainer_for, rows, objective):
-    trainer = trainer_for(objective=objective)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sparc_weight", [None, 2.0])
+def test_loss_is_the_models(trainer_for, rows, objective, sparc_weight):
+    trainer = trainer_for(objective=objective, sparc_weight=sparc_weight)
     batch = trainer.data_collator(rows[:5])
-    assert ("local_input_ids" in batch) == (objective != "global")
+    assert ("local_input_ids" in batch) == (objective not in ("global", "sparc"))
     model = trainer.model.eval()
     loss = trainer.compute_loss(model, batch)
-    for name in ("global_weight", "local_weight", "tsl_weight"):
-        setattr(model.config, name, getattr(trainer.objective, name))
+    for name, weight in trainer.objective.weights().items():
+        setattr(model.config, name, weight)
     torch.testing.assert_close(loss, model(**batch, return_loss=True).loss)
+
+
+def test_a_local_step_leaves_whole_images_and_captions_out(trainer_for, rows):
+    trainer = trainer_for(objective="local")
+    batch = trainer.data_collator(rows[:5])
+    seen = []
+    trainer.model.vision_model.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    trainer.model.text_model.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+    assert seen == [5, 5]
+    assert loss.item() == pytest.approx(trainer.model(**batch, return_loss=True).loss_local.item(), rel=1e-6)
+    assert trainer.evaluate()["eval_text_to_image_R@1"] >= 0  # an evaluation needs them all the same
+
+
+def test_the_log_has_sparcs_part(trainer_for):
+    trainer = trainer_for(objective="sparc", max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
 
 
 def test_every_line_of_the_log_has_the_parts(trainer_for):
@@ -136,9 +157,11 @@ def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_pa
     plain = [{"image": row["image"], "caption": row["caption"]} for row in rows]
     datasets.Dataset.from_list(plain).cast_column("image", datasets.Image()).to_parquet(folder / "a.parquet")
     data = PairData(str(folder))
-    with pytest.raises(ValueError, match=r"no local pairs.*objective global"):
-        trainer_for(train=data)
-    trainer_for(train=data, objective="global").train()
+    for changes in ({}, {"objective": "goal"}, {"objective": "local"}, {"objective": "sparc", "tsl_weight": 1.0}):
+        with pytest.raises(ValueError, match=r"no local pairs.*objective global"):
+            trainer_for(train=data, **changes)
+    for objective in ("global", "sparc"):
+        trainer_for(train=data, objective=objective).train()
 
 
 def test_pair_data_gives_the_collators_rows(pairs_folder, rows, processor, trainer_for):

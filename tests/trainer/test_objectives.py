@@ -3,22 +3,43 @@
 import pytest
 
 from fastgoal import FastGoalTrainingArguments
-from fastgoal.trainer.objectives import resolve_objective
+from fastgoal.trainer import objectives
+from fastgoal.trainer.objectives import OBJECTIVES, Objective, resolve_objective
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "needs_pairs"),
+    ("name", "weights", "needs"),
     [
-        ("fast_goal", (1.0, 0.5, 1.0), True),
-        ("global_local", (1.0, 0.5, 0.0), True),
-        ("global", (1.0, 0.0, 0.0), False),
-        ("local", (0.0, 1.0, 0.0), True),
+        ("fast_goal", (1.0, 0.5, 1.0, 0.0), {"pairs", "global"}),
+        ("goal", (1.0, 0.5, 1.0, 0.0), {"pairs", "global"}),
+        ("sparc", (0.5, 0.0, 0.0, 1.0), {"global", "tokens"}),
+        ("global", (1.0, 0.0, 0.0, 0.0), {"global"}),
+        ("local", (0.0, 1.0, 0.0, 0.0), {"pairs"}),
+        ("global_local", (1.0, 0.5, 0.0, 0.0), {"pairs", "global"}),
     ],
 )
-def test_weights_of_the_papers(name, weights, needs_pairs):
+def test_weights_of_the_papers(name, weights, needs):
     objective = resolve_objective(name)
-    assert (objective.global_weight, objective.local_weight, objective.tsl_weight) == weights
-    assert objective.needs_pairs == needs_pairs
+    assert tuple(objective.weights().values()) == weights
+    assert {need for need in ("pairs", "global", "tokens") if getattr(objective, f"needs_{need}")} == needs
+
+
+def test_every_objective_says_its_equation_and_its_data():
+    makers = [
+        value for value in vars(objectives).values() if getattr(value, "__annotations__", {}) == {"return": Objective}
+    ]
+    assert {maker().name for maker in makers} == set(OBJECTIVES)
+    for maker in makers:
+        assert "`L = " in maker.__doc__
+        assert "Data: " in maker.__doc__
+
+
+def test_sparc_adds_to_any_objective():
+    for name in OBJECTIVES:
+        objective = resolve_objective(name, sparc_weight=5.0)
+        assert objective.sparc_weight == 5.0
+        assert objective.needs_tokens
+        assert objective.needs_pairs == OBJECTIVES[name].needs_pairs
 
 
 def test_weights_one_by_one():
@@ -30,8 +51,9 @@ def test_weights_one_by_one():
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("fastgoal", {}, "one of fast_goal, global_local, global, local"),
+        ("fastgoal", {}, "one of fast_goal, goal, sparc, global, local, global_local"),
         ("global", {"global_weight": -1.0}, "must not be negative"),
+        ("global", {"sparc_weight": -1.0}, "must not be negative"),
         ("global", {"global_weight": 0.0}, "At least one"),
     ],
 )

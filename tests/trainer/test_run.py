@@ -66,7 +66,8 @@ def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
 def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path):
     output = tmp_path / "out"
     path = config(tmp_path, f"model: {tiny_clip}\ntrain_data: {pairs_folder}\noutput_dir: {output}\n" + FAST)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    settings = SCRIPT.parent / "accelerate_configs" / "cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
     done = subprocess.run([*launch, str(SCRIPT), path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (output / "model.safetensors").is_file()

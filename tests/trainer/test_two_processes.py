@@ -1,0 +1,159 @@
+"""Training in two processes is training in one with the whole batch: each part of the loss, each gradient."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from transformers import TrainerCallback
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.pair_data import PairData
+
+SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
+WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
+CASES = {
+    "global": {"objective": "global"},
+    "local": {"objective": "local"},
+    "tsl": {"global_weight": 0.0, "local_weight": 0.0},
+    "sparc": {"global_weight": 0.0, "local_weight": 0.0, "tsl_weight": 0.0, "sparc_weight": 1.0},
+    "all": {"sparc_weight": 0.5},
+    "all, cached": {"sparc_weight": 0.5, "gradient_cache_chunk": 3},
+    "tsl, cached": {"global_weight": 0.0, "local_weight": 0.0, "gradient_cache_chunk": 3},
+    "all, accumulated": {"sparc_weight": 0.5, "gradient_accumulation_steps": 2},
+    "all, cached and accumulated": {
+        "sparc_weight": 0.5,
+        "gradient_accumulation_steps": 2,
+        "gradient_cache_chunk": 3,
+    },
+}
+
+
+class Recorder(FastGoalTrainer):
+    """Keeps the loss of every batch."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(loss.item())
+        return loss
+
+
+class Gradients(TrainerCallback):
+    """Keeps every parameter's gradient as the optimiser is about to see it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def train(clip, pairs, folder, batch, case):
+    """Losses and gradients of an epoch over the first rows in their order, from and at the same weights."""
+    args = FastGoalTrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        **CASES[case],
+    )
+    gradients = Gradients()
+    trainer = Recorder(
+        model=FastGoalCLIPModel.from_clip(clip),
+        args=args,
+        processing_class=FastGoalProcessor.from_clip(clip),
+        train_dataset=PairData(pairs, limit=ROWS),
+        callbacks=[gradients],
+    )
+    trainer.losses = []
+    trainer.train()
+    wrapped = type(trainer.model_wrapped).__name__
+    return {"losses": trainer.losses, "gradients": gradients.steps, "processes": args.world_size, "model": wrapped}
+
+
+def work(rank, port, clip, pairs, folder):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    results = {case: train(clip, pairs, folder, WHOLE // 2, case) for case in CASES}
+    torch.save({"pid": os.getpid(), **results}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_clip, pairs_folder, tmp_path_factory):
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, str(tiny_clip), str(pairs_folder), str(folder))
+    context = mp.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, *arguments)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_processes_ran(ranks):
+    assert len({rank["pid"] for rank in ranks} | {os.getpid()}) == 3
+    for rank in ranks:
+        for case in CASES:
+            assert rank[case]["processes"] == 2
+            assert rank[case]["model"] == "DistributedDataParallel"
+            assert len(rank[case]["losses"]) == 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_they_are_one(ranks, case, tiny_clip, pairs_folder, tmp_path):
+    whole = train(str(tiny_clip), str(pairs_folder), str(tmp_path), WHOLE, case)
+    assert whole["processes"] == 1
+    assert len(whole["gradients"]) == (1 if "accumulated" in case else 2)
+    for rank in ranks:
+        assert rank[case]["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+        assert len(rank[case]["gradients"]) == len(whole["gradients"])
+        for got, expected in zip(rank[case]["gradients"], whole["gradients"]):
+            assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+            for name, gradient in expected.items():
+                torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{case}: {name}")
+            # DDP gives the parameters that had no part in the loss a gradient of 0.
+            for name in got.keys() - expected.keys():
+                assert (got[name] == 0).all()
+
+
+def test_the_run_script_in_two_processes(tiny_clip, pairs_folder, tmp_path):
+    output = tmp_path / "out"
+    flags = {
+        "model": tiny_clip,
+        "train_data": pairs_folder,
+        "output_dir": output,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": 0,
+        "use_cpu": "true",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    command = [*launch, *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    # 12 rows are two steps of 2 x 4 rows; one process would have made three.
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 2
+    assert (output / "model.safetensors").is_file()
