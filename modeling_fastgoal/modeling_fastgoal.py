@@ -156,6 +156,32 @@ class FastGoalCLIPModel(CLIPModel):
         model.config.dtype = clip.config.dtype
         return model.eval()
 
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `CLIPModel.get_text_features`, but longer texts are cut as the tokenizer would have cut them.
+
+        Pipelines do not truncate; a plain `CLIPModel` stops at such a text.
+        """
+        limit = self.config.text_config.max_position_embeddings
+        if input_ids.shape[1] > limit:
+            # A legacy configuration says 2 and means the highest id.
+            legacy = self.text_model.eos_token_id == 2
+            end = input_ids.max() if legacy else self.text_model.eos_token_id
+            input_ids = input_ids[:, :limit].clone()
+            cut = ~(input_ids == end).any(dim=1)
+            input_ids[cut, -1] = end
+            attention_mask = None if attention_mask is None else attention_mask[:, :limit]
+            position_ids = None if position_ids is None else position_ids[:, :limit]
+            logger.warning_once(f"Some texts have more than {limit} tokens and were cut there.")
+        return super().get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+
     @can_return_tuple
     def forward(
         self,
