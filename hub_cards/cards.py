@@ -212,7 +212,9 @@ class DataFacts:
         except FileNotFoundError:
             manifest = {}
         if "summary" not in manifest:
-            raise ValueError(f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first.")
+            raise ValueError(
+                f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first."
+            )
         summary, settings = manifest["summary"], dict(manifest["settings"])
         for key in ("source_rows", "source_fingerprint", "image_column", "caption_column"):
             settings.pop(key, None)
@@ -344,7 +346,8 @@ def hardware(world_size: int) -> str:
         return f"{world_size} x {torch.cuda.get_device_name()}"
     if torch.accelerator.is_available():
         return f"{world_size} x {torch.accelerator.current_accelerator()}"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads{f', {world_size} processes' * (world_size > 1)})"
+    processes = f", {world_size} processes" if world_size > 1 else ""
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads{processes})"
 
 
 def versions() -> dict[str, str]:

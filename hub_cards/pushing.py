@@ -88,9 +88,7 @@ def push(
         files, left_out = choose_files(folder, kind)
         refuse_secrets(folder, files, secret)
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-        commit = api.create_commit(
-            url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision
-        )
+        commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
     except HfHubHTTPError as error:
         raise OSError(_refusal(error, repo).replace(secret, "***")) from None
     except (httpx.HTTPError, RuntimeError) as error:

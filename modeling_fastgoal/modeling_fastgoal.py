@@ -16,6 +16,8 @@ from .positions_fastgoal import CLIP_POSITIONS, LONGEST, stretch_positions
 
 logger = logging.get_logger(__name__)
 
+PIPELINE_CLASS = "AutoModelForZeroShotImageClassification"
+
 
 @dataclass
 class FastGoalOutput(ModelOutput):
@@ -155,6 +157,13 @@ class FastGoalCLIPModel(CLIPModel):
         model.set_attn_implementation(clip.config._attn_implementation)
         model.config.dtype = clip.config.dtype
         return model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; with `trust_remote_code=True` a pipeline too finds this class."""
+        # `register_for_auto_class` knows one name, and a pipeline asks for another.
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, PIPELINE_CLASS: f"modeling_fastgoal.{type(self).__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_text_features(
         self,

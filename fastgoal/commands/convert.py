@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.convert import convert
 
     done = convert(args.file, args.base, args.output, args.max_text_length, args.drop_unmatched)
-    print(f"{args.output}: {done.tensors} tensors of a file in the {done.layout} layout, {done.positions} text positions")
+    print(f"{args.output}: {done.tensors} tensors, {done.layout} layout, {done.positions} text positions")
     if done.max_text_length != done.positions:
         print(f"text positions stretched from {done.positions} to {done.max_text_length}")
     for title, names in (("no weights, not needed", done.ignored), ("left out, as you asked", done.dropped)):

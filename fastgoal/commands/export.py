@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--onnx", action="store_true", required=True, help="the format; ONNX is the only one")
     parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of a CLIP checkpoint")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the files (default: onnx/ in the model's)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the files (default: onnx/ in the model's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,5 +28,6 @@ def run(args: argparse.Namespace) -> int:
     pushed = push(args.folder, args.repo, private=args.private, message=args.message)
     print(f"{pushed.url}: {len(pushed.sent)} files")
     if pushed.left_out:
-        print(f"not sent: {', '.join(pushed.left_out[:10])}{' ...' if len(pushed.left_out) > 10 else ''}")
+        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
+        print(f"not sent: {', '.join(top)}")
     return 0
