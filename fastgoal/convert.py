@@ -22,6 +22,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 NOT_WEIGHTS = re.compile(r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)")
 # Long-CLIP keeps CLIP's first rows in one table and the stretched rest in another.
 LONG_CLIP_KEPT = 20
+CLIP_POSITIONS = 77
 POSITIONS = "text_model.embeddings.position_embedding.weight"
 
 _TOP = {
@@ -118,7 +119,8 @@ def convert(
     dropped = _check(state, expected, str(file), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
-    model = FastGoalCLIPModel.from_clip(clip, max(max_text_length, positions) if positions > 77 else max_text_length)
+    # A text tower of more positions than CLIP's was stretched before, and keeps them.
+    model: Any = FastGoalCLIPModel.from_clip(clip, positions if positions > CLIP_POSITIONS else max_text_length)
     length = model.config.text_config.max_position_embeddings
     processor = FastGoalProcessor.from_clip(base)
     processor.tokenizer.model_max_length = length

@@ -390,6 +390,7 @@ def save_examples(
     (folder / EXAMPLES).mkdir(exist_ok=True)
     with eval_mode(model), torch.no_grad():
         inputs = processor(images=list(images), text=labels).to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         logits = model(**inputs).logits_per_image.float()
     examples = []
     for number, (image, row) in enumerate(zip(images, logits.softmax(dim=-1).tolist(), strict=True), start=1):

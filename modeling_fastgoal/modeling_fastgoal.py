@@ -176,7 +176,7 @@ class FastGoalCLIPModel(CLIPModel):
 
         Pipelines do not truncate; a plain `CLIPModel` stops at such a text.
         """
-        limit = self.config.text_config.max_position_embeddings
+        limit = self.text_model.embeddings.position_embedding.num_embeddings
         if input_ids.shape[1] > limit:
             # A legacy configuration says 2 and means the highest id.
             legacy = self.text_model.eos_token_id == 2

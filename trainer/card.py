@@ -139,7 +139,8 @@ def _rows(data: Any) -> list[Mapping[str, Any]]:
     """The first rows of a data set that is read by number."""
     if data is None or isinstance(data, Mapping) or not hasattr(data, "__getitem__"):
         return []
-    return [data[index] for index in range(min(PICTURES, len(data)))]
+    rows = [data[index] for index in range(min(PICTURES, len(data)))]
+    return [row for row in rows if isinstance(row, Mapping) and "image" in row and "caption" in row]
 
 
 def _length(data: Any) -> int:

@@ -70,6 +70,8 @@ def check(output, expected):
     assert processor.tokenizer.model_max_length == loaded.config.text_config.max_position_embeddings == 248
     assert (output / "model.safetensors").is_file()
     assert (output / "README.md").is_file()
+    assert (output / "handler.py").is_file()
+    assert not [*output.rglob("*.bin"), *output.rglob("*.pt"), *output.rglob("*.pth")]
 
 
 def stretched(state):

@@ -1,8 +1,10 @@
 """Every way of loading a saved folder where this package is missing, and what happens to very long labels."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +127,18 @@ def test_a_model_that_was_loaded_and_saved_again_still_names_its_classes(folder,
         }
         assert (place / "model.safetensors").is_file()
         assert not [*place.glob("*.bin")]
+
+
+def test_nothing_trusts_remote_code_by_itself():
+    import fastgoal
+    import fastgoal.hub_cards
+    import fastgoal.modeling_fastgoal
+    import fastgoal.processing
+    import fastgoal.trainer
+
+    packages = (fastgoal, fastgoal.hub_cards, fastgoal.modeling_fastgoal, fastgoal.processing, fastgoal.trainer)
+    files = [path for package in packages for path in Path(package.__file__).parent.rglob("*.py")]
+    assert len(files) > 30
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert "trust_remote_code" not in {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}, path

@@ -90,6 +90,31 @@ def test_no_secret_and_no_path_in_any_file(trained):
                 assert str(trained.parent).encode() not in content, path
 
 
+def test_nothing_is_written_outside_the_output_folder(trained):
+    assert sorted(path.name for path in trained.parent.iterdir()) == ["my-model", "squares"]
+
+
+def test_without_pictures_no_data_is_copied(trained, tiny_clip, tmp_path):
+    from fastgoal.trainer.run import main
+
+    settings = {
+        "model": tiny_clip,
+        "train_data": trained.parent / "squares",
+        "output_dir": tmp_path / "run",
+        "objective": "global",
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "dataloader_num_workers": 0,
+        "use_cpu": True,
+        "card_pictures": False,
+    }
+    assert main([word for name, value in settings.items() for word in (f"--{name}", str(value))]) == 0
+    assert not (tmp_path / "run" / "examples").exists()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "examples/" not in text
+    assert "`global`: 1.0 x global |" in text
+
+
 def test_checkpoints_have_cards_too(trained):
     card = ModelCard.load(trained / "checkpoint-2" / "README.md")
     assert "| steps | 2 " in card.text
