@@ -123,12 +123,12 @@ class ModelFacts:
 
     Attributes:
         name: Hub id, or the folder's last name where there is none yet.
-        base_model: Hub id or folder of the CLIP it was made of.
         max_text_length: Tokens that the text tower reads.
         image_size: Side of the input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         parameters: Number of weights.
+        base_model: Hub id or folder of the CLIP it was made of, where it is known.
         license: Identifier as on the Hub; None if nobody stated it.
         converted_from: File that the weights come from.
         training: How it was trained here.
@@ -138,12 +138,12 @@ class ModelFacts:
     """
 
     name: str
-    base_model: str | None
     max_text_length: int
     image_size: int
     patch_size: int
     dim: int
     parameters: int
+    base_model: str | None = None
     license: str | None = None
     converted_from: str | None = None
     training: TrainingFacts | None = None

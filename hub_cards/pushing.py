@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from .cards import CARD, DataFacts, ModelFacts, copy_handler, rename_card, write_data_card, write_model_card
 
@@ -91,7 +90,7 @@ def push(
         commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
     except HfHubHTTPError as error:
         raise OSError(_refusal(error, repo).replace(secret, "***")) from None
-    except (httpx.HTTPError, RuntimeError) as error:
+    except (HTTPError, RuntimeError, ConnectionError, TimeoutError) as error:
         reason = f"{error} {error.__cause__ or ''}".strip().replace(secret, "***")
         raise OSError(
             f"'{repo}' could not be sent: {reason} Nothing was changed there. Repeat the command: what has arrived is "

@@ -130,6 +130,22 @@ def test_a_push_that_fails_half_way_is_repeated(hub, outside, folder):
     assert hub.repos["somebody/squares"].commits[-1][0] == "again"
 
 
+def test_a_folder_without_a_card_gets_one(hub, outside, folder):
+    (folder / "README.md").unlink()
+    (folder / "handler.py").unlink()
+    done = push(outside, folder, "me/squares")
+    assert done.returncode == 0, done.stderr
+    assert b'name = "me/squares"' in hub.repos["me/squares"].files["README.md"]
+    assert "handler.py" in hub.repos["me/squares"].files
+
+
+def test_a_hub_out_of_reach(hub, outside, folder):
+    hub.url = "http://127.0.0.1:1"
+    done = push(outside, folder, "me/squares")
+    assert done.returncode == 2
+    assert "'me/squares' could not be sent: " in done.stderr.splitlines()[-1]
+
+
 def test_without_a_token_it_says_so(hub, outside, folder):
     done = push(outside, folder, "me/squares", token=None)
     assert done.returncode == 2
