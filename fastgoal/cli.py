@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("pairs", "train", "evaluate", "quickstart")
+COMMANDS = ("pairs", "train", "evaluate", "quickstart", "convert", "export", "push")
 
 EPILOG = """\
 examples:
@@ -17,6 +17,7 @@ examples:
   fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16 --detector yolo11n.pt
   fastgoal train config.yaml
   fastgoal evaluate --model outputs/ --data test/ --output report.json
+  fastgoal push outputs/ OWNER/NAME
 
 `fastgoal COMMAND --help` explains a command.
 """

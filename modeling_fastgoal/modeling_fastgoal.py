@@ -17,6 +17,8 @@ from .sparc_fastgoal import sparc_losses, word_mask
 
 logger = logging.get_logger(__name__)
 
+PIPELINE_CLASS = "AutoModelForZeroShotImageClassification"
+
 
 @dataclass
 class FastGoalOutput(ModelOutput):
@@ -165,6 +167,39 @@ class FastGoalCLIPModel(CLIPModel):
         model.set_attn_implementation(clip.config._attn_implementation)
         model.config.dtype = clip.config.dtype
         return model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; with `trust_remote_code=True` a pipeline too finds this class."""
+        # `register_for_auto_class` knows one name, and a pipeline asks for another.
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, PIPELINE_CLASS: f"modeling_fastgoal.{type(self).__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `CLIPModel.get_text_features`, but longer texts are cut as the tokenizer would have cut them.
+
+        Pipelines do not truncate; a plain `CLIPModel` stops at such a text.
+        """
+        limit = self.text_model.embeddings.position_embedding.num_embeddings
+        if input_ids.shape[1] > limit:
+            # A legacy configuration says 2 and means the highest id.
+            legacy = self.text_model.eos_token_id == 2
+            end = input_ids.max() if legacy else self.text_model.eos_token_id
+            input_ids = input_ids[:, :limit].clone()
+            cut = ~(input_ids == end).any(dim=1)
+            input_ids[cut, -1] = end
+            attention_mask = None if attention_mask is None else attention_mask[:, :limit]
+            position_ids = None if position_ids is None else position_ids[:, :limit]
+            logger.warning_once(f"Some texts have more than {limit} tokens and were cut there.")
+        return super().get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
 
     @can_return_tuple
     def forward(

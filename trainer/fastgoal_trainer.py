@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
+from fastgoal.hub_cards.pushing import push, require_token
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.sparc_fastgoal import sparc_losses
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
+from .card import CardOptions, finish_folder
 from .collator import FastGoalCollator
 from .gather import gather_with_gradient
 from .gradient_cache import cached_backward
@@ -44,7 +46,8 @@ class FastGoalTrainer(Trainer):
     to fill it are left out of the loss: N processes do what one process with the whole batch does.
 
     Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports the loss and
-    R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor.
+    R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor and a model card,
+    filled from the training so far and from `card`, what the trainer cannot know by itself.
 
     Args:
         model: A `FastGoalCLIPModel`.
@@ -92,6 +95,7 @@ class FastGoalTrainer(Trainer):
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
+        self.card = CardOptions()
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
@@ -276,6 +280,64 @@ class FastGoalTrainer(Trainer):
                 logs["logit_scale"] = round(self._logit_scale.item(), 2)
             self._part_sums, self._part_steps = {}, 0
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set."""
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            finish_folder(self, output_dir or self.args.output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write our model card; the automatic one never replaces it."""
+        if self.is_world_process_zero():
+            finish_folder(self, self.args.output_dir)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository on the Hub. Without a token this is an error here, before anything is trained."""
+        if self.is_world_process_zero():
+            require_token(token or self.args.hub_token)
+        super().init_hf_repo(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save, and send model, processor, card and code in one commit, which this waits for."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return self._push(self.args.output_dir, commit_message or "End of training", token, revision)
+
+    def _push(self, folder: str, message: str, token: str | None = None, revision: str | None = None) -> Any:
+        return push(
+            folder,
+            self.hub_model_id or "",
+            private=self.args.hub_private_repo,
+            token=token or self.args.hub_token,
+            message=message,
+            revision=revision or self.args.hub_revision,
+        ).commit
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The Trainer pickles its arguments into the folder: without the token, which is no setting of the training.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _note_parts(self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor) -> None:
         for name, value in parts.items():

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.pair_data import PairData
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -39,6 +40,10 @@ class RunArguments:
     max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card, as in `mit`."})
+    card_pictures: bool = field(
+        default=True, metadata={"help": "Put three training pictures with their pairs, and examples, into the card."}
+    )
 
 
 def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:
@@ -71,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
     )
+    trainer.card = CardOptions(run.model, run.license, run.card_pictures)
     for name, weight in trainer.objective.weights().items():
         setattr(model.config, name, weight)
     result = trainer.train(resume_from_checkpoint=_checkpoint(args))
@@ -82,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+        trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
     return 0

@@ -1,0 +1,37 @@
+"""`fastgoal export`: a model for other runtimes."""
+
+import argparse
+from pathlib import Path
+
+HELP = "export both towers of a model to ONNX, checked against PyTorch"
+
+EPILOG = """\
+Writes vision_model.onnx and text_model.onnx. Embeddings are normalised; the number of rows and of tokens is free.
+Needs `pip install 'fastgoal[onnx]'`.
+
+example:
+  fastgoal export --onnx --model outputs/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--onnx", action="store_true", required=True, help="the format; ONNX is the only one")
+    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of a CLIP checkpoint")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the files (default: onnx/ in the model's)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    output = args.output
+    if output is None:
+        if not Path(args.model).is_dir():
+            raise ValueError(f"--model {args.model} is no folder here; name a folder for the files with --output.")
+        output = Path(args.model) / "onnx"
+
+    from fastgoal.export_onnx import export_onnx
+
+    for name, difference in export_onnx(args.model, output).items():
+        print(f"{output / name}: differs from PyTorch by at most {difference:.1e}")
+    return 0

@@ -1,0 +1,33 @@
+"""`fastgoal push`: a model or a pairs data set to the Hugging Face Hub."""
+
+import argparse
+
+HELP = "send a model, with processor, card and code, or a pairs data set to the Hugging Face Hub"
+
+EPILOG = """\
+Sends only what belongs to a model or data set (safetensors, configurations, card, code, examples; never pickles,
+checkpoints or logs), in one commit. A push that failed may be repeated. The access token is the one of
+`hf auth login` or HF_TOKEN.
+
+example:
+  fastgoal push outputs/ OWNER/NAME --private
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("folder", metavar="DIR", help="folder of a saved model, or what `fastgoal pairs` wrote")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--message", default="Upload with fastgoal", help="message of the commit")
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastgoal.hub_cards.pushing import push
+
+    pushed = push(args.folder, args.repo, private=args.private, message=args.message)
+    print(f"{pushed.url}: {len(pushed.sent)} files")
+    if pushed.left_out:
+        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
+        print(f"not sent: {', '.join(top)}")
+    return 0

@@ -1,0 +1,281 @@
+"""Other projects' CLIP weights as a folder of ours: GOAL's `.pth`, Long-CLIP's `.pt`, open_clip state dicts.
+
+Only tensors are read. Pickles are opened with `weights_only=True`, which never runs what they hold, and every name in
+a file is either used, known not to be a weight, or reported.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+# Keys under which training programs put the weights beside their optimiser and the like.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Tensors that are no weights: tables and masks that every model makes for itself.
+NOT_WEIGHTS = re.compile(r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)")
+# Long-CLIP keeps CLIP's first rows in one table and the stretched rest in another.
+LONG_CLIP_KEPT = 20
+CLIP_POSITIONS = 77
+POSITIONS = "text_model.embeddings.position_embedding.weight"
+
+_TOP = {
+    "logit_scale": "logit_scale",
+    "positional_embedding": POSITIONS,
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection.weight": "text_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    # `pre_layrnorm` is how transformers spells it.
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj.weight": "visual_projection.weight",
+}
+# Stored as (width, dim) and used as `x @ matrix`, where a linear layer stores (dim, width).
+_TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_BLOCK = re.compile(r"(?P<visual>visual\.)?transformer\.resblocks\.(?P<layer>\d+)\.(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` made.
+
+    Attributes:
+        layout: `transformers` (GOAL), `long-clip` or `open_clip` (and OpenAI's), by the names in the file.
+        tensors: Tensors of the file that became weights.
+        ignored: Entries of the file that are no weights, such as masks or an optimiser's state.
+        dropped: Tensors that have no place in the model, left out because the caller asked for it.
+        positions: Text positions in the file.
+        max_text_length: Text positions of the model that was written.
+    """
+
+    layout: str
+    tensors: int
+    ignored: list[str]
+    dropped: list[str]
+    positions: int
+    max_text_length: int
+
+
+def convert(
+    file: str | os.PathLike[str],
+    base: str,
+    output: str | os.PathLike[str],
+    max_text_length: int = 248,
+    drop_unmatched: bool = False,
+) -> Conversion:
+    """Write a file of CLIP weights as a folder that `AutoModel.from_pretrained` loads.
+
+    Args:
+        file: `.safetensors`, or a PyTorch file with a state dict (`.pt`, `.pth`, `.bin`).
+        base: CLIP checkpoint of the same shape, a folder or a Hub id: gives the configuration (number of heads,
+            activation...), tokenizer and image processor. Its weights are not used.
+        output: Folder to write, new or empty.
+        max_text_length: Tokens the model shall read, for a file of 77 positions.
+        drop_unmatched: Leave tensors out that have no place in the model, instead of stopping.
+
+    Raises:
+        ValueError: The file is no state dict, holds other objects than tensors, or does not fit the base; the message
+            lists the names or shapes.
+        FileNotFoundError: There is no such file.
+    """
+    from transformers import AutoConfig, CLIPModel
+
+    from fastgoal.hub_cards.cards import ModelFacts, copy_handler, write_model_card
+    from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+    from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output='{output}' exists and is not an empty folder. Choose a new folder.")
+    config = AutoConfig.from_pretrained(base)
+    if config.model_type != "clip":
+        raise ValueError(f"base={base!r} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
+
+    state, ignored = read_state_dict(file)
+    state, layout = clip_names(state)
+    positions = len(state[POSITIONS]) if POSITIONS in state else config.text_config.max_position_embeddings
+    config.text_config.max_position_embeddings = positions
+    clip = CLIPModel(config)
+    expected = {name: tensor.shape for name, tensor in clip.state_dict().items()}
+    dropped = _check(state, expected, str(file), base, drop_unmatched)
+    clip.load_state_dict({name: state[name].float() for name in expected})
+
+    # A text tower of more positions than CLIP's was stretched before, and keeps them.
+    model: Any = FastGoalCLIPModel.from_clip(clip, positions if positions > CLIP_POSITIONS else max_text_length)
+    length = model.config.text_config.max_position_embeddings
+    processor = FastGoalProcessor.from_clip(base)
+    processor.tokenizer.model_max_length = length
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    facts = ModelFacts.of_folder(output, base_model=base, converted_from=f"{Path(file).name} ({layout} layout)")
+    write_model_card(output, facts)
+    copy_handler(output)
+    return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
+
+
+def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of a file by name, and the names of its entries that are no weights.
+
+    A pickle is never executed: only tensors and plain containers are accepted.
+
+    Raises:
+        ValueError: The file cannot be read as that.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"file='{path}' does not exist or is a folder; name a file with CLIP weights.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"file='{path}' is no safetensors file: {error}.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"file='{path}' cannot be read as a state dict of tensors, and nothing else in it was run ({reason[0]}). "
+            "A TorchScript archive or a whole pickled model must be saved again by the program that made it: "
+            "`torch.save(model.state_dict(), 'weights.pt')`."
+        ) from error
+    ignored: list[str] = []
+    for _ in WRAPPERS:
+        wrapper = next((name for name in WRAPPERS if isinstance(content, Mapping) and _is_dict(content, name)), None)
+        if wrapper is None:
+            break
+        ignored += [str(name) for name in content if name != wrapper]
+        content = content[wrapper]
+    if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"file='{path}' holds no state dict: expected tensors by name, got {_describe(content)}.")
+    state: dict[str, torch.Tensor] = {}
+    for name, value in content.items():
+        # Wrappers of several GPUs and of torch.compile put their own names in front.
+        bare = re.sub(r"^(module\.|_orig_mod\.)+", "", str(name))
+        if not isinstance(value, torch.Tensor) or NOT_WEIGHTS.fullmatch(bare):
+            ignored.append(str(name))
+        else:
+            state[bare] = value
+    return state, ignored
+
+
+def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """The same weights under the names and in the shapes of transformers' `CLIPModel`.
+
+    Names that are not known stay as they are.
+
+    Args:
+        state: Weights of GOAL (transformers' names already), Long-CLIP, open_clip or OpenAI.
+
+    Returns:
+        The weights, and the layout they had: `transformers`, `long-clip` or `open_clip`.
+
+    Raises:
+        ValueError: A fused tensor does not divide into query, key and value, or a table of Long-CLIP is missing.
+    """
+    if any(name.startswith(("text_model.", "vision_model.")) for name in state):
+        return dict(state), "transformers"
+    named: dict[str, torch.Tensor] = {}
+    # open_clip's models with a text tower of their own put `text.` in front of its names.
+    source = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    if len(source) < len(state):
+        raise ValueError("The file has the text tower's weights twice, with and without `text.` in front.")
+    layout = "open_clip"
+    stretched = source.pop("positional_embedding_res", None)
+    if stretched is not None:
+        layout = "long-clip"
+        kept = source.get("positional_embedding")
+        if kept is None or kept.shape != stretched.shape:
+            raise ValueError(
+                "`positional_embedding_res` needs a `positional_embedding` of its shape "
+                f"{tuple(stretched.shape)} beside it, got {None if kept is None else tuple(kept.shape)}."
+            )
+        source["positional_embedding"] = torch.cat([kept[:LONG_CLIP_KEPT], stretched[LONG_CLIP_KEPT:]])
+    for name, tensor in source.items():
+        block = _BLOCK.fullmatch(name)
+        if block is not None:
+            named.update(_layer(name, block, tensor))
+        elif name in _TRANSPOSED and tensor.ndim == 2:
+            named[_TRANSPOSED[name]] = tensor.T.contiguous()
+        elif name == "logit_scale":
+            named[name] = tensor.reshape(())
+        else:
+            named[_TOP.get(name, name)] = tensor
+    return named, layout
+
+
+def _layer(name: str, block: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One tensor of a transformer block; the fused attention input becomes three."""
+    tower = "vision_model" if block["visual"] else "text_model"
+    prefix = f"{tower}.encoder.layers.{block['layer']}"
+    rest = block["rest"]
+    if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
+        if len(tensor) % 3:
+            raise ValueError(f"`{name}` must hold query, key and value in 3 equal parts, got {tuple(tensor.shape)}.")
+        kind = rest.removeprefix("attn.in_proj_")
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{prefix}.self_attn.{letter}_proj.{kind}": part.contiguous() for letter, part in parts}
+    module, _, kind = rest.rpartition(".")
+    return {f"{prefix}.{_LAYERS[module]}.{kind}" if module in _LAYERS else name: tensor}
+
+
+def _check(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], file: str, base: str, drop_unmatched: bool
+) -> list[str]:
+    """Compare names and shapes with the model's; returns the names that have no place in it."""
+    unmatched = sorted(set(state) - set(expected))
+    missing = sorted(set(expected) - set(state))
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} and must be {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    problems = []
+    if shapes:
+        problems.append(f"{len(shapes)} wrong shapes: {_few(shapes)}")
+    if missing:
+        problems.append(f"{len(missing)} weights are missing: {_few(missing)}")
+    if unmatched and (problems or not drop_unmatched):
+        problems.append(f"{len(unmatched)} names have no place in it: {_few(unmatched)}")
+    if not problems:
+        return unmatched
+    way_out = (
+        "Name the CLIP that the weights were trained from as the base."
+        if shapes or missing
+        else "To leave these out, say so with drop_unmatched (--drop-unmatched)."
+    )
+    raise ValueError(f"file='{file}' does not fit a CLIP like base={base!r}. {'. '.join(problems)}. {way_out}")
+
+
+def _few(items: list[str], limit: int = 20) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + rest
+
+
+def _is_dict(content: Mapping[Any, Any], name: str) -> bool:
+    return isinstance(content.get(name), Mapping)
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a dict with the keys {list(map(str, content))[:8]}"
+    return type(content).__name__

@@ -1,0 +1,125 @@
+"""Both towers as ONNX files, checked against PyTorch."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+TOLERANCE = 1e-4
+
+
+class _ImageTower(nn.Module):
+    """Pixels to normalised embeddings."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.clip.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+
+
+class _TextTower(nn.Module):
+    """Token ids to normalised embeddings."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        features = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return nn.functional.normalize(features.pooler_output, dim=-1)
+
+
+def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
+    """Write `vision_model.onnx` and `text_model.onnx`, with any number of rows and, for texts, of tokens.
+
+    The first takes `pixel_values` `(images, 3, height, width)` and gives `image_embeds`; the second takes `input_ids`
+    and `attention_mask` `(texts, tokens)` and gives `text_embeds`; embeddings are normalised.
+
+    Args:
+        name: Folder or Hub id of a CLIP checkpoint.
+        output: Folder for the two files; made if need be.
+
+    Returns:
+        Largest difference from PyTorch by file name, over batches and lengths other than the traced ones.
+
+    Raises:
+        ImportError: ONNX is not installed.
+        ValueError: The checkpoint is no CLIP, or ONNX Runtime's embeddings differ by more than 1e-4; the file is then
+            not left behind.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error}. ONNX export needs more packages: pip install 'fastgoal[onnx]'") from error
+    from transformers import AutoConfig, CLIPModel
+
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != "clip":
+        raise ValueError(f"{name!r} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
+    clip = CLIPModel.from_pretrained(name, attn_implementation="eager", dtype=torch.float32).eval()
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+
+    size, length = config.vision_config.image_size, config.text_config.max_position_embeddings
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(rows: int) -> tuple[torch.Tensor, ...]:
+        return (torch.randn(rows, 3, size, size, generator=generator),)
+
+    def tokens(rows: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Random ids with an end, each row one token shorter than the one before it, and padded."""
+        text = config.text_config
+        # A legacy configuration says 2 and means the highest id.
+        end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+        ids = torch.randint(text.vocab_size, (rows, width), generator=generator)
+        mask = torch.ones_like(ids)
+        for row in range(rows):
+            ids[row, width - 1 - row :] = end
+            mask[row, width - row :] = 0
+        return ids, mask
+
+    rows, width = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("tokens", min=2, max=length)
+    towers: list[tuple[str, nn.Module, list[str], str, Any, list[tuple[torch.Tensor, ...]]]] = [
+        ("vision_model", _ImageTower(clip), ["pixel_values"], "image_embeds", ({0: rows},), [pixels(2), pixels(3)]),
+        (
+            "text_model",
+            _TextTower(clip),
+            ["input_ids", "attention_mask"],
+            "text_embeds",
+            ({0: rows, 1: width}, {0: rows, 1: width}),
+            [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)],
+        ),
+    ]
+    differences = {}
+    for tower, module, inputs, result, shapes, samples in towers:
+        path = output / f"{tower}.onnx"
+        with torch.no_grad():
+            torch.onnx.export(
+                module.eval(),
+                samples[0],
+                str(path),
+                input_names=inputs,
+                output_names=[result],
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        difference = 0.0
+        for sample in samples:
+            with torch.no_grad():
+                expected = module(*sample)
+            feed = {key: tensor.numpy() for key, tensor in zip(inputs, sample, strict=True)}
+            got = torch.from_numpy(session.run([result], feed)[0])
+            difference = max(difference, (got - expected).abs().max().item())
+        if not difference <= TOLERANCE:
+            for file in output.glob(f"{path.name}*"):
+                file.unlink()
+            raise ValueError(f"{path.name} differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}.")
+        differences[path.name] = difference
+    return differences

@@ -1,0 +1,189 @@
+"""Send a model or a pairs data set to the Hub: a list of allowed files, one commit, no secrets.
+
+A commit is all or nothing, so a push that fails half-way leaves the repository as it was; repeated, it sends only what
+has not arrived.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from .cards import CARD, DataFacts, ModelFacts, copy_handler, rename_card, write_data_card, write_model_card
+
+MODEL_FILES = (
+    CARD,
+    "LICENSE*",
+    "*.json",
+    "*.safetensors",
+    "merges.txt",
+    "*.py",
+    "examples/*.jpg",
+    "onnx/*.onnx",
+    "onnx/*.onnx.data",
+)
+# What a training leaves beside the model: paths of the machine, and numbers that the card has.
+NOT_MODEL_FILES = ("trainer_state.json", "*_results.json", ".*")
+DATA_FILES = (CARD, "LICENSE*", "data/*.parquet")
+TEXT_FILES = (".md", ".json", ".py", ".txt", "")
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What `push` sent.
+
+    Attributes:
+        repo: Full id on the Hub.
+        url: Of the repository.
+        sent: Files of the commit, paths inside the folder.
+        left_out: Files of the folder that are not sent.
+        commit: Of the Hub.
+    """
+
+    repo: str
+    url: str
+    sent: list[str]
+    left_out: list[str]
+    commit: CommitInfo
+
+
+def push(
+    folder: str | os.PathLike[str],
+    repo: str,
+    private: bool | None = None,
+    token: str | None = None,
+    message: str = "Upload with fastgoal",
+    revision: str | None = None,
+) -> Pushed:
+    """Send a folder to the Hub: a saved model with its processor, card and code, or what `fastgoal pairs` wrote.
+
+    A card that is missing is written first; in the card the folder's name becomes the repository's.
+
+    Args:
+        folder: The model's or data set's folder.
+        repo: `OWNER/NAME`, or `NAME` for one's own; made if it does not exist.
+        private: Whether a new repository is private; the account's default if None.
+        token: Access token with the right to write; the one that is logged in by default.
+        message: Of the commit.
+        revision: Branch, the main one by default.
+
+    Raises:
+        ValueError: There is no token, the folder is neither of the two, or a file holds a secret.
+        OSError: The Hub could not be reached or refused; nothing was changed, and the push may be repeated.
+    """
+    folder = Path(folder)
+    kind = kind_of(folder)
+    secret = require_token(token)
+    api = HfApi(token=secret, library_name="fastgoal")
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
+        _prepare(folder, kind, url.repo_id)
+        files, left_out = choose_files(folder, kind)
+        refuse_secrets(folder, files, secret)
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
+    except HfHubHTTPError as error:
+        raise OSError(_refusal(error, repo).replace(secret, "***")) from None
+    except (HTTPError, RuntimeError, ConnectionError, TimeoutError) as error:
+        reason = f"{error} {error.__cause__ or ''}".strip().replace(secret, "***")
+        raise OSError(
+            f"'{repo}' could not be sent: {reason} Nothing was changed there. Repeat the command: what has arrived is "
+            "not sent again."
+        ) from None
+    return Pushed(url.repo_id, str(url), files, left_out, commit)
+
+
+def require_token(token: str | None = None) -> str:
+    """The token given, or the one that is logged in.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = token or get_token()
+    if not found:
+        raise ValueError(
+            "There is no access token for the Hub. Make one with the right to write at "
+            "https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
+        )
+    return found
+
+
+def kind_of(folder: Path) -> str:
+    """`model` or `dataset`, by the files in a folder.
+
+    Raises:
+        ValueError: It is neither, or the model's weights are not safetensors.
+    """
+    if (folder / "fastgoal_pairs.json").is_file():
+        return "dataset"
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"folder='{folder}' holds neither a saved model (config.json) nor what `fastgoal pairs` wrote."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"folder='{folder}' has no weights in safetensors; other kinds are not sent.")
+    return "model"
+
+
+def choose_files(folder: Path, kind: str) -> tuple[list[str], list[str]]:
+    """Files to send and files left out, as paths inside the folder with forward slashes.
+
+    Only what belongs to a model or data set is sent: no pickles, no checkpoints, no logs.
+    """
+    allowed, refused = (MODEL_FILES, NOT_MODEL_FILES) if kind == "model" else (DATA_FILES, (".*",))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    sent = [name for name in names if _matches(name, allowed) and not _matches(name, refused)]
+    return sent, [name for name in names if name not in sent]
+
+
+def refuse_secrets(folder: Path, files: Sequence[str], token: str) -> None:
+    """Look for access tokens in the text files.
+
+    Raises:
+        ValueError: One of them holds one; the message names the file and not the token.
+    """
+    for name in files:
+        path = folder / name
+        if path.suffix in TEXT_FILES:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if token in text or SECRET.search(text):
+                raise ValueError(f"'{path}' holds an access token; it is not sent. Remove it from there first.")
+
+
+def _prepare(folder: Path, kind: str, repo: str) -> None:
+    """Write what is missing of card and handler, and name the repository in the card."""
+    card = folder / CARD
+    if not card.exists() and kind == "model":
+        write_model_card(folder, ModelFacts.of_folder(folder))
+    elif not card.exists():
+        write_data_card(folder, DataFacts.of_folder(folder))
+    if kind == "model" and not (folder / "handler.py").exists():
+        copy_handler(folder)
+    text = card.read_text(encoding="utf-8")
+    renamed = rename_card(text, repo)
+    if renamed != text:
+        card.write_text(renamed, encoding="utf-8")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path is one of the patterns; a pattern without a slash is for the folder itself, not those in it."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+
+def _refusal(error: HfHubHTTPError, repo: str) -> str:
+    status = error.response.status_code if error.response is not None else None
+    if status in (401, 403):
+        return (
+            f"The Hub refused '{repo}' ({status}): the token is not valid or may not write there. Make one with the "
+            "right to write at https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
+        )
+    return (
+        f"The Hub answered '{repo}' with an error: {error}. Nothing was changed there; repeat the command later, what "
+        "has arrived is not sent again."
+    )

@@ -1,0 +1,144 @@
+"""Every way of loading a saved folder where this package is missing, and what happens to very long labels."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+
+IMAGE = Image.radial_gradient("L").convert("RGB").resize((60, 40))
+# A token for each byte, with BOS and EOS: exactly as long as the model reads, and longer.
+LONGEST = "a" * 246
+LONGER = "a" * 246 + "b" * 80
+
+ELSEWHERE = """
+import sys
+sys.modules["fastgoal"] = None
+import json
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, pipeline
+folder, longest, longer = sys.argv[1:]
+image = Image.radial_gradient("L").convert("RGB").resize((60, 40))
+plain = AutoModelForZeroShotImageClassification.from_pretrained(folder)
+trusted = AutoModelForZeroShotImageClassification.from_pretrained(folder, trust_remote_code=True)
+found = {"classes": [type(plain).__name__, type(trusted).__name__], "scores": [], "models": []}
+for trust in (None, True):
+    classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=trust)
+    found["models"].append(type(classify.model).__name__)
+    answer = classify(image, candidate_labels=["a cup", longest], hypothesis_template="{}")
+    found["scores"].append({entry["label"]: entry["score"] for entry in answer})
+    try:
+        answer = classify(image, candidate_labels=["a cup", longer], hypothesis_template="{}")
+        found["scores"].append({entry["label"]: entry["score"] for entry in answer})
+    except ValueError as error:
+        found["error"] = str(error)
+try:
+    from sentence_transformers import SentenceTransformer
+except ImportError:
+    pass
+else:
+    model = SentenceTransformer(folder)
+    found["sentence_transformers"] = {
+        "length": model.max_seq_length,
+        "texts": model.encode(["a cup", longer]).tolist(),
+        "images": model.encode([image]).tolist(),
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(folder)
+    FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What a process without this package finds in the folder."""
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), LONGEST, LONGER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def scores_of(folder, labels):
+    model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        scores = model(**processor(images=IMAGE, text=labels)).logits_per_image.softmax(dim=-1)[0]
+    return dict(zip(labels, scores.tolist(), strict=True))
+
+
+def test_pipelines(folder, found):
+    assert found["classes"] == found["models"] == ["CLIPModel", "FastGoalCLIPModel"]
+    plain, trusted, cut = found["scores"]
+    assert plain == pytest.approx(scores_of(folder, ["a cup", LONGEST]), abs=1e-5)
+    assert trusted == pytest.approx(plain, abs=1e-5)
+    # Our class cuts what the pipeline did not; a plain CLIP says what is wrong.
+    assert cut == pytest.approx(scores_of(folder, ["a cup", LONGER]), abs=1e-5)
+    assert "max_position_embeddings: 248" in found["error"]
+
+
+def test_sentence_transformers(folder, found):
+    if "sentence_transformers" not in found:
+        pytest.skip("sentence-transformers is not installed")
+    found = found["sentence_transformers"]
+    model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        texts = model.get_text_features(**processor(text=["a cup", LONGER])).pooler_output
+        images = model.get_image_features(**processor(images=IMAGE)).pooler_output
+    assert found["length"] == 248
+    torch.testing.assert_close(torch.tensor(found["texts"]), texts)
+    torch.testing.assert_close(torch.tensor(found["images"]), images)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_longer_texts_are_cut_as_the_tokenizer_cuts_them(folder, legacy):
+    model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
+    if legacy:
+        model.text_model.eos_token_id = 2
+    texts = ["a cup", LONGEST, LONGER]
+    whole = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    assert whole["input_ids"].shape[1] > 248
+    before = whole["input_ids"].clone()
+    cut = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.get_text_features(**whole).pooler_output, model.get_text_features(**cut).pooler_output
+        )
+    assert torch.equal(whole["input_ids"], before)
+
+
+def test_a_model_that_was_loaded_and_saved_again_still_names_its_classes(folder, tmp_path):
+    FastGoalCLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+    for place in (folder, tmp_path):
+        assert json.loads((place / "config.json").read_text())["auto_map"] == {
+            "AutoConfig": "configuration_fastgoal.FastGoalCLIPConfig",
+            "AutoModel": "modeling_fastgoal.FastGoalCLIPModel",
+            "AutoModelForZeroShotImageClassification": "modeling_fastgoal.FastGoalCLIPModel",
+        }
+        assert (place / "model.safetensors").is_file()
+        assert not [*place.glob("*.bin")]
+
+
+def test_nothing_trusts_remote_code_by_itself():
+    import fastgoal
+    import fastgoal.hub_cards
+    import fastgoal.modeling_fastgoal
+    import fastgoal.processing
+    import fastgoal.trainer
+
+    packages = (fastgoal, fastgoal.hub_cards, fastgoal.modeling_fastgoal, fastgoal.processing, fastgoal.trainer)
+    files = [path for package in packages for path in Path(package.__file__).parent.rglob("*.py")]
+    assert len(files) > 30
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert "trust_remote_code" not in {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}, path
