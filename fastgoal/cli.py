@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("pairs", "train", "evaluate", "quickstart")
+COMMANDS = ("pairs", "train", "evaluate", "explain", "gallery", "search", "quickstart")
 
 EPILOG = """\
 examples:

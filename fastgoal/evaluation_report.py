@@ -67,7 +67,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
                 rows,
             )
         )
-    return made
+    return [(title, head, [row + [""] * (len(head) - len(row)) for row in rows]) for title, head, rows in made]
 
 
 def _recall_table(report: dict[str, Any]) -> Table:
@@ -149,7 +149,7 @@ def as_text(report: dict[str, Any]) -> str:
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
         lines += ["", title]
         for row in [head, *rows]:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=False))]
+            cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
             lines.append("  ".join(cells).rstrip())
     if report["skipped"]:
         lines += ["", f"{len(report['skipped']):,} rows were left out:"]
@@ -165,7 +165,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += [f"- {report['dtype']}, seed {report['seed']}; {versions}"]
     for title, head, rows in tables(report):
         lines += ["", f"## {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
-        lines += [_line([*row, *("" for _ in range(len(head) - len(row)))]) for row in rows]
+        lines += [_line(row) for row in rows]
     if report["skipped"]:
         lines += ["", f"## {len(report['skipped']):,} rows were left out", ""]
         lines += [f"- {message}" for message in report["skipped"]]
