@@ -107,7 +107,9 @@ def main() -> None:
             command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--only", which]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[which] = json.loads(output.splitlines()[-1])
-        print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        print(
+            f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        )
         ours, script = results["ours"], results["script"]
         print(f"joint gallery of {args.items:,} x {args.items:,}, width {args.width}, mAP@{args.k} both ways")
         for name, result in (("fastgoal", ours), ("straightforward script", script)):

@@ -11,7 +11,11 @@ def tables(report: dict[str, Any]) -> list[Table]:
     made = [_recall_table(report)]
     if "published" in report:
         rows = [
-            [f"{row['model']} (published, {row['source']})", f"{row['text_to_image']:.2f}", f"{row['image_to_text']:.2f}"]
+            [
+                f"{row['model']} (published, {row['source']})",
+                f"{row['text_to_image']:.2f}",
+                f"{row['image_to_text']:.2f}",
+            ]
             for row in report["published"]
         ]
         ours = [f"{100 * report['metrics'][f'{way}_R@1']:.2f}" for way, _ in DIRECTIONS]
@@ -133,11 +137,16 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("captions", f"{report['captions']:,}, of which {cut} were cut at {report['max_text_length']} tokens"),
     ]
     if report["duplicate_captions"]:
-        lines.append(("repeated", f"{report['duplicate_captions']:,} captions occur before; equal ones tie, against us"))
+        lines.append(
+            ("repeated", f"{report['duplicate_captions']:,} captions occur before; equal ones tie, against us")
+        )
     if report["remark"]:
         lines.append(("note", report["remark"]))
     lines.append(
-        ("time", f"{report['seconds']:.1f} s on {report['device']}, {report['images'] / report['seconds']:.1f} images/s")
+        (
+            "time",
+            f"{report['seconds']:.1f} s on {report['device']}, {report['images'] / report['seconds']:.1f} images/s",
+        )
     )
     return lines
 

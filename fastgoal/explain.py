@@ -102,9 +102,7 @@ def explain(
 
     transform = ImageTransform.of(processor.image_processor, image.size)
     columns, rows = (side // processor.patch_size for side in transform.size)
-    shown = tuple(
-        (transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4)
-    )
+    shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
     sentences = [
         ExplainedSentence(
             pair.sentence.text,
@@ -158,7 +156,10 @@ def explanation_picture(image: Image.Image, explanations: Sequence[Explanation])
 def _panel(image: Image.Image, explanation: Explanation, width: int) -> Image.Image:
     font, bold = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(FONT_SIZE + 3)
     half = (width - 3 * MARGIN) // 2
-    with_regions, tokens = regions_picture(image, explanation, half, 460), components_picture(image, explanation, half, 460)
+    with_regions, tokens = (
+        regions_picture(image, explanation, half, 460),
+        components_picture(image, explanation, half, 460),
+    )
 
     lines: list[tuple[str, str]] = []
     for number, sentence in enumerate(explanation.sentences):
@@ -327,4 +328,3 @@ def _data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-

@@ -184,7 +184,9 @@ class ImageIndex:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the index {self.place} cannot be read ({error}); make it anew with --rebuild.") from None
         if version != _VERSION:
-            raise ValueError(f"the index {self.place} has version {version}, not {_VERSION}; make it anew with --rebuild.")
+            raise ValueError(
+                f"the index {self.place} has version {version}, not {_VERSION}; make it anew with --rebuild."
+            )
         if fingerprint != self.model_fingerprint:
             raise ValueError(
                 f"the index {self.place} was built with another model, {model}; vectors of {self.model_name} cannot be"
@@ -198,7 +200,9 @@ class ImageIndex:
                 self._index = self._faiss.read_index(str(self.place / Path(self._file).name))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"the index {self.place} cannot be read ({reason}); make it anew with --rebuild.") from None
+            raise ValueError(
+                f"the index {self.place} cannot be read ({reason}); make it anew with --rebuild."
+            ) from None
         if (0 if self._index is None else self._index.ntotal) != len(self._paths):
             raise ValueError(f"the index {self.place} does not fit together; make it anew with --rebuild.")
 
@@ -231,9 +235,7 @@ def image_files(folder: Path) -> list[Path]:
     files = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            Path(place) / name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        ]
+        files += [Path(place) / name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
     return sorted(files)
 
 

@@ -334,9 +334,7 @@ PROTOCOLS = {
             "GOAL's DCI_test.json and photos/",
             _dci_2k,
         ),
-        Protocol(
-            "urban1k", "Urban1k", 1000, 1000, "image/N.jpg and caption/N.txt", _urban1k, split=None
-        ),
+        Protocol("urban1k", "Urban1k", 1000, 1000, "image/N.jpg and caption/N.txt", _urban1k, split=None),
         Protocol(
             "sharegpt4v-1k",
             "ShareGPT4V 1k",

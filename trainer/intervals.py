@@ -65,9 +65,7 @@ def bootstrap_intervals(
     """
     sums = _Sums(ranks, ks)
     low, high = _quantiles(sums.resampled(resamples, seed))
-    return {
-        key: Interval(float(a), float(b)) for key, a, b in zip(sums.keys, low.tolist(), high.tolist(), strict=True)
-    }
+    return {key: Interval(float(a), float(b)) for key, a, b in zip(sums.keys, low.tolist(), high.tolist(), strict=True)}
 
 
 def compare(

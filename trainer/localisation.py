@@ -159,9 +159,7 @@ def localise(
             f"{source.name} has no sentence with a box that the model sees; sentences must name a box's label"
             " (or give boxes their 'sentence')."
         )
-    return Localisation(
-        {k: hits[k] / asked for k in top}, {k: chance[k] / asked for k in top}, asked, outside, patches
-    )
+    return Localisation({k: hits[k] / asked for k in top}, {k: chance[k] / asked for k in top}, asked, outside, patches)
 
 
 @torch.no_grad()

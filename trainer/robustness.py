@@ -41,9 +41,7 @@ class Change:
     changed: int
 
 
-def change_captions(
-    captions: Sequence[str], text_to_image: Sequence[int], how: str, seed: int = 0
-) -> list[str]:
+def change_captions(captions: Sequence[str], text_to_image: Sequence[int], how: str, seed: int = 0) -> list[str]:
     """Captions changed in one way; what cannot be changed stays as it is.
 
     Args:

@@ -23,7 +23,12 @@ def test_the_command_names_all_protocols():
 
 def test_docci(tmp_path):
     lines = [
-        {"example_id": f"{split}_0000{n}", "split": split, "image_file": f"{split}_0000{n}.jpg", "description": f" {n}."}
+        {
+            "example_id": f"{split}_0000{n}",
+            "split": split,
+            "image_file": f"{split}_0000{n}.jpg",
+            "description": f" {n}.",
+        }
         for split, n in [("train", 0), ("test", 1), ("qual_test", 2), ("test", 3)]
     ]
     write(tmp_path / "docci_descriptions.jsonlines", "\n".join(map(json.dumps, lines)) + "\n")
