@@ -3,8 +3,8 @@
     python benchmarks/evaluate.py                      # joint gallery of 4,000 x 4,000, both ways
     python benchmarks/evaluate.py --large 100000       # also recall@k of 100,000 x 100,000, in its own process
 
-The straightforward script does what evaluation scripts usually do: it makes the whole matrix, sorts every row of it, and
-walks through queries and rankings in Python. Both get the same random embeddings and must find equal numbers.
+The straightforward script does what evaluation scripts usually do: it makes the whole matrix, sorts every row of it,
+and walks through queries and rankings in Python. Both get the same random embeddings and must find equal numbers.
 """
 
 import argparse
@@ -108,7 +108,8 @@ def main() -> None:
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results[which] = json.loads(output.splitlines()[-1])
         print(
-            f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+            f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads,"
+            f" torch {torch.__version__}"
         )
         ours, script = results["ours"], results["script"]
         print(f"joint gallery of {args.items:,} x {args.items:,}, width {args.width}, mAP@{args.k} both ways")

@@ -1,7 +1,7 @@
 """Why a model finds an image and a caption alike: each sentence's best region and patches, drawn on the image.
 
-`explain` computes, `explanation_picture` and `explanation_page` show. One colour stands for one sentence throughout: the
-frame of its region, its patch heat map, its words in the caption.
+`explain` computes, `explanation_picture` and `explanation_page` show. One colour stands for one sentence throughout:
+the frame of its region, its patch heat map, its words in the caption.
 """
 
 import base64
@@ -237,9 +237,9 @@ def heat_picture(image: Image.Image, explanation: Explanation, number: int, widt
     strength = (heat - heat.min()) / spread if spread > 1e-9 else torch.zeros_like(heat)
     colour = Image.new("RGB", shown.size, _colour(number))
     mask = Image.new("L", shown.size, 0)
-    box = tuple(round(value * scale) for value in explanation.shown)
+    left, top, right, bottom = (round(value * scale) for value in explanation.shown)
     patch = Image.fromarray((strength**1.5 * 225).round().byte().numpy())
-    mask.paste(patch.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), box[:2])
+    mask.paste(patch.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
     pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.35)
     return Image.composite(colour, pale, mask)
 
@@ -248,9 +248,9 @@ def components_picture(image: Image.Image, explanation: Explanation, width: int,
     """The principal components of the image tokens as colours, where the model sees the image; the rest is faint."""
     shown, scale = _fitted(image, width, height)
     pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.75)
-    box = tuple(round(value * scale) for value in explanation.shown)
+    left, top, right, bottom = (round(value * scale) for value in explanation.shown)
     colours = Image.fromarray((explanation.components * 255).round().byte().numpy())
-    pale.paste(colours.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.NEAREST), box[:2])
+    pale.paste(colours.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
     return pale
 
 
@@ -287,8 +287,8 @@ def explanation_page(image: Image.Image, explanations: Sequence[Explanation], ca
         parts.append(
             f'<section class="model"><h2>{html.escape(explanation.model)}: image and caption'
             f" {explanation.score:.3f}</h2>"
-            f'<figure><img alt="best region of each sentence" src="{_data_url(regions)}"><figcaption>Best region of each'
-            f" sentence</figcaption></figure>"
+            f'<figure><img alt="best region of each sentence" src="{_data_url(regions)}"><figcaption>Best region of'
+            f" each sentence</figcaption></figure>"
             f'<p class="caption">{" ".join(words)}</p><div class="maps">{"".join(maps)}</div>'
             f'<figure><img alt="image tokens" src="{_data_url(tokens)}"><figcaption>Image tokens: first three principal'
             f" components as red, green, blue</figcaption></figure></section>"

@@ -1,7 +1,7 @@
 """Test protocols by name: which images, which captions, in which form of the data a published number was measured.
 
-Numbers under one data set's name are often not comparable: three "DCI" protocols and two "Flickr30k" ones are in use. So
-every protocol here has a name of its own, says what it takes, and counts the images that it found.
+Numbers under one data set's name are often not comparable: three "DCI" protocols and two "Flickr30k" ones are in use.
+So every protocol here has a name of its own, says what it takes, and counts the images that it found.
 """
 
 import csv

@@ -192,7 +192,8 @@ def evaluate_joint(
     sentences = []
     for number in encoded.rows:
         row = source[number]
-        span = row.columns["sentences"][best_pair(row, source.where(number))["sentence"]]
+        pair = best_pair(row, source.where(number))
+        span = row.columns["sentences"][pair["sentence"]]
         sentences.append(row.caption[span["start"] : span["end"]])
     crops = encode_images(model, processor, _Crops(source, encoded.rows), batch_size, num_workers, progress)
     texts = encode_texts(model, processor, sentences, 4 * batch_size, progress)

@@ -1,7 +1,7 @@
 """How a model bears captions that were changed: a false sentence put in, sentences shuffled or dropped, text cut off.
 
-FAST-GOAL reports the mean drop of R@1 with one false sentence in each caption; how the sentence is chosen and placed the
-paper does not say. Ours comes from the caption of another image and goes to any place between sentences.
+FAST-GOAL reports the mean drop of R@1 with one false sentence in each caption; how the sentence is chosen and placed
+the paper does not say. Ours comes from the caption of another image and goes to any place between sentences.
 """
 
 import random

@@ -38,7 +38,8 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
     assert Image.open(output).size[0] == 1800
     text = page.read_text(encoding="utf-8")
     assert text.count('<section class="model">') == 2
-    assert "&lt;b&gt;" in text and "<b>" not in text
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
     printed = capsys.readouterr().out
     assert "past 77 tokens: not read" in printed
     assert printed.count("  1. ") == 2
