@@ -9,7 +9,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("pairs", "train", "evaluate", "quickstart", "convert", "export", "push")
+COMMANDS = (
+    "pairs",
+    "train",
+    "evaluate",
+    "explain",
+    "gallery",
+    "search",
+    "quickstart",
+    "convert",
+    "export",
+    "push",
+)
 
 EPILOG = """\
 examples:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.sources import Source, SourceRow
-from fastgoal.trainer.retrieval import retrieval_metrics
+from fastgoal.trainer.retrieval import Ranks, retrieval_ranks
 
 logger = logging.get_logger(__name__)
 
@@ -62,6 +62,7 @@ def encode_texts(
     texts: Sequence[str],
     batch_size: int = 128,
     progress: bool = False,
+    max_length: int | None = None,
 ) -> Tensor:
     """Embed captions with the text tower, cut at the model's text length.
 
@@ -74,6 +75,7 @@ def encode_texts(
         texts: Captions.
         batch_size: Captions in a forward.
         progress: Show a progress bar with captions per second.
+        max_length: Cut captions at this many tokens, where it is less than the model reads.
 
     Returns:
         `(captions, width)` in the order of `texts`, normalised, float32, on the CPU.
@@ -85,7 +87,8 @@ def encode_texts(
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"`texts` is {texts!r}; it must be a sequence of at least one caption.")
     unique = list(dict.fromkeys(texts))
-    encoded = processor.tokenizer(unique, truncation=True, max_length=max_text_length(model), padding=False)
+    limit = max_text_length(model) if max_length is None else min(max_length, max_text_length(model))
+    encoded = processor.tokenizer(unique, truncation=True, max_length=limit, padding=False)
     ids: list[list[int]] = encoded["input_ids"]
     order = sorted(range(len(unique)), key=lambda i: len(ids[i]), reverse=True)  # an out-of-memory error comes at once
     place = {unique[i]: row for row, i in enumerate(order)}
@@ -168,44 +171,83 @@ def evaluate_source(
     Raises:
         ValueError: An argument is wrong, a row is broken (`on_error="stop"`), or no row is left.
     """
+    started = time.perf_counter()
+    encoded = encode_source(model, processor, source, batch_size, num_workers, on_error, progress)
+    metrics = encoded.ranks(model.device).summary(ks)
+    return Evaluation(
+        metrics=metrics,
+        images=len(encoded.image_embeds),
+        captions=len(encoded.captions),
+        max_text_length=max_text_length(model),
+        truncated_captions=count_truncated(model, processor, encoded.captions),
+        seconds=time.perf_counter() - started,
+        skipped=encoded.skipped,
+    )
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """The embeddings of all images and all captions of a source.
+
+    Attributes:
+        image_embeds: `(images, width)`, normalised, float32, on the CPU.
+        text_embeds: `(captions, width)`, likewise.
+        captions: The captions.
+        text_to_image: The image index of each caption.
+        rows: The row of the source that each image comes from.
+        skipped: The message of each row that was left out (`on_error="skip"`).
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    captions: list[str]
+    text_to_image: list[int]
+    rows: list[int]
+    skipped: list[str] = field(default_factory=list)
+
+    def ranks(self, device: Any = "cpu") -> Ranks:
+        """The rank of every query, computed on a device."""
+        return retrieval_ranks(self.image_embeds.to(device), self.text_embeds.to(device), self.text_to_image)
+
+
+def encode_source(
+    model: Any,
+    processor: Any,
+    source: Source,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    on_error: str = "stop",
+    progress: bool = False,
+) -> EncodedSource:
+    """Embed all images and all captions of a source; arguments and errors as for `evaluate_source`."""
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error is {on_error!r}; it must be one of {', '.join(map(repr, ON_ERROR))}.")
-    started = time.perf_counter()
     image_embeds: list[Tensor] = []
     captions: list[str] = []
     text_to_image: list[int] = []
     skipped: list[str] = []
-    images = 0
+    kept: list[int] = []
+    number = 0
     with eval_mode(model):
         for rows, embeds in _image_batches(model, processor, source, batch_size, num_workers, progress):
             for row in rows:
                 if row.error is None:
                     captions += row.captions
-                    text_to_image += [images] * len(row.captions)
-                    images += 1
+                    text_to_image += [len(kept)] * len(row.captions)
+                    kept.append(number)
                 elif on_error == "skip":
                     skipped.append(row.error)
                 else:
                     raise ValueError(
                         f"{row.error} Mend or remove the row, or leave it out with on_error='skip' (--on-error skip)."
                     )
+                number += 1
             image_embeds.append(embeds)
-    if not images:
+    if not kept:
         reason = f" The first of {len(skipped)} errors: {skipped[0]}" if skipped else ""
         raise ValueError(f"{source.name} has no usable rows.{reason}")
     text_embeds = encode_texts(model, processor, captions, batch_size=4 * batch_size, progress=progress)
-    metrics = retrieval_metrics(
-        torch.cat(image_embeds).to(model.device), text_embeds.to(model.device), text_to_image, ks=ks
-    )
-    return Evaluation(
-        metrics=metrics,
-        images=images,
-        captions=len(captions),
-        max_text_length=max_text_length(model),
-        truncated_captions=count_truncated(model, processor, captions),
-        seconds=time.perf_counter() - started,
-        skipped=skipped,
-    )
+    return EncodedSource(torch.cat(image_embeds), text_embeds, captions, text_to_image, kept, skipped)
 
 
 @dataclass

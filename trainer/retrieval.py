@@ -2,25 +2,55 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers.utils import logging
+
+from .rivals import count_rivals, unit_rows
 
 logger = logging.get_logger(__name__)
 
-# Cosines in float64: what differs by less than this is the same number, summed in another order.
-_TIE = 1e-9
+KS = (1, 5, 10, 25, 50)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Ranks:
+    """The rank of every query of a retrieval, both ways. Ranks start at 1.
+
+    Attributes:
+        text_to_image: `(captions,)` int64, the place of each caption's image among all images.
+        image_to_text: `(images,)` int64, the place of the best of each image's captions among all captions; 0 for an
+            image that has no caption and asks nothing.
+        text_to_image_owner: `(captions,)` int64, the image of each caption.
+    """
+
+    text_to_image: Tensor
+    image_to_text: Tensor
+    text_to_image_owner: Tensor
+
+    def summary(self, ks: Sequence[int] = KS) -> dict[str, float]:
+        """Recall@k, mean and median rank of both directions, as `retrieval_metrics` returns them."""
+        _check_ks(ks)
+        asked = self.image_to_text > 0
+        if not bool(asked.all()):
+            logger.warning_once(
+                f"{int((~asked).sum())} of {len(asked)} images have no caption: they are candidates for text-to-image"
+                " retrieval and are left out of the image-to-text questions."
+            )
+        return {
+            **_summary("text_to_image", self.text_to_image, ks, candidates=len(self.image_to_text)),
+            **_summary("image_to_text", self.image_to_text[asked], ks, candidates=len(self.text_to_image)),
+        }
+
+
 def retrieval_metrics(
     image_embeds: Tensor,
     text_embeds: Tensor,
     text_to_image: Tensor | Sequence[int] | None = None,
-    ks: Sequence[int] = (1, 5, 10, 25, 50),
+    ks: Sequence[int] = KS,
     chunk_size: int = 1024,
 ) -> dict[str, float]:
     """Recall@k and ranks of text-to-image and image-to-text retrieval by cosine.
@@ -28,10 +58,10 @@ def retrieval_metrics(
     The rank of a caption is the place of its image among all images, the rank of an image the place of the best of its
     captions among all captions, other captions of the same image left out. Ranks start at 1, and ties count against
     us: whatever is as similar as the right answer stands before it, so a model that maps everything to one point finds
-    nothing.
+    nothing, and of two images with the same caption neither is found first.
 
-    Similarities are computed in tiles of `chunk_size` x `chunk_size`, in float64, on the device of `image_embeds` (on
-    the CPU for a device without float64).
+    Similarities are compared as in float64, in tiles of `chunk_size` x `chunk_size`, on the device of `image_embeds`
+    (on the CPU for a device without float64).
 
     Args:
         image_embeds: `(images, width)`, of any scale: they are normalised here.
@@ -51,8 +81,20 @@ def retrieval_metrics(
         ValueError: for embeddings that are empty, not matrices, of different widths, or not finite, and for a
             `text_to_image`, `ks` or `chunk_size` that does not fit.
     """
-    images = _unit_rows(image_embeds, "image_embeds")
-    texts = _unit_rows(text_embeds, "text_embeds").to(images.device)
+    _check_ks(ks)
+    return retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size).summary(ks)
+
+
+@torch.no_grad()
+def retrieval_ranks(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    text_to_image: Tensor | Sequence[int] | None = None,
+    chunk_size: int = 1024,
+) -> Ranks:
+    """The ranks that `retrieval_metrics` sums up, one per query; arguments and errors as there."""
+    images, texts = unit_rows(image_embeds, "image_embeds"), unit_rows(text_embeds, "text_embeds")
+    texts = texts.to(images.device)
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"image_embeds has width {images.shape[1]} and text_embeds has width {texts.shape[1]}; both must be"
@@ -61,8 +103,6 @@ def retrieval_metrics(
     owner = _owners(text_to_image, len(images), len(texts)).to(images.device)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}; it must be a positive integer.")
-    if len(ks) == 0 or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
-        raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 
     # (captions,) similarity of each caption to its own image; (images,) that of each image to its best caption.
     of_text = torch.cat(
@@ -72,48 +112,17 @@ def retrieval_metrics(
         ]
     )
     of_image = images.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, of_text, "amax")
-
-    text_ranks = torch.ones(len(texts), dtype=torch.long, device=images.device)
-    image_ranks = torch.ones(len(images), dtype=torch.long, device=images.device)
-    for row in range(0, len(texts), chunk_size):
-        rows = slice(row, row + chunk_size)
-        for column in range(0, len(images), chunk_size):
-            columns = slice(column, column + chunk_size)
-            similarity = texts[rows] @ images[columns].T
-            tile = torch.arange(column, column + similarity.shape[1], device=images.device)
-            wrong = owner[rows, None] != tile
-            text_ranks[rows] += (wrong & (similarity >= of_text[rows, None] - _TIE)).sum(1)
-            image_ranks[columns] += (wrong & (similarity >= of_image[columns] - _TIE)).sum(0)
-
+    own = torch.stack([torch.arange(len(texts), device=owner.device), owner], dim=1)
     asked = of_image.isfinite()
-    if not bool(asked.all()):
-        logger.warning_once(
-            f"{int((~asked).sum())} of {len(images)} images have no caption: they are candidates for text-to-image"
-            " retrieval and are left out of the image-to-text questions."
-        )
-    return {
-        **_summary("text_to_image", text_ranks, ks, candidates=len(images)),
-        **_summary("image_to_text", image_ranks[asked], ks, candidates=len(texts)),
-    }
+    before_text, before_image = count_rivals(
+        texts, images, of_text[:, None], of_image.where(asked, torch.inf)[:, None], own, chunk_size
+    )
+    return Ranks(before_text[:, 0] + 1, (before_image[:, 0] + 1).where(asked, 0), owner)
 
 
-def _unit_rows(embeds: Tensor, name: str) -> Tensor:
-    """`embeds` as a float64 matrix with rows of length 1."""
-    embeds = torch.as_tensor(embeds).detach()
-    if embeds.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(embeds.shape)}; it must be (rows, width).")
-    if embeds.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(embeds.shape)}; there is nothing to retrieve.")
-    if embeds.device.type == "mps":
-        embeds = embeds.cpu()
-    embeds = embeds.double()
-    broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten()
-    if len(broken):
-        raise ValueError(
-            f"{name} has NaN or infinite values in {len(broken)} of {len(embeds)} rows, first in row {int(broken[0])};"
-            " the model has diverged or overflowed. Evaluate an earlier checkpoint, or in float32."
-        )
-    return normalize(embeds, dim=-1)
+def _check_ks(ks: Sequence[int]) -> None:
+    if len(ks) == 0 or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 
 
 def _owners(text_to_image: Tensor | Sequence[int] | None, images: int, texts: int) -> Tensor:

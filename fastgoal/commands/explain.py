@@ -1,0 +1,74 @@
+"""`fastgoal explain`: a picture or page of where each sentence of a caption is in an image, by one or two models."""
+
+import argparse
+from pathlib import Path
+
+HELP = "show where a model sees each sentence of a caption in an image"
+
+EPILOG = """\
+Each sentence has one colour: of the frame of its best region, of its patch heat map (pale: least similar patch, full
+colour: most similar), and of its text. Numbers are cosines. Compare heat maps by place, not by strength: each has its
+own range, which is printed above it.
+
+examples:
+  fastgoal explain --model outputs/ --image dog.jpg --caption "A brown dog. A red ball lies beside it." --output dog.png
+  fastgoal explain --model outputs/ --against openai/clip-vit-base-patch16 --image dog.jpg --caption-file dog.txt \\
+      --output dog.png --html dog.html
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
+    parser.add_argument("--image", required=True, type=Path, metavar="I", help="image file")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--caption", metavar="TEXT", help="the caption")
+    text.add_argument("--caption-file", type=Path, metavar="FILE", help="text file with the caption")
+    parser.add_argument("--output", type=Path, metavar="out.png", help="write a picture here")
+    parser.add_argument("--html", type=Path, metavar="out.html", help="write a page here; it needs no other file")
+    parser.add_argument("--against", metavar="BASE", help="show this checkpoint next to the model")
+    parser.add_argument(
+        "--detector", default="none", metavar="D", help="proposes regions, as for `fastgoal pairs` (default: none)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastgoal.commands.evaluate import prepare_output, write_text
+
+    if args.output is None and args.html is None:
+        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
+    for path in (args.output, args.html):
+        if path is not None:
+            prepare_output(path)
+    caption = args.caption
+    if args.caption_file is not None:
+        caption = args.caption_file.read_text(encoding="utf-8")
+    caption = caption.strip()
+    if not caption:
+        raise ValueError("the caption is empty; give a text with at least one sentence.")
+
+    from fastgoal.commands.evaluate import load_model
+    from fastgoal.explain import explain, explanation_page, explanation_picture, save_picture
+    from fastgoal.processing.detectors import load_detector
+    from fastgoal.processing.images import load_image
+
+    image = load_image(args.image)
+    explanations = []
+    for option, name in (("--model", args.model), ("--against", args.against)):
+        if name is not None:
+            model, processor = load_model(name, args.device, option=option)
+            detector = load_detector(args.detector, device=str(model.device))
+            explanations.append(explain(model, processor, image, caption, name, detector))
+    for explanation in explanations:
+        print(f"{explanation.model}: image and caption {explanation.score:.3f}")
+        for number, sentence in enumerate(explanation.sentences, start=1):
+            unread = "" if sentence.read else f"  (past {explanation.max_text_length} tokens: not read)"
+            print(f"  {number}. {sentence.score:.3f}  {sentence.label:<14} {sentence.text}{unread}")
+    if args.output is not None:
+        save_picture(explanation_picture(image, explanations), args.output)
+        print(f"Picture: {args.output}")
+    if args.html is not None:
+        write_text(args.html, explanation_page(image, explanations, caption))
+        print(f"Page: {args.html}")
+    return 0

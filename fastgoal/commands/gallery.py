@@ -1,0 +1,64 @@
+"""`fastgoal gallery`: a figure of retrieval examples and error cases of one or two models."""
+
+import argparse
+from pathlib import Path
+
+HELP = "draw retrieval examples and error cases of one or two models"
+
+EPILOG = """\
+Examples are queries that the model answers right; with --against those first that the other model ranks worst. Errors
+are those that the model answers wrong, the worst first. Right answers have a green frame, wrong ones a red one.
+
+examples:
+  fastgoal gallery --model outputs/ --against openai/clip-vit-base-patch16 --data test/ --output gallery.png
+  fastgoal gallery --model outputs/ --data test/ --show errors --direction image-to-text --output errors.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
+    parser.add_argument("--data", required=True, metavar="DIR", help="images with captions, as for `fastgoal evaluate`")
+    parser.add_argument("--output", required=True, type=Path, metavar="out.png", help="write the figure here")
+    parser.add_argument("--against", metavar="OTHER", help="show the answers of this checkpoint, too")
+    parser.add_argument(
+        "--direction", choices=("text-to-image", "image-to-text"), default="text-to-image", help="(default: the first)"
+    )
+    parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="(default: both)")
+    parser.add_argument("--count", type=int, default=6, metavar="N", help="queries to draw (default: 6)")
+    parser.add_argument("-k", type=int, default=5, metavar="N", help="answers to show of each model (default: 5)")
+    parser.add_argument("--protocol", default="folder", metavar="NAME", help="as for `fastgoal evaluate`")
+    parser.add_argument("--split", help="split of the data set, where it has several")
+    parser.add_argument("--image-column", metavar="NAME", help="column with the image (default: found by itself)")
+    parser.add_argument("--caption-column", metavar="NAME", help="column with the caption (default: found by itself)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in a forward (default: 32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a broken row: stop or leave it out"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastgoal.commands.evaluate import load_model, prepare_output
+
+    for name, option in (("count", "--count"), ("k", "-k"), ("batch_size", "--batch-size")):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{option} is {getattr(args, name)}; it must be at least 1.")
+    prepare_output(args.output)
+
+    from fastgoal.explain import save_picture
+    from fastgoal.gallery import choose_queries, contestant, gallery_picture
+    from fastgoal.processing.protocols import open_protocol
+    from fastgoal.trainer.evaluation import encode_source
+
+    source = open_protocol(args.protocol, args.data, args.image_column, args.caption_column, args.split).source
+    contestants = []
+    for option, name in (("--model", args.model), ("--against", args.against)):
+        if name is not None:
+            model, processor = load_model(name, args.device, option=option)
+            encoded = encode_source(model, processor, source, args.batch_size, 0, args.on_error, progress=True)
+            contestants.append(contestant(name, encoded, model.device))
+    queries = choose_queries(contestants, args.direction, args.show, args.count)
+    save_picture(gallery_picture(contestants, source, queries, args.direction, args.k), args.output)
+    print(f"{len(queries)} queries: {args.output}")
+    return 0

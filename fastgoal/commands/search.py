@@ -1,0 +1,86 @@
+"""`fastgoal search`: find images of a folder by a long description or by an image."""
+
+import argparse
+from pathlib import Path
+
+HELP = "find images of a folder by a description or an image"
+
+EPILOG = """\
+The folder is encoded once; later calls encode only new and changed files. The index lies in IMAGES/.fastgoal-search
+unless --index names another place, and belongs to one model. Without a query the index is only brought up to date.
+
+examples:
+  fastgoal search photographs/ "A brown dog runs over a meadow. Behind it there is a lake." --model outputs/
+  fastgoal search photographs/ --query-image dog.jpg --model outputs/ -k 20 --html found.html
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder with images, sub-folders included")
+    parser.add_argument("query", nargs="?", metavar="TEXT", help="what to look for")
+    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
+    parser.add_argument("--query-image", type=Path, metavar="FILE", help="look for images like this one")
+    parser.add_argument("-k", type=int, default=5, metavar="N", help="how many images to show (default: 5)")
+    parser.add_argument("--html", type=Path, metavar="out.html", help="show the images on a page, too")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: in IMAGES)")
+    parser.add_argument("--rebuild", action="store_true", help="make the index anew, also of another model")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in a forward (default: 32)")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastgoal.commands.evaluate import load_model, prepare_output, write_text
+
+    for name, lowest in (("k", 1), ("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, name) < lowest:
+            option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {getattr(args, name)}; it must be at least {lowest}.")
+    if args.query is not None and args.query_image is not None:
+        raise ValueError("there are two queries, a text and --query-image; give one of them.")
+    query = None if args.query is None else args.query.strip()
+    if query == "":
+        raise ValueError("the text to look for is empty; describe the image.")
+    if args.html is not None:
+        if args.query is None and args.query_image is None:
+            raise ValueError("--html shows what a query finds; give a text or --query-image.")
+        prepare_output(args.html)
+    if not args.images.is_dir():
+        raise ValueError(f"{args.images} is not a folder; name the folder with the images to search.")
+
+    import time
+
+    from fastgoal.processing.images import load_image
+    from fastgoal.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
+    from fastgoal.trainer.evaluation import count_truncated, encode_images, encode_texts, max_text_length
+
+    picture = None if args.query_image is None else load_image(args.query_image)
+    model, processor = load_model(args.model, args.device)
+    place = args.index or args.images / FOLDER
+    index = ImageIndex(args.images, place, args.model, model_fingerprint(model, processor), args.rebuild)
+    update = index.update(file_encoder(model, processor, args.batch_size, args.num_workers))
+    print(f"{update.images:,} images, {update.encoded:,} encoded now, {update.removed:,} gone since the last time")
+    for name, error in update.broken.items():
+        print(f"  left out {name}: {error}")
+    if picture is not None:
+        vector = encode_images(model, processor, [picture])[0]
+    elif query is not None:
+        vector = encode_texts(model, processor, [query])[0]
+        if count_truncated(model, processor, [query]):
+            print(f"The text has more than {max_text_length(model)} tokens; the model reads the first ones.")
+    else:
+        return 0
+    start = time.perf_counter()
+    hits = index.search(vector, args.k)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    print(f"\n{'score':>7}  image")
+    for hit in hits:
+        print(f"{hit.score:>7.3f}  {hit.path}")
+    if args.k > len(index):
+        print(f"There are only {len(index):,} images, fewer than the {args.k:,} asked for.")
+    print(f"\nSearched in {milliseconds:.1f} ms.")
+    if args.html is not None:
+        write_text(args.html, results_page(hits, query or str(args.query_image), picture))
+        print(f"Page: {args.html}")
+    return 0

@@ -1,0 +1,46 @@
+"""Published results of the same protocols, to stand beside ours and marked as what they are.
+
+From FAST-GOAL (arXiv 2605.26615): recall@1 in percent, `(text to image, image to text)`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a published table.
+
+    Attributes:
+        model: As the paper calls it.
+        text_to_image: R@1 in percent.
+        image_to_text: R@1 in percent.
+        source: Where it was published.
+    """
+
+    model: str
+    text_to_image: float
+    image_to_text: float
+    source: str = "arXiv 2605.26615"
+
+
+_COLUMNS = ("docci", "dci-7602", "coco-5k", "flickr30k-1k")
+_TABLE = {
+    "CLIP ViT-B/16, positions stretched": ((58.53, 58.80), (33.36, 35.07), (33.95, 54.14), (63.20, 82.90)),
+    "Long-CLIP ViT-B/16": ((71.63, 63.29), (48.41, 42.21), (40.83, 57.24), (70.80, 85.90)),
+    "GOAL ViT-B/16 (cross-dataset)": ((71.22, 72.18), (49.13, 51.87), (38.86, 59.28), (68.32, 85.10)),
+    "FAST-GOAL ViT-B/16 (GLIT100k)": ((74.27, 74.67), (56.62, 56.74), (42.81, 61.00), (72.50, 86.80)),
+    "FAST-GOAL ViT-L/14 (GLIT100k)": ((78.55, 78.61), (59.73, 60.76), (48.53, 66.58), (76.72, 92.50)),
+}
+
+# Mean drop of R@1, in points, when a false sentence is put into each caption (the paper says no more of how).
+PUBLISHED_FALSE_SENTENCE = {"CLIP": 8.62, "Long-CLIP": 3.91, "FAST-GOAL": 2.89}
+# Share of sentences, in percent, that have a right patch among their 5, 10 and 15 most similar ones.
+PUBLISHED_LOCALISATION = {"CLIP": (43.25, 57.78, 67.57), "FAST-GOAL": (46.39, 60.85, 69.70)}
+
+
+def published_rows(protocol: str) -> list[PublishedRow]:
+    """The published rows of a protocol; empty where we know of none."""
+    if protocol not in _COLUMNS:
+        return []
+    column = _COLUMNS.index(protocol)
+    return [PublishedRow(model, *values[column]) for model, values in _TABLE.items()]
