@@ -13,7 +13,8 @@ from pathlib import Path
 from mypy import api
 
 ROOT = Path(__file__).resolve().parent.parent
-TREE = ROOT / "build" / "types"
+# Not below build/: there `python -m build` would find it in place of the package of that name.
+TREE = ROOT / ".mypy_cache" / "tree"
 
 
 def main() -> int:
