@@ -1,5 +1,6 @@
 """FAST-GOAL on CLIP: the model with token similarity learning (arXiv 2605.26615, section TSL)."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -127,7 +128,7 @@ class FastGoalCLIPModel(CLIPModel):
 
     @classmethod
     def from_clip(
-        cls, name_or_model: str | CLIPModel, max_text_length: int = LONGEST, **kwargs: Any
+        cls, name_or_model: str | os.PathLike[str] | CLIPModel, max_text_length: int = LONGEST, **kwargs: Any
     ) -> "FastGoalCLIPModel":
         """Make a FAST-GOAL model of any CLIP checkpoint, its text positions stretched as Long-CLIP does.
 

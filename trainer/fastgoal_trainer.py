@@ -255,7 +255,7 @@ class FastGoalTrainer(Trainer):
         loss = parts["loss"].detach()
         if prediction_loss_only:
             return loss, None, None
-        embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
+        embeds = tuple(cast(torch.Tensor, outputs[name]).float() for name in ("image_embeds", "text_embeds"))
         # The Trainer computes metrics only where there are labels: any will do.
         return loss, embeds, torch.zeros(len(embeds[0]), device=loss.device)
 

@@ -4,7 +4,8 @@ Every scene shows three to five objects on a pale background. An object has a sh
 second colour, an outline and a small mark in its middle. The caption gives each object a sentence of its own, which
 tells what a crop of the object shows and nothing else (no place, no size), and one sentence about the scene as a whole.
 Thousands of attribute combinations make a sentence close to unique, so two sentences of a batch seldom describe the
-same thing.
+same thing. Details are told in words of their own, which short captions never use: as in the papers, long captions say
+more than a CLIP trained on short ones has learned.
 
 A scene depends on its split, its seed and its index alone, so the splits never share a scene and drawing more scenes
 never changes the first ones.
@@ -13,7 +14,7 @@ never changes the first ones.
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -54,6 +55,15 @@ BACKGROUNDS: dict[str, Colour] = {
 }
 
 PATTERNS = ("plain", "stripes", "bars", "dots", "checks", "halves")
+
+DETAIL_WORDS = {
+    **{"red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure"},
+    **{"purple": "violet", "pink": "rosy", "brown": "chestnut", "black": "ebony", "white": "ivory"},
+    **{"stripes": "bands", "bars": "slats", "dots": "speckles", "checks": "tiles"},
+    **{"circle": "disc", "square": "block", "triangle": "wedge", "star": "sparkle", "heart": "valentine"},
+    **{"cross": "plus"},
+}
+"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
 
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
@@ -164,6 +174,7 @@ def draw_scenes(
     max_objects: int = 5,
     shapes: Sequence[str] | None = None,
     colours: Sequence[str] | None = None,
+    rich: bool = True,
 ) -> list[Scene]:
     """Draws `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
 
@@ -176,6 +187,8 @@ def draw_scenes(
         shapes: Shapes of the objects, all of `SHAPES` by default. The fewer there are, the more it takes the details
             to tell scenes apart.
         colours: Main colours of the objects, likewise; patterns, outlines and marks have any colour.
+        rich: Whether captions tell details in `DETAIL_WORDS`; otherwise in the words of short captions. The pictures
+            are the same.
 
     Raises:
         ValueError: `split`, a shape or a colour is unknown, or the numbers of objects are not within 1 to 6.
@@ -189,7 +202,8 @@ def draw_scenes(
             raise ValueError(f"`{name}` must be some of {sorted(known)}, got {given}.")
     names, tints = sorted(shapes or SHAPES), sorted(colours or COLOURS)
     return [
-        _draw_scene(random.Random(f"{split}/{seed}/{i}"), min_objects, max_objects, names, tints) for i in range(count)
+        _draw_scene(random.Random(f"{split}/{seed}/{i}"), min_objects, max_objects, names, tints, rich)
+        for i in range(count)
     ]
 
 
@@ -203,11 +217,11 @@ def short_caption(objects: Sequence[SceneObject], rng: random.Random, detail: fl
         noun = thing.shape if rng.random() < 0.05 else f"{thing.colour} {thing.shape}"
         details = []
         if rng.random() < detail:
-            details.append(_pattern_phrase(thing, rng))
+            details.append(_pattern_phrase(thing, rng, {}))
         if rng.random() < detail / 2:
-            details.append(_outline_phrase(thing, rng))
+            details.append(_outline_phrase(thing, rng, {}))
         if rng.random() < detail / 2:
-            details.append(_mark_phrase(thing, rng))
+            details.append(_mark_phrase(thing, rng, {}))
         told = [phrase for phrase in details if phrase]
         rng.shuffle(told)
         phrases.append(f"{_article(noun)} {noun}" + (" " + " and ".join(told) if told else ""))
@@ -232,18 +246,19 @@ def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
 
 
 def _draw_scene(
-    rng: random.Random, min_objects: int, max_objects: int, names: Sequence[str], tints: Sequence[str]
+    rng: random.Random, min_objects: int, max_objects: int, names: Sequence[str], tints: Sequence[str], rich: bool
 ) -> Scene:
     background = rng.choice(sorted(BACKGROUNDS))
     side = SCENE_SIZE * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), _jitter(BACKGROUNDS[background], rng, 6))
     places = _place_circles(rng, rng.randint(min_objects, max_objects))
-    # Different shapes as long as there are enough of them.
-    shapes = [shape for _ in places for shape in rng.sample(names, len(names))][: len(places)]
+    # Different shapes where there are enough of them.
+    different = len(names) >= len(places)
+    shapes = rng.sample(names, len(places)) if different else rng.choices(names, k=len(places))
     objects = [
         _draw_object(canvas, rng, shape, rng.choice(tints), place) for shape, place in zip(shapes, places, strict=True)
     ]
-    sentences, sentence_objects = _describe(objects, background, rng)
+    sentences, sentence_objects = _describe(objects, background, rng, DETAIL_WORDS if rich else {})
     return Scene(
         image=canvas.reduce(SUPERSAMPLING),
         caption=" ".join(sentences),
@@ -347,11 +362,11 @@ def _jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
 
 
 def _describe(
-    objects: Sequence[SceneObject], background: str, rng: random.Random
+    objects: Sequence[SceneObject], background: str, rng: random.Random, words: Mapping[str, str]
 ) -> tuple[list[str], list[int | None]]:
-    """Sentences of the long caption in random order, and the object each one describes."""
+    """Sentences of the long caption in random order, and the object each one describes; `words` are for details."""
     order = rng.sample(range(len(objects)), len(objects))
-    told: list[tuple[str, int | None]] = [(_object_sentence(objects[i], rng), i) for i in order]
+    told: list[tuple[str, int | None]] = [(_object_sentence(objects[i], rng, words), i) for i in order]
     number, tint = NUMBER_WORDS.get(len(objects), "one"), f"{_article(background)} {background}"
     whole = rng.choice(
         (
@@ -364,10 +379,10 @@ def _describe(
     return [sentence for sentence, _ in told], [index for _, index in told]
 
 
-def _object_sentence(thing: SceneObject, rng: random.Random) -> str:
+def _object_sentence(thing: SceneObject, rng: random.Random, words: Mapping[str, str]) -> str:
     """One sentence with every attribute of the object, in one of several wordings."""
     noun = f"{thing.colour} {thing.shape}"
-    details = [_pattern_phrase(thing, rng), _outline_phrase(thing, rng), _mark_phrase(thing, rng)]
+    details = [_pattern_phrase(thing, rng, words), _outline_phrase(thing, rng, words), _mark_phrase(thing, rng, words)]
     rng.shuffle(details)
     told = [phrase for phrase in details if phrase]
     if not told:
@@ -383,32 +398,35 @@ def _object_sentence(thing: SceneObject, rng: random.Random) -> str:
     return f"{subject} {listed}."
 
 
-def _pattern_phrase(thing: SceneObject, rng: random.Random) -> str:
+def _pattern_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, str]) -> str:
     if thing.second is None:
         return rng.choice(("in one flat colour", "without a pattern"))
+    second, pattern = words.get(thing.second, thing.second), words.get(thing.pattern, thing.pattern)
     if thing.pattern == "halves":
-        return rng.choice((f"with a {thing.second} lower half", f"turning {thing.second} below"))
+        article = _article(second)
+        return rng.choice((f"with {article} {second} lower half", f"turning {second} below"))
     start = rng.choice(("with", "covered by", "decorated with"))
-    return f"{start} {thing.second} {thing.pattern}"
+    return f"{start} {second} {pattern}"
 
 
-def _outline_phrase(thing: SceneObject, rng: random.Random) -> str:
+def _outline_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, str]) -> str:
     if thing.outline is None:
         return ""
-    article = _article(thing.outline)
+    outline = words.get(thing.outline, thing.outline)
+    article = _article(outline)
     return rng.choice(
         (
-            f"with {article} {thing.outline} outline",
-            f"edged in {thing.outline}",
-            f"inside {article} {thing.outline} rim",
+            f"with {article} {outline} outline",
+            f"edged in {outline}",
+            f"inside {article} {outline} rim",
         )
     )
 
 
-def _mark_phrase(thing: SceneObject, rng: random.Random) -> str:
+def _mark_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, str]) -> str:
     if thing.mark is None:
         return ""
-    colour, shape = thing.mark
+    colour, shape = (words.get(word, word) for word in thing.mark)
     mark = f"{_article(colour)} {colour} {shape}"
     return rng.choice((f"with {mark} in the middle", f"marked with {mark}", f"bearing {mark} at its centre"))
 

@@ -13,6 +13,9 @@ from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
 logger = logging.getLogger(__name__)
 
+# Few shapes and colours, so that it takes the details to tell scenes apart.
+SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
+COLOURS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
 DIRECTIONS = ("text_to_image", "image_to_text")
 
@@ -30,11 +33,11 @@ class TourSettings:
         seed: Draws the scenes and orders the batches.
     """
 
-    train_scenes: int = 400
+    train_scenes: int = 800
     test_scenes: int = 500
     epochs: int = 10
     batch_size: int = 50
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
@@ -67,8 +70,8 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
 
     say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
     with clock("scenes"):
-        train = draw_scenes(settings.train_scenes, settings.seed, "train")
-        test = draw_scenes(settings.test_scenes, settings.seed, "test")
+        train = draw_scenes(settings.train_scenes, settings.seed, "train", shapes=SHAPES, colours=COLOURS)
+        test = draw_scenes(settings.test_scenes, settings.seed, "test", shapes=SHAPES, colours=COLOURS)
         for name, scenes in (("train", train), ("test", test)):
             shutil.rmtree(output / "scenes" / name, ignore_errors=True)
             write_folder(scenes, output / "scenes" / name)

@@ -138,7 +138,7 @@ def train(output: Path, scenes: int, steps: int, batch_size: int, learning_rate:
     """Train and save model, tokenizer and image processor as a CLIP checkpoint in `output`."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    drawn = draw_scenes(scenes, seed, "base", min_objects=1)
+    drawn = draw_scenes(scenes, seed, "base", min_objects=1, rich=False)
     tokenizer = make_tokenizer(
         [text for scene in drawn[:2000] for text in (scene.caption, caption_of(scene.objects, rng))]
     )

@@ -2,11 +2,20 @@
 
 import json
 import random
+import re
 
 import pytest
 from PIL import Image, ImageChops
 
-from fastgoal.quickstart.scenes import BACKGROUNDS, COLOURS, SCENE_SIZE, draw_scenes, short_caption, write_folder
+from fastgoal.quickstart.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    DETAIL_WORDS,
+    SCENE_SIZE,
+    draw_scenes,
+    short_caption,
+    write_folder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +65,28 @@ def test_sentences_tell_their_object(scenes):
                 assert scene.background in sentence
                 continue
             thing = scene.objects[index]
-            told = [thing.colour, thing.shape, thing.second, thing.outline, *(thing.mark or ())]
-            for word in filter(None, told):
-                assert word in sentence
+            assert f"{thing.colour} {thing.shape}" in sentence
+            for word in filter(None, [thing.second, thing.outline, *(thing.mark or ())]):
+                assert DETAIL_WORDS[word] in sentence
             assert scene.labels[index] == f"{thing.colour} {thing.shape}"
+
+
+def test_plain_captions_have_the_words_of_short_ones(scenes):
+    plain = draw_scenes(20, seed=3, split="validation", rich=False)
+    for scene, rich in zip(plain, scenes, strict=True):
+        assert ImageChops.difference(scene.image, rich.image).getbbox() is None
+        assert not set(DETAIL_WORDS.values()) & set(re.findall(r"\w+", scene.caption))
+        for sentence, index in zip(scene.sentences, scene.sentence_objects, strict=True):
+            if index is not None and scene.objects[index].outline:
+                assert scene.objects[index].outline in sentence
+
+
+def test_shapes_and_colours_can_be_chosen():
+    for scene in draw_scenes(10, shapes=("star", "heart"), colours=("red",)):
+        assert {thing.shape for thing in scene.objects} <= {"star", "heart"}
+        assert {thing.colour for thing in scene.objects} == {"red"}
+    with pytest.raises(ValueError, match="must be some of"):
+        draw_scenes(1, shapes=("pentagon",))
 
 
 def test_sentences_of_a_batch_differ():
