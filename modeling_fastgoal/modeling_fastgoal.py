@@ -144,14 +144,13 @@ class FastGoalCLIPModel(CLIPModel):
         Raises:
             ValueError: The positions of the checkpoint cannot be brought to `max_text_length`.
         """
-        clip = name_or_model
-        if not isinstance(clip, CLIPModel):
+        if isinstance(name_or_model, CLIPModel):
+            if kwargs:
+                raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
+            clip: Any = name_or_model
+        else:
             clip = CLIPModel.from_pretrained(name_or_model, **kwargs)
-        elif kwargs:
-            raise ValueError(
-                f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a {type(clip).__name__}."
-            )
-        positions = clip.config.text_config.max_position_embeddings
+        positions = cast(Any, clip).config.text_config.max_position_embeddings
         target = _target_length(positions, max_text_length)
 
         settings = clip.config.to_dict()
