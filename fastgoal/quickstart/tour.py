@@ -37,7 +37,7 @@ class TourSettings:
     test_scenes: int = 500
     epochs: int = 10
     batch_size: int = 50
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     seed: int = 0
 
 
