@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgoal.pictures import COLOURS, GREY, _wrap
+from fastgoal.pictures import COLOURS, GREY, wrap_text
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -166,7 +166,7 @@ def _panel(image: Image.Image, explanation: Explanation, width: int) -> Image.Im
         text = f"{number + 1}. {sentence.text}  [{sentence.label}, {sentence.score:.3f}]"
         if not sentence.read:
             text += f"  (past {explanation.max_text_length} tokens: not read)"
-        lines += [(line, _colour(number)) for line in _wrap(text, font, width - 2 * MARGIN)]
+        lines += [(line, _colour(number)) for line in wrap_text(text, font, width - 2 * MARGIN)]
 
     # As many heat maps in a row as stay large enough to see.
     in_row = min(4, max(2, len(explanation.sentences)))
@@ -180,7 +180,7 @@ def _panel(image: Image.Image, explanation: Explanation, width: int) -> Image.Im
     panel = Image.new("RGB", (width, heading + sum(heights) + MARGIN), "white")
     draw = ImageDraw.Draw(panel)
     title = f"{explanation.model}: image and caption {explanation.score:.3f}"
-    for line in _wrap(title, bold, width - 2 * MARGIN)[:1]:
+    for line in wrap_text(title, bold, width - 2 * MARGIN)[:1]:
         draw.text((MARGIN, MARGIN // 2), line, fill="black", font=bold)
     top = heading
     for left, part, label in (

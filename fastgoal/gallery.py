@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fastgoal.pictures import GREY, _wrap
+from fastgoal.pictures import GREY, wrap_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sources import Source
 from fastgoal.trainer.evaluation import EncodedSource
@@ -99,7 +99,7 @@ def _block(
     encoded = contestants[0].encoded
     parts: list[Image.Image] = []
     if direction == "text-to-image":
-        lines = _wrap(encoded.captions[query], bold, width - 2 * MARGIN)
+        lines = wrap_text(encoded.captions[query], bold, width - 2 * MARGIN)
         part = Image.new("RGB", (width, MARGIN + 25 * len(lines)), "white")
         draw = ImageDraw.Draw(part)
         for number, line in enumerate(lines):
@@ -165,7 +165,7 @@ def _texts_row(
     for place, (score, answer) in enumerate(zip(scores, answers, strict=True)):
         right = encoded.text_to_image[answer] == query
         text = f"{place + 1}: {score:.3f} {'right' if right else 'wrong'}  {encoded.captions[answer]}"
-        entries.append((RIGHT if right else WRONG, _wrap(text, font, width - 4 * MARGIN)))
+        entries.append((RIGHT if right else WRONG, wrap_text(text, font, width - 4 * MARGIN)))
     row = Image.new("RGB", (width, sum(LINE * len(lines) + 18 for _, lines in entries)), "white")
     draw, top = ImageDraw.Draw(row), 0
     for colour, lines in entries:

@@ -13,13 +13,14 @@ GREY = "#757575"
 FONT_SIZE = 15
 LINE = 20
 MARGIN = 16
+LEGEND = "* thick frame: the pair for training.  [region, cosine of sentence and region]"
 
 
 def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, width: int = 1100) -> Image.Image:
     """A sheet with one row of a pairs data set under the other.
 
     Left the image with the region of every sentence; the pair for training has a thick frame. Right the sentences,
-    each in its region's colour with region and score, the training pair marked by a star.
+    each in its region's colour with region and score, the training pair marked by an asterisk.
 
     Args:
         rows: Rows as `fastgoal pairs` writes them.
@@ -31,24 +32,30 @@ def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, widt
     """
     if not rows:
         raise ValueError("`rows` must hold at least one row of a pairs data set, got none.")
-    panels = [_panel(row, image_height, width) for row in rows]
-    sheet = Image.new("RGB", (width, sum(panel.height for panel in panels) + MARGIN), "white")
-    top = MARGIN // 2
+    shown = [_scaled(row, image_height, 0.45 * width) for row in rows]
+    text_left = max(image.width for image in shown) + 3 * MARGIN
+    panels = [_panel(row, image, text_left, width) for row, image in zip(rows, shown, strict=True)]
+    top = LINE + MARGIN
+    sheet = Image.new("RGB", (width, top + sum(panel.height for panel in panels) + MARGIN // 2), "white")
+    font = ImageFont.load_default(FONT_SIZE)
+    ImageDraw.Draw(sheet).text((MARGIN, MARGIN // 2), LEGEND, fill=GREY, font=font)
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
     return sheet
 
 
-def _panel(row: Mapping[str, Any], image_height: int, width: int) -> Image.Image:
+def _scaled(row: Mapping[str, Any], height: float, width: float) -> Image.Image:
+    """The row's image with its regions drawn, scaled to fit into `height` and `width`."""
     image = load_image(row["image"], name=row.get("file_name"))
-    scale = min(image_height / image.height, 0.45 * width / image.width)
-    shown = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
-    )
+    scale = min(height / image.height, width / image.width)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    shown = image.resize(size, Image.Resampling.LANCZOS)
     _draw_regions(shown, row, scale)
+    return shown
 
-    text_left = round(0.45 * width) + 2 * MARGIN
+
+def _panel(row: Mapping[str, Any], shown: Image.Image, text_left: int, width: int) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
     lines: list[tuple[str, str]] = []
     pair_of = {pair["sentence"]: (place, pair) for place, pair in enumerate(row["pairs"])}
@@ -59,9 +66,9 @@ def _panel(row: Mapping[str, Any], image_height: int, width: int) -> Image.Image
             place, pair = pair_of[index]
             region = row["regions"][pair["region"]]
             colour = COLOURS[place % len(COLOURS)]
-            star = "★ " if pair["best"] and _has_glyph(font, "★") else ("* " if pair["best"] else "")
-            text = f"{star}{text}  [{region['label'] or region['source']}, {pair['score']:.2f}]"
-        lines += [(line, colour) for line in _wrap(text, font, width - text_left - MARGIN)]
+            place_name = (region["label"] or region["source"]).replace("_", " ")
+            text = f"{'* ' if pair['best'] else ''}{text}  [{place_name}, {pair['score']:.2f}]"
+        lines += [(line, colour) for line in wrap_text(text, font, width - text_left - MARGIN)]
 
     height = max(shown.height, LINE * len(lines)) + MARGIN
     panel = Image.new("RGB", (width, height), "white")
@@ -87,7 +94,7 @@ def _draw_regions(image: Image.Image, row: Mapping[str, Any], scale: float) -> N
             draw.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=frame)
 
 
-def _wrap(text: str, font: Any, width: int) -> list[str]:
+def wrap_text(text: str, font: Any, width: int) -> list[str]:
     """Break a text into lines of at most `width` pixels; a word longer than that stands alone."""
     lines: list[str] = []
     for word in text.split():
@@ -97,8 +104,3 @@ def _wrap(text: str, font: Any, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines or [""]
-
-
-def _has_glyph(font: Any, character: str) -> bool:
-    """Whether the font can draw a character, rather than the box that stands for unknown ones."""
-    return bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))

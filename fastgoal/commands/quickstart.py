@@ -32,11 +32,13 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     args.output.mkdir(parents=True, exist_ok=True)
 
+    import datasets
     from transformers.utils import logging
 
     from fastgoal.quickstart.tour import TourSettings, result_table, take_tour
 
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     report = take_tour(args.output, TourSettings(seed=args.seed), say=lambda line: print(line, flush=True))
     print(f"\nRecall in %, {report['settings']['test_scenes']} test scenes that were never trained on:\n")
     print(result_table(report))

@@ -131,8 +131,8 @@ def result_table(report: dict[str, Any]) -> str:
     """The results as a table of percentages."""
     names = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
     lines = [
-        f"{'':<20}{'text to image':^20}{'image to text':^20}",
-        f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2,
+        f"{'':<20}{'text to image':^20}{'image to text':^20}".rstrip(),
+        (f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2).rstrip(),
     ]
     for name, title in names.items():
         metrics = report["results"][name]

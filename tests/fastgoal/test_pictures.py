@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image, ImageColor
 
-from fastgoal.pictures import COLOURS, pairs_sheet
+from fastgoal.pictures import COLOURS, LINE, MARGIN, pairs_sheet
 
 CAPTION = "A red cup stands on a table. Behind it a dog sleeps."
 
@@ -32,14 +32,15 @@ def colours_in(image):
 
 def test_frames_have_the_colours_of_their_sentences():
     sheet = pairs_sheet([row()], image_height=200)
-    left, right = sheet.crop((0, 0, 400, sheet.height)), sheet.crop((500, 0, sheet.width, sheet.height))
+    left, right = sheet.crop((0, 0, 420, sheet.height)), sheet.crop((440, 0, sheet.width, sheet.height))
     for number in range(2):
         colour = ImageColor.getrgb(COLOURS[number])
         assert colour in colours_in(left)
         assert colour in colours_in(right)
-    # 100 x 50 shown at four times its size, 16 from the left and 8 + 8 from the top.
-    assert sheet.getpixel((16 + 40 + 2, 16 + 80)) == ImageColor.getrgb(COLOURS[0])
-    assert sheet.getpixel((16 + 70, 16 + 80)) == (255, 255, 255)
+    # 100 x 50 shown at four times its size, 16 from the left, below the legend.
+    top = LINE + MARGIN + MARGIN // 2
+    assert sheet.getpixel((MARGIN + 40 + 2, top + 80)) == ImageColor.getrgb(COLOURS[0])
+    assert sheet.getpixel((MARGIN + 70, top + 80)) == (255, 255, 255)
 
 
 def test_two_sentences_of_one_region_are_both_seen():
