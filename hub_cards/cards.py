@@ -130,6 +130,7 @@ class ModelFacts:
         parameters: Number of weights.
         base_model: Hub id or folder of the CLIP it was made of, where it is known.
         license: Identifier as on the Hub; None if nobody stated it.
+        note: A sentence that stands before everything else: what nobody must mistake the model for.
         converted_from: File that the weights come from.
         training: How it was trained here.
         evaluation: What was measured here.
@@ -145,6 +146,7 @@ class ModelFacts:
     parameters: int
     base_model: str | None = None
     license: str | None = None
+    note: str | None = None
     converted_from: str | None = None
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None

@@ -25,12 +25,14 @@ class CardOptions:
     Attributes:
         base_model: Hub id or folder of the CLIP that the training began with.
         license: Identifier as on the Hub.
+        note: A sentence that the card begins with: what nobody must mistake the model for.
         pictures: Whether the card shows pictures of the data: they are copied beside the model and pushed with it.
     """
 
     base_model: str | None = None
     license: str | None = None
     pictures: bool = True
+    note: str | None = None
 
 
 def finish_folder(trainer: "FastGoalTrainer", folder: str | os.PathLike[str]) -> None:
@@ -47,6 +49,7 @@ def finish_folder(trainer: "FastGoalTrainer", folder: str | os.PathLike[str]) ->
             name=trainer.hub_model_id or trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name,
             base_model=trainer.card.base_model,
             license=trainer.card.license,
+            note=trainer.card.note,
             training=training_facts(trainer),
             evaluation=evaluation_facts(trainer),
             **facts,

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
 COLOURS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
+CARD_NOTE = "A toy of the quickstart: trained on drawn scenes only, of no use for photographs."
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -153,6 +154,7 @@ def _trainer(objective: str, output: Path, settings: TourSettings, pairs: Any, p
     from transformers import PrinterCallback, set_seed
 
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
+    from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
     from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -175,6 +177,7 @@ def _trainer(objective: str, output: Path, settings: TourSettings, pairs: Any, p
         model=FastGoalCLIPModel.from_clip(str(BASE)), args=args, processing_class=processor, train_dataset=pairs
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.card = CardOptions(note=CARD_NOTE)
     return trainer
 
 

@@ -67,6 +67,14 @@ def test_picture_of_pairs_is_there(toured):
         assert picture.height > 600
 
 
+def test_cards_say_what_the_models_are(toured):
+    folder, _, _ = toured
+    for name in ("global", "fast-goal"):
+        card = (folder / name / "README.md").read_text()
+        assert "trained on drawn scenes only" in card
+        assert ("the regions that their sentences describe" in card) == (name == "fast-goal")
+
+
 def test_table_shows_percentages(toured):
     _, report, _ = toured
     table = result_table(report)
