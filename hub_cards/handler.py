@@ -77,13 +77,13 @@ class EndpointHandler:
         if wanted == "scores" and not (images and texts):
             raise ValueError("Scores need at least one image and one text (or `candidate_labels`).")
 
-        image_embeds = self.embed_images(images) if images else None
-        text_embeds = self.embed_texts(texts) if texts else None
         if wanted == "embeddings":
-            named = {"image_embeddings": image_embeds, "text_embeddings": text_embeds}
+            named = {
+                "image_embeddings": self.embed_images(images) if images else None,
+                "text_embeddings": self.embed_texts(texts) if texts else None,
+            }
             return {name: embeds.tolist() for name, embeds in named.items() if embeds is not None}
-        assert image_embeds is not None
-        assert text_embeds is not None
+        image_embeds, text_embeds = self.embed_images(images), self.embed_texts(texts)
         scores = (self.model.logit_scale.exp().float() * image_embeds @ text_embeds.T).softmax(dim=-1).tolist()
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
