@@ -66,12 +66,13 @@ def joint_map(
 
     # (items, m): similarity of each query to each of its right answers; past the last one +inf, which nothing reaches.
     of_text = torch.full(relevant.shape, torch.inf, dtype=torch.float64, device=device)
+    of_text[:, 0] = torch.linalg.vecdot(texts, images)  # column 0 is the item's own counterpart
     of_image = of_text.clone()
-    for column in range(relevant.shape[1]):
+    for column in range(1, relevant.shape[1]):
         asked = valid[:, column].nonzero().flatten()
         answers = relevant[asked, column]
-        of_text[asked, column] = (texts[asked] * images[answers]).sum(-1)
-        of_image[asked, column] = (images[asked] * texts[answers]).sum(-1)
+        of_text[asked, column] = torch.linalg.vecdot(texts[asked], images[answers])
+        of_image[asked, column] = torch.linalg.vecdot(images[asked], texts[answers])
     pairs = torch.stack([valid.nonzero()[:, 0], relevant[valid]], dim=1)  # the relation holds both ways
     before_text, before_image = count_rivals(texts, images, of_text, of_image, pairs, chunk_size)
 
@@ -85,7 +86,7 @@ def joint_map(
         ("text_to_image", of_text, before_text),
         ("image_to_text", of_image, before_image),
     ):
-        # Column 0 is the item's own counterpart; its other right answers now stand in its way.
+        # An item's other right answers now stand in the way of its own counterpart.
         others = similarity.where(valid, -torch.inf)[:, 1:]
         rank = 1 + before[:, 0] + (others >= similarity[:, :1] - TIE).sum(1)
         metrics[f"joint_{direction}_own_mAP@{k}"] = float(torch.where(rank <= k, 1 / rank.double(), 0.0).mean())

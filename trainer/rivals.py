@@ -3,6 +3,8 @@
 Every rank, recall and average precision of this package is such a count.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -11,6 +13,19 @@ from torch.nn.functional import normalize
 TIE = 1e-9
 
 _PAIRS = 1 << 16  # pairs that are looked at again together
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """The matrices in a format that multiplies fast, and how far its products of unit vectors may be off.
+
+    A coarse screen is worth its while only where few entries come near a threshold.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    error: float
+    coarse: bool
 
 
 @torch.no_grad()
@@ -24,9 +39,9 @@ def count_rivals(
 ) -> tuple[Tensor, Tensor]:
     """Count in each row and each column of `rows @ columns.T` the entries that reach that row's or column's thresholds.
 
-    Similarities are computed in tiles of `chunk_size` x `chunk_size`, in float32; whatever lies so near to a threshold
-    that float32 cannot tell is computed again in float64. So the counts are those of float64, in half the time. Memory
-    grows with the tile, never with the matrix.
+    Similarities are computed in tiles of `chunk_size` x `chunk_size`, in float32, or in bfloat16 on devices that
+    multiply it fast; whatever lies so near to a threshold that this cannot tell is computed again in float64. So the
+    counts are those of float64, in a fraction of the time. Memory grows with the tile, never with the matrix.
 
     Args:
         rows: `(rows, width)`, float64, of length 1 (`unit_rows`).
@@ -46,10 +61,7 @@ def count_rivals(
     excluded = excluded[excluded[:, 0].argsort()]
     starts = torch.arange(0, len(rows) + chunk_size, chunk_size, device=device)
     bounds = torch.searchsorted(excluded[:, 0].contiguous(), starts).tolist()
-    screen = torch.get_float32_matmul_precision() == "highest"
-    rows32, columns32 = (rows.float(), columns.float()) if screen else (rows, columns)
-    # The rounding of `width` products and sums, and of the factors themselves, of vectors of length 1.
-    error = (rows.shape[1] + 8) * 2.0**-24 + TIE
+    screens = _screens(rows, columns)
     with torch.autocast(device.type, enabled=False):
         for number, top in enumerate(range(0, len(rows), chunk_size)):
             band = slice(top, top + chunk_size)
@@ -60,14 +72,20 @@ def count_rivals(
                 hidden = band_excluded[here]
                 place = (hidden[:, 0] - top, hidden[:, 1] - left)
                 by_row, by_column = row_thresholds[band].T, column_thresholds[part].T
-                if screen:
-                    tile = rows32[band] @ columns32[part].T
+                counts = None
+                while screens and counts is None:
+                    screen = screens[-1]
+                    tile = (screen.rows[band] @ screen.columns[part].T).float()
                     tile[place] = -torch.inf
-                    counts = _screened(tile, rows[band], columns[part], by_row, by_column, error)
-                    if counts is not None:
-                        row_counts[band] += counts[0]
-                        column_counts[part] += counts[1]
-                        continue
+                    counts = _screened(tile, rows[band], columns[part], by_row, by_column, screen)
+                    if counts is None and screen.coarse:
+                        screens.pop()  # the next tiles will not be clearer
+                    elif counts is None:
+                        break
+                if counts is not None:
+                    row_counts[band] += counts[0]
+                    column_counts[part] += counts[1]
+                    continue
                 tile = rows[band] @ columns[part].T
                 tile[place] = -torch.inf
                 for m, threshold in enumerate(by_row):
@@ -90,20 +108,45 @@ def unit_rows(embeds: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} has shape {tuple(embeds.shape)}; there is nothing to retrieve.")
     if embeds.device.type == "mps":
         embeds = embeds.cpu()
-    embeds = embeds.double()
-    broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten()
-    if len(broken):
+    # A sum is finite only where all values are: one pass, and the rows are asked only if there is something wrong.
+    if not embeds.sum(dtype=torch.float64).isfinite() and not embeds.isfinite().all():
+        broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten()
         raise ValueError(
             f"{name} has NaN or infinite values in {len(broken)} of {len(embeds)} rows, first in row {int(broken[0])};"
             " the model has diverged or overflowed. Evaluate an earlier checkpoint, or in float32."
         )
-    return normalize(embeds, dim=-1)
+    return normalize(embeds.double(), dim=-1)
+
+
+def _screens(rows: Tensor, columns: Tensor) -> list[_Screen]:
+    """What to try tiles in, the last first; nothing where float32 products are allowed to be inexact."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return []
+    # Rounding of `width` products and sums, and of the factors themselves, of vectors of length 1.
+    summing = (rows.shape[1] + 8) * 2.0**-24 + TIE
+    screens = [_Screen(rows.float(), columns.float(), summing, coarse=False)]
+    if _multiplies_bfloat16(rows.device):
+        # Two factors rounded to 8 bits, then the product, then the threshold that it is compared with.
+        error = 4.1 * 2.0**-9 + summing
+        screens.append(_Screen(rows.bfloat16(), columns.bfloat16(), error, coarse=True))
+    return screens
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrices multiply faster than float32 ones there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # Without these instructions a CPU converts every number; there is no public question for them.
+    return any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
 
 
 def _screened(
-    tile: Tensor, rows: Tensor, columns: Tensor, by_row: Tensor, by_column: Tensor, error: float
+    tile: Tensor, rows: Tensor, columns: Tensor, by_row: Tensor, by_column: Tensor, screen: _Screen
 ) -> tuple[Tensor, Tensor] | None:
-    """Counts of a float32 tile, its doubtful entries decided in float64; None where too many of them are doubtful."""
+    """Counts of a screen's tile, its doubtful entries decided in float64; None where too many of them are doubtful."""
+    error = screen.error
     counts = []
     for dim, thresholds in ((1, by_row), (0, by_column)):
         count = torch.zeros_like(thresholds, dtype=torch.long)
@@ -113,6 +156,8 @@ def _screened(
         likely = tile >= (thresholds.amin(0) - error).float().unsqueeze(dim)
         # Rivals of a good model are few: then only they are looked at.
         few = int(likely.count_nonzero()) <= tile.numel() // 32
+        if screen.coarse and not few:
+            return None
         places = likely.nonzero() if few else None
         for threshold, result in zip(thresholds, count, strict=True):
             low, high = (threshold - error).float(), (threshold + error).float()
@@ -125,7 +170,7 @@ def _screened(
                 certain = values >= high[asked]
                 result.index_add_(0, asked, certain.long())
                 doubtful = places[(values >= low[asked]) & ~certain]
-            if len(doubtful) > tile.numel() // 16:
+            if len(doubtful) > tile.numel() // (256 if screen.coarse else 16):
                 return None
             for pairs in doubtful.split(_PAIRS):
                 exact = (rows[pairs[:, 0]] * columns[pairs[:, 1]]).sum(-1)

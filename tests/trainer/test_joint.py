@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgoal.trainer import rivals
 from fastgoal.trainer.joint import joint_map
 from fastgoal.trainer.rivals import count_rivals, unit_rows
 
@@ -86,6 +87,37 @@ def test_counts_are_those_of_float64(precision, spread):
         torch.set_float32_matmul_precision(before)
     assert torch.equal(found[0], (exact[:, :, None] >= by_row[:, None] - 1e-9).sum(1))
     assert torch.equal(found[1], (exact.T[:, :, None] >= by_column[:, None] - 1e-9).sum(1))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("noise", [0.2, 0.5, 12.0])
+def test_counts_in_bfloat16_are_those_of_float64(monkeypatch, fast, noise):
+    """Of a good model, whose rivals are few, and of worse ones, where the coarse screen gives up."""
+    monkeypatch.setattr(rivals, "_multiplies_bfloat16", lambda device: fast)
+    formats = []
+    screened = rivals._screened
+
+    def recorded(tile, rows, columns, by_row, by_column, screen):
+        counts = screened(tile, rows, columns, by_row, by_column, screen)
+        formats.append((screen.rows.dtype, counts is not None))
+        return counts
+
+    monkeypatch.setattr(rivals, "_screened", recorded)
+    generator = torch.Generator().manual_seed(0)
+    rows = unit_rows(torch.randn(300, 256, generator=generator), "rows")
+    columns = unit_rows(rows + noise / 16 * torch.randn(300, 256, generator=generator), "columns")
+    # A tie that bfloat16 cannot see, and entries closer to the threshold than it can tell apart.
+    columns[7], columns[8] = columns[9], unit_rows(columns[9:10] + 1e-5, "row")[0]
+    exact = rows @ columns.T
+    own = exact.diag()[:, None].clone()
+    found = count_rivals(rows, columns, own, own, torch.arange(300)[:, None].expand(-1, 2), chunk_size=100)
+    exact.fill_diagonal_(-math.inf)
+    assert torch.equal(found[0], (exact >= own - 1e-9).sum(1, keepdim=True))
+    assert torch.equal(found[1], (exact >= own.T - 1e-9).sum(0)[:, None])
+    if fast:
+        assert ((torch.bfloat16, True) in formats) == (noise < 1)
+    else:
+        assert all(dtype == torch.float32 for dtype, _ in formats)
 
 
 @pytest.mark.parametrize(

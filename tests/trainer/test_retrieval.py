@@ -150,7 +150,8 @@ def test_chunks_stay_small(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", recorded)
     retrieval_metrics(torch.randn(50, 4), torch.randn(50, 4), chunk_size=16)
-    assert len(sizes) == math.ceil(50 / 16) ** 2
+    tiles = math.ceil(50 / 16) ** 2
+    assert tiles <= len(sizes) <= tiles + 1  # one more where the first tile was tried in bfloat16
     assert max(max(size) for size in sizes) == 16
 
 
