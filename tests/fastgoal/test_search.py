@@ -7,7 +7,8 @@ from PIL import Image
 pytest.importorskip("faiss")
 
 from fastgoal.cli import main
-from fastgoal.search import ImageIndex, image_files
+from fastgoal.processing.image_folder import image_files
+from fastgoal.search import ImageIndex
 
 
 def picture(path, number):
