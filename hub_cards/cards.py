@@ -235,13 +235,15 @@ class CaptionerFacts:
         if "summary" not in manifest:
             raise ValueError(f"captions='{folder}' is not a finished folder of `fastgoal caption`.")
         settings, summary = manifest["settings"], manifest["summary"]
-        names = ["max_new_tokens", "temperature", "dtype"]
-        if settings["temperature"] > 0:
-            names += ["top_p", "seed"]
+        sampled = "temperature {temperature}, top-p {top_p}, seed {seed}".format_map(settings)
         return cls(
             model=public_weights(settings["model"]),
             prompt=settings["prompt"],
-            settings={name: settings[name] for name in names},
+            settings={
+                "decoding": sampled if settings["temperature"] > 0 else "greedy",
+                "most tokens": settings["max_new_tokens"],
+                "number format": settings["dtype"],
+            },
             captions=summary["images"],
             cut=summary["cut"],
         )

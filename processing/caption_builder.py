@@ -167,16 +167,18 @@ def build_captions(
             rows = _unique_rows(source, settings.limit)
             pending = [row for row in rows if row not in done]
             batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
-            bar = tqdm(
-                total=math.ceil(len(rows) / share.count),
-                initial=(len(rows) - len(pending)) // share.count,
-                unit="image",
-                desc="captions",
-                disable=not (progress and leads),
-            )
-            with bar:
-                writer = _Writer(source, output, settings.seed, on_error == "skip", share, show if leads else None)
-                writer.write(batches[share.index :: share.count], load_captioner, bar.update)
+            own = batches[share.index :: share.count]
+            if own:
+                writer = _Writer(source, output, load_captioner(), settings.seed, on_error == "skip", share)
+                bar = tqdm(
+                    total=math.ceil(len(rows) / share.count),
+                    initial=(len(rows) - len(pending)) // share.count,
+                    unit="image",
+                    desc="captions",
+                    disable=not (progress and leads),
+                )
+                with bar:
+                    writer.write(own, bar.update, show if leads else None)
             share.wait()
             if leads:
                 _finish(output)
@@ -192,42 +194,39 @@ class _Writer:
         self,
         source: Source,
         output: Path,
+        captioner: Callable[..., list[Caption]],
         seed: int,
         skip: bool,
         share: Share,
-        show: Callable[[str, str], Any] | None,
     ) -> None:
         self.source = source
         self.output = output
+        self.captioner = captioner
         self.seed = seed
         self.skip = skip
         self.share = share
-        self.show = show
 
     def write(
         self,
         batches: Sequence[Sequence[int]],
-        load_captioner: Callable[[], Callable[..., list[Caption]]],
         advance: Callable[[int], Any],
+        show: Callable[[str, str], Any] | None,
     ) -> None:
-        if not batches:
-            return
-        captioner = load_captioner()
         part = self.output / WORK_FOLDER / PARTS.replace("*", f"{self.share.index:05d}")
         pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         try:
             clock = time.perf_counter()
             for rows, loaded in self._loaded(pool, batches):
-                entries, skipped = self._captions(captioner, loaded)
+                entries, skipped = self._captions(loaded)
                 now = time.perf_counter()
                 record = {"rows": entries, "skipped": skipped, "seconds": (now - clock) / self.share.count}
                 clock = now
                 with _write_errors(part):
                     _append(part, record)
                 advance(len(rows))
-                if self.show and entries:
-                    self.show(entries[0]["file_name"], entries[0]["caption"])
-                    self.show = None
+                if show and entries:
+                    show(entries[0]["file_name"], entries[0]["caption"])
+                    show = None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -243,7 +242,7 @@ class _Writer:
             yield rows, [future.result() for future in current]
 
     def _captions(
-        self, captioner: Callable[..., list[Caption]], loaded: Iterable[_Picture | dict[str, Any]]
+        self, loaded: Iterable[_Picture | dict[str, Any]]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of the metadata with their number in the source, and the rows to leave out."""
         entries: list[dict[str, Any]] = []
@@ -256,7 +255,7 @@ class _Writer:
                 self._refuse(item, skipped)
         if not pictures:
             return entries, skipped
-        captions = captioner([picture.image for picture in pictures], seed=self.seed + pictures[0].row)
+        captions = self.captioner([picture.image for picture in pictures], seed=self.seed + pictures[0].row)
         for picture, caption in zip(pictures, captions, strict=True):
             if not caption.text:
                 reason = f"{self.source.where(picture.row)}: the model wrote nothing about this image."

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = None if args.prompt_file is None else read_prompt(args.prompt_file)
     check_places(args.images, args.output)
 
+    from tqdm.auto import tqdm
+
     from fastgoal.commands.pairs import mark_weights
     from fastgoal.processing.caption_builder import CaptionSettings, build_captions
     from fastgoal.processing.captioner import PROMPT, Captioner
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         on_error=args.on_error,
         batch_size=args.batch_size,
         share=share,
-        show=lambda name, caption: print(f"first caption ({name}):\n{caption}\n", flush=True),
+        show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
     )
     if share.index == 0:
         print(describe(summary, args.output, args.max_new_tokens))
