@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastgoal.processing.image_folder import SUFFIXES, image_files
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation import encode_images
 
 FOLDER = ".fastgoal-search"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _STATE = "index.json"
 _VERSION = 1
 _PORTION = 2048  # images between two saves: what an interruption can cost
@@ -233,6 +233,15 @@ class ImageIndex:
         for path in self.place.glob("vectors-*.faiss"):
             if path.name == before or path.name != self._file:
                 path.unlink(missing_ok=True)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and its sub-folders, in order of their names; hidden ones left out."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(place) / name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    return sorted(files)
 
 
 def model_fingerprint(model: Any, processor: Any) -> str:

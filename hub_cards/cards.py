@@ -210,6 +210,7 @@ class CaptionerFacts:
     Attributes:
         model: Hub id or a folder's last name.
         prompt: What it was asked.
+        source: Where the images come from: a Hub id or a folder's last name.
         settings: Of `fastgoal caption` that the text depends on, by name.
         captions: How many it wrote.
         cut: How many reached the token limit.
@@ -217,6 +218,7 @@ class CaptionerFacts:
 
     model: str
     prompt: str
+    source: str
     settings: dict[str, Any]
     captions: int
     cut: int
@@ -239,6 +241,7 @@ class CaptionerFacts:
         return cls(
             model=public_weights(settings["model"]),
             prompt=settings["prompt"],
+            source=public_name(manifest["source"]),
             settings={
                 "decoding": sampled if settings["temperature"] > 0 else "greedy",
                 "most tokens": settings["max_new_tokens"],
@@ -312,7 +315,7 @@ class DataFacts:
             settings[key] = public_weights(str(settings[key]))
         return cls(
             name=facts.pop("name", None) or folder.resolve().name,
-            source=public_name(manifest["source"]),
+            source=facts["captioner"].source if facts.get("captioner") else public_name(manifest["source"]),
             images=summary["images"],
             sentences=summary["sentences"],
             pairs=summary["pairs"],

@@ -18,10 +18,13 @@ originals where the disk allows it, else as copies: what `fastgoal pairs DIR` an
 metadata.jsonl appears when all images are done. A run that was interrupted continues where it stopped when the same
 command is given again; --batch-size, --device and the number of processes may be others then.
 
-A caption that reaches --max-new-tokens is cut back to its last whole sentence, and its "finish" is "length".
+A caption that reaches --max-new-tokens is cut back to its last whole sentence, and its "finish" is "length", else
+"stop". CLIP reads 248 tokens once stretched, some 180 words; fastgoal's prompt asks for about 150 words.
+
+The first caption is shown as soon as it is there; --limit 5 with another --output tries a model or a prompt out.
 
 examples:
-  fastgoal caption photographs/ --output captions/ --model HuggingFaceTB/SmolVLM2-2.2B-Instruct --limit 5
+  fastgoal caption photographs/ --output captions/ --model HuggingFaceTB/SmolVLM2-2.2B-Instruct
   accelerate launch --num_processes 4 -m fastgoal caption photographs/ --output captions/ --model MODEL
 """
 
@@ -42,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text that asks for the caption, in place of fastgoal's, which asks for everything that is visible and "
         "nothing else",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="longest caption (default: %(default)s)"
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -110,6 +115,10 @@ def run(args: argparse.Namespace) -> int:
         share=share,
         show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
     )
+    if share.count > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
     if share.index == 0:
         print(describe(summary, args.output, args.max_new_tokens))
     return 0
@@ -138,14 +147,19 @@ def join_processes(device: str) -> tuple[Any, str]:
     """This process's `Share` and device: all of it unless `accelerate launch` or torchrun started several."""
     from fastgoal.processing.caption_builder import Share
 
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes < 2:
         return Share(), device
     from datetime import timedelta
 
+    import torch
     from accelerate import PartialState
 
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     # Processes wait for the slowest one at the end, and one may have all the long captions.
-    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    if state.num_processes != processes:
+        raise ValueError(f"{processes} processes were started and do not find each other on device='{device}'.")
     own = str(state.device) if device in ("auto", state.device.type) else device
     return Share(state.process_index, state.num_processes, state.wait_for_everyone), own
 

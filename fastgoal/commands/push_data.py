@@ -11,7 +11,8 @@ licences, and a picture of sample rows. Then sends the card, the picture and dat
 viewer shows the rows. A push that failed may be repeated. A card that you have changed by hand is sent as it is;
 delete it to have it written again.
 
-You may only share images and captions whose licences allow it, and only you know them: state them.
+You may only share images and captions whose licences allow it, and only you know them: state them. ID is a name of the
+Hub: cc-by-4.0, cc-by-sa-4.0, cc-by-nc-4.0, cc0-1.0, apache-2.0, other ... TEXT is free.
 
 The access token is the one of `hf auth login` or HF_TOKEN.
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--license",
         required=True,
         metavar="ID",
-        help="licence of the data set as the Hub writes it: cc-by-4.0, cc-by-nc-4.0, cc0-1.0, other ...",
+        help="licence of the data set, by its name on the Hub, see below",
     )
     parser.add_argument("--image-license", metavar="TEXT", help="licence of the images, if it is another")
     parser.add_argument("--caption-license", metavar="TEXT", help="licence of the captions, if it is another")

@@ -1,7 +1,10 @@
 """`fastgoal caption` from the command line, and on to `fastgoal pairs`, with tiny models of random weights."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -19,7 +22,8 @@ def photographs(tmp_path):
     (folder / "sub").mkdir(parents=True)
     for number in range(5):
         name = f"sub/{number}.jpg" if number % 2 else f"{number}.png"
-        Image.effect_noise((48 + 8 * number, 56 - 4 * number), 40 + 30 * number).save(folder / name)
+        pixels = np.random.default_rng(number).integers(0, 256, (56 - 4 * number, 48 + 8 * number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
     return folder
 
 
@@ -124,6 +128,17 @@ def test_one_process_has_all_the_work(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     share, device = caption.join_processes("auto")
     assert (share.index, share.count, device) == (0, 1, "auto")
+
+
+def test_two_processes_write_what_one_writes(photographs, tiny_vlm, tmp_path):
+    arguments = [str(argument) for argument in options(photographs, tmp_path / "two", tiny_vlm)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastgoal", *arguments]
+    done = subprocess.run([*command, "--batch-size", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("first caption") == done.stdout.count("5 images done now") == 1
+    assert call(*options(photographs, tmp_path / "one", tiny_vlm)) == 0
+    one, two = ((tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
 
 
 def test_number_formats():

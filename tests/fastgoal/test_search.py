@@ -7,8 +7,7 @@ from PIL import Image
 pytest.importorskip("faiss")
 
 from fastgoal.cli import main
-from fastgoal.processing.image_folder import image_files
-from fastgoal.search import ImageIndex
+from fastgoal.search import ImageIndex, image_files
 
 
 def picture(path, number):

@@ -1,5 +1,6 @@
 """Captions of a tiny model: the same in a batch and alone, cut at whole sentences, and clear errors."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,7 +8,8 @@ from transformers import AutoModelForImageTextToText
 
 from fastgoal.processing.captioner import PROMPT, Caption, Captioner, whole_sentences
 
-PICTURES = [Image.effect_noise((40 + 8 * i, 64 - 4 * i), 50 + 20 * i).convert("RGB") for i in range(6)]
+DICE = np.random.default_rng(0)
+PICTURES = [Image.fromarray(DICE.integers(0, 256, (64 - 4 * i, 40 + 8 * i, 3), dtype=np.uint8)) for i in range(6)]
 PICTURES += [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
 
 
