@@ -53,10 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0: the likeliest tokens; above: sample (default: 0)",
+        help="0 takes the likeliest token each time, more samples (default: 0)",
     )
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="when sampling, from this share only (default: 1)"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens, up to this probability (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
     parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
