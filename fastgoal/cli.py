@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = (
+    "caption",
     "pairs",
     "train",
     "evaluate",
@@ -20,6 +21,7 @@ COMMANDS = (
     "convert",
     "export",
     "push",
+    "push-data",
 )
 
 EPILOG = """\
@@ -65,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        module = importlib.import_module(f"fastgoal.commands.{name}")
+        module = importlib.import_module(f"fastgoal.commands.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(
             name,
             help=module.HELP,

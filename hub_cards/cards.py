@@ -172,6 +172,87 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """One number a row: its mean and median over the rows, and the highest."""
+
+    mean: float
+    median: float
+    highest: int
+
+
+@dataclass(frozen=True)
+class DataFigures:
+    """What was counted in the rows of a pairs data set.
+
+    Attributes:
+        words: Of a caption, as white space parts them.
+        sentences: Of a caption.
+        score: Mean cosine of all pairs of sentence and region.
+        best_score: Mean cosine of the pairs for training.
+        tokens: Of a caption in CLIP's count, start and end included; None if nobody counted.
+        tokenizer: Name of the tokenizer that counted.
+        longer: Share of the captions with more tokens than a number of them.
+    """
+
+    words: Spread
+    sentences: Spread
+    score: float
+    best_score: float
+    tokens: Spread | None = None
+    tokenizer: str | None = None
+    longer: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaptionerFacts:
+    """What wrote the captions of a data set.
+
+    Attributes:
+        model: Hub id or a folder's last name.
+        prompt: What it was asked.
+        source: Where the images come from: a Hub id or a folder's last name.
+        settings: Of `fastgoal caption` that the text depends on, by name.
+        captions: How many it wrote.
+        cut: How many reached the token limit.
+    """
+
+    model: str
+    prompt: str
+    source: str
+    settings: dict[str, Any]
+    captions: int
+    cut: int
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike[str]) -> "CaptionerFacts":
+        """The facts of a folder that `fastgoal caption` wrote.
+
+        Raises:
+            ValueError: The folder is none, or was not finished.
+        """
+        try:
+            manifest = json.loads((Path(folder) / "fastgoal_captions.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            manifest = {}
+        if "summary" not in manifest:
+            raise ValueError(f"captions='{folder}' is not a finished folder of `fastgoal caption`.")
+        settings, summary = manifest["settings"], manifest["summary"]
+        sampled = "temperature {temperature}, top-p {top_p}, seed {seed}".format_map(settings)
+        return cls(
+            model=public_weights(settings["model"]),
+            prompt=settings["prompt"],
+            source=public_name(manifest["source"]),
+            settings={
+                "decoding": sampled if settings["temperature"] > 0 else "greedy",
+                "most tokens": settings["max_new_tokens"],
+                "number format": settings["dtype"],
+            },
+            captions=summary["images"],
+            cut=summary["cut"],
+        )
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What the card of a pairs data set says.
 
@@ -187,6 +268,11 @@ class DataFacts:
         versions: Libraries by name.
         skipped: Rows of the source that were left out.
         license: Identifier as on the Hub; None if nobody stated it.
+        image_license: Of the images, in words, where it was stated.
+        caption_license: Likewise of the captions.
+        figures: Lengths of the captions and scores of the pairs, where they were measured.
+        captioner: What wrote the captions, where `fastgoal caption` did.
+        pictures: Path of a sheet of sample rows inside the folder.
     """
 
     name: str
@@ -200,10 +286,15 @@ class DataFacts:
     versions: dict[str, str]
     skipped: int = 0
     license: str | None = None
+    image_license: str | None = None
+    caption_license: str | None = None
+    figures: DataFigures | None = None
+    captioner: CaptionerFacts | None = None
+    pictures: str | None = None
 
     @classmethod
-    def of_folder(cls, folder: str | os.PathLike[str], license: str | None = None) -> "DataFacts":
-        """The facts of a folder that `fastgoal pairs` wrote.
+    def of_folder(cls, folder: str | os.PathLike[str], license: str | None = None, **facts: Any) -> "DataFacts":
+        """The facts of a folder that `fastgoal pairs` wrote, beside those given.
 
         Raises:
             ValueError: The folder is none, or was not finished.
@@ -221,12 +312,10 @@ class DataFacts:
         for key in ("source_rows", "source_fingerprint", "image_column", "caption_column"):
             settings.pop(key, None)
         for key in ("model", "detector"):
-            # `name#hash` of local weights, `name@revision` of those on the Hub
-            name, at, revision = str(settings[key]).partition("#")[0].partition("@")
-            settings[key] = public_name(name) + at + revision
+            settings[key] = public_weights(str(settings[key]))
         return cls(
-            name=folder.resolve().name,
-            source=public_name(manifest["source"]),
+            name=facts.pop("name", None) or folder.resolve().name,
+            source=facts["captioner"].source if facts.get("captioner") else public_name(manifest["source"]),
             images=summary["images"],
             sentences=summary["sentences"],
             pairs=summary["pairs"],
@@ -236,6 +325,7 @@ class DataFacts:
             versions=manifest["versions"],
             skipped=len(summary["skipped"]),
             license=license,
+            **facts,
         )
 
 
@@ -280,6 +370,9 @@ def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
         tags=["image-text-retrieval", "long-captions", "fast-goal", "fastgoal"],
         pretty_name=facts.name.split("/")[-1],
         source_datasets=[facts.source] if is_hub_id(facts.source) else None,
+        annotations_creators=["machine-generated"],
+        # Said, not left to be guessed: there is a picture beside the data.
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
     card = DatasetCard.from_template(
         data, template_path=str(HERE / "data_card.md"), facts=facts, title=facts.name.split("/")[-1]
@@ -302,6 +395,12 @@ def rename_card(text: str, repo: str) -> str:
 def public_name(name: str) -> str:
     """A model's or data set's name for the public: a Hub id as it is, of a folder or a file only the last name."""
     return name if is_hub_id(name) else Path(name).name or Path(name).resolve().name
+
+
+def public_weights(mark: str) -> str:
+    """The name of weights for the public: of `name#hash` of local ones the name, `name@revision` of the Hub's whole."""
+    name, at, revision = mark.partition("#")[0].partition("@")
+    return public_name(name) + at + revision
 
 
 def is_hub_id(name: str) -> bool:

@@ -29,7 +29,7 @@ MODEL_FILES = (
 )
 # What a training leaves beside the model: paths of the machine, and numbers that the card has.
 NOT_MODEL_FILES = ("trainer_state.json", "*_results.json", ".*")
-DATA_FILES = (CARD, "LICENSE*", "data/*.parquet")
+DATA_FILES = (CARD, "LICENSE*", "data/*.parquet", "examples/*.jpg")
 TEXT_FILES = (".md", ".json", ".py", ".txt", "")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 

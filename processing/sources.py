@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 METADATA = "metadata.jsonl"
+# What `fastgoal caption` writes beside the metadata, and long before it.
+CAPTIONS_MANIFEST = "fastgoal_captions.json"
 CAPTION_COLUMNS = ("caption", "captions")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 EXPECTED = (
@@ -31,7 +33,7 @@ class SourceRow:
     Args:
         name: the image's file name inside the source, or a made-up one where there is none.
         image: anything `processing.images.load_image` takes: a path or a `{"bytes", "path"}` dict, not yet decoded.
-        captions: one or more captions, stripped, none of them empty.
+        captions: one or more captions, stripped, none of them empty; none where the source was opened without.
         columns: all other values of the row.
     """
 
@@ -49,9 +51,12 @@ class SourceRow:
 
 
 class Source:
-    """Rows by number. `fingerprint` changes when the rows or the image files change; `columns` are all there are."""
+    """Rows by number. `fingerprint` changes when the rows or the image files change; `columns` are all there are.
 
-    def __init__(self, name: str, columns: Iterable[str], image_column: str, caption_column: str) -> None:
+    Without a `caption_column` its rows are pictures with no captions.
+    """
+
+    def __init__(self, name: str, columns: Iterable[str], image_column: str, caption_column: str | None) -> None:
         self.name = name
         self.columns = list(columns)
         self.image_column = image_column
@@ -73,6 +78,8 @@ class Source:
         image = values.pop(self.image_column, None)
         if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
             raise ValueError(f"{where}: there is no image in column '{self.image_column}'.")
+        if self.caption_column is None:
+            return SourceRow(self._row_name(index, image, values), self._image(image, where), [], values)
         if self.caption_column not in values:
             raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
         captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
@@ -95,7 +102,13 @@ class Source:
 class FolderSource(Source):
     """A folder with `metadata.jsonl`; rows keep the order of its lines. Lines stay text until they are asked for."""
 
-    def __init__(self, folder: Path, image_column: str | None = None, caption_column: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        with_captions: bool = True,
+    ) -> None:
         self.folder = folder
         self.metadata = folder / METADATA
         self._lines: list[bytes] = []
@@ -112,7 +125,9 @@ class FolderSource(Source):
             str(folder),
             columns,
             _choose_column("image_column", image_column, ["file_name"], columns, str(self.metadata)),
-            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, columns, str(self.metadata)),
+            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, columns, str(self.metadata))
+            if with_captions
+            else None,
         )
 
     @property
@@ -171,6 +186,7 @@ class DatasetSource(Source):
         image_column: str | None = None,
         caption_column: str | None = None,
         fingerprint: str | None = None,
+        with_captions: bool = True,
     ) -> None:
         import datasets
 
@@ -181,7 +197,9 @@ class DatasetSource(Source):
             name,
             dataset.column_names,
             _choose_column("image_column", image_column, candidates, dataset.column_names, name),
-            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, dataset.column_names, name),
+            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, dataset.column_names, name)
+            if with_captions
+            else None,
         )
         self._fingerprint = fingerprint or str(dataset._fingerprint)
         for column in images:
@@ -213,6 +231,7 @@ def open_source(
     image_column: str | None = None,
     caption_column: str | None = None,
     split: str | None = None,
+    with_captions: bool = True,
 ) -> Source:
     """Open a folder or a Hub data set as numbered rows.
 
@@ -222,6 +241,7 @@ def open_source(
         image_column: default `file_name` for `metadata.jsonl`, else the picture column.
         caption_column: default `caption`, else `captions`; its values are a text or a list of texts.
         split: needed where there are several; `metadata.jsonl` has none.
+        with_captions: False for pictures alone: there need be no captions, and those there are stay unread.
 
     Raises:
         ValueError: names the file, the line and the column or split that is wrong, and what there is.
@@ -231,23 +251,28 @@ def open_source(
         raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
     if not folder.is_dir():
         dataset = _load_from_hub(text, split)
-        return DatasetSource(dataset, text, image_column, caption_column)
+        return DatasetSource(dataset, text, image_column, caption_column, with_captions=with_captions)
     if (folder / METADATA).is_file():
         if split is not None:
             raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
-        return FolderSource(folder, image_column, caption_column)
+        return FolderSource(folder, image_column, caption_column, with_captions)
+    if (folder / CAPTIONS_MANIFEST).is_file():
+        raise ValueError(
+            f"source='{text}': its captions are not finished. Run `fastgoal caption` again as before: it continues "
+            "where it stopped."
+        )
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         import datasets
 
         dataset = _pick_split(datasets.load_from_disk(text), split, text)
-        return DatasetSource(dataset, text, image_column, caption_column)
+        return DatasetSource(dataset, text, image_column, caption_column, with_captions=with_captions)
     files = _parquet_files(folder)
     if files:
         import datasets
 
         chosen = files[_pick_name(list(files), split, text)]
         dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
-        return DatasetSource(dataset, text, image_column, caption_column, fingerprint=hash_files(chosen))
+        return DatasetSource(dataset, text, image_column, caption_column, hash_files(chosen), with_captions)
     raise ValueError(f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}.")
 
 

@@ -80,3 +80,90 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2-VL checkpoint with a chat template: random weights, a vocabulary of some forty words.
+
+    An image takes more tokens the larger it is, so that the prompts of a batch differ in length.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    sentence = (
+        "a the red green blue grey round square small large cup dog tree road house sky light stone wood person stands "
+        "lies shines on under beside behind left right above two three ."
+    )
+    vocab = {token: index for index, token in enumerate([*special, *sentence.split()])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[2:],
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(vocab),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_parameters": rope,
+            "eos_token_id": vocab["<|im_end|>"],
+            "pad_token_id": vocab["<|endoftext|>"],
+            "initializer_range": 0.5,
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 8,
+            "initializer_range": 0.5,
+        },
+        image_token_id=vocab["<|image_pad|>"],
+        video_token_id=vocab["<|video_pad|>"],
+        vision_start_token_id=vocab["<|vision_start|>"],
+        vision_end_token_id=vocab["<|vision_end|>"],
+        initializer_range=0.5,
+    )
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    folder = tmp_path_factory.mktemp("tiny_vlm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        # It comes to an end now and then, and writes no other special token.
+        model.lm_head.weight[vocab["<|im_end|>"]] *= 1.5
+        model.lm_head.weight[[vocab[token] for token in special if token != "<|im_end|>"]] = 0
+    model.generation_config.eos_token_id = vocab["<|im_end|>"]
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(patch_size=8),
+        chat_template=template,
+    ).save_pretrained(folder)
+    return folder

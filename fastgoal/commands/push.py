@@ -7,7 +7,7 @@ HELP = "send a model, with processor, card and code, or a pairs data set to the 
 EPILOG = """\
 Sends only what belongs to a model or data set (safetensors, configurations, card, code, examples; never pickles,
 checkpoints or logs), in one commit. A push that failed may be repeated. The access token is the one of
-`hf auth login` or HF_TOKEN.
+`hf auth login` or HF_TOKEN. For a data set, `fastgoal push-data` writes a card with more figures and the licences.
 
 example:
   fastgoal push outputs/ OWNER/NAME --private

@@ -1,10 +1,15 @@
-"""A model that was really trained, once for all tests of its card, its handler and its way to the Hub."""
+"""A model that was really trained, once for all tests of its card, its handler and its way to the Hub, and that Hub."""
 
 import io
+import os
+import subprocess
+import sys
 
 import datasets
 import pytest
 from PIL import Image, ImageDraw
+
+from .fake_hub import FakeHub
 
 TOKEN = "hf_" + "Secret" * 6
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -69,3 +74,32 @@ def trained(tiny_clip, tmp_path_factory):
     }
     assert main([word for name, value in settings.items() for word in (f"--{name}", str(value))]) == 0
     return output
+
+
+@pytest.fixture
+def hub():
+    with FakeHub(TOKEN) as server:
+        yield server
+        assert server.unknown == []
+
+
+@pytest.fixture
+def outside(hub, tmp_path):
+    """Runs a Python program in a process that sees this server as the Hub, and a home of its own."""
+
+    def start(*arguments, token=TOKEN):
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        environment = {
+            **keep,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",  # as many networks have it; the other way needs a second server
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_DEBUG": "1",
+            **({"HF_TOKEN": token} if token else {}),
+        }
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+        )
+
+    return start

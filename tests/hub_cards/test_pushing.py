@@ -1,17 +1,13 @@
 """Pushing through the real client of the Hub to a server on this machine: what arrives loads, and nothing leaks."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from fastgoal.hub_cards.pushing import choose_files, kind_of, refuse_secrets
 
 from .conftest import TOKEN
-from .fake_hub import FakeHub
 
 LOAD = """
 import sys
@@ -30,37 +26,8 @@ for trust in (None, True):
 
 
 @pytest.fixture
-def hub():
-    with FakeHub(TOKEN) as server:
-        yield server
-        assert server.unknown == []
-
-
-@pytest.fixture
 def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "my-model")
-
-
-@pytest.fixture
-def outside(hub, tmp_path):
-    """Runs a Python program in a process that sees this server as the Hub, and a home of its own."""
-
-    def start(*arguments, token=TOKEN):
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        environment = {
-            **keep,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",  # as many networks have it; the other way needs a second server
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_DEBUG": "1",
-            **({"HF_TOKEN": token} if token else {}),
-        }
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
-        )
-
-    return start
 
 
 def push(outside, *arguments, **options):

@@ -1,0 +1,196 @@
+"""`fastgoal caption`: long captions for a folder of images, written by an image-text-to-text model."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+HELP = "write long captions for images with an image-text-to-text model"
+
+EPILOG = """\
+IMAGES is one of
+  a folder of images, sub-folders included (jpg, png, webp, bmp, gif, tif)
+  a folder with metadata.jsonl, a folder written by datasets' save_to_disk, a folder of parquet files, or OWNER/NAME of
+  a data set on the Hugging Face Hub; captions that are there already are not looked at
+
+The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links to the
+originals where the disk allows it, else as copies: what `fastgoal pairs DIR` and datasets' "imagefolder" read.
+metadata.jsonl appears when all images are done. A run that was interrupted continues where it stopped when the same
+command is given again; --batch-size, --device and the number of processes may be others then.
+
+A caption that reaches --max-new-tokens is cut back to its last whole sentence, and its "finish" is "length", else
+"stop". CLIP reads 248 tokens once stretched, some 180 words; fastgoal's prompt asks for about 150 words.
+
+The first caption is shown as soon as it is there; --limit 5 with another --output tries a model or a prompt out.
+
+examples:
+  fastgoal caption photographs/ --output captions/ --model HuggingFaceTB/SmolVLM2-2.2B-Instruct
+  accelerate launch --num_processes 4 -m fastgoal caption photographs/ --output captions/ --model MODEL
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for captions and images, new or to be continued"
+    )
+    parser.add_argument(
+        "--model", required=True, help="image-text-to-text checkpoint of transformers: a folder or a Hub id"
+    )
+    parser.add_argument(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="text that asks for the caption, in place of fastgoal's, which asks for everything that is visible and "
+        "nothing else",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="longest caption (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token each time, more samples (default: 0)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens, up to this probability (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+    parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
+    parser.add_argument("--split", help="which split of IMAGES, if it has several")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at an image that cannot be read or gets no caption: stop, or skip it and list it at the end (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images described at once (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps ...")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="number format of the model; auto is bfloat16 on a GPU that has it, else float16 there, else float32",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    prompt = None if args.prompt_file is None else read_prompt(args.prompt_file)
+    check_places(args.images, args.output)
+
+    from tqdm.auto import tqdm
+
+    from fastgoal.commands.pairs import mark_weights
+    from fastgoal.processing.caption_builder import CaptionSettings, build_captions
+    from fastgoal.processing.captioner import PROMPT, Captioner
+    from fastgoal.processing.image_folder import open_images
+
+    share, device = join_processes(args.device)
+    device, dtype = choose_numbers(device, args.dtype)
+    ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
+    settings = CaptionSettings(
+        model=mark_weights(args.model),
+        prompt=prompt or PROMPT,
+        **ways,
+        seed=args.seed,
+        dtype=dtype,
+        split=args.split,
+        limit=args.limit,
+        sampled_batch=args.batch_size if args.temperature > 0 else None,
+    )
+    summary = build_captions(
+        open_images(args.images, args.image_column, args.split),
+        args.output,
+        settings,
+        lambda: Captioner.load(args.model, device, dtype, prompt=settings.prompt, **ways),
+        on_error=args.on_error,
+        batch_size=args.batch_size,
+        share=share,
+        show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
+    )
+    if share.count > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
+    if share.index == 0:
+        print(describe(summary, args.output, args.max_new_tokens))
+    return 0
+
+
+def read_prompt(path: Path) -> str:
+    """The text of a prompt file. Raises `ValueError` if there is none in it."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt-file {path} is not a text in UTF-8: {error}.") from None
+    if not text:
+        raise ValueError(f"--prompt-file {path} is empty; expected a text that asks for a description of the image.")
+    return text
+
+
+def check_places(images: str, output: str) -> None:
+    """Refuse an output inside the folder of images: the next run would take what lies there for new images."""
+    if Path(images).is_dir() and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(images)):
+        raise ValueError(
+            f"output='{output}' lies inside the folder of images '{images}'; choose a place outside of it."
+        )
+
+
+def join_processes(device: str) -> tuple[Any, str]:
+    """This process's `Share` and device: all of it unless `accelerate launch` or torchrun started several."""
+    from fastgoal.processing.caption_builder import Share
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes < 2:
+        return Share(), device
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    # Processes wait for the slowest one at the end, and one may have all the long captions.
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    if state.num_processes != processes:
+        raise ValueError(f"{processes} processes were started and do not find each other on device='{device}'.")
+    own = str(state.device) if device in ("auto", state.device.type) else device
+    return Share(state.process_index, state.num_processes, state.wait_for_everyone), own
+
+
+def choose_numbers(device: str, dtype: str) -> tuple[str, str]:
+    """The device and number format that `auto` stands for here."""
+    from fastgoal.commands.pairs import choose_device
+
+    chosen = choose_device(device, dtype)
+    if dtype == "auto" and chosen[0].startswith("cuda"):
+        import torch
+
+        return chosen[0], "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return chosen
+
+
+def describe(summary: dict[str, Any], output: str, limit: int) -> str:
+    """The summary as a few lines to read."""
+    images, cut, made = summary["images"], summary["cut"], summary["made"]
+    lines = [
+        f"{images:,} images, {len(summary['skipped'])} skipped, {summary['words']:.1f} words and "
+        f"{summary['sentences']:.1f} sentences a caption",
+        f"{cut:,} captions ({cut / images:.1%}) reached the limit of {limit} tokens"
+        + (" and were cut back to their last whole sentence" if cut else ""),
+        f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s",
+        f"{output}: {f'{made:,} images done now' if made else 'all there already'}; next: fastgoal pairs {output}",
+    ]
+    if summary["skipped"]:
+        lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]
+    return "\n".join(lines)

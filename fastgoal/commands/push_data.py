@@ -1,0 +1,97 @@
+"""`fastgoal push-data`: a pairs data set to the Hugging Face Hub, with a data card of real figures."""
+
+import argparse
+
+HELP = "send a pairs data set, with a card of its figures and licences, to the Hugging Face Hub"
+
+EPILOG = """\
+Writes DIR/README.md, the data card: number of images, sentences and pairs, lengths of the captions in words, sentences
+and CLIP tokens, detector, matcher, settings, the captions' model and prompt where `fastgoal caption` wrote them,
+licences, and a picture of sample rows. Then sends the card, the picture and data/*.parquet in one commit; the Hub's
+viewer shows the rows. A push that failed may be repeated. A card that you have changed by hand is sent as it is;
+delete it to have it written again.
+
+You may only share images and captions whose licences allow it, and only you know them: state them. ID is a name of the
+Hub: cc-by-4.0, cc-by-sa-4.0, cc-by-nc-4.0, cc0-1.0, apache-2.0, other ... TEXT is free.
+
+The access token is the one of `hf auth login` or HF_TOKEN.
+
+examples:
+  fastgoal push-data pairs/ OWNER/NAME --license cc-by-4.0 --dry-run
+  fastgoal push-data pairs/ OWNER/NAME --license cc-by-nc-4.0 --image-license "CC BY 2.0, by their photographers" \\
+      --caption-license "CC BY-NC 4.0"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("folder", metavar="DIR", help="what `fastgoal pairs` wrote")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
+    parser.add_argument(
+        "--license",
+        required=True,
+        metavar="ID",
+        help="licence of the data set, by its name on the Hub, see below",
+    )
+    parser.add_argument("--image-license", metavar="TEXT", help="licence of the images, if it is another")
+    parser.add_argument("--caption-license", metavar="TEXT", help="licence of the captions, if it is another")
+    parser.add_argument(
+        "--captions",
+        metavar="DIR",
+        help="what `fastgoal caption` wrote, if it is no longer where `fastgoal pairs` read it: for the card",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="openai/clip-vit-base-patch16",
+        metavar="CLIP",
+        help="CLIP that counts tokens, a folder or a Hub id, or none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write the card and list what would be sent; send nothing"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--message", default="Upload with fastgoal", help="message of the commit")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from fastgoal.hub_cards.cards import CARD
+    from fastgoal.hub_cards.data_figures import prepare_data_card
+    from fastgoal.hub_cards.pushing import choose_files, push, require_token
+
+    if not args.dry_run:
+        # Before the work, not after it.
+        require_token()
+    folder = Path(args.folder)
+    written = prepare_data_card(
+        folder,
+        args.repo,
+        args.license,
+        args.image_license,
+        args.caption_license,
+        args.captions,
+        None if args.tokenizer == "none" else args.tokenizer,
+    )
+    state = "written" if written else "changed by hand, kept as it is"
+    print(f"{folder / CARD}: {state}")
+    if args.dry_run:
+        files, _ = choose_files(folder, "dataset")
+        sizes = [(folder / name).stat().st_size for name in files]
+        print(f"would be sent to {args.repo} as a data set, {len(files)} files, {size_in_words(sum(sizes))}:")
+        for name, size in zip(files, sizes, strict=True):
+            print(f"  {name}  {size_in_words(size)}")
+        return 0
+    pushed = push(folder, args.repo, private=args.private, message=args.message)
+    print(f"{pushed.url}: {len(pushed.sent)} files")
+    return 0
+
+
+def size_in_words(size: int) -> str:
+    """Bytes as a person says them."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,93 @@
+"""Pictures without captions as numbered rows: a plain folder of them, or any source of `open_source`."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from .sources import CAPTIONS_MANIFEST, METADATA, Source, open_source
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Read at both ends of every file for the fingerprint: enough to notice another picture of the same size.
+_BLOCK = 4096
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and its sub-folders, in order of their names; hidden ones left out."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(place) / name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    return sorted(files)
+
+
+def open_images(images: str | os.PathLike[str], image_column: str | None = None, split: str | None = None) -> Source:
+    """Open pictures as rows without captions.
+
+    Args:
+        images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
+            `metadata.jsonl`, a saved data set or parquet files in it is taken as such.
+        image_column: as for `open_source`; a plain folder has none.
+        split: likewise.
+
+    Raises:
+        ValueError: names what is wrong with the folder, the column or the split.
+    """
+    folder = Path(images)
+    data = [METADATA, CAPTIONS_MANIFEST, "dataset_dict.json", "state.json", "*.parquet", "data/*.parquet"]
+    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in data):
+        return open_source(images, image_column, split=split, with_captions=False)
+    for name, value in (("image_column", image_column), ("split", split)):
+        if value is not None:
+            raise ValueError(f"{name}='{value}': {folder} is a plain folder of images, which has none; leave it out.")
+    return ImageFolder(folder)
+
+
+class ImageFolder(Source):
+    """The pictures of a folder, in order of their paths. A row's name is the path inside the folder.
+
+    Raises:
+        ValueError: there is no picture, or a name that is not valid text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), ["file_name"], "file_name", None)
+        self.folder = folder
+        self.files = [path.relative_to(folder).as_posix() for path in image_files(folder)]
+        if not self.files:
+            raise ValueError(f"{folder} has no image; looked for {', '.join(SUFFIXES)} in it and its sub-folders.")
+        for name in self.files:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{folder}: the file name {name!r} is not valid UTF-8; rename the file.") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names and sizes of all files and of the bytes at both ends of each."""
+        digest = hashlib.sha256()
+        for name in self.files:
+            path = self.folder / name
+            size = path.stat().st_size
+            digest.update(f"{name}\n{size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_BLOCK))
+                if size > _BLOCK:
+                    file.seek(max(_BLOCK, size - _BLOCK))
+                    digest.update(file.read(_BLOCK))
+        return digest.hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        return str(self.folder / self.files[index])
+
+    def _values(self, index: int) -> dict[str, Any]:
+        return {"file_name": self.files[index]}
+
+    def _image(self, image: Any, where: str) -> str:
+        return str(self.folder / image)
+
+    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
+        return str(image)
