@@ -322,6 +322,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time our step under torch.compile")
     parser.add_argument("--captions", metavar="FILE", help="JSON lines with `caption`; needs --tokenizer")
     parser.add_argument("--tokenizer", metavar="NAME", help="CLIP's tokenizer: a folder or a Hub id")
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="as transformers names them")
+    parser.add_argument("--floor", action="store_true", help="only our step, without TSL, and the towers alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if bool(options.captions) != bool(options.tokenizer):
@@ -349,6 +351,9 @@ def main() -> None:
         print(f"ViT-B/{patch_size}, batch {size}{grouped}, {options.precision}, {device}{threads}")
         print(f"The reference style's losses equal ours to {gap:.0e}.\n")
         model.train()
+        model.set_attn_implementation(options.attention)
+        if options.floor:
+            steps = {name: steps[name] for name in ("our step", "our step without TSL", "the two towers alone")}
         if options.compile:
             compiled = torch.compile(model)
             steps["our step, compiled"] = lambda _, batch: trainer.compute_loss(compiled, dict(batch.ours))
@@ -394,17 +399,21 @@ def main() -> None:
                 print(f"round {turn + 1}: {name} {wall:.2f} s, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
 
         medians = {name: [statistics.median(column) for column in zip(*values)] for name, values in times.items()}
-        base, towers = medians["our step"], medians["the two towers alone"]
+        base = medians["our step"]
         work = {name: statistics.median(values) for name, values in flops.items()}
         columns = ["step", "seconds", "CPU seconds", "samples/s", "against our step", "against the towers", "TFLOP"]
         extra = ["peak memory", "share of matmul peak"] if device != "cpu" else []
         peak = matmul_peak(device, torch.bfloat16 if options.precision == "bf16" else torch.float32) if extra else 0.0
-        print(f"Medians of {options.rounds} interleaved rounds; in brackets the ratio of the CPU seconds:\n")
+        print(f"Medians of {options.rounds} interleaved rounds, of seconds and of each round's ratio of seconds;")
+        print("in brackets the same of the CPU seconds:\n")
         print(f"| {' | '.join([*columns, *extra])} |\n|{'---|' * len([*columns, *extra])}")
         for name, (wall, cpu) in medians.items():
             cells = [name, f"{wall:.3f}", f"{cpu:.3f}", f"{size / wall:.2f}"]
-            for other in (base, towers):
-                cells.append(f"{wall / other[0]:.3f}x" + ("" if extra else f" ({cpu / other[1]:.3f}x)"))
+            for other in ("our step", "the two towers alone"):
+                # Rounds have batches of their own: each time is compared with the other on the same batch.
+                ratios = [[a / b for a, b in zip(x, y)] for x, y in zip(times[name], times[other], strict=True)]
+                against = [statistics.median(column) for column in zip(*ratios)]
+                cells.append(f"{against[0]:.3f}x" + ("" if extra else f" ({against[1]:.3f}x)"))
             cells.append(f"{work[name] / 1e12:.2f} ({work[name] / work['our step']:.3f}x)")
             if extra:
                 torch.cuda.reset_peak_memory_stats()
