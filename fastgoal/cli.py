@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = (
     "pairs",
+    "inspect",
     "train",
     "evaluate",
     "explain",

@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastgoal.processing.images import load_image
 
-# Distinct on photographs and legible as text on white.
-COLOURS = ("#c2185b", "#1565c0", "#2e7d32", "#e65100", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
+# Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three colour-vision
+# deficiencies. The first ones differ most.
+COLOURS = ("#027caf", "#db0184", "#7d7a00", "#402279", "#7a4403", "#8632fe", "#6e0c35", "#0106c7")
 GREY = "#757575"
 FONT_SIZE = 15
 LINE = 20

@@ -1,5 +1,6 @@
 """The sheet of matched pairs: regions where they should be, in the colour of their sentence."""
 
+import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
@@ -67,3 +68,34 @@ def test_rows_stand_one_under_the_other():
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="at least one row"):
         pairs_sheet([])
+
+
+def linear(colour):
+    """Linear RGB, 0 to 1."""
+    values = np.array(ImageColor.getrgb(colour)) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(rgb):
+    """Of linear RGB (Ottosson 2020)."""
+    cones = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]])
+    mixed = np.array([[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]])
+    return mixed @ np.cbrt(cones @ rgb.clip(0, 1))
+
+
+# What people without one kind of cones see, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+SIGHTS = {
+    "all cones": np.eye(3),
+    "protanopia": np.array([[0.15229, 1.05258, -0.20487], [0.11450, 0.78628, 0.09922], [-0.00388, -0.04812, 1.05200]]),
+    "deuteranopia": np.array([[0.36732, 0.86065, -0.22797], [0.28009, 0.67250, 0.04741], [-0.01182, 0.04294, 0.96888]]),
+    "tritanopia": np.array([[1.25553, -0.07675, -0.17878], [-0.07841, 0.93081, 0.14760], [0.00473, 0.69137, 0.30390]]),
+}
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_are_legible_and_differ_for_everybody(sight):
+    luminance = [linear(colour) @ (0.2126, 0.7152, 0.0722) for colour in COLOURS]
+    assert min(1.05 / (value + 0.05) for value in luminance) >= 4.5  # WCAG AA, on white
+    seen = [oklab(SIGHTS[sight] @ linear(colour)) for colour in COLOURS]
+    differences = [np.linalg.norm(one - other) for place, one in enumerate(seen) for other in seen[:place]]
+    assert min(differences) > 0.085
