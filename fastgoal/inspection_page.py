@@ -82,7 +82,7 @@ def inspection_page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(name)}: local pairs</title><style>{STYLE}{CHART_STYLE}</style></head>"
+        f"<title>Local image-text pairs: {html.escape(name)}</title><style>{STYLE}{CHART_STYLE}</style></head>"
         f"<body><main>{''.join(sections)}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -99,7 +99,7 @@ def _header(name: str, facts: Mapping[str, Any]) -> str:
         made = f" Matched by {_model(settings.get('model'))}; {_detector(settings.get('detector'))}."
     source = f" from {html.escape(public_name(str(facts['source'])))}" if facts["source"] else ""
     return (
-        f"<header><h1>{html.escape(name)}</h1>"
+        f"<header><h1>Local image-text pairs: {html.escape(name)}</h1>"
         f'<p class="lead">{facts["rows"]:,} images with captions{source}, their sentences matched to regions:'
         f" {facts['pairs']['count']:,} local pairs.{made}</p></header>"
     )

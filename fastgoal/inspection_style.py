@@ -23,7 +23,7 @@ figure{margin:20px 0 0}
 figcaption,caption{color:var(--soft);font-size:14px;line-height:1.45;text-align:left}
 figcaption{margin-top:10px;max-width:100ch}
 figcaption b,caption b{color:var(--ink)}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:36px}
+.pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:36px}
 .key{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:14px;color:var(--soft);margin:0 0 6px 46px}
 .key i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:6px;vertical-align:-1px}
 .wide{overflow-x:auto;margin-top:20px}
@@ -74,10 +74,14 @@ padding-left:3px;margin:0 3px;white-space:nowrap}
 color:var(--alert);font-size:14px;line-height:1.5;padding:16px;text-align:center;background:var(--card)}
 .settings{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;font-size:14px;margin:10px 0}
 .settings dt{color:var(--soft)}.settings dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:760px){main{padding:24px 16px 48px}h1{font-size:26px}.row,.pair{grid-template-columns:minmax(0,1fr)}
+@media screen and (max-width:1000px){.tiles{grid-template-columns:repeat(4,minmax(0,1fr))}}
+@media screen and (max-width:760px){main{padding:24px 16px 48px}h1{font-size:26px}.row,.pair{grid-template-columns:minmax(0,1fr)}
 .pair{gap:24px}.row{gap:12px}.sentences li{grid-template-columns:auto minmax(0,1fr)}.meta{grid-column:2;text-align:left;
 white-space:normal;line-height:1.4}.tiles{grid-template-columns:1fr 1fr}.box.best{border-width:4px}.key{margin-left:0}}
-@media print{@page{margin:14mm}body{font-size:10.5pt}main{max-width:none;padding:0}h2{break-after:avoid;margin-top:26px}
+@media print{@page{margin:14mm}body{font-size:10pt}main{max-width:none;padding:0}h1{font-size:20pt}h2{font-size:14pt;
+break-after:avoid;margin-top:26px}.lead{font-size:11pt}.tiles{grid-template-columns:repeat(4,minmax(0,1fr));gap:8px}
+.tile{padding:8px 10px}.tile b{font-size:14pt}.tile span,figcaption,caption,.key{font-size:8.5pt}table{font-size:8.5pt}
+th,td{padding-right:8px}.row{gap:16px;padding:12px 0}.meta,td small{font-size:8pt}
 .row,.tile,figure,tr,.notice{break-inside:avoid}figure.rows{break-inside:auto}.screen{display:none}
 .sentences{font-size:9.5pt}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
