@@ -376,9 +376,11 @@ def length_edges(values: NDArray[Any], bins: int = 32) -> list[float]:
     return [place * step for place in range(int(high / step) + 2)]
 
 
-def count_edges(values: NDArray[Any], most: int = 40) -> list[float]:
+def count_edges(values: NDArray[Any], least: int = 8, most: int = 40) -> list[float]:
     """Edges for small whole numbers: a bin for each, around it; those above `most` count in the last bin."""
-    return [place - 0.5 for place in range(int(values.min()), min(int(values.max()), int(values.min()) + most) + 2)]
+    low = int(values.min())
+    bins = min(max(int(values.max()) - low + 1, least), most)
+    return [low + place - 0.5 for place in range(bins + 1)]
 
 
 def nice_step(least: float) -> float:
