@@ -1,8 +1,6 @@
 """The page of `fastgoal inspect`: one HTML file that needs no other and asks the network for nothing."""
 
-import base64
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -14,15 +12,13 @@ from fastgoal.charts import STYLE as CHART_STYLE
 from fastgoal.charts import Series, histogram_chart
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.inspection import DEFAULT, TOKEN_LIMITS
-from fastgoal.inspection_style import SCRIPT, STYLE
+from fastgoal.page_style import SCRIPT, data_url, page
 from fastgoal.pictures import COLOURS
 from fastgoal.processing.images import load_image
 
 SIDE = 720  # pixels of the longer side of a row's image on the page
 SHOWN_SKIPPED = 50
 _CUT = "a CLIP of {} tokens stops to read here"
-# Nothing may be loaded from elsewhere, whatever a caption or a file name contains.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 class _Numbers:
@@ -78,13 +74,7 @@ def inspection_page(
         _left_out(facts, broken),
         _made_with(facts),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Local image-text pairs: {html.escape(name)}</title><style>{STYLE}{CHART_STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return page(f"Local image-text pairs: {name}", "".join(sections), CHART_STYLE, SCRIPT)
 
 
 def shown_rows(facts: Mapping[str, Any]) -> list[int]:
@@ -489,14 +479,8 @@ def _picture(
     limit = f"max-width:min(100%,{round(520 * width / height)}px)"
     return (
         f'<div class="picture" style="{limit}"><img alt="{html.escape(row["file_name"] or "image")}"'
-        f' width="{image.width}" height="{image.height}" src="{_data_url(image)}">{"".join(boxes)}{"".join(tags)}</div>'
+        f' width="{image.width}" height="{image.height}" src="{data_url(image)}">{"".join(boxes)}{"".join(tags)}</div>'
     )
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _key(first: str, second: str) -> str:

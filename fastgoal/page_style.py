@@ -1,4 +1,13 @@
-"""Style sheet and script of the page of `fastgoal inspect`: light, dark, narrow screens and print."""
+"""What our pages share: their frame, one style sheet for light, dark, narrow screens and print, and pictures inside."""
+
+import base64
+import html
+import io
+
+from PIL import Image
+
+# Nothing may be loaded from elsewhere, whatever a caption or a file name contains.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--card:#f7f7f8;--ink:#1c1d20;--soft:#5d6068;--line:#dcdde1;--pale:#a9c7d8;
@@ -75,7 +84,8 @@ color:var(--alert);font-size:14px;line-height:1.5;padding:16px;text-align:center
 .settings{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;font-size:14px;margin:10px 0}
 .settings dt{color:var(--soft)}.settings dd{margin:0;overflow-wrap:anywhere}
 @media screen and (max-width:1000px){.tiles{grid-template-columns:repeat(4,minmax(0,1fr))}}
-@media screen and (max-width:760px){main{padding:24px 16px 48px}h1{font-size:26px}.row,.pair{grid-template-columns:minmax(0,1fr)}
+@media screen and (max-width:760px){main{padding:24px 16px 48px}h1{font-size:26px}
+.row,.pair{grid-template-columns:minmax(0,1fr)}
 .pair{gap:24px}.row{gap:12px}.sentences li{grid-template-columns:auto minmax(0,1fr)}.meta{grid-column:2;text-align:left;
 white-space:normal;line-height:1.4}.tiles{grid-template-columns:1fr 1fr}.box.best{border-width:4px}.key{margin-left:0}}
 @media print{@page{margin:14mm}body{font-size:10pt}main{max-width:none;padding:0}h1{font-size:20pt}h2{font-size:14pt;
@@ -104,3 +114,21 @@ for (const row of document.querySelectorAll('.row')) {
   }
 }
 """
+
+
+def page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page that needs no other file; `title` is plain text, `body` the content of its `main` in HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>"
+        f"<body><main>{body}</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
+    )
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as the `src` of an `img`, as JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
