@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgoal.page_style import data_url, page
+from fastgoal.page_style import SCRIPT, Frame, data_url, framed_picture, page
 from fastgoal.pictures import COLOURS, GREY, wrap_text
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import eval_mode
@@ -309,51 +309,56 @@ def components_picture(image: Image.Image, explanation: Explanation, width: int,
     return pale
 
 
-def explanation_page(image: Image.Image, explanations: Sequence[Explanation], caption: str, width: int = 1000) -> str:
+def explanation_page(image: Image.Image, explanations: Sequence[Explanation], caption: str, width: int = 1100) -> str:
     """The same as a web page that needs no other file; models stand next to each other."""
     shape = image.width / image.height
-    view, map_width = ("100%", 420) if shape > WIDE else ("250px", 190 if shape > TALL else 110)
+    view, map_width = (
+        ("100%", 420) if shape > WIDE else ("300px" if shape > TALL else "140px", 190 if shape > TALL else 110)
+    )
     style = (
-        f".models{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:40px}}"
+        f".models{{max-width:none;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:40px}}"
         f".views{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,{view}),1fr));gap:16px}}"
         f".maps{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,{map_width}px),1fr));gap:14px}}"
-        ".models img{max-width:100%;max-height:560px;display:block;border-radius:4px}figure{margin:0 0 14px}"
-        ".model{min-width:0}.model h2{overflow-wrap:anywhere;margin:0 0 12px}.maps{margin-top:20px}"
-        ".maps figcaption{margin-top:4px}.unread{color:var(--alert)}"
+        ".views>figure>img,.maps img{max-width:100%;max-height:520px;display:block;border-radius:4px}"
+        "figure{margin:0 0 14px}.model{min-width:0}.model h2{overflow-wrap:anywhere;margin:0 0 12px}.maps{margin-top:20px}"
+        ".views .picture{margin:0}.maps figcaption{margin-top:4px}.unread{color:var(--alert)}"
     )
     parts = []
     for explanation in explanations:
         words, maps = [], []
-        for number, (sentence, colour) in enumerate(
-            zip(explanation.sentences, sentence_colours(explanation), strict=True)
-        ):
+        boxes = list(dict.fromkeys(sentence.box for sentence in explanation.sentences))
+        colours = sentence_colours(explanation)
+        for number, (sentence, colour) in enumerate(zip(explanation.sentences, colours, strict=True)):
             label = html.escape(sentence.label.replace("_", " "))
             unread = f'<br><span class="unread">past {explanation.max_text_length} tokens: not read</span>'
             words.append(
-                f'<li style="--c:{colour}"><span class="chip">{number + 1}</span><span class="text">'
-                f'{html.escape(sentence.text)}</span><span class="meta">{label} {sentence.score:.3f}'
+                f'<li style="--c:{colour}" tabindex="0" data-region="{boxes.index(sentence.box)}">'
+                f'<span class="chip">{number + 1}</span><span class="text">{html.escape(sentence.text)}</span><span class="meta">{label} {sentence.score:.3f}'
                 f"{'' if sentence.read else unread}</span></li>"
             )
             heat = sentence.heat
-            picture = heat_picture(image, explanation, number, 420, 420)
+            picture = heat_picture(image, explanation, number, 540, 420)
             maps.append(
                 f'<figure><img alt="patches of sentence {number + 1}" src="{data_url(picture)}"><figcaption>'
                 f'<span class="chip" style="--c:{colour}">{number + 1}</span> {float(heat.min()):.2f} to'
                 f" {float(heat.max()):.2f}</figcaption></figure>"
             )
-        regions = regions_picture(image, explanation, width, 900)
+        frames = []
+        for region, box in enumerate(boxes):
+            numbers = [number for number, sentence in enumerate(explanation.sentences) if sentence.box == box]
+            frames.append(Frame(region, box, colours[numbers[0]], [number + 1 for number in numbers]))
+        regions = framed_picture(image, frames, "best region of each sentence")
         tokens = components_picture(image, explanation, width, 900)
         parts.append(
-            f'<section class="model"><h2>{html.escape(explanation.model)}: image and caption'
+            f'<section class="model linked"><h2>{html.escape(explanation.model)}: image and caption'
             f" {explanation.score:.3f}</h2>"
-            f'<div class="views"><figure><img alt="best region of each sentence" src="{data_url(regions)}"><figcaption>'
-            "Best region of each sentence</figcaption></figure>"
+            f'<div class="views"><figure>{regions}<figcaption>Best region of each sentence</figcaption></figure>'
             f'<figure><img alt="image tokens" src="{data_url(tokens)}"><figcaption>Image tokens: first three principal'
             " components as red, green, blue</figcaption></figure></div>"
             f'<ol class="sentences">{"".join(words)}</ol><div class="maps">{"".join(maps)}</div></section>'
         )
     body = f'<div class="models">{"".join(parts)}</div><p>{NOTE}</p>'
-    return page(caption[:80], body, style)
+    return page(caption[:80], body, style, SCRIPT)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -6,17 +6,14 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fastgoal.charts import STYLE as CHART_STYLE
 from fastgoal.charts import Series, histogram_chart
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.inspection import DEFAULT, TOKEN_LIMITS
-from fastgoal.page_style import SCRIPT, data_url, page
+from fastgoal.page_style import SCRIPT, Frame, framed_picture, page
 from fastgoal.pictures import COLOURS
 from fastgoal.processing.images import load_image
 
-SIDE = 720  # pixels of the longer side of a row's image on the page
 SHOWN_SKIPPED = 50
 _CUT = "a CLIP of {} tokens stops to read here"
 
@@ -434,52 +431,27 @@ def _row(
         )
     size = f"{row['width']} x {row['height']}"
     heading = f"{html.escape(row['file_name'] or '')} <small>row {number:,}, {size}</small>"
+    best = {pair["region"] for pair in pair_of.values() if pair["best"]}
+    frames = [
+        Frame(
+            region,
+            regions[region]["box"],
+            colour[region],
+            [index + 1 for index in sorted(pair_of) if pair_of[index]["region"] == region],
+            region in best,
+        )
+        for region in order
+    ]
     try:
-        picture = _picture(row, regions, pair_of, colour)
+        picture = framed_picture(
+            load_image(row["image"] or {}, name=row["file_name"]), frames, row["file_name"] or "image"
+        )
     except (ValueError, OSError) as error:
         broken.append(f"row {number}: {error}")
         picture = f'<div class="broken"><span>This image cannot be read.<br>{html.escape(str(error))}</span></div>'
     return (
-        f'<article class="row"><div>{picture}</div><div><h3>{heading}</h3>'
+        f'<article class="row linked"><div>{picture}</div><div><h3>{heading}</h3>'
         f'<ol class="sentences">{"".join(items)}</ol></div></article>'
-    )
-
-
-def _picture(
-    row: Mapping[str, Any],
-    regions: Sequence[Mapping[str, Any]],
-    pair_of: Mapping[int, Mapping[str, Any]],
-    colour: Mapping[int, str],
-) -> str:
-    image = load_image(row["image"] or {}, name=row["file_name"])
-    width, height = image.size
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    boxes, tags = [], []
-    corners: dict[tuple[int, int], int] = {}
-    largest_first = sorted(colour, key=lambda region: -_area(regions[region]["box"]))
-    for region in largest_first:
-        x1, y1, x2, y2 = regions[region]["box"]
-        place = f"left:{100 * x1 / width:.2f}%;top:{100 * y1 / height:.2f}%"
-        extent = f"width:{100 * (x2 - x1) / width:.2f}%;height:{100 * (y2 - y1) / height:.2f}%"
-        best = any(pair["best"] for pair in pair_of.values() if pair["region"] == region)
-        boxes.append(
-            f'<div class="box{" best" if best else ""}" data-region="{region}"'
-            f' style="--c:{colour[region]};{place};{extent}"></div>'
-        )
-        # Numbers of regions whose corners nearly coincide lie under one another.
-        corner = (round(12 * x1 / width), round(16 * y1 / height))
-        below = corners.get(corner, 0)
-        corners[corner] = below + 1
-        names = "".join(f"<b>{index + 1}</b>" for index in sorted(pair_of) if pair_of[index]["region"] == region)
-        tags.append(
-            f'<div class="tags" data-region="{region}" style="--c:{colour[region]};left:{100 * x1 / width:.2f}%;'
-            f'top:calc({100 * y1 / height:.2f}% + {24 * below}px)">{names}</div>'
-        )
-    # A tall picture is not shown higher than it is useful.
-    limit = f"max-width:min(100%,{round(520 * width / height)}px)"
-    return (
-        f'<div class="picture" style="{limit}"><img alt="{html.escape(row["file_name"] or "image")}"'
-        f' width="{image.width}" height="{image.height}" src="{data_url(image)}">{"".join(boxes)}{"".join(tags)}</div>'
     )
 
 
@@ -548,10 +520,6 @@ def _source(source: str) -> str:
 
 def _words(label: str) -> str:
     return label.replace("_", " ")
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _short(text: str, length: int = 400) -> str:

@@ -3,8 +3,12 @@
 import base64
 import html
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
+
+SIDE = 720  # pixels of the longer side of a picture with frames
 
 # Nothing may be loaded from elsewhere, whatever a caption or a file name contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -99,7 +103,7 @@ th,td{padding-right:8px}.row{gap:16px;padding:12px 0}.meta,td small{font-size:8p
 
 # Pointing at, or tapping, a sentence shows its region alone; pointing at a region shows its sentences.
 SCRIPT = """
-for (const row of document.querySelectorAll('.row')) {
+for (const row of document.querySelectorAll('.linked')) {
   const light = region => {
     row.classList.toggle('lit', region !== null);
     for (const part of row.querySelectorAll('[data-region]')) {
@@ -132,3 +136,54 @@ def data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A region to frame on a picture.
+
+    Attributes:
+        region: What a sentence's `data-region` names it by.
+        box: (x1, y1, x2, y2) in pixels of the picture.
+        colour: Of the frame and the numbers.
+        numbers: Of the sentences that belong to it.
+        best: Whether the frame is thick.
+    """
+
+    region: int
+    box: Sequence[float]
+    colour: str
+    numbers: Sequence[int]
+    best: bool = False
+
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+def framed_picture(image: Image.Image, frames: Sequence[Frame], name: str, height: int = 520) -> str:
+    """A picture with frames and numbers, which keep their size however large it is shown; at most `height` high."""
+    wide, high = image.size
+    shown = image.copy()
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    boxes, tags = [], []
+    corners: dict[tuple[int, int], int] = {}
+    for frame in sorted(frames, key=lambda frame: -frame.area):
+        x1, y1, x2, y2 = frame.box
+        left, top = f"{100 * x1 / wide:.2f}%", f"{100 * y1 / high:.2f}%"
+        boxes.append(
+            f'<div class="box{" best" if frame.best else ""}" data-region="{frame.region}" style="--c:{frame.colour};'
+            f'left:{left};top:{top};width:{100 * (x2 - x1) / wide:.2f}%;height:{100 * (y2 - y1) / high:.2f}%"></div>'
+        )
+        # Numbers of regions whose corners nearly coincide lie under one another.
+        corner = (round(12 * x1 / wide), round(16 * y1 / high))
+        below = corners.get(corner, 0)
+        corners[corner] = below + 1
+        tags.append(
+            f'<div class="tags" data-region="{frame.region}" style="--c:{frame.colour};left:{left};'
+            f'top:calc({top} + {24 * below}px)">{"".join(f"<b>{number}</b>" for number in frame.numbers)}</div>'
+        )
+    return (
+        f'<div class="picture" style="max-width:min(100%,{round(height * wide / high)}px)">'
+        f'<img alt="{html.escape(name)}" width="{shown.width}" height="{shown.height}" src="{data_url(shown)}">{"".join(boxes)}{"".join(tags)}</div>'
+    )

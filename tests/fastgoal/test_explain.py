@@ -37,9 +37,9 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
     assert main([*base, "--against", str(tiny_clip), "--output", str(output), "--html", str(page)]) == 0
     assert Image.open(output).size[0] == 1800
     text = page.read_text(encoding="utf-8")
-    assert text.count('<section class="model">') == 2
+    assert text.count('<section class="model linked">') == 2
     assert "&lt;b&gt;" in text
-    assert "<b>" not in text
+    assert "sentence <b>" not in text
     printed = capsys.readouterr().out
     assert "past 77 tokens: not read" in printed
     assert printed.count("  1. ") == 2
