@@ -320,8 +320,8 @@ def explanation_page(image: Image.Image, explanations: Sequence[Explanation], ca
         f".views{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,{view}),1fr));gap:16px}}"
         f".maps{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,{map_width}px),1fr));gap:14px}}"
         ".views>figure>img,.maps img{max-width:100%;max-height:520px;display:block;border-radius:4px}"
-        "figure{margin:0 0 14px}.model{min-width:0}.model h2{overflow-wrap:anywhere;margin:0 0 12px}.maps{margin-top:20px}"
-        ".views .picture{margin:0}.maps figcaption{margin-top:4px}.unread{color:var(--alert)}"
+        "figure{margin:0 0 14px}.model{min-width:0}.model h2{overflow-wrap:anywhere;margin:0 0 12px}"
+        ".views .picture{margin:0}.maps{margin-top:20px}.maps figcaption{margin-top:4px}.unread{color:var(--alert)}"
     )
     parts = []
     for explanation in explanations:
@@ -331,10 +331,11 @@ def explanation_page(image: Image.Image, explanations: Sequence[Explanation], ca
         for number, (sentence, colour) in enumerate(zip(explanation.sentences, colours, strict=True)):
             label = html.escape(sentence.label.replace("_", " "))
             unread = f'<br><span class="unread">past {explanation.max_text_length} tokens: not read</span>'
+            region = boxes.index(sentence.box)
             words.append(
-                f'<li style="--c:{colour}" tabindex="0" data-region="{boxes.index(sentence.box)}">'
-                f'<span class="chip">{number + 1}</span><span class="text">{html.escape(sentence.text)}</span><span class="meta">{label} {sentence.score:.3f}'
-                f"{'' if sentence.read else unread}</span></li>"
+                f'<li style="--c:{colour}" tabindex="0" data-region="{region}"><span class="chip">{number + 1}</span>'
+                f'<span class="text">{html.escape(sentence.text)}</span>'
+                f'<span class="meta">{label} {sentence.score:.3f}{"" if sentence.read else unread}</span></li>'
             )
             heat = sentence.heat
             picture = heat_picture(image, explanation, number, 540, 420)

@@ -183,7 +183,8 @@ def framed_picture(image: Image.Image, frames: Sequence[Frame], name: str, heigh
             f'<div class="tags" data-region="{frame.region}" style="--c:{frame.colour};left:{left};'
             f'top:calc({top} + {24 * below}px)">{"".join(f"<b>{number}</b>" for number in frame.numbers)}</div>'
         )
+    limit = f"max-width:min(100%,{round(height * wide / high)}px)"
     return (
-        f'<div class="picture" style="max-width:min(100%,{round(height * wide / high)}px)">'
-        f'<img alt="{html.escape(name)}" width="{shown.width}" height="{shown.height}" src="{data_url(shown)}">{"".join(boxes)}{"".join(tags)}</div>'
+        f'<div class="picture" style="{limit}"><img alt="{html.escape(name)}" width="{shown.width}"'
+        f' height="{shown.height}" src="{data_url(shown)}">{"".join(boxes + tags)}</div>'
     )
