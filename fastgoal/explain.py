@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgoal.page_style import SCRIPT, Frame, data_url, framed_picture, page
-from fastgoal.pictures import COLOURS, GREY, wrap_text
+from fastgoal.page_style import SCRIPT, data_url, framed_picture, page
+from fastgoal.pictures import GREY, Frame, draw_frames, region_colours, wrap_text
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -24,7 +24,6 @@ from fastgoal.trainer.evaluation import encode_images, encode_texts, max_text_le
 MARGIN = 16
 FONT_SIZE = 16
 LINE = 22
-TAG = (24, 20)  # width and height of a sentence's number on the image
 # Width over height from which a picture is wide, and up to which it is tall.
 WIDE, TALL = 2.2, 0.6
 NOTE = (
@@ -248,39 +247,23 @@ def _captioned(picture: Image.Image, lines: Sequence[str], colour: str, width: i
 
 def sentence_colours(explanation: Explanation) -> list[str]:
     """The colour of every sentence: that of its region. Regions get theirs in the order in which they are named."""
-    boxes = list(dict.fromkeys(sentence.box for sentence in explanation.sentences))
-    return [COLOURS[boxes.index(sentence.box) % len(COLOURS)] for sentence in explanation.sentences]
+    colours = region_colours(sentence.box for sentence in explanation.sentences)
+    return [colours[sentence.box] for sentence in explanation.sentences]
+
+
+def region_frames(explanation: Explanation) -> list[Frame]:
+    """A frame for each region, with the numbers of the sentences that it is the best region of."""
+    numbers: dict[tuple[float, float, float, float], list[int]] = {}
+    for number, sentence in enumerate(explanation.sentences, start=1):
+        numbers.setdefault(sentence.box, []).append(number)
+    colours = region_colours(numbers)
+    return [Frame(region, box, colours[box], of_box) for region, (box, of_box) in enumerate(numbers.items())]
 
 
 def regions_picture(image: Image.Image, explanation: Explanation, width: int, height: int) -> Image.Image:
     """The image with the best regions framed, each with the numbers of its sentences."""
     shown, scale = _fitted(image, width, height)
-    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(FONT_SIZE - 2)
-    numbers: dict[tuple[float, ...], list[int]] = {}
-    for number, sentence in enumerate(explanation.sentences, start=1):
-        numbers.setdefault(sentence.box, []).append(number)
-    colours = sentence_colours(explanation)
-    taken: dict[tuple[int, int], int] = {}
-    tags = []
-    for box, of_box in numbers.items():
-        colour = colours[of_box[0] - 1]
-        x1, y1, x2, y2 = (round(value * scale) for value in box)
-        x2, y2 = max(x2, x1 + 8), max(y2, y1 + 8)
-        # White lines on both sides of a frame keep it visible on a picture of its colour.
-        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="white", width=6)
-        draw.rectangle((x1 + 1, y1 + 1, x2 - 2, y2 - 2), outline=colour, width=4)
-        # Numbers of regions whose corners nearly coincide lie under one another, and all stay inside the picture.
-        in_row = max(1, min(len(of_box), shown.width // TAG[0]))
-        corner = (x1 // 40, y1 // 40)
-        left = max(0, min(x1, shown.width - in_row * TAG[0]))
-        top = y1 + TAG[1] * taken.get(corner, 0)
-        taken[corner] = taken.get(corner, 0) + -(-len(of_box) // in_row)
-        for place, number in enumerate(of_box):
-            tags.append((left + TAG[0] * (place % in_row), top + TAG[1] * (place // in_row), number, colour))
-    # All numbers lie above all frames.
-    for left, top, number, colour in tags:
-        draw.rectangle((left, top, left + TAG[0] - 2, top + TAG[1] - 2), fill=colour, outline="white")
-        draw.text((left + TAG[0] // 2 - 1, top + TAG[1] // 2 - 1), str(number), fill="white", font=font, anchor="mm")
+    draw_frames(shown, region_frames(explanation), scale)
     return shown
 
 
@@ -344,11 +327,7 @@ def explanation_page(image: Image.Image, explanations: Sequence[Explanation], ca
                 f'<span class="chip" style="--c:{colour}">{number + 1}</span> {float(heat.min()):.2f} to'
                 f" {float(heat.max()):.2f}</figcaption></figure>"
             )
-        frames = []
-        for region, box in enumerate(boxes):
-            numbers = [number for number, sentence in enumerate(explanation.sentences) if sentence.box == box]
-            frames.append(Frame(region, box, colours[numbers[0]], [number + 1 for number in numbers]))
-        regions = framed_picture(image, frames, "best region of each sentence")
+        regions = framed_picture(image, region_frames(explanation), "best region of each sentence")
         tokens = components_picture(image, explanation, width, 900)
         parts.append(
             f'<section class="model linked"><h2>{html.escape(explanation.model)}: image and caption'

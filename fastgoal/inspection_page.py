@@ -10,8 +10,8 @@ from fastgoal.charts import STYLE as CHART_STYLE
 from fastgoal.charts import Series, histogram_chart
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.inspection import DEFAULT, TOKEN_LIMITS
-from fastgoal.page_style import SCRIPT, Frame, framed_picture, page
-from fastgoal.pictures import COLOURS
+from fastgoal.page_style import SCRIPT, framed_picture, page
+from fastgoal.pictures import row_frames
 from fastgoal.processing.images import load_image
 
 SHOWN_SKIPPED = 50
@@ -404,9 +404,8 @@ def _row(
         for pair in row["pairs"] or []
         if pair["region"] is not None and 0 <= pair["region"] < len(regions)
     }
-    # Colours go to regions in the order in which sentences first name them.
-    order = list(dict.fromkeys(pair_of[index]["region"] for index in range(len(sentences)) if index in pair_of))
-    colour = {region: COLOURS[place % len(COLOURS)] for place, region in enumerate(order)}
+    frames = row_frames(row)
+    colour = {frame.region: frame.colour for frame in frames}
     ends = sorted(token_ends(caption), key=lambda end: end[1]) if token_ends is not None else []
     items = []
     for index, sentence in enumerate(sentences):
@@ -431,17 +430,6 @@ def _row(
         )
     size = f"{row['width']} x {row['height']}"
     heading = f"{html.escape(row['file_name'] or '')} <small>row {number:,}, {size}</small>"
-    best = {pair["region"] for pair in pair_of.values() if pair["best"]}
-    frames = [
-        Frame(
-            region,
-            regions[region]["box"],
-            colour[region],
-            [index + 1 for index in sorted(pair_of) if pair_of[index]["region"] == region],
-            region in best,
-        )
-        for region in order
-    ]
     try:
         picture = framed_picture(
             load_image(row["image"] or {}, name=row["file_name"]), frames, row["file_name"] or "image"

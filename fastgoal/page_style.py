@@ -4,9 +4,10 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image
+
+from fastgoal.pictures import Frame
 
 SIDE = 720  # pixels of the longer side of a picture with frames
 
@@ -138,29 +139,6 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A region to frame on a picture.
-
-    Attributes:
-        region: What a sentence's `data-region` names it by.
-        box: (x1, y1, x2, y2) in pixels of the picture.
-        colour: Of the frame and the numbers.
-        numbers: Of the sentences that belong to it.
-        best: Whether the frame is thick.
-    """
-
-    region: int
-    box: Sequence[float]
-    colour: str
-    numbers: Sequence[int]
-    best: bool = False
-
-    @property
-    def area(self) -> float:
-        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
-
-
 def framed_picture(image: Image.Image, frames: Sequence[Frame], name: str, height: int = 520) -> str:
     """A picture with frames and numbers, which keep their size however large it is shown; at most `height` high."""
     wide, high = image.size
@@ -171,6 +149,7 @@ def framed_picture(image: Image.Image, frames: Sequence[Frame], name: str, heigh
     for frame in sorted(frames, key=lambda frame: -frame.area):
         x1, y1, x2, y2 = frame.box
         left, top = f"{100 * x1 / wide:.2f}%", f"{100 * y1 / high:.2f}%"
+        # A sentence names its frame by `data-region`.
         boxes.append(
             f'<div class="box{" best" if frame.best else ""}" data-region="{frame.region}" style="--c:{frame.colour};'
             f'left:{left};top:{top};width:{100 * (x2 - x1) / wide:.2f}%;height:{100 * (y2 - y1) / high:.2f}%"></div>'

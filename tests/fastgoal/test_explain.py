@@ -7,7 +7,6 @@ from PIL import Image, ImageColor
 
 from fastgoal.cli import main
 from fastgoal.explain import (
-    TAG,
     ExplainedSentence,
     Explanation,
     principal_components,
@@ -15,7 +14,7 @@ from fastgoal.explain import (
     sentence_colours,
 )
 from fastgoal.gallery import Contestant, choose_queries
-from fastgoal.pictures import COLOURS
+from fastgoal.pictures import COLOURS, TAG
 from fastgoal.trainer.retrieval import Ranks
 
 LONG = "A red square lies here. " * 5 + "A last sentence <b> that is not read any more."

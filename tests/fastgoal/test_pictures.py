@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from fastgoal.pictures import COLOURS, LINE, MARGIN, pairs_sheet
+from fastgoal.pictures import COLOURS, LINE, MARGIN, TAG, Frame, draw_frames, pairs_sheet, row_frames
 
 CAPTION = "A red cup stands on a table. Behind it a dog sleeps."
 
@@ -44,13 +44,28 @@ def test_frames_have_the_colours_of_their_sentences():
     assert sheet.getpixel((MARGIN + 70, top + 80)) == (255, 255, 255)
 
 
-def test_two_sentences_of_one_region_are_both_seen():
+def test_sentences_of_one_region_share_a_frame_and_its_colour():
     pairs = [
-        {"sentence": 0, "region": 0, "score": 0.5, "best": True},
-        {"sentence": 1, "region": 0, "score": 0.4, "best": False},
+        {"sentence": 0, "region": 1, "score": 0.4, "best": False},
+        {"sentence": 1, "region": 1, "score": 0.5, "best": True},
     ]
-    left = pairs_sheet([row(pairs=pairs)]).crop((0, 0, 400, 200))
-    assert {ImageColor.getrgb(COLOURS[0]), ImageColor.getrgb(COLOURS[1])} <= colours_in(left)
+    assert row_frames(row(pairs=pairs)) == [Frame(1, row()["regions"][1]["box"], COLOURS[0], [1, 2], True)]
+    sheet = pairs_sheet([row(pairs=pairs)])
+    assert ImageColor.getrgb(COLOURS[0]) in colours_in(sheet)
+    assert ImageColor.getrgb(COLOURS[1]) not in colours_in(sheet)
+
+
+def test_numbers_stay_inside_the_picture_and_apart():
+    """Two regions with one corner, at the right edge, and a dozen sentences."""
+    image = Image.new("RGB", (100, 120), "white")
+    frames = [Frame(0, (90, 0, 100, 100), "#ff0000", range(1, 9)), Frame(1, (90, 5, 99, 50), "#0000ff", [9, 10])]
+    draw_frames(image, frames, 1.0)
+    red = [(x, y) for x in range(100) for y in range(120) if image.getpixel((x, y)) == (255, 0, 0)]
+    blue = [(x, y) for x in range(90) for y in range(120) if image.getpixel((x, y)) == (0, 0, 255)]
+    # Four tags of 24 pixels fit beside each other: two rows of them, and the third for the other region.
+    assert min(x for x, _ in red) == 100 - 4 * TAG[0] + 1
+    assert {y // TAG[1] for x, y in red if x < 90} == {0, 1}
+    assert min(y for _, y in blue) >= 2 * TAG[1]
 
 
 def test_long_captions_make_the_sheet_higher():
