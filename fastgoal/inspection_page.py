@@ -123,16 +123,15 @@ def _notices(facts: Mapping[str, Any], broken: Sequence[str]) -> str:
     notices = []
     if facts["missing_shards"]:
         names = ", ".join(facts["missing_shards"][:4]) + (" ..." if len(facts["missing_shards"]) > 4 else "")
+        missing = len(facts["missing_shards"])
         notices.append(
-            f"The data set is not complete: {len(facts['missing_shards'])} of"
-            f" {len(facts['missing_shards']) + facts['shards']} shards are missing ({names}). Figures are of what is"
-            " there."
+            f"Not complete: of {missing + facts['shards']} shards {missing} missing ({names}). Figures are of the rest."
         )
     if broken:
-        notices.append(f"{len(broken)} of the images shown cannot be read; they are listed at the end.")
+        notices.append(f"Images shown here that cannot be read: {len(broken)}, listed at the end.")
     if facts["problems"]["count"]:
         first = facts["problems"]["first"][0]
-        notices.append(f"{facts['problems']['count']:,} rows are not sound, the first: {first}.")
+        notices.append(f"Rows that are not sound: {facts['problems']['count']:,}, the first: {first}.")
     return "".join(f'<div class="notice">{html.escape(notice)}</div>' for notice in notices)
 
 
@@ -282,7 +281,7 @@ def _cosine(facts: Mapping[str, Any], numbers: _Numbers) -> str:
         f" FAST-GOAL's paper reports {published}, under Long-CLIP-L; cosines of different models do not compare.</p>"
     )
     if found["broken"]:
-        text += f"<p>{len(found['broken'])} images of that draw could not be read and were left out.</p>"
+        text += f"<p>Images of that draw that could not be read and were left out: {len(found['broken'])}.</p>"
     series = [Series("image and its caption", found["histogram"]["counts"])]
     names = ["image and its caption"]
     if found["mismatched_histogram"]:
@@ -328,7 +327,7 @@ def _repetitions(facts: Mapping[str, Any], numbers: _Numbers) -> str:
     worst = [
         [
             f"{group['times']:,}",
-            f'<div class="left">{html.escape(_short(group["caption"]))}</div>',
+            f"<div>{html.escape(_short(group['caption']))}</div>",
             _files(group["files"]),
         ]
         for group in equal["worst"]
@@ -338,7 +337,7 @@ def _repetitions(facts: Mapping[str, Any], numbers: _Numbers) -> str:
     worst = [
         [
             f"{group['times']:,}",
-            "".join(f'<div class="left">{text}</div>' for text in _differences(*group["captions"])),
+            "".join(f"<div>{text}</div>" for text in _differences(*group["captions"])),
             f"{group['jaccard']:.2f}",
             _files(group["files"]),
         ]
@@ -365,13 +364,15 @@ def _left_out(facts: Mapping[str, Any], broken: Sequence[str]) -> str:
     skipped = facts["skipped"]
     if skipped:
         reasons = [str(entry.get("reason", entry)) for entry in skipped]
-        parts.append(f"<p>The run left out {len(skipped):,} rows that could not be used.</p>{_list(reasons)}")
+        parts.append(f"<p>Rows that the run left out, as they could not be used: {len(skipped):,}.</p>{_list(reasons)}")
     if broken:
         parts.append(f"<p>Images of shown rows that cannot be read:</p>{_list(broken)}")
     if "cosine" in facts and facts["cosine"]["broken"]:
         parts.append(f"<p>Images that the cosine left out:</p>{_list(facts['cosine']['broken'])}")
     if facts["problems"]["count"]:
-        parts.append(f"<p>{facts['problems']['count']:,} rows are not sound.</p>{_list(facts['problems']['first'])}")
+        parts.append(
+            f"<p>Rows that are not sound: {facts['problems']['count']:,}.</p>{_list(facts['problems']['first'])}"
+        )
     return "<h2>Rows left out or broken</h2>" + "".join(parts) if parts else ""
 
 

@@ -46,12 +46,13 @@ caption{caption-side:bottom;padding-top:10px}
 th,td{padding:6px 14px 6px 0;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th:last-child,td:last-child{padding-right:0}
 th{font-weight:600;border-bottom:1px solid var(--soft)}
-th:first-child,td:first-child,.left{text-align:left}
+th:first-child,td:first-child{text-align:left}
 thead tr:first-child th{border-top:2px solid var(--ink)}
 tbody tr:last-child td{border-bottom:2px solid var(--ink)}
 td small{color:var(--soft);font-size:13px}td.share{white-space:nowrap}
 .bar{display:block;height:5px;border-radius:2px;background:var(--strong);margin:2px 0 3px auto;max-width:100%}
-.texts td{overflow-wrap:anywhere;line-height:1.45}
+.texts th,.texts td{text-align:left}.texts td{overflow-wrap:anywhere;line-height:1.45}.texts td:first-child{width:60px}
+.texts td:nth-child(n+3):last-child{width:26%}.texts div+div{margin-top:10px}
 mark{background:color-mix(in srgb,var(--alert) 24%,transparent);color:inherit;border-radius:3px;padding:0 2px}
 ul{padding-left:20px;margin:8px 0}li{overflow-wrap:anywhere}
 .row{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,7fr);gap:24px;padding:22px 0;

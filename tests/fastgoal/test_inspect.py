@@ -211,7 +211,7 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     shard.unlink()
     page, facts = inspect(folder)
     assert facts["missing_shards"] == ["train-00001-of-00002.parquet"]
-    assert "1 of 2 shards are missing" in page
+    assert "of 2 shards 1 missing (train-00001-of-00002.parquet)" in page
 
 
 def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):
@@ -297,7 +297,8 @@ document.body.dataset.probe = [lit, boxes, document.querySelectorAll('.on').leng
 def browse(page, profile, *arguments):
     """Open a page in Chromium, with no name that resolves, and fail on any message of its console."""
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    flags += " --disable-component-update --enable-logging=stderr --hide-scrollbars --virtual-time-budget=2000"
+    flags += " --disable-component-update --disable-dev-shm-usage --enable-logging=stderr --hide-scrollbars"
+    flags += " --virtual-time-budget=2000"
     done = subprocess.run(
         [
             *(CHROMIUM, *flags.split(), "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"),
