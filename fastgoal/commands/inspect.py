@@ -14,8 +14,8 @@ EPILOG = """\
 The page is one file that needs no other and asks the network for nothing. Columns are read a batch at a time, and only
 the images shown are decoded, so 100,000 rows are no trouble.
 
-Tokens are counted with --tokenizer, else with that of --model, else with that of the model that matched the pairs if it
-is on the Hub, else with the one that OpenAI's CLIPs share. Without any, words are counted instead.
+Tokens are counted with --tokenizer, else with that of --model, else with that of the model that matched the pairs or
+the one that OpenAI's CLIPs share, where one of them has been downloaded before. Without any, words are counted instead.
 
 examples:
   fastgoal inspect pairs/
@@ -93,12 +93,16 @@ def find_tokenizer(asked: str | None, model: str | None, manifest: dict[str, Any
         if not name:
             continue
         try:
-            return name, AutoTokenizer.from_pretrained(name)
+            # What nobody asked for is not worth the network.
+            return name, AutoTokenizer.from_pretrained(name, local_files_only=not wanted)
         except (OSError, ValueError) as error:
             if wanted:
                 option, reason = "--tokenizer" if asked else "--model", str(error).strip().splitlines()[0]
                 raise ValueError(f"{option} {name}: its tokenizer cannot be loaded: {reason}") from None
-    print("No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer.")
+    print(
+        "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"
+        f" {USUAL_TOKENIZER}."
+    )
     return None, None
 
 
