@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = (
     "caption",
     "pairs",
+    "inspect",
     "train",
     "evaluate",
     "explain",

@@ -1,12 +1,10 @@
 """Why a model finds an image and a caption alike: each sentence's best region and patches, drawn on the image.
 
-`explain` computes, `explanation_picture` and `explanation_page` show. One colour stands for one sentence throughout:
-the frame of its region, its patch heat map, its words in the caption.
+`explain` computes, `explanation_picture` and `explanation_page` show. One colour stands for one region throughout: its
+frame, and the words and patch heat maps of the sentences that it is the best region of.
 """
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgoal.pictures import COLOURS, GREY, wrap_text
+from fastgoal.page_style import SCRIPT, data_url, framed_picture, page
+from fastgoal.pictures import GREY, Frame, draw_frames, region_colours, wrap_text
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -25,6 +24,13 @@ from fastgoal.trainer.evaluation import encode_images, encode_texts, max_text_le
 MARGIN = 16
 FONT_SIZE = 16
 LINE = 22
+# Width over height from which a picture is wide, and up to which it is tall.
+WIDE, TALL = 2.2, 0.6
+NOTE = (
+    "Numbers are cosines: of image and caption, of sentence and region, of sentence and patches from the least to the "
+    "most similar one. Each heat map has its own range: compare places, not strength. Where no patches are drawn, the "
+    "model does not see the image."
+)
 
 
 @dataclass(frozen=True)
@@ -155,87 +161,119 @@ def explanation_picture(image: Image.Image, explanations: Sequence[Explanation])
 
 def _panel(image: Image.Image, explanation: Explanation, width: int) -> Image.Image:
     font, bold = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(FONT_SIZE + 3)
-    half = (width - 3 * MARGIN) // 2
-    with_regions, tokens = (
-        regions_picture(image, explanation, half, 460),
-        components_picture(image, explanation, half, 460),
-    )
+    shape = image.width / image.height
+    whole, half = width - 2 * MARGIN, (width - 3 * MARGIN) // 2
+    # A wide picture has the width for itself, a tall one more height.
+    room = (whole, 420) if shape > WIDE else (half, 460 if shape > TALL else 720)
+    views = [
+        (regions_picture(image, explanation, *room), "Best region of each sentence"),
+        (components_picture(image, explanation, *room), "Image tokens: first 3 principal components as colour"),
+    ]
+    blocks = [_captioned(picture, wrap_text(text, font, max(picture.width, 190)), GREY) for picture, text in views]
+    if shape > WIDE:
+        parts = [[block] for block in blocks]
+    else:
+        parts = [blocks]
+        beside = whole - sum(block.width + MARGIN for block in blocks)
+        # Beside tall pictures the caption has room enough.
+        if beside >= 400:
+            parts[0].append(_caption(explanation, beside))
+    if len(parts[0]) < 3:
+        parts.append([_caption(explanation, whole)])
 
-    lines: list[tuple[str, str]] = []
-    for number, sentence in enumerate(explanation.sentences):
-        text = f"{number + 1}. {sentence.text}  [{sentence.label}, {sentence.score:.3f}]"
-        if not sentence.read:
-            text += f"  (past {explanation.max_text_length} tokens: not read)"
-        lines += [(line, _colour(number)) for line in wrap_text(text, font, width - 2 * MARGIN)]
+    small, in_row = _map_size(shape, width, len(explanation.sentences))
+    maps = []
+    for number, colour in enumerate(sentence_colours(explanation)):
+        heat = explanation.sentences[number].heat
+        label = f"{number + 1}: patches {float(heat.min()):.2f} to {float(heat.max()):.2f}"
+        maps.append(_captioned(heat_picture(image, explanation, number, small, 300), [label], colour, small))
+    parts += [maps[start : start + in_row] for start in range(0, len(maps), in_row)]
+    note = wrap_text(NOTE, font, whole)
+    parts.append([_text([(line, GREY) for line in note], whole)])
 
-    # As many heat maps in a row as stay large enough to see.
-    in_row = min(4, max(2, len(explanation.sentences)))
-    small = (width - (in_row + 1) * MARGIN) // in_row
-    maps = [heat_picture(image, explanation, number, small, 300) for number in range(len(explanation.sentences))]
-    map_rows = [maps[start : start + in_row] for start in range(0, len(maps), in_row)]
-
-    heading = MARGIN + 30
-    heights = [max(with_regions.height, tokens.height) + LINE + MARGIN, LINE * len(lines) + MARGIN]
-    heights += [max(part.height for part in row) + LINE + MARGIN for row in map_rows]
-    panel = Image.new("RGB", (width, heading + sum(heights) + MARGIN), "white")
-    draw = ImageDraw.Draw(panel)
-    title = f"{explanation.model}: image and caption {explanation.score:.3f}"
-    for line in wrap_text(title, bold, width - 2 * MARGIN)[:1]:
-        draw.text((MARGIN, MARGIN // 2), line, fill="black", font=bold)
-    top = heading
-    for left, part, label in (
-        (MARGIN, with_regions, "Best region of each sentence"),
-        (2 * MARGIN + half, tokens, "Image tokens: first 3 principal components as colour"),
-    ):
-        draw.text((left, top), label, fill=GREY, font=font)
-        panel.paste(part, (left, top + LINE))
-    top += heights[0]
-    for place, (line, colour) in enumerate(lines):
-        draw.text((MARGIN, top + place * LINE), line, fill=colour, font=font)
-    top += heights[1]
-    for height, row in zip(heights[2:], map_rows, strict=True):
-        for place, part in enumerate(row):
-            number = next(index for index, one in enumerate(maps) if one is part)
-            heat = explanation.sentences[number].heat
-            left = MARGIN + place * (small + MARGIN)
-            label = f"{number + 1}: patches {float(heat.min()):.2f} to {float(heat.max()):.2f}"
-            draw.text((left, top), label, fill=_colour(number), font=font)
-            panel.paste(part, (left, top + LINE))
+    title = wrap_text(f"{explanation.model}: image and caption {explanation.score:.3f}", bold, whole)
+    top = MARGIN // 2 + 26 * len(title) + MARGIN // 2
+    heights = [max(part.height for part in row) + MARGIN for row in parts]
+    panel = Image.new("RGB", (width, top + sum(heights)), "white")
+    for place, line in enumerate(title):
+        ImageDraw.Draw(panel).text((MARGIN, MARGIN // 2 + 26 * place), line, fill="black", font=bold)
+    for row, height in zip(parts, heights, strict=True):
+        left = MARGIN
+        for part in row:
+            panel.paste(part, (left, top))
+            left += part.width + MARGIN
         top += height
     return panel
 
 
+def _map_size(shape: float, width: int, count: int) -> tuple[int, int]:
+    """Width of a heat map, and how many stand in a row: as many as stay large enough to see, and to write below."""
+    most = 2 if shape > WIDE else 4 if shape > TALL else 6
+    in_row = min(most, max(2, count))
+    return (width - (in_row + 1) * MARGIN) // in_row, in_row
+
+
+def _caption(explanation: Explanation, width: int) -> Image.Image:
+    font = ImageFont.load_default(FONT_SIZE)
+    lines: list[tuple[str, str]] = []
+    for number, (sentence, colour) in enumerate(
+        zip(explanation.sentences, sentence_colours(explanation), strict=True), start=1
+    ):
+        text = f"{number}. {sentence.text}  [{sentence.label.replace('_', ' ')}, {sentence.score:.3f}]"
+        if not sentence.read:
+            text += f"  (past {explanation.max_text_length} tokens: not read)"
+        lines += [(line, colour) for line in wrap_text(text, font, width)]
+    return _text(lines, width)
+
+
+def _text(lines: Sequence[tuple[str, str]], width: int) -> Image.Image:
+    font = ImageFont.load_default(FONT_SIZE)
+    block = Image.new("RGB", (width, LINE * len(lines)), "white")
+    for place, (line, colour) in enumerate(lines):
+        ImageDraw.Draw(block).text((0, place * LINE), line, fill=colour, font=font)
+    return block
+
+
+def _captioned(picture: Image.Image, lines: Sequence[str], colour: str, width: int = 0) -> Image.Image:
+    """A picture with a line or more above it; the block is at least `width` wide."""
+    font = ImageFont.load_default(FONT_SIZE)
+    longest = max(round(font.getlength(line)) + 1 for line in lines)
+    block = Image.new("RGB", (max(width, picture.width, longest), LINE * len(lines) + picture.height), "white")
+    for place, line in enumerate(lines):
+        ImageDraw.Draw(block).text((0, place * LINE), line, fill=colour, font=font)
+    block.paste(picture, (0, LINE * len(lines)))
+    return block
+
+
+def sentence_colours(explanation: Explanation) -> list[str]:
+    """The colour of every sentence: that of its region. Regions get theirs in the order in which they are named."""
+    colours = region_colours(sentence.box for sentence in explanation.sentences)
+    return [colours[sentence.box] for sentence in explanation.sentences]
+
+
+def region_frames(explanation: Explanation) -> list[Frame]:
+    """A frame for each region, with the numbers of the sentences that it is the best region of."""
+    numbers: dict[tuple[float, float, float, float], list[int]] = {}
+    for number, sentence in enumerate(explanation.sentences, start=1):
+        numbers.setdefault(sentence.box, []).append(number)
+    colours = region_colours(numbers)
+    return [Frame(region, box, colours[box], of_box) for region, (box, of_box) in enumerate(numbers.items())]
+
+
 def regions_picture(image: Image.Image, explanation: Explanation, width: int, height: int) -> Image.Image:
-    """The image with the best region of every sentence framed and numbered in its colour."""
+    """The image with the best regions framed, each with the numbers of its sentences."""
     shown, scale = _fitted(image, width, height)
-    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(FONT_SIZE - 2)
-    taken: dict[tuple[float, ...], int] = {}
-    tags = []
-    for number, sentence in enumerate(explanation.sentences):
-        before = taken.get(sentence.box, 0)
-        taken[sentence.box] = before + 1
-        # Frames of the same region lie inside each other, and their numbers side by side.
-        inset = 4 * before
-        x1, y1, x2, y2 = (round(value * scale) for value in sentence.box)
-        corners = (x1 + inset, y1 + inset, x2 - 1 - inset, y2 - 1 - inset)
-        if corners[2] > corners[0] and corners[3] > corners[1]:
-            draw.rectangle(corners, outline=_colour(number), width=3)
-        in_row = max(1, (shown.width - x1) // 22)
-        tags.append((x1 + 22 * (before % in_row), y1 + 20 * (before // in_row)))
-    # All numbers lie above all frames.
-    for number, (left, top) in enumerate(tags):
-        draw.rectangle((left, top, left + 20, top + 18), fill=_colour(number))
-        draw.text((left + 10, top + 9), str(number + 1), fill="white", font=font, anchor="mm")
+    draw_frames(shown, region_frames(explanation), scale)
     return shown
 
 
 def heat_picture(image: Image.Image, explanation: Explanation, number: int, width: int, height: int) -> Image.Image:
-    """The image in grey with one sentence's patch similarities in its colour, from its lowest to its highest."""
+    """The image in grey with the patch similarities of a sentence in its region's colour, lowest to highest."""
     shown, scale = _fitted(image.convert("L").convert("RGB"), width, height)
     heat = explanation.sentences[number].heat
     spread = float(heat.max() - heat.min())
     strength = (heat - heat.min()) / spread if spread > 1e-9 else torch.zeros_like(heat)
-    colour = Image.new("RGB", shown.size, _colour(number))
+    colour = Image.new("RGB", shown.size, sentence_colours(explanation)[number])
     mask = Image.new("L", shown.size, 0)
     left, top, right, bottom = (round(value * scale) for value in explanation.shown)
     patch = Image.fromarray((strength**1.5 * 225).round().byte().numpy())
@@ -254,51 +292,53 @@ def components_picture(image: Image.Image, explanation: Explanation, width: int,
     return pale
 
 
-def explanation_page(image: Image.Image, explanations: Sequence[Explanation], caption: str, width: int = 560) -> str:
+def explanation_page(image: Image.Image, explanations: Sequence[Explanation], caption: str, width: int = 1100) -> str:
     """The same as a web page that needs no other file; models stand next to each other."""
+    shape = image.width / image.height
+    view, map_width = (
+        ("100%", 420) if shape > WIDE else ("300px" if shape > TALL else "140px", 190 if shape > TALL else 110)
+    )
     style = (
-        "body{font:16px/1.5 system-ui,sans-serif;margin:24px;color:#212121;max-width:1240px}"
-        ".models{display:flex;gap:32px;flex-wrap:wrap}.model{flex:1 1 520px;min-width:0}"
-        "h2{font-size:18px;overflow-wrap:anywhere}img{max-width:100%;height:auto;display:block}"
-        ".maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:12px}"
-        "figure{margin:0 0 12px}figcaption,.note{color:#616161;font-size:14px}"
-        ".caption span{font-weight:500}.score{font-weight:400;font-size:13px;opacity:.85;white-space:nowrap}"
-        ".unread{opacity:.55;font-style:italic}"
+        f".models{{max-width:none;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:40px}}"
+        f".views{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,{view}),1fr));gap:16px}}"
+        f".maps{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,{map_width}px),1fr));gap:14px}}"
+        ".views>figure>img,.maps img{max-width:100%;max-height:520px;display:block;border-radius:4px}"
+        "figure{margin:0 0 14px}.model{min-width:0}.model h2{overflow-wrap:anywhere;margin:0 0 12px}"
+        ".views .picture{margin:0}.maps{margin-top:20px}.maps figcaption{margin-top:4px}.unread{color:var(--alert)}"
     )
     parts = []
     for explanation in explanations:
         words, maps = [], []
-        for number, sentence in enumerate(explanation.sentences):
-            unread = "" if sentence.read else ' class="unread"'
-            remark = "" if sentence.read else f", past {explanation.max_text_length} tokens: not read"
+        boxes = list(dict.fromkeys(sentence.box for sentence in explanation.sentences))
+        colours = sentence_colours(explanation)
+        for number, (sentence, colour) in enumerate(zip(explanation.sentences, colours, strict=True)):
+            label = html.escape(sentence.label.replace("_", " "))
+            unread = f'<br><span class="unread">past {explanation.max_text_length} tokens: not read</span>'
+            region = boxes.index(sentence.box)
             words.append(
-                f'<span style="color:{_colour(number)}"{unread}>{number + 1}. {html.escape(sentence.text)} <span'
-                f' class="score">[{html.escape(sentence.label)}, {sentence.score:.3f}{remark}]</span></span>'
+                f'<li style="--c:{colour}" tabindex="0" data-region="{region}"><span class="chip">{number + 1}</span>'
+                f'<span class="text">{html.escape(sentence.text)}</span>'
+                f'<span class="meta">{label} {sentence.score:.3f}{"" if sentence.read else unread}</span></li>'
             )
-            picture = heat_picture(image, explanation, number, 300, 300)
             heat = sentence.heat
+            picture = heat_picture(image, explanation, number, 540, 420)
             maps.append(
-                f'<figure><img alt="patches of sentence {number + 1}" src="{_data_url(picture)}"><figcaption'
-                f' style="color:{_colour(number)}">{number + 1}: patches {float(heat.min()):.2f} to'
+                f'<figure><img alt="patches of sentence {number + 1}" src="{data_url(picture)}"><figcaption>'
+                f'<span class="chip" style="--c:{colour}">{number + 1}</span> {float(heat.min()):.2f} to'
                 f" {float(heat.max()):.2f}</figcaption></figure>"
             )
-        regions = regions_picture(image, explanation, width, 520)
-        tokens = components_picture(image, explanation, width, 520)
+        regions = framed_picture(image, region_frames(explanation), "best region of each sentence")
+        tokens = components_picture(image, explanation, width, 900)
         parts.append(
-            f'<section class="model"><h2>{html.escape(explanation.model)}: image and caption'
+            f'<section class="model linked"><h2>{html.escape(explanation.model)}: image and caption'
             f" {explanation.score:.3f}</h2>"
-            f'<figure><img alt="best region of each sentence" src="{_data_url(regions)}"><figcaption>Best region of'
-            f" each sentence</figcaption></figure>"
-            f'<p class="caption">{" ".join(words)}</p><div class="maps">{"".join(maps)}</div>'
-            f'<figure><img alt="image tokens" src="{_data_url(tokens)}"><figcaption>Image tokens: first three principal'
-            f" components as red, green, blue</figcaption></figure></section>"
+            f'<div class="views"><figure>{regions}<figcaption>Best region of each sentence</figcaption></figure>'
+            f'<figure><img alt="image tokens" src="{data_url(tokens)}"><figcaption>Image tokens: first three principal'
+            " components as red, green, blue</figcaption></figure></div>"
+            f'<ol class="sentences">{"".join(words)}</ol><div class="maps">{"".join(maps)}</div></section>'
         )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        ' content="width=device-width"><title>' + html.escape(caption[:80]) + f"</title><style>{style}</style></head>"
-        f'<body><div class="models">{"".join(parts)}</div><p class="note">Numbers in brackets are cosines of sentence'
-        " and region. Every heat map has its own range; compare places, not strength.</p></body></html>\n"
-    )
+    body = f'<div class="models">{"".join(parts)}</div><p>{NOTE}</p>'
+    return page(caption[:80], body, style, SCRIPT)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -318,13 +358,3 @@ def _fitted(image: Image.Image, width: int, height: int) -> tuple[Image.Image, f
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS), scale
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,26 +1,107 @@
 """Pictures of local pairs: the image with its regions drawn, beside it the caption in the same colours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from fastgoal.processing.images import load_image
 
-# Distinct on photographs and legible as text on white.
-COLOURS = ("#c2185b", "#1565c0", "#2e7d32", "#e65100", "#6a1b9a", "#00838f", "#5d4037", "#455a64")
+# Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three colour-vision
+# deficiencies. The first ones differ most.
+COLOURS = ("#027caf", "#db0184", "#7d7a00", "#402279", "#7a4403", "#8632fe", "#6e0c35", "#0106c7")
 GREY = "#757575"
 FONT_SIZE = 15
 LINE = 20
 MARGIN = 16
+TAG = (24, 20)  # width and height of a sentence's number on an image
 LEGEND = "* thick frame: the pair for training.  [region, cosine of sentence and region]"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A region to frame on a picture.
+
+    Attributes:
+        region: Which one it is.
+        box: (x1, y1, x2, y2) in pixels of the picture.
+        colour: Of the frame and the numbers.
+        numbers: Of the sentences that belong to it.
+        best: Whether the frame is thick.
+    """
+
+    region: int
+    box: Sequence[float]
+    colour: str
+    numbers: Sequence[int]
+    best: bool = False
+
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+def region_colours(regions: Iterable[Any]) -> dict[Any, str]:
+    """A colour for each region, in the order in which the sentences name them."""
+    return {region: COLOURS[place % len(COLOURS)] for place, region in enumerate(dict.fromkeys(regions))}
+
+
+def row_frames(row: Mapping[str, Any]) -> list[Frame]:
+    """The frames of a row of a pairs data set: one for each region that a sentence was matched to.
+
+    Pairs that name a region that is not there are left out.
+    """
+    regions = row["regions"] or []
+    pairs = [pair for pair in row["pairs"] or [] if pair["region"] is not None and 0 <= pair["region"] < len(regions)]
+    pairs.sort(key=lambda pair: pair["sentence"])
+    colours = region_colours(pair["region"] for pair in pairs)
+    return [
+        Frame(
+            region,
+            regions[region]["box"],
+            colour,
+            [pair["sentence"] + 1 for pair in pairs if pair["region"] == region],
+            any(pair["best"] for pair in pairs if pair["region"] == region),
+        )
+        for region, colour in colours.items()
+    ]
+
+
+def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> None:
+    """Draw frames with their sentences' numbers on an image that was scaled by `scale`.
+
+    White lines on both sides keep a frame visible on a picture of its colour. Numbers lie above all frames and inside
+    the image; those of regions whose corners nearly coincide lie under one another.
+    """
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE - 1)
+    taken: dict[tuple[int, int], int] = {}
+    tags = []
+    for frame in sorted(frames, key=lambda frame: -frame.area):
+        x1, y1, x2, y2 = (round(value * scale) for value in frame.box)
+        x2, y2 = max(x2, x1 + 10), max(y2, y1 + 10)
+        width = 5 if frame.best else 3
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="white", width=width + 2)
+        draw.rectangle((x1 + 1, y1 + 1, x2 - 2, y2 - 2), outline=frame.colour, width=width)
+        count = len(frame.numbers)
+        in_row = max(1, min(count, image.width // TAG[0]))
+        corner = (x1 // 40, y1 // 40)
+        left = max(0, min(x1, image.width - in_row * TAG[0]))
+        rows = -(-count // in_row)
+        top = max(0, min(y1 + TAG[1] * taken.get(corner, 0), image.height - rows * TAG[1]))
+        taken[corner] = taken.get(corner, 0) + rows
+        for place, number in enumerate(frame.numbers):
+            tags.append((left + TAG[0] * (place % in_row), top + TAG[1] * (place // in_row), number, frame.colour))
+    for left, top, number, colour in tags:
+        draw.rectangle((left, top, left + TAG[0] - 2, top + TAG[1] - 2), fill=colour, outline="white")
+        draw.text((left + TAG[0] // 2 - 1, top + TAG[1] // 2 - 1), str(number), fill="white", font=font, anchor="mm")
 
 
 def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, width: int = 1100) -> Image.Image:
     """A sheet with one row of a pairs data set under the other.
 
-    Left the image with the region of every sentence; the pair for training has a thick frame. Right the sentences,
-    each in its region's colour with region and score, the training pair marked by an asterisk.
+    Left the image with the regions of the sentences, each with their numbers; that of the pair for training has a thick
+    frame. Right the sentences, in their regions' colours, with region and score; the training pair has an asterisk.
 
     Args:
         rows: Rows as `fastgoal pairs` writes them.
@@ -51,21 +132,22 @@ def _scaled(row: Mapping[str, Any], height: float, width: float) -> Image.Image:
     scale = min(height / image.height, width / image.width)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     shown = image.resize(size, Image.Resampling.LANCZOS)
-    _draw_regions(shown, row, scale)
+    draw_frames(shown, row_frames(row), scale)
     return shown
 
 
 def _panel(row: Mapping[str, Any], shown: Image.Image, text_left: int, width: int) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
     lines: list[tuple[str, str]] = []
-    pair_of = {pair["sentence"]: (place, pair) for place, pair in enumerate(row["pairs"])}
+    pair_of = {pair["sentence"]: pair for pair in row["pairs"]}
+    colours = {frame.region: frame.colour for frame in row_frames(row)}
     for index, sentence in enumerate(row["sentences"]):
-        text = row["caption"][sentence["start"] : sentence["end"]]
+        text = f"{index + 1}. {row['caption'][sentence['start'] : sentence['end']]}"
         colour = GREY
         if index in pair_of:
-            place, pair = pair_of[index]
+            pair = pair_of[index]
             region = row["regions"][pair["region"]]
-            colour = COLOURS[place % len(COLOURS)]
+            colour = colours[pair["region"]]
             place_name = (region["label"] or region["source"]).replace("_", " ")
             text = f"{'* ' if pair['best'] else ''}{text}  [{place_name}, {pair['score']:.2f}]"
         lines += [(line, colour) for line in wrap_text(text, font, width - text_left - MARGIN)]
@@ -78,20 +160,6 @@ def _panel(row: Mapping[str, Any], shown: Image.Image, text_left: int, width: in
         draw.text((text_left, MARGIN // 2 + number * LINE), line, fill=colour, font=font)
     draw.line((MARGIN, height - 1, width - MARGIN, height - 1), fill="#e0e0e0")
     return panel
-
-
-def _draw_regions(image: Image.Image, row: Mapping[str, Any], scale: float) -> None:
-    """Frame the region of every pair on the scaled image; frames of one region lie side by side, not on one another."""
-    draw = ImageDraw.Draw(image)
-    taken: dict[int, int] = {}
-    for place, pair in enumerate(row["pairs"]):
-        inset = taken.get(pair["region"], 0)
-        frame = 5 if pair["best"] else 2
-        taken[pair["region"]] = inset + frame + 1
-        x1, y1, x2, y2 = (round(value * scale) for value in row["regions"][pair["region"]]["box"])
-        corners = (x1 + inset, y1 + inset, x2 - 1 - inset, y2 - 1 - inset)
-        if corners[2] > corners[0] and corners[3] > corners[1]:
-            draw.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=frame)
 
 
 def wrap_text(text: str, font: Any, width: int) -> list[str]:

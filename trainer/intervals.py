@@ -49,7 +49,7 @@ class Difference:
 def bootstrap_intervals(
     ranks: Ranks, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % percentile intervals of recall@k and mean rank, both ways.
+    """95 % percentile intervals of recall@k, mean rank and median rank, both ways.
 
     Args:
         ranks: Of `retrieval_ranks`.
@@ -58,12 +58,12 @@ def bootstrap_intervals(
         seed: Of the random numbers; the same seed gives the same intervals.
 
     Returns:
-        The keys of `retrieval_metrics`, without the median ranks.
+        The keys of `retrieval_metrics`.
 
     Raises:
         ValueError: `resamples` is less than 2.
     """
-    sums = _Sums(ranks, ks)
+    sums = _Resampler(ranks, ks)
     low, high = _quantiles(sums.resampled(resamples, seed))
     return {key: Interval(float(a), float(b)) for key, a, b in zip(sums.keys, low.tolist(), high.tolist(), strict=True)}
 
@@ -86,7 +86,7 @@ def compare(
             f" second {len(theirs.text_to_image)} of {len(theirs.image_to_text)}, or in another order; a paired"
             " comparison needs the same queries."
         )
-    mine, others = _Sums(ours, ks), _Sums(theirs, ks)
+    mine, others = _Resampler(ours, ks), _Resampler(theirs, ks)
     low, high = _quantiles(mine.resampled(resamples, seed) - others.resampled(resamples, seed))
     result = {}
     values = zip(mine.keys, mine.values(), others.values(), low.tolist(), high.tolist(), strict=True)
@@ -103,8 +103,12 @@ def compare(
     return result
 
 
-class _Sums:
-    """Per image the sums whose ratios the metrics are, so that a resample is one product with the images' counts."""
+class _Resampler:
+    """The metrics of a test whose images are drawn again.
+
+    Recalls and mean ranks are ratios of sums over images, so that a resample is one product with the images' counts. A
+    median rank is found in the sorted ranks, each counted as often as its image was drawn.
+    """
 
     def __init__(self, ranks: Ranks, ks: Sequence[int]) -> None:
         owner, text = ranks.text_to_image_owner.cpu(), ranks.text_to_image.cpu()
@@ -115,6 +119,7 @@ class _Sums:
         captions = per_image.index_add(0, owner, torch.ones(texts, dtype=torch.float64))
         self.keys: list[str] = []
         sums, counts = [], []
+        self.sorted: list[tuple[Tensor, Tensor]] = []  # ranks in order, and the image of each
         for direction, candidates in (("text_to_image", images), ("image_to_text", texts)):
             for k in (*ks, None):
                 if k is not None and k > candidates:
@@ -127,10 +132,14 @@ class _Sums:
                 else:
                     sums.append((image.double() if k is None else (image <= k).double()) * asked)
                     counts.append(asked)
-        self.table = torch.stack([*sums, *counts], dim=1)  # (images, 2 x metrics)
+            values, owners = (text, owner) if direction == "text_to_image" else (image, torch.arange(images))
+            order = values.argsort()[(values == 0).sum() :]  # 0 stands for an image that was not asked for
+            self.sorted.append((values[order].double(), owners[order]))
+        self.keys += [f"{direction}_median_rank" for direction in ("text_to_image", "image_to_text")]
+        self.table = torch.stack([*sums, *counts], dim=1)  # (images, 2 x metrics without the medians)
 
     def values(self) -> list[float]:
-        return self._ratios(self.table.sum(0, keepdim=True))[0].tolist()
+        return self._metrics(torch.ones(len(self.table), dtype=torch.int64)).tolist()
 
     def resampled(self, resamples: int, seed: int) -> Tensor:
         """`(resamples, metrics)`; the same draws for the same seed and number of images."""
@@ -141,13 +150,25 @@ class _Sums:
         results = []
         for _ in range(resamples):
             drawn = torch.randint(images, (images,), generator=generator)
-            times = torch.bincount(drawn, minlength=images).double()
-            results.append(times @ self.table)
-        return self._ratios(torch.stack(results))
+            results.append(self._metrics(torch.bincount(drawn, minlength=images)))
+        return torch.stack(results)
 
-    def _ratios(self, sums: Tensor) -> Tensor:
-        metrics = len(self.keys)
-        return sums[:, :metrics] / sums[:, metrics:]  # NaN in a resample without any caption
+    def _metrics(self, times: Tensor) -> Tensor:
+        """`(metrics,)` of a draw with each image so many times; NaN where no query was drawn."""
+        sums = times.double() @ self.table
+        half = len(sums) // 2
+        medians = [_median(ranks, times[owners]) for ranks, owners in self.sorted]
+        return torch.cat([sums[:half] / sums[half:], torch.stack(medians)])
+
+
+def _median(values: Tensor, times: Tensor) -> Tensor:
+    """Median of sorted values, each taken so many times; the mean of the middle two where their number is even."""
+    reached = times.cumsum(0)
+    count = int(reached[-1]) if len(reached) else 0
+    if count == 0:
+        return torch.tensor(float("nan"), dtype=torch.float64)
+    middle = torch.searchsorted(reached, torch.tensor([(count - 1) // 2, count // 2]), right=True)
+    return values[middle].mean()
 
 
 def _quantiles(values: Tensor) -> tuple[Tensor, Tensor]:

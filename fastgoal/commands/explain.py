@@ -6,9 +6,9 @@ from pathlib import Path
 HELP = "show where a model sees each sentence of a caption in an image"
 
 EPILOG = """\
-Each sentence has one colour: of the frame of its best region, of its patch heat map (pale: least similar patch, full
-colour: most similar), and of its text. Numbers are cosines. Compare heat maps by place, not by strength: each has its
-own range, which is printed above it.
+Each region has one colour: of its frame, and of the texts and patch heat maps (pale: least similar patch, full colour:
+most similar) of the sentences whose best region it is. Sentences are numbered. Numbers after them are cosines. Compare
+heat maps by place, not by strength: each has its own range, which is printed with it.
 
 examples:
   fastgoal explain --model outputs/ --image dog.jpg --caption "A brown dog. A red ball lies beside it." --output dog.png

@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
     parser.add_argument("--data", required=True, metavar="DIR", help="images with captions, as for `fastgoal evaluate`")
-    parser.add_argument("--output", required=True, type=Path, metavar="out.png", help="write the figure here")
+    parser.add_argument("--output", type=Path, metavar="out.png", help="write the figure here")
+    parser.add_argument("--html", type=Path, metavar="out.html", help="write it as a page; it needs no other file")
     parser.add_argument("--against", metavar="OTHER", help="show the answers of this checkpoint, too")
     parser.add_argument(
         "--direction", choices=("text-to-image", "image-to-text"), default="text-to-image", help="(default: the first)"
@@ -39,15 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import load_model, prepare_output
+    from fastgoal.commands.evaluate import load_model, prepare_output, write_text
 
     for name, option in (("count", "--count"), ("k", "-k"), ("batch_size", "--batch-size")):
         if getattr(args, name) < 1:
             raise ValueError(f"{option} is {getattr(args, name)}; it must be at least 1.")
-    prepare_output(args.output)
+    if args.output is None and args.html is None:
+        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
+    for path in (args.output, args.html):
+        if path is not None:
+            prepare_output(path)
 
     from fastgoal.explain import save_picture
-    from fastgoal.gallery import choose_queries, contestant, gallery_picture
+    from fastgoal.gallery import choose_queries, contestant, gallery_page, gallery_picture
     from fastgoal.processing.protocols import open_protocol
     from fastgoal.trainer.evaluation import encode_source
 
@@ -59,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
             encoded = encode_source(model, processor, source, args.batch_size, 0, args.on_error, progress=True)
             contestants.append(contestant(name, encoded, model.device))
     queries = choose_queries(contestants, args.direction, args.show, args.count)
-    save_picture(gallery_picture(contestants, source, queries, args.direction, args.k), args.output)
-    print(f"{len(queries)} queries: {args.output}")
+    if args.output is not None:
+        save_picture(gallery_picture(contestants, source, queries, args.direction, args.k), args.output)
+        print(f"{len(queries)} queries: {args.output}")
+    if args.html is not None:
+        write_text(args.html, gallery_page(contestants, source, queries, args.direction, args.k))
+        print(f"{len(queries)} queries, as a page: {args.html}")
     return 0

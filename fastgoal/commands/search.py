@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
     from fastgoal.trainer.evaluation import count_truncated, encode_images, encode_texts, max_text_length
 
+    started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)
     model, processor = load_model(args.model, args.device)
     place = args.index or args.images / FOLDER
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{update.images:,} images, {update.encoded:,} encoded now, {update.removed:,} gone since the last time")
     for name, error in update.broken.items():
         print(f"  left out {name}: {error}")
+    start = time.perf_counter()
+    ready = start - started
     if picture is not None:
         vector = encode_images(model, processor, [picture])[0]
     elif query is not None:
@@ -71,15 +74,18 @@ def run(args: argparse.Namespace) -> int:
             print(f"The text has more than {max_text_length(model)} tokens; the model reads the first ones.")
     else:
         return 0
-    start = time.perf_counter()
+    encoded = time.perf_counter()
     hits = index.search(vector, args.k)
-    milliseconds = 1000 * (time.perf_counter() - start)
+    found = time.perf_counter()
     print(f"\n{'score':>7}  image")
     for hit in hits:
         print(f"{hit.score:>7.3f}  {hit.path}")
     if args.k > len(index):
         print(f"There are only {len(index):,} images, fewer than the {args.k:,} asked for.")
-    print(f"\nSearched in {milliseconds:.1f} ms.")
+    print(
+        f"\nSearched {len(index):,} images in {1000 * (found - encoded):.1f} ms; the query was encoded in"
+        f" {1000 * (encoded - start):.1f} ms; model and index were ready after {ready:.1f} s."
+    )
     if args.html is not None:
         write_text(args.html, results_page(hits, query or str(args.query_image), picture))
         print(f"Page: {args.html}")

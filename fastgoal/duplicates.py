@@ -1,0 +1,215 @@
+"""Captions that repeat one another: equal ones, and near-duplicates by MinHash, in time linear in their number.
+
+Captions are compared as words, without case and punctuation. Two are near-duplicates when the sets of their runs of
+three words have a Jaccard similarity of at least a threshold. MinHash signatures in bands (Broder 1997; Leskovec,
+Rajaraman and Ullman, Mining of Massive Datasets, 3.4) propose few pairs, and those are compared exactly.
+"""
+
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+RUN = 3  # words
+BANDS, BAND_ROWS = 16, 4  # proposes a pair of Jaccard 0.7 with probability 0.99, of 0.8 with 0.9998
+SIGNATURE = BANDS * BAND_ROWS
+# In a bucket each caption is proposed to so many others, however many there are: this keeps the work linear.
+NEIGHBOURS = 8
+# Exact comparisons in vain after which a caption is left alone; the most promising ones come first.
+TRIES = 4
+# An estimate from the signatures this far below the threshold (two standard deviations) is not looked at closer.
+SLACK = 0.12
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class NearGroup:
+    """Captions that are alike without being equal.
+
+    Attributes:
+        rows: Numbers of all captions of the group, equal ones included.
+        pair: Two of them with different words, the least alike of the pairs that link the group.
+        similarity: Jaccard similarity of that pair.
+    """
+
+    rows: list[int]
+    pair: tuple[int, int]
+    similarity: float
+
+
+class CaptionDuplicates:
+    """Takes captions in order, a batch at a time, and keeps 256 bytes of each different one.
+
+    Args:
+        threshold: Jaccard similarity from which two captions are near-duplicates.
+    """
+
+    def __init__(self, threshold: float = 0.7) -> None:
+        self.threshold = threshold
+        self._numbers: dict[bytes, int] = {}  # of the different captions
+        self._first: list[int] = []  # row of each of them
+        self._number_of = array("q")  # of each row
+        self._signatures: list[NDArray[np.uint32]] = []
+        self._hashes: dict[str, int] = {}  # of words
+        random = np.random.default_rng(0)
+        self._factors = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._shifts = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64)
+
+    def add(self, captions: Sequence[str]) -> None:
+        """Take the next captions."""
+        new = []
+        for caption in captions:
+            words = caption_words(caption)
+            digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+            number = self._numbers.setdefault(digest, len(self._first))
+            if number == len(self._first):
+                self._first.append(len(self._number_of))
+                new.append(words)
+            self._number_of.append(number)
+        if new:
+            self._signatures.append(self._sign(new))
+
+    def equal(self) -> list[list[int]]:
+        """Groups of rows whose captions have the same words, the largest first."""
+        rows = defaultdict(list)
+        for row, number in enumerate(self._number_of):
+            rows[number].append(row)
+        return sorted((group for group in rows.values() if len(group) > 1), key=len, reverse=True)
+
+    def near(self, read: Callable[[list[int]], list[str]]) -> list[NearGroup]:
+        """Groups of near-duplicates, the largest first. Within a group each caption is like one other at least.
+
+        Args:
+            read: Gives the captions of some rows, in the order asked; called once, with those that may be alike.
+        """
+        if not self._first:
+            return []
+        signatures = np.concatenate(self._signatures)
+        pairs = self._proposals(signatures)
+        if not len(pairs):
+            return []
+        numbers = np.unique(pairs).tolist()
+        texts = dict(zip(numbers, read([self._first[number] for number in numbers]), strict=True))
+
+        @lru_cache(maxsize=2000)
+        def runs(number: int) -> frozenset[tuple[str, ...]]:
+            return word_runs(texts[number])
+
+        parents = {number: number for number in numbers}
+        tries = dict.fromkeys(numbers, TRIES)
+        weakest: dict[int, tuple[float, int, int]] = {}
+        for one, other in pairs.tolist():
+            first, second = _root(parents, one), _root(parents, other)
+            if first == second or not tries[one] or not tries[other]:
+                continue
+            similarity = jaccard(runs(one), runs(other))
+            if similarity >= self.threshold:
+                parents[second] = first
+                known = [weakest.pop(root) for root in (first, second) if root in weakest]
+                weakest[first] = min([(similarity, one, other), *known])
+            else:
+                tries[one] -= 1
+                tries[other] -= 1
+        members = defaultdict(list)
+        for row, number in enumerate(self._number_of):
+            if number in parents:
+                members[_root(parents, number)].append(row)
+        groups = [
+            NearGroup(members[root], (self._first[one], self._first[other]), similarity)
+            for root, (similarity, one, other) in weakest.items()
+        ]
+        return sorted(groups, key=lambda group: (-len(group.rows), group.rows))
+
+    def _sign(self, captions: list[list[str]]) -> NDArray[np.uint32]:
+        """`(captions, SIGNATURE)`, for each hash function the least value of a caption's word runs."""
+        lengths = np.array([max(RUN, len(words)) for words in captions])
+        words = np.zeros(lengths.sum(), dtype=np.uint64)  # a caption of one or two words is filled up with zeros
+        place = 0
+        for caption, length in zip(captions, lengths.tolist()):
+            words[place : place + len(caption)] = [self._hash(word) for word in caption]
+            place += length
+        ends = np.cumsum(lengths)
+        inside = np.ones(len(words), dtype=bool)
+        for back in range(1, RUN):
+            inside[ends - back] = False
+        padded = np.concatenate([words, np.zeros(RUN - 1, dtype=np.uint64)])
+        runs = np.zeros(len(words), dtype=np.uint64)
+        for place in range(RUN):
+            runs = (runs ^ padded[place : place + len(words)]) * np.uint64(0x9E3779B97F4A7C15)
+            runs ^= runs >> np.uint64(29)
+        runs = runs[inside]
+        starts = np.concatenate([[0], np.cumsum(lengths - RUN + 1)[:-1]])
+        signature = np.empty((len(captions), SIGNATURE), dtype=np.uint32)
+        for column in range(SIGNATURE):
+            values = (runs * self._factors[column] + self._shifts[column]) >> np.uint64(32)
+            signature[:, column] = np.minimum.reduceat(values, starts)
+        return signature
+
+    def _hash(self, word: str) -> int:
+        value = self._hashes.get(word)
+        if value is None:
+            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+            self._hashes[word] = value
+        return value
+
+    def _proposals(self, signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """`(pairs, 2)` numbers of captions that share a band and have like signatures, the most alike first."""
+        count = len(signatures)
+        found = []
+        for band in range(BANDS):
+            part = signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS].astype(np.uint64)
+            keys = np.zeros(count, dtype=np.uint64)
+            for column in range(BAND_ROWS):
+                keys = (keys ^ part[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+                keys ^= keys >> np.uint64(31)
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            for step in range(1, min(NEIGHBOURS, count - 1) + 1):
+                same = np.flatnonzero(keys[step:] == keys[:-step])
+                if not len(same):
+                    break
+                one, other = order[same], order[same + step]
+                found.append(np.minimum(one, other) * count + np.maximum(one, other))
+        codes = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+        kept, estimates = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+        for start in range(0, len(codes), 100_000):
+            part_codes = codes[start : start + 100_000]
+            alike = (signatures[part_codes // count] == signatures[part_codes % count]).mean(axis=1)
+            enough = alike >= self.threshold - SLACK
+            kept.append(part_codes[enough])
+            estimates.append(alike[enough])
+        codes = np.concatenate(kept)[np.argsort(-np.concatenate(estimates), kind="stable")]
+        return np.stack([codes // count, codes % count], axis=1)
+
+
+def caption_words(caption: str) -> list[str]:
+    """The words of a caption in one case, without punctuation."""
+    if not caption.isascii():
+        caption = unicodedata.normalize("NFKC", caption)
+    return _WORD.findall(caption.casefold())
+
+
+def word_runs(caption: str) -> frozenset[tuple[str, ...]]:
+    """The runs of three words of a caption; a shorter caption is one run."""
+    words = caption_words(caption)
+    return frozenset(tuple(words[start : start + RUN]) for start in range(max(1, len(words) - RUN + 1)))
+
+
+def jaccard(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+    """Size of the intersection over size of the union."""
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def _root(parents: dict[int, int], number: int) -> int:
+    while parents[number] != number:
+        parents[number] = parents[parents[number]]
+        number = parents[number]
+    return number
