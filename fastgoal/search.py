@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from fastgoal.page_style import data_url, page
+from fastgoal.processing.image_folder import SUFFIXES
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation import encode_images
 
 FOLDER = ".fastgoal-search"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _STATE = "index.json"
 _VERSION = 1
 _PORTION = 2048  # images between two saves: what an interruption can cost
@@ -233,13 +233,11 @@ class ImageIndex:
                 path.unlink(missing_ok=True)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, in order of their names; hidden ones left out."""
-    return [folder / name for name in _stamps(folder)]
-
-
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Size and time of the image files by name, in order; plain strings, as `Path` takes seconds for 100,000 files."""
+    """Size and time of the image files by name, in order; hidden ones left out.
+
+    Names are plain strings, as `Path` takes seconds for 100,000 files.
+    """
     stamps = {}
     for place, folders, names in os.walk(folder):
         folders[:] = (name for name in folders if not name.startswith("."))

@@ -7,7 +7,7 @@ from PIL import Image
 pytest.importorskip("faiss")
 
 from fastgoal.cli import main
-from fastgoal.search import ImageIndex, image_files
+from fastgoal.search import ImageIndex, _stamps
 
 
 def picture(path, number):
@@ -108,7 +108,7 @@ def test_errors(folder, tmp_path):
 def test_hidden_files_are_no_images(folder):
     picture(folder / ".hidden" / "a.png", 1)
     (folder / "notes.txt").write_text("x")
-    assert [path.name for path in image_files(folder)] == ["10.png", "110.png", "160.png", "60.png"]
+    assert [*_stamps(folder)] == ["10.png", "110.png", "160.png", "60.png"]
 
 
 def test_command(folder, tiny_clip, tmp_path, capsys):
