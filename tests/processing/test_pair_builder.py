@@ -172,7 +172,7 @@ def test_summary_counts_what_is_in_the_data(made):
     assert made.summary["regions"] == {"default": 40, "halves": 16}
     assert made.summary["best_regions"] == {"halves": 8}
     assert made.summary["skipped"] == []
-    assert set(made.summary["stage_seconds"]) == {"decode", "detect", "match", "write"}
+    assert set(made.summary["stage_seconds"]) == {"decode", "detect", "crop", "sentences", "image", "write"}
     saved = json.loads((made.output / "fastgoal_pairs.json").read_text())
     assert without_times(saved["summary"]) == without_times(made.summary)
     assert saved["settings"]["min_area"] == 0.01
@@ -180,8 +180,9 @@ def test_summary_counts_what_is_in_the_data(made):
 
 
 def test_crops_of_several_images_share_a_forward(made):
-    # Two images with seven candidate regions each go to CLIP together, eight crops at a time.
-    assert made.model.image_batches[:2] == [8, 6]
+    # A shard of three images with seven candidate regions each goes to CLIP eight crops at a time, and no batch takes
+    # crops of two shards: whoever makes a shard makes the same batches.
+    assert made.model.image_batches == [8, 8, 5, 8, 8, 5, 8, 6]
 
 
 def test_images_keep_the_bytes_of_their_files(made):
