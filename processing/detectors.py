@@ -166,6 +166,8 @@ class UltralyticsDetector:
             )
         # An RT-DETR stretches every image to a square by itself; a YOLO wants a frame around it.
         self.stride = None if "RTDETR" in type(self.model).__name__ else max(32, int(max(self.model.model.stride)))
+        # The first call sets the model up and changes the number of threads, and with it the last bits of its boxes.
+        self([Image.new("RGB", (64, 4))])
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
         """See `Detector`."""

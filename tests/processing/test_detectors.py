@@ -120,6 +120,7 @@ def test_ultralytics_boxes_are_clipped_and_named(tmp_path: Path, fake_ultralytic
     assert isinstance(detector, Detector)
     assert (detector.name, detector.source) == ("tiny.pt", "ultralytics")
     threads = torch.get_num_threads()
+    FakeYOLO.calls.clear()
     # The longer side becomes 640 pixels. The other one, 427 pixels, is padded to 448: 10 pixels on the left.
     wide, tall = LANDSCAPE, PORTRAIT.convert("L")
     dog = Region((4, 5, 20.5, 30), 0.5, "dog", "ultralytics")
