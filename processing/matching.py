@@ -131,7 +131,7 @@ def embed_texts(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: in
     lengths = dict(zip(unique, map(len, tokenizer(unique, truncation=True)["input_ids"]), strict=True))
     unique.sort(key=lambda text: (lengths[text], text))
     parts = []
-    for batch in _batches_by_tokens(unique, lengths, batch_size * TOKENS_PER_CROP):
+    for batch in batches_by_tokens(unique, lengths, batch_size * TOKENS_PER_CROP):
         inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             embeds = model.get_text_features(
@@ -189,14 +189,21 @@ def _normalise(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.
     return pixels.to(model.dtype)
 
 
-def _batches_by_tokens(texts: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Cut a list, shortest text first, into batches of at most `most` tokens with padding (or of one long text)."""
+def batches_by_tokens(texts: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Cut a list of texts, the shortest first, into batches of at most `most` tokens with padding, or of one long text.
+
+    A batch also ends where it has an eighth of that and would get more than a tenth of its tokens from padding.
+    """
     batch: list[str] = []
+    tokens = 0
     for text in texts:
-        if batch and (len(batch) + 1) * lengths[text] > most:
+        padded = (len(batch) + 1) * lengths[text]
+        wasteful = 0.9 * padded > tokens + lengths[text] and 8 * tokens >= most
+        if batch and (padded > most or wasteful):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(text)
+        tokens += lengths[text]
     if batch:
         yield batch
 

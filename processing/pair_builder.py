@@ -1,7 +1,7 @@
 """From rows of images and captions to a data set of local pairs on disk: the work behind `fastgoal pairs`.
 
-Threads decode images, bring them to the detector's size and cut crops ahead, while the main thread asks the detector
-and CLIP about many images at once. The rows go out in shards, which several processes may share out among themselves.
+Threads decode images, bring them to the detector's size and cut crops, while the main thread asks the detector and CLIP
+about many images at once. The rows go out in shards, which several processes may share out among themselves.
 Every shard depends on its own rows only, so it is the same file whoever makes it, and whether or not a run was killed
 before.
 """
@@ -321,14 +321,27 @@ class _Builder:
             yield (*waiting.popleft(), embedded)
 
     def _ahead(self, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-        """`map` in the pool, in order, with at most `most` results waiting to be taken."""
+        """`map` in the pool, in order, with at most `most` results waiting to be taken.
+
+        Beside a GPU the threads never stop. On a CPU they do a portion while the models rest: working at the same time
+        they would take a core away from one thread of a model's operation, and its other threads would wait for that.
+        """
+        iterator = iter(items)
         waiting: deque[Future[R]] = deque()
-        for item in items:
+        if not overlaps(self.model.device):
+            while portion := list(itertools.islice(iterator, most)):
+                yield from list(self.pool.map(function, portion))
+        for item in iterator:
             waiting.append(self.pool.submit(function, item))
             if len(waiting) > most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether threads have processor cores of their own while the models work on `device`."""
+    return device.type != "cpu"
 
 
 def _single_threaded(count: int) -> ThreadPoolExecutor:

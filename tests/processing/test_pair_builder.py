@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
+import torch
 from datasets import load_dataset
 from PIL import Image
 
-from fastgoal.processing import shards
+from fastgoal.processing import pair_builder, pair_manifest, shards
 from fastgoal.processing.pair_builder import PairSettings
 from fastgoal.processing.shards import folder_lock
 from fastgoal.processing.sources import open_source
@@ -74,6 +75,43 @@ def test_crops_of_several_images_share_a_forward(made):
     # A shard of three images with seven candidate regions each goes to CLIP eight crops at a time, and no batch takes
     # crops of two shards: whoever makes a shard makes the same batches.
     assert made.model.image_batches == [8, 8, 5, 8, 8, 5, 8, 6]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, monkeypatch, overlap, workers):
+    monkeypatch.setattr(pair_builder, "overlaps", lambda device: overlap)
+    threads = torch.get_num_threads()
+    run(made.folder, tmp_path / "pairs", num_workers=workers)
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="num_workers=0; expected"):
+        run(made.folder, tmp_path / "pairs", num_workers=0)
+
+
+def test_operations_in_worker_threads_take_one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with pair_builder._single_threaded(3) as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_stage_inside_another_one_counts_alone(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    monkeypatch.setattr(pair_builder.time, "perf_counter", lambda: next(now))
+    clock = pair_builder._Clock()
+    with clock("image"), clock("crop"):
+        pass
+    assert clock.seconds == {"": 1.0, "image": 2.0 + 4.0, "crop": 3.0}
+
+
+def test_time_on_the_clock_is_counted_once():
+    spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 30.0), (40.0, 41.0)]
+    assert pair_manifest._covered(spans) == 21.0
 
 
 def test_images_keep_the_bytes_of_their_files(made):
