@@ -167,9 +167,7 @@ def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path
             by_part.setdefault(name, []).append(seconds / parts.images)
         stages.update(summary["stage_seconds"])
         totals.update(images=parts.images, crops=parts.crops, texts=parts.sentences, sentences=summary["sentences"])
-        print(
-            f"round {number + 1}: pipeline {1 / whole[-1]:.2f} images/s, models alone {1 / alone[-1]:.2f}", flush=True
-        )
+        print(f"round {number + 1}: {1 / whole[-1][0]:.2f} images/s, models alone {1 / alone[-1][0]:.2f}", flush=True)
     images = totals["images"]
     print(
         f"\n{images} photographs with {totals['crops'] / images:.1f} crops and {totals['sentences'] / images:.1f} "

@@ -183,6 +183,7 @@ class _Builder:
         self.skip = skip
         self.batch_size = batch_size
         self.images_at_once = max(1, batch_size // IMAGES_PER_CROP_BATCH)
+        self.clock = _Clock()
         self.pool = _single_threaded(num_workers)
 
     def build(
@@ -190,15 +191,20 @@ class _Builder:
     ) -> list[dict[str, Any]]:
         """Make the taken shards; rows of the next one are read while the last one ends. Returns their records."""
         records = []
+        start, spent = time.time(), Counter[str]()
         numbers = ((index, row) for index in taken for row in ranges[index])
-        loaded = self._ahead(self._load, numbers, 2 * self.images_at_once)
+        loaded = self.clock.timed("decode", self._ahead(self._load, numbers, 2 * self.images_at_once))
         try:
             with eval_mode(self.model):
                 for index, rows in itertools.groupby(loaded, key=lambda item: item[0]):
                     with shards.write(index, features()) as writer:
-                        self._build_shard(ranges[index], (row for _, row in rows), writer, advance)
-                        writer.close()
+                        counts = self._build_shard(ranges[index], (row for _, row in rows), writer, advance)
+                        with self.clock("write"):
+                            writer.close()
+                        seconds = {stage: self.clock.seconds[stage] - spent[stage] for stage in STAGES}
+                        writer.record = {**counts, "span": [start, time.time()], "stage_seconds": seconds}
                     records.append(writer.record)
+                    start, spent = time.time(), self.clock.seconds.copy()
         finally:
             self.pool.shutdown(cancel_futures=True)
         return records
@@ -209,10 +215,8 @@ class _Builder:
         rows: Iterator[LoadedRow | RowError],
         writer: ShardWriter,
         advance: Callable[[int], None],
-    ) -> None:
-        """Work off the rows of one shard and leave its counts in the writer's record."""
-        start = time.time()
-        clock = _Clock()
+    ) -> dict[str, Any]:
+        """Work off the rows of one shard and count what was in them."""
         counts: Counter[str] = Counter()
         by_source: Counter[str] = Counter()
         best_by_source: Counter[str] = Counter()
@@ -220,11 +224,11 @@ class _Builder:
         for begin in range(0, len(numbers), ROWS_PER_BLOCK):
             block = numbers[begin : begin + ROWS_PER_BLOCK]
             before = counts["images"]
-            with clock("sentences"):
+            with self.clock("sentences"):
                 texts = self._embed_sentences(block)
-            good = self._detected(itertools.islice(rows, len(block)), skipped, clock)
-            for row, regions, embeds in self._embedded(good, clock):
-                with clock("write"):
+            good = self._detected(itertools.islice(rows, len(block)), skipped)
+            for row, regions, embeds in self._embedded(good):
+                with self.clock("write"):
                     similarity = torch.stack([texts[sentence.text] for sentence in row.sentences]) @ embeds.T
                     pairs = self.processor.pair_sentences(
                         row.caption, row.sentences, regions, row.image.size, similarity
@@ -235,15 +239,11 @@ class _Builder:
                 best_by_source.update(pair.region.source for pair in pairs if pair.best)
                 advance(1)
             advance(len(block) - (counts["images"] - before))
-        with clock("write"):
-            writer.close()
-        writer.record = {
+        return {
             "skipped": [asdict(row) for row in skipped],
             **{name: counts[name] for name in ("images", "sentences", "pairs")},
             "regions": dict(sorted(by_source.items())),
             "best_regions": dict(sorted(best_by_source.items())),
-            "span": [start, time.time()],
-            "stage_seconds": {stage: clock.seconds[stage] for stage in STAGES},
         }
 
     def _load(self, number: tuple[int, int]) -> tuple[int, LoadedRow | RowError]:
@@ -267,21 +267,17 @@ class _Builder:
         )
 
     def _detected(
-        self, rows: Iterator[LoadedRow | RowError], skipped: list[RowError], clock: "_Clock"
+        self, rows: Iterator[LoadedRow | RowError], skipped: list[RowError]
     ) -> Iterator[tuple[LoadedRow, list[Region]]]:
         """The rows that can be used, with their candidate regions; the others are noted, or stop the run."""
-        while True:
-            with clock("decode"):
-                chunk = list(itertools.islice(rows, self.images_at_once))
-            if not chunk:
-                return
+        while chunk := list(itertools.islice(rows, self.images_at_once)):
             good = [row for row in chunk if isinstance(row, LoadedRow)]
             bad = [row for row in chunk if isinstance(row, RowError)]
             if bad and not self.skip:
                 raise ValueError(f"{bad[0].reason} (--on-error skip leaves such rows out and lists them.)")
             skipped.extend(bad)
             if good:
-                with clock("detect"):
+                with self.clock("detect"):
                     regions = self._regions(good)
                 yield from zip(good, regions, strict=True)
 
@@ -301,7 +297,7 @@ class _Builder:
         return regions
 
     def _embedded(
-        self, rows: Iterator[tuple[LoadedRow, list[Region]]], clock: "_Clock"
+        self, rows: Iterator[tuple[LoadedRow, list[Region]]]
     ) -> Iterator[tuple[LoadedRow, list[Region], torch.Tensor]]:
         """Rows with the embeddings `(regions, dim)` of their crops, which threads cut while others are embedded."""
         waiting: deque[tuple[LoadedRow, list[Region]]] = deque()
@@ -315,9 +311,9 @@ class _Builder:
             row, regions = item
             return cut_crops(row.image, [region.box for region in regions], self.processor.image_processor)
 
-        crops = clock.timed("crop", self._ahead(cut, remembered(), self.images_at_once))
+        crops = self.clock.timed("crop", self._ahead(cut, remembered(), self.images_at_once))
         embeds = embed_crop_stream(crops, self.model, self.processor.image_processor, self.batch_size)
-        for embedded in clock.timed("image", embeds):
+        for embedded in self.clock.timed("image", embeds):
             yield (*waiting.popleft(), embedded)
 
     def _ahead(self, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
