@@ -157,7 +157,7 @@ def build_pairs(
             records |= {i: record for i in pending if (record := shards.read_record(i)) is not None}
             if team.errors or len(records) < shards.count:
                 reasons = "; ".join(f"process {rank}: {reason}" for rank, reason in sorted(team.errors.items()))
-                raise OSError(f"{shards.count - len(records)} of {shards.count} shards are missing: {reasons} {GONE}")
+                raise OSError(f"{reasons} {shards.count - len(records)} of {shards.count} shards are missing. {GONE}")
             summary = summarise(records[i] for i in sorted(records))
             write_json(output / MANIFEST, {**manifest, "summary": summary}, shards.work)
     return {**summary, "shards_made": len(pending)}

@@ -73,7 +73,8 @@ class Team:
         try:
             yield lambda plan: self._set("plan", {"plan": plan})
         except Exception as error:
-            self._set("plan", {"error": str(error)})
+            with suppress(OSError):
+                self._set("plan", {"error": str(error)})
             raise
 
     def plan(self) -> dict[str, Any]:
