@@ -20,7 +20,7 @@ was damaged since is made again. Nothing is mixed: a folder begun with other dat
 Several processes share the shards of one folder out among themselves, one GPU each or all on the CPU:
   accelerate launch --multi_gpu --num_processes 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
   torchrun --nproc_per_node 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
-(on CPUs only torchrun: there accelerate launch starts a single process). A process takes one shard after the other, so
+(on CPUs use torchrun: accelerate launch --cpu starts a single process). A process takes one shard after the other, so
 there should be several for each, see --shard-size. A run may be continued with another number of processes.
 
 A .pt detector file is a pickle: loading it runs the code inside it. Only use one whose origin you trust. A .pt file
