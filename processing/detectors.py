@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 @runtime_checkable
 class Detector(Protocol):
     """Finds objects in images.
+
+    A detector may also have `prepare(image)`, which does what no GPU is needed for and may be called in threads, and
+    `detect(prepared)`, which takes a list of what `prepare` gave; then `detector(images)` is one after the other.
 
     Attributes:
         name: which weights, for cards and logs: the file name, folder or Hub id.
@@ -160,34 +164,92 @@ class UltralyticsDetector:
                 f"The detector file {path} has the task {task!r}, which gives no boxes: give one of the tasks detect, "
                 "segment or pose."
             )
+        # An RT-DETR stretches every image to a square by itself; a YOLO wants a frame around it.
+        self.stride = None if "RTDETR" in type(self.model).__name__ else max(32, int(max(self.model.model.stride)))
+        # The first call sets the model up and changes the number of threads, and with it the last bits of its boxes.
+        self([Image.new("RGB", (64, 4))])
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
         """See `Detector`."""
-        if not images:
-            return []
-        with _quiet():
-            results = self.model.predict(
-                [load_image(image) for image in images],  # ultralytics takes PIL images as RGB and turns them to BGR
-                conf=self.min_score,
-                imgsz=self.image_size,
-                device=self.device,
-                verbose=False,
-                save=False,
-            )
-        regions = []
-        for result in results:
-            height, width = result.orig_shape
-            boxes, names = result.boxes, result.names
-            regions.append(
-                _regions(
-                    boxes.xyxy.tolist(),
+        return self.detect([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image.Image) -> "Letterboxed":
+        """The image as the model sees it; see `Detector`."""
+        # The model's own step takes the smallest frame for one image alone but a square for several of different sizes:
+        # slower, and the boxes of an image would depend on its neighbours in the batch.
+        return letterbox(load_image(image), self.image_size, self.stride)
+
+    def detect(self, prepared: Sequence["Letterboxed"]) -> list[list[Region]]:
+        """Find the objects in prepared images; those with frames of one size share a forward."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, item in enumerate(prepared):
+            groups.setdefault(item.pixels.shape, []).append(index)
+        regions: list[list[Region]] = [[] for _ in prepared]
+        for group in groups.values():
+            with _quiet():
+                results = self.model.predict(
+                    [prepared[index].pixels for index in group],
+                    conf=self.min_score,
+                    imgsz=self.image_size,
+                    device=self.device,
+                    verbose=False,
+                    save=False,
+                )
+            for index, result in zip(group, results, strict=True):
+                boxes, names = result.boxes, result.names
+                regions[index] = _regions(
+                    prepared[index].original_boxes(boxes.xyxy.tolist()),
                     boxes.conf.tolist(),
                     [str(names[int(label)]) for label in boxes.cls.tolist()],
-                    (width, height),
+                    prepared[index].image_size,
                     self.source,
                 )
-            )
         return regions
+
+
+@dataclass(frozen=True)
+class Letterboxed:
+    """An image in a grey frame.
+
+    Attributes:
+        pixels: `(height, width, 3)` uint8, blue first.
+        image_size: (width, height) of the original image.
+        scale: pixels of the frame per pixel of the original, (x, y).
+        offset: where the image begins in the frame, (left, top).
+    """
+
+    pixels: np.ndarray
+    image_size: tuple[int, int]
+    scale: tuple[float, float]
+    offset: tuple[int, int]
+
+    def original_boxes(self, boxes: list[list[float]]) -> list[list[float]]:
+        """Boxes (x1, y1, x2, y2) in the frame, brought to pixels of the original image."""
+        return [[(value - self.offset[i % 2]) / self.scale[i % 2] for i, value in enumerate(box)] for box in boxes]
+
+
+def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
+    """Resize an image so that its longer side is `size` and pad the other one to a multiple of `stride`, as YOLO does.
+
+    Args:
+        image: an RGB image.
+        size: pixels, rounded up to a multiple of `stride`.
+        stride: pixels; None for the image as it is, without a frame.
+    """
+    if stride is None:
+        return Letterboxed(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]), image.size, (1.0, 1.0), (0, 0))
+    size = math.ceil(size / stride) * stride
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    pixels = np.asarray(image)
+    if (width, height) != image.size:
+        # PIL's filter differs from the one that YOLO models are trained with.
+        pixels = importlib.import_module("cv2").resize(pixels, (width, height))
+    across, down = math.ceil(width / stride) * stride, math.ceil(height / stride) * stride
+    left, top = (across - width) // 2, (down - height) // 2
+    frame = np.full((down, across, 3), 114, dtype=np.uint8)
+    frame[top : top + height, left : left + width] = pixels[:, :, ::-1]
+    return Letterboxed(frame, image.size, (width / image.width, height / image.height), (left, top))
 
 
 class TransformersDetector:
@@ -244,28 +306,36 @@ class TransformersDetector:
         self.model = model.to(self.device).eval()
         self.processor = processor
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
         """See `Detector`."""
-        upright = [load_image(image) for image in images]
+        return self.detect([self.prepare(image) for image in images])
+
+    def prepare(self, image: Image.Image) -> tuple[Any, tuple[int, int]]:
+        """The model's inputs for one image, and the image's (width, height); see `Detector`."""
+        upright = load_image(image)
+        return self.processor(images=upright, return_tensors="pt"), upright.size
+
+    @torch.no_grad()
+    def detect(self, prepared: Sequence[tuple[Any, tuple[int, int]]]) -> list[list[Region]]:
+        """Find the objects in prepared images; those whose inputs have one size share a forward."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        inputs = [self.processor(images=image, return_tensors="pt") for image in upright]
-        for index, item in enumerate(inputs):
-            groups.setdefault(tuple(item["pixel_values"].shape[1:]), []).append(index)
-        regions: list[list[Region]] = [[] for _ in upright]
+        for index, (inputs, _) in enumerate(prepared):
+            groups.setdefault(tuple(inputs["pixel_values"].shape[1:]), []).append(index)
+        regions: list[list[Region]] = [[] for _ in prepared]
         for group in groups.values():
-            batch = {key: torch.cat([inputs[i][key] for i in group]).to(self.device) for key in inputs[group[0]]}
+            keys = prepared[group[0]][0]
+            batch = {key: torch.cat([prepared[i][0][key] for i in group]).to(self.device) for key in keys}
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
-            sizes = [(upright[i].height, upright[i].width) for i in group]
+            sizes = [prepared[i][1] for i in group]
             found = self.processor.post_process_object_detection(
-                self.model(**batch), threshold=self.min_score, target_sizes=sizes
+                self.model(**batch), threshold=self.min_score, target_sizes=[(height, width) for width, height in sizes]
             )
-            for index, result in zip(group, found, strict=True):
+            for index, size, result in zip(group, sizes, found, strict=True):
                 regions[index] = _regions(
                     result["boxes"].tolist(),
                     result["scores"].tolist(),
                     [self._label(int(label)) for label in result["labels"].tolist()],
-                    upright[index].size,
+                    size,
                     self.source,
                 )
         return regions

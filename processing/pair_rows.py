@@ -49,7 +49,8 @@ def features() -> Any:
 
 @dataclass(frozen=True)
 class LoadedRow:
-    """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column."""
+    """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column,
+    `prepared` the image as the detector wants it, where it has a `prepare`."""
 
     image: Image.Image
     stored: dict[str, Any]
@@ -57,6 +58,7 @@ class LoadedRow:
     caption: str
     sentences: list[Sentence]
     regions: list[Region] | None
+    prepared: Any = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def load_row(source: Source, index: int, processor: Any, box_column: str | None)
     except (ValueError, OSError) as error:
         where, reason = source.where(index), str(error)
         return RowError(index, reason if reason.startswith(where) else f"{where}: {reason}")
-    return LoadedRow(image, stored, row.name, row.caption, sentences, regions)
+    prepare = None if box_column is not None else getattr(processor.detector, "prepare", None)
+    prepared = None if prepare is None else prepare(image)
+    return LoadedRow(image, stored, row.name, row.caption, sentences, regions, prepared)
 
 
 def output_row(row: LoadedRow, regions: list[Region], pairs: list[LocalPair]) -> dict[str, Any]:

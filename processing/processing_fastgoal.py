@@ -11,7 +11,7 @@ from transformers.utils import logging
 from .detectors import Detector
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
-from .matching import LocalPair, embed_crops, embed_texts, eval_mode, pair_up
+from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_up
 from .regions import Region, default_regions, filter_regions, merge_regions
 from .sentences import Sentence, split_sentences
 
@@ -196,24 +196,46 @@ class FastGoalProcessor(CLIPProcessor):
         if not images:
             return []
         with eval_mode(model):
-            crops = embed_crops(images, regions, model, self.image_processor, batch_size)
-            texts = embed_texts([s.text for spans in sentences for s in spans], model, self.tokenizer, batch_size)
-        matches = []
-        for i, text_embeds in enumerate(texts.split([len(spans) for spans in sentences])):
-            tokens = self.sentence_masks(captions[i], [(s.start, s.end) for s in sentences[i]])
-            seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences[i], tokens, strict=True)}
-            size = images[i].size
-            matches.append(
-                pair_up(
-                    sentences[i],
-                    regions[i],
-                    text_embeds @ crops[i].T,
-                    visible=lambda s, r, seen=seen, size=size: (  # type: ignore[misc]
-                        seen[s.start, s.end] and bool(self.region_mask(r.box, size).any())
-                    ),
-                )
+            crops = (
+                cut_crops(image, [region.box for region in candidates], self.image_processor)
+                for image, candidates in zip(images, regions, strict=True)
             )
-        return matches
+            embeds = list(embed_crop_stream(crops, model, self.image_processor, batch_size))
+            texts = embed_texts([s.text for spans in sentences for s in spans], model, self.tokenizer, batch_size)
+        text_embeds = texts.split([len(spans) for spans in sentences])
+        return [
+            self.pair_sentences(captions[i], sentences[i], regions[i], images[i].size, text_embeds[i] @ embeds[i].T)
+            for i in range(len(images))
+        ]
+
+    def pair_sentences(
+        self,
+        caption: str,
+        sentences: Sequence[Sentence],
+        regions: Sequence[Region],
+        image_size: tuple[int, int],
+        similarity: torch.Tensor,
+    ) -> list[LocalPair]:
+        """The last step of `match` for one image: each sentence takes its region, and the best visible pair is marked.
+
+        Args:
+            caption: The caption.
+            sentences: Its sentences.
+            regions: The image's candidates.
+            image_size: (width, height) of the upright image.
+            similarity: Cosines, `(sentences, regions)`.
+
+        Returns:
+            One pair per sentence, in order; exactly one is `best`.
+        """
+        tokens = self.sentence_masks(caption, [(s.start, s.end) for s in sentences])
+        seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences, tokens, strict=True)}
+        return pair_up(
+            sentences,
+            regions,
+            similarity,
+            visible=lambda s, r: seen[s.start, s.end] and bool(self.region_mask(r.box, image_size).any()),
+        )
 
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Which patches of the model's input a box covers, mapped through this processor's resize and crop.

@@ -4,6 +4,7 @@
     DIR/.fastgoal/train-00000-of-00016.json   its record: rows, bytes, skipped rows, counts, seconds
     DIR/.fastgoal/*.tmp                       files being written
     DIR/.fastgoal/lock                        who is writing: process, its start time, host
+    DIR/.fastgoal/lock-00001                  the same of each process that helps it
 
 The record is written first, so a shard that is there always has one. A shard is finished when both exist and agree.
 """
@@ -16,6 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 WORK_FOLDER = ".fastgoal"
 # Images per parquet row group: what a reader such as the Hub's viewer has to fetch to show one row.
@@ -38,31 +43,44 @@ class ShardFolder:
         return self.work / f"{self.shard_path(index).stem}.json"
 
     def read_record(self, index: int) -> dict[str, Any] | None:
-        """The record of a finished shard; None when the shard has to be made (again): absent, cut off, unreadable."""
+        """The record of a finished shard; None when the shard has to be made (again): absent or damaged.
+
+        A damaged one is named in a warning: it was cut off, is unreadable, or does not fit its record.
+        """
         import pyarrow
         import pyarrow.parquet
 
-        try:
-            record = json.loads(self.record_path(index).read_bytes())
-            if self.shard_path(index).stat().st_size != record["bytes"]:
-                return None
-            rows = pyarrow.parquet.read_metadata(self.shard_path(index)).num_rows
-        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
+        path, record_path = self.shard_path(index), self.record_path(index)
+        if not path.exists():
             return None
-        return record if rows == record["rows"] else None
+        try:
+            record = json.loads(record_path.read_bytes())
+            size, rows = path.stat().st_size, None
+            if size == record["bytes"]:
+                rows = pyarrow.parquet.read_metadata(path).num_rows
+                if rows == record["rows"]:
+                    return dict(record)
+            damage = f"it has {size} bytes" + (f" and {rows} rows" if rows is not None else "")
+            damage += f" where its record says {record['bytes']} bytes and {record['rows']} rows"
+        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+            damage = str(error) or type(error).__name__
+        logger.warning(f"The shard {path} is damaged and is made again: {damage}.")
+        return None
 
     @contextmanager
     def write(self, index: int, features: Any) -> Iterator["ShardWriter"]:
         """Write a shard; it appears, with its record, when the block ends well, and leaves nothing otherwise."""
         path = self.shard_path(index)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         writer = ShardWriter(self.work / f"{path.name}.{os.getpid()}.tmp", features)
         try:
             yield writer
             writer.close()
             record = {"rows": writer.rows, "bytes": writer.path.stat().st_size, **writer.record}
             write_json(self.record_path(index), record, self.work)
-            os.replace(writer.path, path)
+            with _write_errors(path):
+                os.replace(writer.path, path)
             _sync_folder(path.parent)
         finally:
             writer.discard()
@@ -142,15 +160,16 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any, work: Path) -> None:
     """Write a JSON file by way of the folder `work`, so that readers see the old one or the new one, never a part."""
-    work.mkdir(parents=True, exist_ok=True)
     temporary = work / f"{path.name}.{os.getpid()}.tmp"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _write_errors(path):
+            work.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(value, file, indent=1, ensure_ascii=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -162,18 +181,41 @@ def folder_lock(path: Path) -> Iterator[None]:
     Raises:
         ValueError: another live process holds it, or one on another machine, which cannot be checked from here.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while not _make_lock(path):
-        _remove_stale_lock(path)
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not _make_lock(path):
+            _remove_stale_lock(path)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
+def helper_lock(work: Path, rank: int) -> Path:
+    """The lock file of the process that helps the holder of `lock` as number `rank`, from 1."""
+    return work / f"lock-{rank:05d}"
+
+
+def refuse_helpers(work: Path) -> None:
+    """Remove the locks of helpers that are gone, for the holder of `lock`. `ValueError` if one may still be writing."""
+    for path in sorted(work.glob("lock-[0-9][0-9][0-9][0-9][0-9]")):
+        _remove_stale_lock(path)
+
+
+def own_process() -> dict[str, Any]:
+    """Which process this is, for `is_gone` in another one: number, time it began, machine."""
+    return {"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname()}
+
+
+def is_gone(process: dict[str, Any]) -> bool:
+    """Whether a process has ended; False where that cannot be seen because it is on another machine."""
+    pid = int(process["pid"])
+    return process["host"] == socket.gethostname() and not (_start_time(pid) == process["started"] and _is_alive(pid))
+
+
 def _make_lock(path: Path) -> bool:
     """Make the lock file with this process's name in it; False if there is one already."""
-    own = json.dumps({"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname()})
+    own = json.dumps(own_process())
     complete = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         # A second name for a complete file: a kill in between leaves no lock without an owner.
@@ -205,7 +247,7 @@ def _remove_stale_lock(path: Path) -> None:
         return
     try:
         holder = json.loads(text)
-        pid, host, started = int(holder["pid"]), str(holder["host"]), holder["started"]
+        pid, host, gone = int(holder["pid"]), str(holder["host"]), is_gone(holder)
     except (ValueError, KeyError, TypeError):
         # Killed between making the file and filling it; a young one may be just about to be filled.
         if age < 10:
@@ -216,7 +258,7 @@ def _remove_stale_lock(path: Path) -> None:
                 f"{path} says that process {pid} on the machine '{host}' writes this folder. If that run is over, "
                 "delete the file; otherwise use another folder."
             )
-        if _start_time(pid) == started and _is_alive(pid):
+        if not gone:
             raise ValueError(f"process {pid} writes this folder ({path}). Wait for it, stop it, or use another folder.")
     # Two runs may find the same stale lock: each moves aside what is there and looks whether it is what it had read.
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")

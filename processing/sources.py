@@ -85,6 +85,10 @@ class Source:
         captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
         return SourceRow(self._row_name(index, image, values), self._image(image, where), captions, values)
 
+    def caption(self, index: int) -> str:
+        """The caption of the row at `index`, its image left alone where that saves reading it."""
+        return self[index].caption
+
     def where(self, index: int) -> str:
         """The row in words, for messages: the source, the row and its file."""
         raise NotImplementedError
@@ -205,6 +209,11 @@ class DatasetSource(Source):
         for column in images:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.dataset = dataset
+        self._texts = dataset.select_columns([self.caption_column])
+
+    def caption(self, index: int) -> str:
+        value = self._texts[index][self.caption_column]
+        return SourceRow("", None, _checked_captions(value, self.caption_column, f"{self.name} row {index}")).caption
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,14 @@ SOURCE is one of
   OWNER/NAME of a data set on the Hugging Face Hub
 
 The output is a folder of parquet shards that datasets.load_dataset(DIR) reads, with the original image files in them.
-A run that was interrupted continues where it stopped when the same command is given again.
+A run that was interrupted, even killed, continues where it stopped when the same command is given again; a shard that
+was damaged since is made again. Nothing is mixed: a folder begun with other data or settings is refused.
+
+Several processes share the shards of one folder out among themselves, one GPU each or all on the CPU:
+  accelerate launch --multi_gpu --num_processes 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
+  torchrun --nproc_per_node 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
+(on CPUs use torchrun: accelerate launch --cpu starts a single process). A process takes one shard after the other, so
+there should be several for each, see --shard-size. A run may be continued with another number of processes.
 
 A .pt detector file is a pickle: loading it runs the code inside it. Only use one whose origin you trust. A .pt file
 that lies inside the data folder is refused. A transformers detector (a folder or Hub id with safetensors) has no such
@@ -63,12 +70,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-area", type=float, default=0.80, help="largest region, share of the image (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="crops in one forward of CLIP (default: %(default)s)"
+        "--batch-size",
+        type=int,
+        default=64,
+        help="crops in one forward of CLIP, a quarter as many images in one call of the detector; a large GPU takes "
+        "256 or more (default: %(default)s)",
     )
     parser.add_argument(
         "--shard-size", type=int, default=256, metavar="N", help="images in one output file (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps ...")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="threads that decode images and cut crops while the models work (default: the processor's cores, at most "
+        "16, shared with the other processes of this machine)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto (a GPU if there is one; of several processes each its own), cpu, cuda, cuda:1, mps ...",
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
@@ -118,8 +140,10 @@ def run(args: argparse.Namespace) -> int:
         ),
         on_error=args.on_error,
         batch_size=args.batch_size,
+        num_workers=args.num_workers,
     )
-    print(describe(summary, args.output))
+    if int(os.environ.get("RANK") or 0) == 0:
+        print(describe(summary, args.output))
     return 0
 
 
@@ -156,11 +180,16 @@ def load_matcher(
 
 
 def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there."""
+    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there.
+
+    Of several processes on one machine each gets a GPU of its own, by its number.
+    """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

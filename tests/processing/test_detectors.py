@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-from fastgoal.processing.detectors import Detector, TransformersDetector, UltralyticsDetector, load_detector
+from fastgoal.processing.detectors import (
+    Detector,
+    TransformersDetector,
+    UltralyticsDetector,
+    letterbox,
+    load_detector,
+)
 from fastgoal.processing.regions import Region
 
 LANDSCAPE, PORTRAIT = Image.new("RGB", (80, 40), (200, 30, 30)), Image.new("RGB", (40, 60), (30, 30, 200))
@@ -69,6 +75,8 @@ def test_scores_are_fractions(tmp_path: Path, min_score: float) -> None:
 
 
 class FakeYOLO:
+    """Finds the same three boxes in every frame, one of them outside of it, one larger than it."""
+
     task = "detect"
     calls: ClassVar[list[dict[str, Any]]] = []
 
@@ -76,20 +84,20 @@ class FakeYOLO:
         if not os.path.isabs(path):
             raise AssertionError("a bare name may be downloaded")
         self.path = path
+        self.model = SimpleNamespace(stride=torch.tensor([8.0, 16.0, 32.0]))
 
-    def predict(self, source: list[Image.Image], **options: Any) -> list[Any]:
+    def predict(self, source: list[np.ndarray], **options: Any) -> list[Any]:
         torch.set_num_threads(1)
         FakeYOLO.calls.append({"source": source, **options})
-        boxes = torch.tensor([[4.0, 5.0, 20.5, 30.0], [-3.0, -2.0, 999.0, 999.0], [90.0, 0.0, 99.0, 9.0]])
+        boxes = torch.tensor([[32.0, 40.0, 164.0, 240.0], [-3.0, -2.0, 9999.0, 9999.0], [900.0, 0.0, 990.0, 9.0]])
         return [
             SimpleNamespace(
-                orig_shape=(image.height, image.width),
                 names={0: "cat", 1: "dog"},
                 boxes=SimpleNamespace(
                     xyxy=boxes, conf=torch.tensor([0.5, 0.75, 0.9]), cls=torch.tensor([1.0, 0.0, 0.0])
                 ),
             )
-            for image in source
+            for _ in source
         ]
 
 
@@ -112,17 +120,42 @@ def test_ultralytics_boxes_are_clipped_and_named(tmp_path: Path, fake_ultralytic
     assert isinstance(detector, Detector)
     assert (detector.name, detector.source) == ("tiny.pt", "ultralytics")
     threads = torch.get_num_threads()
-    assert detector([LANDSCAPE, PORTRAIT.convert("L")]) == [
-        [Region((4, 5, 20.5, 30), 0.5, "dog", "ultralytics"), Region((0, 0, 80, 40), 0.75, "cat", "ultralytics")],
-        [Region((4, 5, 20.5, 30), 0.5, "dog", "ultralytics"), Region((0, 0, 40, 60), 0.75, "cat", "ultralytics")],
+    FakeYOLO.calls.clear()
+    # The longer side becomes 640 pixels. The other one, 427 pixels, is padded to 448: 10 pixels on the left.
+    wide, tall = LANDSCAPE, PORTRAIT.convert("L")
+    dog = Region((4, 5, 20.5, 30), 0.5, "dog", "ultralytics")
+    all_of_it = Region((0, 0, 80, 40), 0.75, "cat", "ultralytics")
+    found = detector([wide, tall, wide])
+    assert found[0] == found[2] == [dog, all_of_it]
+    assert found[1][0].box == pytest.approx(
+        ((32 - 10) * 40 / 427, 40 / (640 / 60), (164 - 10) * 40 / 427, 240 / (640 / 60))
+    )
+    assert found[1][1] == Region((0, 0, 40, 60), 0.75, "cat", "ultralytics")
+    # Images of one shape share a call, and nobody's frame depends on who else is there.
+    assert [[frame.shape for frame in call["source"]] for call in FakeYOLO.calls] == [
+        [(320, 640, 3)] * 2,
+        [(640, 448, 3)],
     ]
-    (call,) = FakeYOLO.calls  # both images went in one call
-    assert [(image.mode, image.size) for image in call["source"]] == [("RGB", (80, 40)), ("RGB", (40, 60))]
     options = {"conf": 0.3, "imgsz": 640, "verbose": False, "save": False, "device": torch.device("cpu")}
-    assert {key: call[key] for key in options} == options
+    assert {key: FakeYOLO.calls[0][key] for key in options} == options
     assert torch.get_num_threads() == threads
     assert fake_ultralytics.enabled is False  # no usage statistics
     assert detector([]) == []
+
+
+def test_a_letterbox_pads_and_turns_the_colours_round() -> None:
+    image = Image.new("RGB", (40, 30), (10, 20, 30))
+    boxed = letterbox(image, 64, 32)
+    assert boxed.pixels.shape == (64, 64, 3)  # 64 x 48 pixels with 8 above and below
+    assert (boxed.scale, boxed.offset, boxed.image_size) == ((1.6, 1.6), (0, 8), (40, 30))
+    assert (boxed.pixels[8:56] == (30, 20, 10)).all()
+    assert (boxed.pixels[:8] == 114).all()
+    assert (boxed.pixels[56:] == 114).all()
+    assert boxed.original_boxes([[0.0, 8.0, 64.0, 56.0]]) == [[0.0, 0.0, 40.0, 30.0]]
+    assert letterbox(image, 50, 32).pixels.shape == (64, 64, 3)  # no frame is smaller than asked for
+    assert letterbox(Image.new("RGB", (300, 2)), 64, 32).pixels.shape == (32, 64, 3)
+    whole = letterbox(image, 64, None)
+    assert (whole.pixels.shape, whole.scale, whole.offset) == ((30, 40, 3), (1.0, 1.0), (0, 0))
 
 
 def test_weights_of_other_tasks_are_refused(
@@ -199,6 +232,9 @@ for flip, same in ((True, True), (False, False)):
     scores = result.boxes.conf.tolist()
     equal = len(scores) == len(alone) and np.allclose(scores, [r.score for r in alone], rtol=0, atol=1e-7)
     assert equal == same, (flip, scores, alone)
+    if same:  # our frame around the image is the one that ultralytics puts around it
+        assert np.allclose(result.boxes.xyxy.tolist(), [r.box for r in alone], rtol=0, atol=1e-3)
+        assert [r.box for r in found[0]] == [r.box for r in alone], "neighbours in a batch matter"
 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 for name in ("noise.pt", "list.pt", "dict.pt", "empty.pt", "module.pt", "evil.pt"):

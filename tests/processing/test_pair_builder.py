@@ -1,9 +1,9 @@
 """`build_pairs`: known matches, resuming after errors and kills, bad rows, locks and full disks.
 
-The matcher is a model that only sees colours: a crop's embedding is its mean colour, a sentence's the colours it names.
+The matcher only sees colours, see `colour_world`; several processes are in `test_pairs_in_processes`.
 """
 
-import hashlib
+import errno
 import json
 import os
 import resource
@@ -13,126 +13,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import load_dataset
-from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from PIL import Image
 
-from fastgoal.processing.pair_builder import PairSettings, build_pairs
-from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.regions import Region
+from fastgoal.processing import pair_builder, pair_manifest, shards
+from fastgoal.processing.pair_builder import PairSettings
 from fastgoal.processing.shards import folder_lock
 from fastgoal.processing.sources import open_source
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-SETTINGS = PairSettings(model="colours", detector="halves", shard_size=3)
-
-
-class ColourModel:
-    """CLIP's two methods over mean colours."""
-
-    device, dtype, training = torch.device("cpu"), torch.float32, False
-
-    def __init__(self):
-        self.image_batches = []
-
-    def eval(self):
-        return self
-
-    def train(self, mode=True):
-        return self
-
-    def get_image_features(self, pixel_values):
-        self.image_batches.append(len(pixel_values))
-        return SimpleNamespace(pooler_output=pixel_values.mean(dim=(2, 3)) - 0.2)
-
-    def get_text_features(self, input_ids, attention_mask):
-        words = torch.tensor(list(range(3, 6)))
-        return SimpleNamespace(pooler_output=(input_ids[:, :, None] == words).sum(1).float() - 0.2)
-
-
-class Halves:
-    """A detector that finds the left and the right third; it can break or kill the process at an image."""
-
-    name, source = "halves", "halves"
-
-    def __init__(self, act_at=None, action=None):
-        self.seen, self.act_at, self.action = 0, act_at, action
-
-    def __call__(self, images):
-        found = []
-        for image in images:
-            self.seen += 1
-            if self.seen == self.act_at:
-                self.action()
-            third = image.width / 3
-            found.append(
-                [
-                    Region((0, 0, third, image.height), 0.9, "left", self.source),
-                    Region((2 * third, 0, image.width, image.height), 0.8, "right", self.source),
-                ]
-            )
-        return found
-
-
-def make_processor(detector=None):
-    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "red": 3, "green": 4, "blue": 5}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=60, **special)
-    images = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_mean=[0.0] * 3, image_std=[1.0] * 3
-    )
-    processor = FastGoalProcessor(images, wrapped, patch_size=4)
-    processor.detector = detector
-    return processor
-
-
-def matcher(detector=None, model=None):
-    return lambda: (model or ColourModel(), make_processor(detector))
-
-
-def unused():
-    raise AssertionError("the matcher was loaded although there was nothing to do")
-
-
-def make_folder(folder, count=8, extra=None):
-    """Pictures of three vertical bands, each of another colour, and captions that name the outer two."""
-    folder.mkdir(parents=True)
-    names = list(COLOURS)
-    lines = []
-    for number in range(count):
-        left, middle, right = (names[(number + shift) % 3] for shift in range(3))
-        image = Image.new("RGB", (60 + number, 30))
-        third = image.width / 3
-        for place, colour in enumerate((left, middle, right)):
-            ImageDraw.Draw(image).rectangle((place * third, 0, (place + 1) * third, 30), COLOURS[colour])
-        image.save(folder / f"{number}.png")
-        lines.append({"file_name": f"{number}.png", "caption": f"The right is {right}. The left is {left}."})
-        lines[-1].update((extra or {}).get(number, {}))
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def run(folder, output, load=None, settings=SETTINGS, **options):
-    options = {"batch_size": 8, "progress": False, **options}
-    return build_pairs(open_source(folder), output, settings, load or matcher(Halves()), **options)
-
-
-def rows_of(output):
-    """Hashes of all shards: equal ones hold equal rows."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (output / "data").iterdir()}
-
-
-def without_times(summary):
-    return {
-        name: value
-        for name, value in summary.items()
-        if name not in ("seconds", "images_per_second", "stage_seconds", "shards_made")
-    }
+from .colour_world import SETTINGS, ColourModel, Halves, make_folder, matcher, rows_of, run, unused, without_times
 
 
 @pytest.fixture
@@ -172,7 +64,7 @@ def test_summary_counts_what_is_in_the_data(made):
     assert made.summary["regions"] == {"default": 40, "halves": 16}
     assert made.summary["best_regions"] == {"halves": 8}
     assert made.summary["skipped"] == []
-    assert set(made.summary["stage_seconds"]) == {"decode", "detect", "match", "write"}
+    assert set(made.summary["stage_seconds"]) == {"decode", "detect", "crop", "sentences", "image", "write"}
     saved = json.loads((made.output / "fastgoal_pairs.json").read_text())
     assert without_times(saved["summary"]) == without_times(made.summary)
     assert saved["settings"]["min_area"] == 0.01
@@ -180,16 +72,52 @@ def test_summary_counts_what_is_in_the_data(made):
 
 
 def test_crops_of_several_images_share_a_forward(made):
-    # Two images with seven candidate regions each go to CLIP together, eight crops at a time.
-    assert made.model.image_batches[:2] == [8, 6]
+    # A shard of three images with seven candidate regions each goes to CLIP eight crops at a time, and no batch takes
+    # crops of two shards: whoever makes a shard makes the same batches.
+    assert made.model.image_batches == [8, 8, 5, 8, 8, 5, 8, 6]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, monkeypatch, overlap, workers):
+    monkeypatch.setattr(pair_builder, "overlaps", lambda device: overlap)
+    threads = torch.get_num_threads()
+    run(made.folder, tmp_path / "pairs", num_workers=workers)
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="num_workers=0; expected"):
+        run(made.folder, tmp_path / "pairs", num_workers=0)
+
+
+def test_operations_in_worker_threads_take_one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with pair_builder._single_threaded(3) as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_stage_inside_another_one_counts_alone(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    monkeypatch.setattr(pair_builder.time, "perf_counter", lambda: next(now))
+    clock = pair_builder._Clock()
+    with clock("image"), clock("crop"):
+        pass
+    assert clock.seconds == {"": 1.0, "image": 2.0 + 4.0, "crop": 3.0}
+
+
+def test_time_on_the_clock_is_counted_once():
+    spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 30.0), (40.0, 41.0)]
+    assert pair_manifest._covered(spans) == 21.0
 
 
 def test_images_keep_the_bytes_of_their_files(made):
-    import pyarrow.parquet
-
-    shards = sorted((made.output / "data").iterdir())
-    assert [path.name for path in shards] == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
-    images = [image for path in shards for image in pyarrow.parquet.read_table(path)["image"].to_pylist()]
+    paths = sorted((made.output / "data").iterdir())
+    assert [path.name for path in paths] == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    images = [image for path in paths for image in pyarrow.parquet.read_table(path)["image"].to_pylist()]
     for number, image in enumerate(images):
         assert image == {"bytes": (made.folder / f"{number}.png").read_bytes(), "path": f"{number}.png"}
 
@@ -223,14 +151,11 @@ def test_an_interrupted_run_continues_and_equals_an_uninterrupted_one(made, tmp_
     assert without_times(summary) == without_times(made.summary)
 
 
-def kill_itself_at(folder, output, number):
-    """Run in a process of its own: the detector kills it, with no chance to clean up."""
-    run(Path(folder), Path(output), matcher(Halves(number, lambda: os.kill(os.getpid(), signal.SIGKILL))))
-
-
 def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, tmp_path):
     output = tmp_path / "pairs"
-    code = f"import {Path(__file__).stem} as t; t.kill_itself_at({str(made.folder)!r}, {str(output)!r}, 5)"
+    # The detector kills the process at the fifth image, with no chance to clean up.
+    arguments = f"0, 1, 0, {str(made.folder)!r}, {str(output)!r}, '.', act_at=5, action={int(signal.SIGKILL)}"
+    code = f"import colour_world; colour_world.run_as_process({arguments})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
@@ -245,15 +170,21 @@ def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, tmp_path):
     assert not (output / ".fastgoal/lock").exists()
 
 
-def test_a_damaged_shard_is_made_again(made, tmp_path):
+def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(shards.logger, "warning", said.append)
     output = tmp_path / "pairs"
     run(made.folder, output)
     first, second, third = sorted((output / "data").iterdir())
-    first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    size = first.stat().st_size
+    first.write_bytes(first.read_bytes()[: size // 2])
     content = second.read_bytes()
     second.write_bytes(content[:-4] + b"XXXX")
     third.unlink()
     assert run(made.folder, output)["shards_made"] == 3
+    assert len(said) == 2  # one that is not there at all is nothing to wonder about
+    assert f"{first} is damaged and is made again: it has {size // 2} bytes where its record says {size}" in said[0]
+    assert f"{second} is damaged and is made again" in said[1]
     first.unlink()
     (output / ".fastgoal" / f"{second.stem}.json").write_text("{")
     assert run(made.folder, output)["shards_made"] == 2
@@ -274,7 +205,7 @@ def test_other_settings_or_data_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match="source_rows was 2 and is now 8"):
         run(made.folder, output, unused)
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes() + b"more")
-    with pytest.raises(ValueError, match="source_fingerprint was"):
+    with pytest.raises(ValueError, match=r"image files of the source have changed.*not mixed.*delete this folder"):
         run(folder, output, unused)
     assert rows_of(output) == before
     (output / "fastgoal_pairs.json").write_text("{")
@@ -452,4 +383,34 @@ def test_a_full_disk_says_so_and_keeps_what_is_finished(made, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(rows_of(tmp_path / "pairs")) == 2
     assert run(made.folder, tmp_path / "pairs")["shards_made"] == 1
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+
+
+@pytest.mark.parametrize("where", ["rows", "end of a shard", "record"])
+def test_no_space_left_names_the_file_and_the_way_out(made, tmp_path, monkeypatch, where):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    calls = []
+
+    def fail_later(original, least):
+        def maybe(*args, **kwargs):
+            calls.append(args)
+            if len(calls) >= least:
+                raise full
+            return original(*args, **kwargs)
+
+        return maybe
+
+    # Rows are written once for each of these small shards; a shard and its record are synced, after the manifest.
+    if where == "rows":
+        writer = pyarrow.parquet.ParquetWriter
+        monkeypatch.setattr(writer, "write_table", fail_later(writer.write_table, 2))
+    else:
+        monkeypatch.setattr(os, "fsync", fail_later(os.fsync, {"end of a shard": 5, "record": 6}[where]))
+    name = r"train-00001-of-00003\.(json|parquet)"
+    with pytest.raises(OSError, match=f"could not write .*{name}.*No space left.*are kept; make room"):
+        run(made.folder, tmp_path / "pairs")
+    monkeypatch.undo()
+    assert list(rows_of(tmp_path / "pairs")) == ["train-00000-of-00003.parquet"]
+    assert not list((tmp_path / "pairs").rglob("*.tmp"))
+    assert run(made.folder, tmp_path / "pairs")["shards_made"] == 2
     assert rows_of(tmp_path / "pairs") == rows_of(made.output)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPProcessor
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, Region, Sentence
-from fastgoal.processing.matching import pair_up
+from fastgoal.processing.matching import batches_by_tokens, embed_crop_stream, embed_texts, pair_up
 
 CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is white."
 SPANS = [(0, 28), (29, 54), (56, 73)]
@@ -229,6 +229,59 @@ def test_batches_take_crops_of_several_images(processor):
     towers = ColourTowers(processor.tokenizer)
     processor.match([image()] * 4, ["red."] * 4, towers, batch_size=64)
     assert towers.forwards == [20]
+
+
+def test_texts_alone_and_together_are_the_same(processor, model):
+    texts = ["red.", "A " + "long " * 60 + "one.", "Blue and green.", "red.", "x" * 400]
+    together = embed_texts(texts, model, processor.tokenizer, batch_size=64)
+    assert together.shape == (5, model.config.projection_dim)
+    for text, embeds in zip(texts, together):
+        alone = embed_texts([text], model, processor.tokenizer, batch_size=1)[0]
+        torch.testing.assert_close(embeds, alone, atol=1e-6, rtol=0)
+        inputs = processor.tokenizer(text, truncation=True, return_tensors="pt")
+        wanted = model.get_text_features(**inputs).pooler_output[0]
+        torch.testing.assert_close(embeds, wanted / wanted.norm(), atol=1e-5, rtol=0)
+    # The batches depend on the set of texts, not on their order.
+    backwards = embed_texts(texts[::-1], model, processor.tokenizer, batch_size=64)
+    assert torch.equal(backwards, together.flip(0))
+
+
+def test_batches_of_texts_are_full_but_not_of_padding():
+    def sizes(lengths, most):
+        texts = [f"{i}" for i in range(len(lengths))]
+        batches = list(batches_by_tokens(texts, dict(zip(texts, lengths)), most))
+        assert [text for batch in batches for text in batch] == texts
+        return [len(batch) for batch in batches]
+
+    assert sizes([10] * 25, 100) == [10, 10, 5]
+    assert sizes([5, 5, 300], 100) == [2, 1]
+    assert sizes([], 100) == []
+    assert sizes([10] * 5 + [20] * 5, 400) == [5, 5]  # 50 tokens are an eighth of 400, and 20s would pad a lot
+    assert sizes([10] * 3 + [20] * 5, 400) == [4, 4]  # 30 are not, so the batch gets one of them
+    assert sizes([10] * 40 + [11] * 40, 1000) == [80]  # a tenth of padding at most
+
+
+def test_crops_of_any_number_come_back_image_by_image(processor, model):
+    torch.manual_seed(0)
+    pixels = [torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8) for count in (3, 1, 9, 2, 4)]
+    taken = []
+
+    def images():
+        for crops in pixels:
+            taken.append(len(crops))
+            yield crops
+
+    found = []
+    for embeds in embed_crop_stream(images(), model, processor.image_processor, 4):
+        if not found:
+            assert taken == [3, 1, 9]  # the second batch was on its way when the first result came, no more
+        found.append(embeds)
+    assert [len(embeds) for embeds in found] == [3, 1, 9, 2, 4]
+    for crops, embeds in zip(pixels, found):
+        inputs = processor.image_processor(list(crops), do_resize=False, do_center_crop=False, return_tensors="pt")
+        wanted = model.get_image_features(**inputs).pooler_output
+        torch.testing.assert_close(embeds, torch.nn.functional.normalize(wanted, dim=-1), atol=1e-5, rtol=0)
+    assert list(embed_crop_stream([], model, processor.image_processor, 4)) == []
 
 
 def test_the_best_pair_is_one_the_model_can_see():

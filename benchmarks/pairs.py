@@ -1,0 +1,302 @@
+"""How fast local pairs are made, side by side with the least that it could cost and with the SAM way.
+
+    python benchmarks/pairs.py --images PHOTOGRAPHS --detector yolo11n.pt --tokenizer openai/clip-vit-base-patch32
+
+`--images` is a folder with metadata.jsonl. The matcher has the shape of ViT-B/32 and random weights, which changes no
+time. Each round takes the next photographs and times, in turn, the whole of `fastgoal pairs` on them (read, decode,
+detect, crop, embed, match, write) and the models alone on the same inputs, which were decoded, cut, resized, normalised
+and tokenised beforehand. Then come SAM's part of GOAL's way on an image, and the memory of a long run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, SamConfig, SamModel
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.detectors import load_detector
+from fastgoal.processing.images import load_image
+from fastgoal.processing.matching import TOKENS_PER_CROP, batches_by_tokens, cut_crops
+from fastgoal.processing.pair_builder import PairSettings, build_pairs, default_workers
+from fastgoal.processing.pair_manifest import STAGES
+from fastgoal.processing.sources import open_source
+
+# GOAL's: transformers' mask generation with its grid of 32 x 32 points, 128 of them in one forward.
+SAM_POINTS, SAM_POINTS_AT_ONCE = 1024, 128
+STAGE_MEANINGS = {
+    "decode": "waiting for rows that threads read, decode and bring to the detector's size",
+    "detect": "detector, non-maximum suppression, merging of boxes",
+    "crop": "waiting for crops that threads cut and resize",
+    "sentences": "tokeniser and text tower",
+    "image": "normalising and image tower",
+    "write": "matching and parquet",
+}
+
+
+def build_matcher(tokenizer: str, dtype: torch.dtype, device: str, tiny: bool = False) -> tuple[Any, Any]:
+    """A CLIP of random weights, of the shape of ViT-B/32 or with two thin layers, and its processor."""
+    thin = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size = thin if tiny else {}
+    config = CLIPConfig(text_config={"eos_token_id": 49407, **size}, vision_config={"patch_size": 32, **size})
+    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    tokens.model_max_length = 248
+    images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    model: Any = FastGoalCLIPModel.from_clip(CLIPModel(config), 248)
+    return model.to(device, dtype).eval(), FastGoalProcessor(images, tokens, patch_size=32)
+
+
+def take_rows(folder: Path, start: int, count: int, place: Path) -> Path:
+    """A folder of some of the rows; the pictures stay where they are."""
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[start : start + count]
+    place.mkdir()
+    (place / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for top in {Path(json.loads(line)["file_name"]).parts[0] for line in lines}:
+        (place / top).symlink_to((folder / top).resolve())
+    return place
+
+
+def now(device: str) -> np.ndarray:
+    """Seconds on the clock and of the processor, when the device is done with what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class Parts:
+    """The models' inputs for some photographs, ready to use, in the batches that `fastgoal pairs` makes of them."""
+
+    def __init__(self, folder: Path, model: Any, processor: Any, batch_size: int) -> None:
+        self.model, self.detector, self.batch_size = model, processor.detector, batch_size
+        rows = list(open_source(folder))
+        images = [load_image(row.image) for row in rows]
+        self.prepared = [self.detector.prepare(image) for image in images] if self.detector else []
+        regions = processor.propose_regions(images, self.detect() if self.detector else None)
+        self.crops = sum(map(len, regions))
+        pixels = torch.cat(
+            [
+                cut_crops(image, [region.box for region in candidates], processor.image_processor)
+                for image, candidates in zip(images, regions)
+            ]
+        )
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        )
+        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in pixels.split(batch_size)]
+        texts = {sentence.text for row in rows for sentence in processor.split_sentences(row.caption)}
+        lengths = {text: len(processor.tokenizer(text, truncation=True)["input_ids"]) for text in texts}
+        ordered = sorted(texts, key=lambda text: (lengths[text], text))
+        self.sentences = len(texts)
+        self.texts = [
+            processor.tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
+            for batch in batches_by_tokens(ordered, lengths, batch_size * TOKENS_PER_CROP)
+        ]
+        self.images = len(images)
+
+    def detect(self) -> list[Any]:
+        step = max(1, self.batch_size // 4)
+        found = []
+        for start in range(0, len(self.prepared), step):
+            found.extend(self.detector.detect(self.prepared[start : start + step]))
+        return found
+
+    @torch.inference_mode()
+    def embed_crops(self) -> None:
+        for pixels in self.pixels:
+            self.model.get_image_features(pixel_values=pixels)
+
+    @torch.inference_mode()
+    def embed_texts(self) -> None:
+        for inputs in self.texts:
+            self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+    def times(self) -> dict[str, np.ndarray]:
+        """Seconds of each model on all inputs, on the clock and of the processor."""
+        seconds = {}
+        work: dict[str, Callable[[], Any]] = {"crops": self.embed_crops, "sentences": self.embed_texts}
+        for name, call in ({"detector": self.detect} | work if self.detector else work).items():
+            start = now(str(self.model.device))
+            call()
+            seconds[name] = now(str(self.model.device)) - start
+        return seconds
+
+
+def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path) -> float:
+    """Pipeline and parts in turn on the same photographs; prints the tables, returns images/s of the pipeline."""
+    whole, alone = [], []
+    by_part: dict[str, list[np.ndarray]] = {}
+    stages: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    for number in range(args.rounds):
+        folder = take_rows(args.images, number * args.images_per_round, args.images_per_round, work / f"rows{number}")
+        parts = Parts(folder, model, processor, args.batch_size)
+        settings = PairSettings(model="random", detector="benchmark", shard_size=args.images_per_round)
+
+        def run(folder: Path = folder, settings: PairSettings = settings, number: int = number) -> dict[str, Any]:
+            return build_pairs(
+                open_source(folder),
+                work / f"pairs{number}",
+                settings,
+                lambda: (model, processor),
+                batch_size=args.batch_size,
+                num_workers=args.num_workers,
+                progress=False,
+            )
+
+        times = parts.times() if number % 2 else {}  # who comes first changes from round to round
+        start = now(args.device)
+        summary = run()
+        whole.append((now(args.device) - start) / parts.images)
+        times = times or parts.times()
+        if sum(summary["regions"].values()) != parts.crops:
+            raise RuntimeError("the pipeline and the models alone had different crops")
+        alone.append(np.sum(list(times.values()), axis=0) / parts.images)
+        for name, seconds in times.items():
+            by_part.setdefault(name, []).append(seconds / parts.images)
+        stages.update(summary["stage_seconds"])
+        totals.update(images=parts.images, crops=parts.crops, texts=parts.sentences, sentences=summary["sentences"])
+        print(f"round {number + 1}: {1 / whole[-1][0]:.2f} images/s, models alone {1 / alone[-1][0]:.2f}", flush=True)
+    images = totals["images"]
+    print(
+        f"\n{images} photographs with {totals['crops'] / images:.1f} crops and {totals['sentences'] / images:.1f} "
+        f"sentences each ({totals['texts']} of {totals['sentences']} different in their shard); medians of the rounds\n"
+        "\n| | s/image | images/s | processor s/image |\n|---|---|---|---|"
+    )
+    rows = {"**`fastgoal pairs`, all of it**": whole, "detector + CLIP alone": alone}
+    for title, values in (rows | {f"of these, {name}": values for name, values in by_part.items()}).items():
+        clock, processor_time = np.median(values, axis=0)
+        print(f"| {title} | {clock:.4f} | {1 / clock:.2f} | {processor_time:.4f} |")
+    ratios = np.array(alone) / np.array(whole)
+    print("\nShare of what the models alone allow, round by round:")
+    for title, values in zip(("on the clock", "of the processor"), ratios.T):
+        print(f"- {title}: **{np.median(values):.1%}** (from {values.min():.1%} to {values.max():.1%})")
+    print("\n| stage | ms/image | share | what |\n|---|---|---|---|")
+    for name in STAGES:
+        share = stages[name] / sum(stages.values())
+        print(f"| {name} | {1000 * stages[name] / images:.2f} | {share:.1%} | {STAGE_MEANINGS[name]} |")
+    return float(1 / np.median(whole, axis=0)[0])
+
+
+@torch.inference_mode()
+def time_sam(args: argparse.Namespace, dtype: torch.dtype) -> float:
+    """Seconds that SAM's ViT-B takes for an image: image encoder once, mask decoder for every point of the grid.
+
+    Random weights make masks of noise, of which the later steps would drop all or none; so those steps are left out:
+    filtering and de-duplicating 3,072 masks, drawing them at full size, and CLIP on their boxes.
+    """
+    model = SamModel(SamConfig()).to(args.device, dtype).eval()
+    pixels = torch.randn(1, 3, 1024, 1024, device=args.device, dtype=dtype)
+    points = torch.rand(SAM_POINTS, 1, 2, device=args.device, dtype=dtype) * 1024
+    seconds = []
+    for _ in range(args.sam_images):
+        start = now(args.device)
+        embeddings = model.get_image_embeddings(pixels)
+        encoded = now(args.device)
+        for batch in points.split(SAM_POINTS_AT_ONCE):
+            labels = torch.ones(1, len(batch), 1, dtype=torch.long, device=args.device)
+            model(image_embeddings=embeddings, input_points=batch[None], input_labels=labels, multimask_output=True)
+        end = now(args.device)
+        seconds.append(float((end - start)[0]))
+        print(f"SAM ViT-B: {seconds[-1]:.1f} s, of which image encoder {(encoded - start)[0]:.1f} s", flush=True)
+    return statistics.median(seconds)
+
+
+def resident_mb() -> float:
+    """Memory of this process in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def watch_memory(args: argparse.Namespace, work: Path) -> None:
+    """The whole pipeline with a tiny matcher over many photographs, memory looked at ten times a second."""
+    model, processor = build_matcher(args.tokenizer, torch.float32, args.device, tiny=True)
+    processor.detector = load_detector(args.detector, device=args.device)
+    folder = take_rows(args.images, 0, args.memory_images, work / "many")
+    samples: list[tuple[float, float]] = []
+    over = threading.Event()
+    started = time.perf_counter()
+
+    def sample() -> None:
+        while not over.wait(0.1):
+            samples.append((time.perf_counter() - started, resident_mb()))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        summary = build_pairs(
+            open_source(folder),
+            work / "many-pairs",
+            PairSettings(model="tiny", detector="benchmark"),
+            lambda: (model, processor),
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            progress=False,
+        )
+    finally:
+        over.set()
+        thread.join()
+    until = samples[-1][0]
+    print(f"\n{summary['images']} photographs with a matcher of two thin layers, {until:.0f} s; MB in RAM:\n")
+    print("| part of the run | median | highest |\n|---|---|---|")
+    for part in range(8):
+        values = [mb for at, mb in samples if part <= at / until * 8 < part + 1 or (part == 7 and at == until)]
+        print(f"| {part + 1} of 8 | {statistics.median(values):.0f} | {max(values):.0f} |")
+    half = np.array([sample for sample in samples if sample[0] > until / 2])
+    slope = np.polyfit(half[:, 0] / until * summary["images"], half[:, 1], 1)[0]
+    print(f"\nSecond half: {1000 * slope:+.1f} MB for 1,000 photographs.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs with metadata.jsonl")
+    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of a CLIP tokenizer")
+    parser.add_argument("--detector", default="none", help="as for fastgoal pairs, with the step `prepare`")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="0 leaves the comparison out")
+    parser.add_argument("--images-per-round", type=int, default=20)
+    parser.add_argument("--sam-images", type=int, default=1, metavar="N", help="0 leaves the SAM way out")
+    parser.add_argument("--memory-images", type=int, default=1600, metavar="N", help="0 leaves the long run out")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-workers", type=int, default=default_workers())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    disable_progress_bar()
+    set_verbosity_error()
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    print(
+        f"ViT-B/32, {args.dtype}, {args.device}, {torch.get_num_threads()} threads of torch, "
+        f"{args.num_workers} workers, batches of {args.batch_size} crops, torch {torch.__version__}\n"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        speed = 0.0
+        if args.rounds:
+            model, processor = build_matcher(args.tokenizer, dtype, args.device)
+            processor.detector = load_detector(args.detector, device=args.device)
+            Parts(take_rows(args.images, 0, 4, work / "warm-up"), model, processor, args.batch_size).times()
+            speed = time_rounds(args, model, processor, work)
+            del model, processor
+        if args.sam_images:
+            print()
+            seconds = time_sam(args, dtype)
+            if speed:
+                print(f"`fastgoal pairs` is {seconds * speed:.0f} times as fast as SAM's encoder and decoder alone.")
+        if args.memory_images:
+            watch_memory(args, work)
+
+
+if __name__ == "__main__":
+    main()
