@@ -299,6 +299,7 @@ def train_arm(
         The model, in eval mode, and `steps`, `train_seconds`, `samples`.
     """
     model = FastGoalCLIPModel.from_clip(str(base))
+    model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     if arm.objective == "none":
         return model, {"steps": 0, "train_seconds": 0.0, "samples": 0}
     start_weights = {name: value.clone() for name, value in model.state_dict().items()}

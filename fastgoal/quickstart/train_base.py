@@ -163,6 +163,7 @@ def fit(
         seed: Orders the views and words the captions.
     """
     rng = random.Random(seed)
+    cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     start, running = time.perf_counter(), 0.0
     for step in range(1, steps + 1):
