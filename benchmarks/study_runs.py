@@ -24,6 +24,7 @@ from study_base import CrowdViews, enlarge
 from study_scenes import Crowd, Split, draw_crowds, short_caption
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crops, embed_texts, eval_mode, pair_up
 from fastgoal.processing.regions import Region, default_regions, regions_from_boxes
@@ -69,6 +70,8 @@ class Arm:
         sentence_shift: Tokens by which sentence masks are moved, as a defect would.
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
+        extras: Terms that the trainer does not have, by name with their values; see `StudyTrainer`.
+        epochs: Epochs as a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
     """
 
@@ -80,6 +83,8 @@ class Arm:
     sentence_shift: int = 0
     squashed_boxes: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
+    extras: tuple[tuple[str, float], ...] = ()
+    epochs: float = 1.0
     average: float = 1.0
 
     def key(self, sizes: Sizes, seed: int, split: str) -> str:
@@ -274,14 +279,75 @@ class StudyCollator:
         return ids, attention
 
 
-class _CachedTrainer(FastGoalTrainer):
-    """The trainer over row numbers, batches of like caption length."""
+class StudyTrainer(FastGoalTrainer):
+    """The trainer over row numbers, batches of like caption length, and what the study tries beside the paper's loss.
+
+    `extras` (all leave the towers' work as it is):
+
+    - `sub`: weight of the contrastive loss of whole images and their local sentences.
+    - `sub_text`: weight of the contrastive loss of region crops and whole captions.
+    - `cross`: weight of the contrastive losses of a region's patches with the sentence, and of the sentence's tokens
+      in the caption with the crop.
+    - `detach`: TSL's targets get no gradient.
+    - `masked`: sentences of a batch whose cosine is at least this are no negatives of each other's crops.
+    - `weighted`: rows of the local loss count by the softmax of their pair's score over this temperature.
+    """
 
     data: StudyData
+    extras: dict[str, float]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = [len(ids) for ids in self.data.ids]
         return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
+
+    def _loss_of_rows(
+        self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
+    ) -> dict[str, torch.Tensor]:
+        rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
+        extras = self.extras
+        if "detach" in extras:
+            rows = {**rows}
+            crops, texts = rows["local_image_embeds"].detach(), rows["local_text_embeds"].detach()
+        with self._full_precision():
+            parts = super()._loss_of_rows(rows, logit_scale, gather)
+            loss = parts["loss"]
+            if "detach" in extras:
+                weight = self.objective.tsl_weight
+                for tokens, target, valid, name in (
+                    ("region_embeds", crops, "region_valid", "loss_tsl_image"),
+                    ("sentence_embeds", texts, "sentence_valid", "loss_tsl_text"),
+                ):
+                    loss = loss - weight * parts[name]
+                    loss = loss + weight * token_similarity_loss(rows[tokens], target, rows[valid])
+            if "masked" in extras:
+                loss = loss - self.objective.local_weight * parts["loss_local"]
+                loss = loss + self.objective.local_weight * masked_clip_loss(
+                    rows["local_image_embeds"], rows["local_text_embeds"], logit_scale, extras["masked"]
+                )
+            if "sub" in extras:
+                loss = loss + extras["sub"] * clip_loss(rows["image_embeds"], rows["local_text_embeds"], logit_scale)
+            if "sub_text" in extras:
+                loss = loss + extras["sub_text"] * clip_loss(rows["local_image_embeds"], rows["text_embeds"], logit_scale)
+            if "cross" in extras:
+                seen = rows["region_valid"] & rows["sentence_valid"]
+                regions, sentences = rows["region_embeds"][seen], rows["sentence_embeds"][seen]
+                loss = loss + extras["cross"] / 2 * (
+                    clip_loss(regions, rows["local_text_embeds"][seen], logit_scale)
+                    + clip_loss(rows["local_image_embeds"][seen], sentences, logit_scale)
+                )
+        return {**parts, "loss": loss}
+
+
+def masked_clip_loss(
+    images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """`clip_loss` in which texts alike (a cosine of at least `threshold`) are not each other's negatives."""
+    images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    alike = (texts @ texts.T).detach() >= threshold
+    alike.fill_diagonal_(False)
+    logits = (logit_scale * images @ texts.T).masked_fill(alike, -1e4)
+    labels = torch.arange(len(logits))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def train_arm(
@@ -307,7 +373,7 @@ def train_arm(
         args = FastGoalTrainingArguments(
             output_dir=folder,
             objective=arm.objective,
-            num_train_epochs=sizes.epochs,
+            num_train_epochs=sizes.epochs * arm.epochs,
             per_device_train_batch_size=sizes.batch_size,
             learning_rate=sizes.learning_rate,
             seed=seed,
@@ -321,7 +387,7 @@ def train_arm(
             use_cpu=True,
             **dict(arm.settings),
         )
-        trainer = _CachedTrainer(
+        trainer = StudyTrainer(
             model=model,
             args=args,
             processing_class=processor,
@@ -329,6 +395,7 @@ def train_arm(
             data_collator=StudyCollator(data, arm, seed, similarity),
         )
         trainer.data = data
+        trainer.extras = dict(arm.extras)
         trainer.callback_handler.callbacks = [
             callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
         ]
