@@ -115,6 +115,31 @@ QUESTIONS = {
     ),
 }
 
+RANDOM = Arm("any pair", pairs="random")
+
+
+def _with(name: str, base: Arm = RANDOM, **changes: Any) -> Arm:
+    extras = tuple({**dict(base.extras), **changes.pop("extras", {})}.items())
+    return dataclasses.replace(base, name=name, extras=extras, **changes)
+
+
+TRIALS = (
+    RANDOM,
+    _with("any pair, sub-captions 0.5", extras={"sub": 0.5}),
+    _with("any pair, sub-captions 1", extras={"sub": 1.0}),
+    _with("best pair, sub-captions 0.5", FAST_GOAL, extras={"sub": 0.5}),
+    _with("any pair, token contrast 0.5", extras={"cross": 0.5}),
+    _with("any pair, token contrast 1, no TSL", extras={"cross": 1.0}, settings=(("tsl_weight", 0.0),)),
+    _with("any pair, sub 0.5, token contrast 0.5", extras={"sub": 0.5, "cross": 0.5}),
+    _with("any pair, detached targets", extras={"detach": 1.0}),
+    _with("any pair, like sentences masked", extras={"masked": 0.9}),
+    _with("any pair, local weight 1", settings=(("local_weight", 1.0),)),
+    _with("any pair, no TSL", objective="global_local"),
+    _with("any pair, second round", matcher="FAST-GOAL"),
+    _with("FAST-GOAL, 0.8 of the way from the base", FAST_GOAL, average=0.8),
+)
+QUESTIONS[6] = Question("What else helps?", (FAST_GOAL, *TRIALS), "FAST-GOAL")
+
 # Student's t at 97.5 % by degrees of freedom.
 T_VALUES = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
