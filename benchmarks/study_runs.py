@@ -165,7 +165,9 @@ class StudyData:
         texts = [text for scene in self.scenes for text in scene.sentences]
         with eval_mode(model):
             embeds = embed_texts(texts, model, processor.tokenizer, 64)
-            crops = embed_crops([scene.image for scene in self.scenes], self.regions, model, processor.image_processor, 64)
+            crops = embed_crops(
+                [scene.image for scene in self.scenes], self.regions, model, processor.image_processor, 64
+            )
         return [
             text @ crop.T
             for text, crop in zip(embeds.split([len(s.sentences) for s in self.scenes]), crops, strict=True)
@@ -327,7 +329,9 @@ class StudyTrainer(FastGoalTrainer):
             if "sub" in extras:
                 loss = loss + extras["sub"] * clip_loss(rows["image_embeds"], rows["local_text_embeds"], logit_scale)
             if "sub_text" in extras:
-                loss = loss + extras["sub_text"] * clip_loss(rows["local_image_embeds"], rows["text_embeds"], logit_scale)
+                loss = loss + extras["sub_text"] * clip_loss(
+                    rows["local_image_embeds"], rows["text_embeds"], logit_scale
+                )
             if "cross" in extras:
                 seen = rows["region_valid"] & rows["sentence_valid"]
                 regions, sentences = rows["region_embeds"][seen], rows["sentence_embeds"][seen]
@@ -441,9 +445,7 @@ class Test:
         by_text, by_image = found.text_to_image, found.image_to_text
         short = retrieval_ranks(short_images, short_texts).text_to_image
         similarity = texts @ images.T
-        told = [
-            float(similarity[a, a] > similarity[a, b]) for pair in self.twins for a, b in (pair, pair[::-1])
-        ]
+        told = [float(similarity[a, a] > similarity[a, b]) for pair in self.twins for a, b in (pair, pair[::-1])]
         metrics: dict[str, Any] = {}
         for name, ranks in (("text_to_image", by_text), ("image_to_text", by_image)):
             for k in (1, 5, 10):

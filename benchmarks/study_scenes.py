@@ -29,7 +29,6 @@ from fastgoal.quickstart.scenes import (
     MARKS,
     NUMBER_WORDS,
     PATTERNS,
-    SHAPES,
     article,
     jitter,
     other_colour,
@@ -81,7 +80,17 @@ LIGHT_WORDS = {
     "bright": ("The light is bright.", "It is a bright picture."),
     "dim": ("The light is dim.", "It is a dim picture."),
 }
-SHORT_STARTS = ("", "", "a picture of ", "there is ", "we see ", "here is ", "you can see ", "look at ", "one can find ")
+SHORT_STARTS = (
+    "",
+    "",
+    "a picture of ",
+    "there is ",
+    "we see ",
+    "here is ",
+    "you can see ",
+    "look at ",
+    "one can find ",
+)
 
 
 @dataclass(frozen=True)

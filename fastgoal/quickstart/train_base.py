@@ -126,7 +126,9 @@ def embed_pixels(model: CLIPModel, views: Any, rows: Sequence[int]) -> torch.Ten
 
 
 @torch.no_grad()
-def short_recall(model: CLIPModel, tokenizer: CLIPTokenizer, views: Any, rows: Sequence[int], texts: list[str]) -> float:
+def short_recall(
+    model: CLIPModel, tokenizer: CLIPTokenizer, views: Any, rows: Sequence[int], texts: list[str]
+) -> float:
     """R@1 of text to image over the views `rows`, one short caption each."""
     model.eval()
     inputs = tokenizer(texts, padding=True, return_tensors="pt")

@@ -50,7 +50,7 @@ class TestScenes:
         assert min(len(scene.sentences) for scene in scenes) == 3
         assert max(len(scene.sentences) for scene in scenes) == 15
         lengths = [len(re.findall(r"\w+|[^\w\s]", scene.caption)) for scene in scenes]
-        assert 30 <= min(lengths) and max(lengths) <= 238
+        assert min(lengths) >= 30 and max(lengths) <= 238
         assert {len(scene.things) for scene in scenes} == set(range(2, 8))
         assert all(len(scene.sentences) == len(scene.sentence_things) for scene in scenes)
 
@@ -134,9 +134,9 @@ class TestRuns:
             for pair in data.true_pairs(index):
                 (thing,) = data.scenes[index].sentence_things[pair.sentence_index]
                 assert pair.region.box == pytest.approx(data.scenes[index].boxes[thing])
-        quality = study_runs.matching_quality(data, lambda index: [
-            dataclasses.replace(pair, best=True) for pair in data.true_pairs(index)
-        ])
+        quality = study_runs.matching_quality(
+            data, lambda index: [dataclasses.replace(pair, best=True) for pair in data.true_pairs(index)]
+        )
         assert quality == {"all": 1.0, "best": 1.0, "best_tight": 1.0}
 
     def test_choices(self, data):
@@ -154,7 +154,9 @@ class TestRuns:
         right, off, squashed = (
             study_runs.StudyCollator(data, arm, seed=0)(range(20))
             for arm in (
-                study_runs.Arm("a"), study_runs.Arm("b", sentence_shift=1), study_runs.Arm("c", squashed_boxes=True)
+                study_runs.Arm("a"),
+                study_runs.Arm("b", sentence_shift=1),
+                study_runs.Arm("c", squashed_boxes=True),
             )
         )
         assert torch.equal(right["sentence_mask"][:, :-1], off["sentence_mask"][:, 1:])
@@ -179,7 +181,18 @@ class TestStudy:
         halfway = study_runs.Arm("half", average=0.5)
         monkeypatch.setattr(study, "QUESTIONS", {1: study.Question("Which losses help?", (*arms, halfway), "global")})
         monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
-        command = ["study", "--base", str(BASE), "--work", str(tmp_path / "work"), "--question", "1", "--seeds", "0", "1"]
+        command = [
+            "study",
+            "--base",
+            str(BASE),
+            "--work",
+            str(tmp_path / "work"),
+            "--question",
+            "1",
+            "--seeds",
+            "0",
+            "1",
+        ]
         command += ["--train-scenes", "16", "--test-scenes", "20", "--batch-size", "8", "--epochs", "1"]
         monkeypatch.setattr(sys, "argv", command)
         study.main()
