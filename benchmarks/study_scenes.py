@@ -226,7 +226,7 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
 
 
 def write_crowds(scenes: Sequence[Crowd], folder: str | Path) -> Path:
-    """Write `images/*.png` and `metadata.jsonl` (file_name, caption, boxes, detected, in pixels); returns the folder."""
+    """Write `images/*.png` and `metadata.jsonl` (file_name, caption, boxes, detected, in pixels); return the folder."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
@@ -370,7 +370,7 @@ def _draw_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> Box:
 
 
 def _detect(boxes: Sequence[Box], size: tuple[int, int], rng: random.Random) -> list[Box]:
-    """Boxes as a detector might give them: 85 % found, edges off by up to 8 % of the side, 1 in 5 scenes a false one."""
+    """Boxes as a detector might give them: 85 % found, edges off by up to 8 %, in 1 of 5 scenes a false one."""
     found: list[Box] = []
     for x1, y1, x2, y2 in boxes:
         if rng.random() < 0.85:

@@ -50,7 +50,8 @@ class TestScenes:
         assert min(len(scene.sentences) for scene in scenes) == 3
         assert max(len(scene.sentences) for scene in scenes) == 15
         lengths = [len(re.findall(r"\w+|[^\w\s]", scene.caption)) for scene in scenes]
-        assert min(lengths) >= 30 and max(lengths) <= 238
+        assert min(lengths) >= 30
+        assert max(lengths) <= 238
         assert {len(scene.things) for scene in scenes} == set(range(2, 8))
         assert all(len(scene.sentences) == len(scene.sentence_things) for scene in scenes)
 
@@ -94,7 +95,10 @@ class TestScenes:
             assert len(changed) == 1
             ys, xs = np.nonzero((np.asarray(first.image) != np.asarray(second.image)).any(-1))
             x1, y1, x2, y2 = second.boxes[changed[0]]
-            assert x1 - 1 <= xs.min() and y1 - 1 <= ys.min() and xs.max() <= x2 and ys.max() <= y2
+            assert xs.min() >= x1 - 1
+            assert ys.min() >= y1 - 1
+            assert xs.max() <= x2
+            assert ys.max() <= y2
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -162,7 +166,8 @@ class TestRuns:
         assert torch.equal(right["sentence_mask"][:, :-1], off["sentence_mask"][:, 1:])
         square = torch.tensor([scene.image.width == scene.image.height for scene in data.scenes[:20]])
         same = (right["region_mask"] == squashed["region_mask"]).all(1)
-        assert same[square].all() and not same[~square].all()
+        assert same[square].all()
+        assert not same[~square].all()
 
     def test_masked_loss(self):
         generator = torch.Generator().manual_seed(0)
@@ -209,7 +214,8 @@ class TestStudy:
         page = tmp_path / "STUDY.md"
         page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\ntext\n")
         study_report.write_report(tmp_path / "results", page)
-        assert "stale" not in page.read_text() and "| before |" in page.read_text()
+        assert "stale" not in page.read_text()
+        assert "| before |" in page.read_text()
         assert Image.open(tmp_path / "results" / "q1.png").width > 500
 
     def test_interval(self):
