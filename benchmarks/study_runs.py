@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from matching import overlap
 from study_base import CrowdViews, enlarge
 from study_scenes import Crowd, Split, draw_crowds, short_caption
 
@@ -484,15 +485,6 @@ def matching_quality(data: StudyData, pairs: Callable[[int], list[LocalPair]]) -
                 hits["best"].append(tight or contained)
                 hits["best_tight"].append(tight)
     return {name: sum(values) / max(len(values), 1) for name, values in hits.items()}
-
-
-def overlap(box: Sequence[float], true: Sequence[float]) -> tuple[bool, bool]:
-    """Whether two boxes have an IoU of at least 0.5, and whether the first contains the second."""
-    width = min(box[2], true[2]) - max(box[0], true[0])
-    height = min(box[3], true[3]) - max(box[1], true[1])
-    shared = max(width, 0) * max(height, 0)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, true)]
-    return shared / (sum(areas) - shared) >= 0.5, shared >= 0.99 * areas[1]
 
 
 def load_base(base: Path) -> tuple[Any, FastGoalProcessor]:
