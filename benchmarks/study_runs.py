@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from matching import overlap
+from PIL import Image
 from study_base import CrowdViews, enlarge
 from study_scenes import Crowd, Split, draw_crowds, short_caption
 

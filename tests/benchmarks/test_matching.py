@@ -14,7 +14,7 @@ from fastgoal.quickstart.scenes import draw_scenes
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import matching  # noqa: E402
+import matching
 
 
 @pytest.mark.parametrize(
