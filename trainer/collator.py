@@ -15,6 +15,10 @@ PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
 
 
+_Chosen = tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]
+"""A local pair: box, sentence span, region mask, sentence mask."""
+
+
 class FastGoalCollator:
     """Load images, cut out one of each row's local pairs, and build the batch.
 
@@ -82,10 +86,8 @@ class FastGoalCollator:
             "sentence_mask": padded,
         }
 
-    def _choose_pair(
-        self, row: Mapping[str, Any], caption: str, image: Image.Image
-    ) -> tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]:
-        """Box, sentence span, region mask and sentence mask of the row's pair for this batch."""
+    def _choose_pair(self, row: Mapping[str, Any], caption: str, image: Image.Image) -> _Chosen:
+        """The row's pair for this batch."""
         pairs = sorted(row.get("pairs") or [], key=lambda pair: -pair["score"])
         if not pairs:
             raise ValueError(
@@ -94,7 +96,8 @@ class FastGoalCollator:
             )
         spans = [(s["start"], s["end"]) for s in row["sentences"]]
         masks = self.processor.sentence_masks(caption, spans)
-        seen, hidden = [], []
+        seen: list[_Chosen] = []
+        hidden: list[_Chosen] = []
         for pair in pairs:
             box = row["regions"][pair["region"]]["box"]
             region_mask = self.processor.region_mask(box, image.size)
