@@ -43,7 +43,9 @@ class Sizes:
 
     Attributes:
         train_scenes: Scenes to fine-tune on.
-        test_scenes: Scenes in the gallery.
+        test_scenes: Scenes to measure on.
+        gallery: Scenes that a query is searched in: the test scenes are cut into galleries of so many.
+        max_things: Most things of a scene.
         epochs: Times the training scenes are gone through.
         batch_size: Scenes in a step.
         learning_rate: Peak rate of AdamW.
@@ -51,6 +53,8 @@ class Sizes:
 
     train_scenes: int = 1000
     test_scenes: int = 1000
+    gallery: int = 250
+    max_things: int = 7
     epochs: int = 10
     batch_size: int = 50
     learning_rate: float = 5e-4
@@ -417,7 +421,8 @@ def train_arm(
 class Test:
     """A gallery of scenes with what is asked of it, at the model's size."""
 
-    def __init__(self, scenes: Sequence[Crowd], processor: FastGoalProcessor, seed: int):
+    def __init__(self, scenes: Sequence[Crowd], processor: FastGoalProcessor, seed: int, gallery: int):
+        self.gallery = gallery
         image_processor = processor.image_processor
         self.pixels = StudyData._to_uint8([scene.image for scene in scenes], image_processor)
         self.captions = [scene.caption for scene in scenes]
@@ -442,8 +447,10 @@ class Test:
             texts, short_texts = (
                 embed_texts(texts, model, processor.tokenizer, 64) for texts in (self.captions, self.short_texts)
             )
-        found = retrieval_ranks(images, texts)
-        by_text, by_image = found.text_to_image, found.image_to_text
+        blocks = zip(images.split(self.gallery), texts.split(self.gallery), strict=True)
+        found = [retrieval_ranks(*block) for block in blocks]
+        by_text = torch.cat([ranks.text_to_image for ranks in found])
+        by_image = torch.cat([ranks.image_to_text for ranks in found])
         short = retrieval_ranks(short_images, short_texts).text_to_image
         similarity = texts @ images.T
         told = [float(similarity[a, a] > similarity[a, b]) for pair in self.twins for a, b in (pair, pair[::-1])]
@@ -495,12 +502,14 @@ def load_base(base: Path) -> tuple[Any, FastGoalProcessor]:
 def make_data(sizes: Sizes, seed: int, base: Path, split: Split = "train") -> StudyData:
     """The training scenes of a seed with everything computed."""
     model, processor = load_base(base)
-    return StudyData(draw_crowds(sizes.train_scenes, seed, split), processor, model)
+    scenes = draw_crowds(sizes.train_scenes, seed, split, max_things=sizes.max_things)
+    return StudyData(scenes, processor, model)
 
 
 def make_test(sizes: Sizes, seed: int | str, base: Path, split: Split) -> Test:
     """The scenes to measure on."""
-    return Test(draw_crowds(sizes.test_scenes, seed, split), load_base(base)[1], 0)
+    scenes = draw_crowds(sizes.test_scenes, seed, split, max_things=sizes.max_things)
+    return Test(scenes, load_base(base)[1], 0, sizes.gallery)
 
 
 __all__ = [
