@@ -1,5 +1,6 @@
 """From rows of a pairs data set to the batch that the model takes; runs in the data loader's workers."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,26 +11,41 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
+PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
+"""Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
+
+
+_Chosen = tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]
+"""A local pair: box, sentence span, region mask, sentence mask."""
+
 
 class FastGoalCollator:
-    """Load images, cut out each row's best local pair, and build the batch.
+    """Load images, cut out one of each row's local pairs, and build the batch.
 
     A row is what `fastgoal pairs` writes: `image` (PIL image, file name or `{"bytes", "path"}`), `caption`,
     `regions` (dicts with `box` in pixels of the upright image), `sentences` (dicts with `start` and `end` in the
     caption) and `pairs` (dicts with `sentence`, `region`, `score`). Without local pairs `image` and `caption` do.
 
-    Each row trains on its single best pair (FAST-GOAL, FLISM step 4): the highest score among the pairs that the
-    model can see. A pair whose region falls outside the crop, or whose sentence truncation cut off, is taken only
-    when the row has no other.
+    As published, each row trains on its single best pair (FAST-GOAL, FLISM step 4): the highest score among the pairs
+    that the model can see. A pair whose region falls outside the crop, or whose sentence truncation cut off, is taken
+    only when the row has no other. `pair_choice` can draw another one of them for every batch.
 
     Args:
         processor: Gives the input size, the crop and the length of captions.
         local_pairs: Whether to add the local pairs. False for training on whole images and captions alone.
+        pair_choice: `best`; `top3` draws one of the three best, `any` one of all, anew for every batch, with torch's
+            random numbers.
+
+    Raises:
+        ValueError: `pair_choice` is none of these.
     """
 
-    def __init__(self, processor: FastGoalProcessor, local_pairs: bool = True):
+    def __init__(self, processor: FastGoalProcessor, local_pairs: bool = True, pair_choice: str = "best"):
+        if pair_choice not in PAIR_CHOICES:
+            raise ValueError(f"`pair_choice` must be one of {', '.join(PAIR_CHOICES)}, got {pair_choice!r}.")
         self.processor = processor
         self.local_pairs = local_pairs
+        self.pair_choice = pair_choice
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Build a batch.
@@ -51,7 +67,7 @@ class FastGoalCollator:
 
         crops, sentences, region_masks, sentence_masks = [], [], [], []
         for row, caption, image in zip(rows, captions, images, strict=True):
-            box, (start, end), region_mask, sentence_mask = self._best_pair(row, caption, image)
+            box, (start, end), region_mask, sentence_mask = self._choose_pair(row, caption, image)
             crops.append(crop_box(image, box))
             sentences.append(caption[start:end])
             region_masks.append(region_mask)
@@ -70,10 +86,8 @@ class FastGoalCollator:
             "sentence_mask": padded,
         }
 
-    def _best_pair(
-        self, row: Mapping[str, Any], caption: str, image: Image.Image
-    ) -> tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]:
-        """Box, sentence span, region mask and sentence mask of the row's pair for training."""
+    def _choose_pair(self, row: Mapping[str, Any], caption: str, image: Image.Image) -> _Chosen:
+        """The row's pair for this batch."""
         pairs = sorted(row.get("pairs") or [], key=lambda pair: -pair["score"])
         if not pairs:
             raise ValueError(
@@ -82,15 +96,19 @@ class FastGoalCollator:
             )
         spans = [(s["start"], s["end"]) for s in row["sentences"]]
         masks = self.processor.sentence_masks(caption, spans)
-        found = []
+        seen: list[_Chosen] = []
+        hidden: list[_Chosen] = []
         for pair in pairs:
             box = row["regions"][pair["region"]]["box"]
             region_mask = self.processor.region_mask(box, image.size)
             sentence_mask = masks[pair["sentence"]]
-            found.append((box, spans[pair["sentence"]], region_mask, sentence_mask))
-            if region_mask.any() and sentence_mask.any():
-                return found[-1]
-        return found[0]
+            visible = bool(region_mask.any() and sentence_mask.any())
+            (seen if visible else hidden).append((box, spans[pair["sentence"]], region_mask, sentence_mask))
+            if len(seen) == PAIR_CHOICES[self.pair_choice]:
+                break
+        if not seen:
+            return hidden[0]
+        return seen[int(torch.randint(len(seen), ()))] if len(seen) > 1 else seen[0]
 
     def _tokenise(self, texts: list[str]) -> dict[str, torch.Tensor]:
         encoded = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
@@ -86,7 +86,7 @@ class FastGoalTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
-            data_collator = FastGoalCollator(processing_class, local_pairs=self.objective.needs_pairs)
+            data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, args.pair_choice)
         if self.objective.needs_pairs:
             for data in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
                 if isinstance(data, PairData):
@@ -167,6 +167,16 @@ class FastGoalTrainer(Trainer):
         ended = bool(batches) and self.accelerator.gradient_state.end_of_dataloader
         self._last_batch = batches[-1] if ended else None
         return batches, items
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Evaluations take each row's best pair, so that their losses compare."""
+        chosen = self.data_collator
+        if isinstance(chosen, FastGoalCollator):
+            self.data_collator = FastGoalCollator(chosen.processor, chosen.local_pairs)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = chosen
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         data: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, Objective, resolve_objective
 
 
@@ -28,6 +29,14 @@ class FastGoalTrainingArguments(TrainingArguments):
     tsl_weight: float | None = field(default=None, metadata={"help": "Weight of token similarity learning; likewise."})
     sparc_weight: float | None = field(
         default=None, metadata={"help": "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."}
+    )
+    pair_choice: str = field(
+        default="best",
+        metadata={
+            "help": "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
+            "three best; or any of them, drawn anew each time.",
+            "choices": [*PAIR_CHOICES],
+        },
     )
     gradient_cache_chunk: int | None = field(
         default=None,

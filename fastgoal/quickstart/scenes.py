@@ -224,7 +224,7 @@ def short_caption(objects: Sequence[SceneObject], rng: random.Random, detail: fl
             details.append(_mark_phrase(thing, rng, {}))
         told = [phrase for phrase in details if phrase]
         rng.shuffle(told)
-        phrases.append(f"{_article(noun)} {noun}" + (" " + " and ".join(told) if told else ""))
+        phrases.append(f"{article(noun)} {noun}" + (" " + " and ".join(told) if told else ""))
     start = rng.choice(("", "", "a picture of ", "a drawing of ", "there is ", "we see "))
     return start + (phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1])
 
@@ -250,7 +250,7 @@ def _draw_scene(
 ) -> Scene:
     background = rng.choice(sorted(BACKGROUNDS))
     side = SCENE_SIZE * SUPERSAMPLING
-    canvas = Image.new("RGB", (side, side), _jitter(BACKGROUNDS[background], rng, 6))
+    canvas = Image.new("RGB", (side, side), jitter(BACKGROUNDS[background], rng, 6))
     places = _place_circles(rng, rng.randint(min_objects, max_objects))
     # Different shapes where there are enough of them.
     different = len(names) >= len(places)
@@ -289,23 +289,23 @@ def _draw_object(
 ) -> SceneObject:
     """Draws one object with random details inside the circle `place` and returns it."""
     pattern = rng.choice(PATTERNS)
-    second = None if pattern == "plain" else _other_colour(rng, colour)
-    outline = _other_colour(rng, colour) if rng.random() < 0.7 else None
-    mark = (_other_colour(rng, colour, second), rng.choice(MARKS)) if rng.random() < 0.7 else None
+    second = None if pattern == "plain" else other_colour(rng, colour)
+    outline = other_colour(rng, colour) if rng.random() < 0.7 else None
+    mark = (other_colour(rng, colour, second), rng.choice(MARKS)) if rng.random() < 0.7 else None
 
     x, y, radius = (value * SUPERSAMPLING for value in place)
     turn = math.radians(rng.uniform(-12, 12))
     half = math.ceil(radius) + 1
     corner = (round(x) - half, round(y) - half)
-    whole = _mask(shape, radius, turn, half)
-    fill = _fill(rng, 2 * half, COLOURS[colour], pattern, COLOURS[second] if second else None)
+    whole = shape_mask(shape, radius, turn, half)
+    fill = pattern_tile(rng, 2 * half, COLOURS[colour], pattern, COLOURS[second] if second else None)
     if outline:
-        canvas.paste(_jitter(COLOURS[outline], rng), corner, whole)
-        canvas.paste(fill, corner, _mask(shape, 0.8 * radius, turn, half))
+        canvas.paste(jitter(COLOURS[outline], rng), corner, whole)
+        canvas.paste(fill, corner, shape_mask(shape, 0.8 * radius, turn, half))
     else:
         canvas.paste(fill, corner, whole)
     if mark:
-        canvas.paste(_jitter(COLOURS[mark[0]], rng), corner, _mask(mark[1], 0.32 * radius, turn, half))
+        canvas.paste(jitter(COLOURS[mark[0]], rng), corner, shape_mask(mark[1], 0.32 * radius, turn, half))
 
     left, top, right, bottom = whole.getbbox() or (0, 0, 2 * half, 2 * half)
     box = (
@@ -317,7 +317,7 @@ def _draw_object(
     return SceneObject(shape, colour, pattern, second, outline, mark, box)
 
 
-def _mask(shape: str, radius: float, turn: float, half: int) -> Image.Image:
+def shape_mask(shape: str, radius: float, turn: float, half: int) -> Image.Image:
     """Filled shape, turned by `turn` radians, in the middle of a one-channel tile of side `2 * half`."""
     cos, sin = radius * math.cos(turn), radius * math.sin(turn)
     tile = Image.new("L", (2 * half, 2 * half), 0)
@@ -326,12 +326,12 @@ def _mask(shape: str, radius: float, turn: float, half: int) -> Image.Image:
     return tile
 
 
-def _fill(rng: random.Random, side: int, colour: Colour, pattern: str, second: Colour | None) -> Image.Image:
+def pattern_tile(rng: random.Random, side: int, colour: Colour, pattern: str, second: Colour | None) -> Image.Image:
     """Square tile of `side` pixels in `colour`, with `pattern` drawn over it in the colour `second`."""
-    tile = Image.new("RGB", (side, side), _jitter(colour, rng))
+    tile = Image.new("RGB", (side, side), jitter(colour, rng))
     if second is None:
         return tile
-    pen, ink = ImageDraw.Draw(tile), _jitter(second, rng)
+    pen, ink = ImageDraw.Draw(tile), jitter(second, rng)
     step = side / 8
     if pattern == "halves":
         pen.rectangle((0, side / 2, side, side), fill=ink)
@@ -349,11 +349,13 @@ def _fill(rng: random.Random, side: int, colour: Colour, pattern: str, second: C
     return tile
 
 
-def _other_colour(rng: random.Random, *taken: str | None) -> str:
+def other_colour(rng: random.Random, *taken: str | None) -> str:
+    """A colour that is not among those taken."""
     return rng.choice([name for name in sorted(COLOURS) if name not in taken])
 
 
-def _jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
+def jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
+    """A colour near the given one, each channel by at most `amount` of 255."""
     red, green, blue = (min(255, max(0, value + rng.randint(-amount, amount))) for value in colour)
     return red, green, blue
 
@@ -367,7 +369,7 @@ def _describe(
     """Sentences of the long caption in random order, and the object each one describes; `words` are for details."""
     order = rng.sample(range(len(objects)), len(objects))
     told: list[tuple[str, int | None]] = [(_object_sentence(objects[i], rng, words), i) for i in order]
-    number, tint = NUMBER_WORDS.get(len(objects), "one"), f"{_article(background)} {background}"
+    number, tint = NUMBER_WORDS.get(len(objects), "one"), f"{article(background)} {background}"
     whole = rng.choice(
         (
             f"The picture shows {number} shapes on {tint} background.",
@@ -386,13 +388,13 @@ def _object_sentence(thing: SceneObject, rng: random.Random, words: Mapping[str,
     rng.shuffle(details)
     told = [phrase for phrase in details if phrase]
     if not told:
-        return f"{_article(noun).capitalize()} {noun} has no detail at all."
+        return f"{article(noun).capitalize()} {noun} has no detail at all."
     listed = told[0] if len(told) == 1 else ", ".join(told[:-1]) + " and " + told[-1]
     subject = rng.choice(
         (
-            f"There is {_article(noun)} {noun}",
-            f"One shape is {_article(noun)} {noun}",
-            f"We see {_article(noun)} {noun}",
+            f"There is {article(noun)} {noun}",
+            f"One shape is {article(noun)} {noun}",
+            f"We see {article(noun)} {noun}",
         )
     )
     return f"{subject} {listed}."
@@ -403,8 +405,7 @@ def _pattern_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, 
         return rng.choice(("in one flat colour", "without a pattern"))
     second, pattern = words.get(thing.second, thing.second), words.get(thing.pattern, thing.pattern)
     if thing.pattern == "halves":
-        article = _article(second)
-        return rng.choice((f"with {article} {second} lower half", f"turning {second} below"))
+        return rng.choice((f"with {article(second)} {second} lower half", f"turning {second} below"))
     start = rng.choice(("with", "covered by", "decorated with"))
     return f"{start} {second} {pattern}"
 
@@ -413,12 +414,11 @@ def _outline_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, 
     if thing.outline is None:
         return ""
     outline = words.get(thing.outline, thing.outline)
-    article = _article(outline)
     return rng.choice(
         (
-            f"with {article} {outline} outline",
+            f"with {article(outline)} {outline} outline",
             f"edged in {outline}",
-            f"inside {article} {outline} rim",
+            f"inside {article(outline)} {outline} rim",
         )
     )
 
@@ -427,9 +427,10 @@ def _mark_phrase(thing: SceneObject, rng: random.Random, words: Mapping[str, str
     if thing.mark is None:
         return ""
     colour, shape = (words.get(word, word) for word in thing.mark)
-    mark = f"{_article(colour)} {colour} {shape}"
+    mark = f"{article(colour)} {colour} {shape}"
     return rng.choice((f"with {mark} in the middle", f"marked with {mark}", f"bearing {mark} at its centre"))
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """The indefinite article that goes before a word."""
     return "an" if word[0] in "aeiou" else "a"

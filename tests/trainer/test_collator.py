@@ -55,6 +55,30 @@ def test_a_sentence_that_was_cut_off_waits_for_a_visible_one(processor, row):
     assert processor.tokenizer.decode(batch["local_input_ids"][0], skip_special_tokens=True) == "on the left it is red"
 
 
+def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
+    """A row of five pairs, the fourth of them outside the crop; which one came is told by the region mask."""
+    boxes = [(16, 16, 24, 24), (24, 16, 32, 24), (32, 16, 40, 24), (0, 0, 4, 4), (40, 24, 48, 32)]
+    row["regions"] = [{"box": list(map(float, box)), "score": 1.0, "label": "", "source": "x"} for box in boxes]
+    row["pairs"] = [{"sentence": 0, "region": i, "score": 0.9 - 0.1 * i, "best": i == 0} for i in range(5)]
+    masks = {
+        tuple(processor.region_mask(box, load_image(row["image"]).size).tolist()): i for i, box in enumerate(boxes)
+    }
+
+    def drawn(choice):
+        torch.manual_seed(0)
+        batch = FastGoalCollator(processor, pair_choice=choice)([row] * 200)
+        return [masks[tuple(mask.tolist())] for mask in batch["region_mask"]]
+
+    assert set(drawn("best")) == {0}
+    assert set(drawn("top3")) == {0, 1, 2}
+    counts = torch.bincount(torch.tensor(drawn("any")), minlength=5)
+    assert counts[3] == 0
+    assert all(30 <= count <= 70 for count in counts[[0, 1, 2, 4]])
+    assert drawn("any") == drawn("any")
+    with pytest.raises(ValueError, match="best, top3, any, got 'worst'"):
+        FastGoalCollator(processor, pair_choice="worst")
+
+
 def test_rows_are_padded_to_their_own_longest(processor, rows):
     batch = FastGoalCollator(processor)(rows)
     lengths = [len(processor.tokenizer(row["caption"])["input_ids"]) for row in rows]

@@ -126,6 +126,19 @@ def test_evaluation_loss_is_the_mean_over_batches(trainer_for, rows):
         assert metrics[f"eval_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_pairs_drawn_anew_are_for_training_alone(trainer_for, rows):
+    """The choice reaches the training batches; evaluations take the best pair, and their loss is no matter of luck."""
+    two = [
+        {**row, "pairs": [{**row["pairs"][0], "region": 1 - row["pairs"][0]["region"]}, *row["pairs"]]} for row in rows
+    ]
+    best, any_pair = trainer_for("best", train=two), trainer_for("any", train=two, pair_choice="any")
+    assert any_pair.evaluate()["eval_loss"] == best.evaluate()["eval_loss"]
+    assert any_pair.data_collator.pair_choice == "any"
+    torch.manual_seed(0)
+    drawn = {str(any_pair.data_collator(two)["region_mask"]) for _ in range(8)}
+    assert len(drawn) > 1
+
+
 def test_resumed_is_uninterrupted(trainer_for, tmp_path):
     whole = trainer_for("whole", num_train_epochs=2)
     whole.train()
