@@ -209,9 +209,11 @@ class DatasetSource(Source):
         for column in images:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.dataset = dataset
-        self._texts = dataset.select_columns([self.caption_column])
+        self._texts = None if self.caption_column is None else dataset.select_columns([self.caption_column])
 
     def caption(self, index: int) -> str:
+        if self._texts is None or self.caption_column is None:
+            return ""
         value = self._texts[index][self.caption_column]
         return SourceRow("", None, _checked_captions(value, self.caption_column, f"{self.name} row {index}")).caption
 
