@@ -27,7 +27,7 @@ from study_scenes import Crowd, Split, draw_crowds, short_caption
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.geometry import crop_box
-from fastgoal.processing.matching import LocalPair, embed_crops, embed_texts, eval_mode, pair_up
+from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
 from fastgoal.processing.regions import Region, default_regions, regions_from_boxes
 from fastgoal.processing.sentences import Sentence
 from fastgoal.trainer.length_groups import CaptionLengthSampler
@@ -170,9 +170,7 @@ class StudyData:
         texts = [text for scene in self.scenes for text in scene.sentences]
         with eval_mode(model):
             embeds = embed_texts(texts, model, processor.tokenizer, 64)
-            crops = embed_crops(
-                [scene.image for scene in self.scenes], self.regions, model, processor.image_processor, 64
-            )
+            crops = list(embed_crop_stream(self.crops, model, processor.image_processor, 64))
         return [
             text @ crop.T
             for text, crop in zip(embeds.split([len(s.sentences) for s in self.scenes]), crops, strict=True)
