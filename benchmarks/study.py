@@ -124,6 +124,10 @@ def _with(name: str, base: Arm = RANDOM, **changes: Any) -> Arm:
 
 
 TRIALS = (
+    _with("global, sentences dropped", GLOBAL, keep=0.6, shuffle=True),
+    _with("any pair, sentences dropped", keep=0.6, shuffle=True),
+    _with("any pair, sentences shuffled", shuffle=True),
+    _with("any pair, sub 0.5, sentences dropped", keep=0.6, shuffle=True, extras={"sub": 0.5}),
     RANDOM,
     _with("any pair, sub-captions 0.5", extras={"sub": 0.5}),
     _with("any pair, sub-captions 1", extras={"sub": 1.0}),

@@ -76,6 +76,8 @@ class Arm:
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
         extras: Terms that the trainer does not have, by name with their values; see `StudyTrainer`.
+        keep: Chance of each sentence to stay in the caption, drawn anew for every batch; the local one always stays.
+        shuffle: Whether the sentences that stay are put in a new order.
         epochs: Epochs as a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
     """
@@ -89,6 +91,8 @@ class Arm:
     squashed_boxes: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     extras: tuple[tuple[str, float], ...] = ()
+    keep: float = 1.0
+    shuffle: bool = False
     epochs: float = 1.0
     average: float = 1.0
 
@@ -252,7 +256,8 @@ class StudyCollator:
         """The batch as `FastGoalCollator` makes it."""
         data, arm = self.data, self.arm
         pairs = [self.rng.choice(self.choices[row]) for row in rows]
-        ids, attention = self._pad([data.ids[row] for row in rows])
+        captions = [self._caption(row, pair.sentence_index) for row, pair in zip(rows, pairs, strict=True)]
+        ids, attention = self._pad([tokens for tokens, _ in captions])
         batch = {"input_ids": ids, "attention_mask": attention, "pixel_values": data.normalise(data.pixels[list(rows)])}
         if arm.objective in ("global", "sparc"):
             return batch
@@ -260,8 +265,7 @@ class StudyCollator:
         local_ids, local_attention = self._pad(texts)
         sentence_mask = torch.zeros(ids.shape, dtype=torch.bool)
         masks = data.squashed_masks if arm.squashed_boxes else data.region_masks
-        for place, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
-            tokens = data.sentence_masks[row][pair.sentence_index]
+        for place, (_, tokens) in enumerate(captions):
             tokens = torch.roll(tokens, arm.sentence_shift) if arm.sentence_shift else tokens
             sentence_mask[place, : len(tokens)] = tokens
         crops = torch.stack([data.crops[row][pair.region_index] for row, pair in zip(rows, pairs, strict=True)])
@@ -273,6 +277,21 @@ class StudyCollator:
             "region_mask": torch.stack([masks[row][pair.region_index] for row, pair in zip(rows, pairs, strict=True)]),
             "sentence_mask": sentence_mask,
         }
+
+    def _caption(self, row: int, local: int) -> tuple[list[int], torch.Tensor]:
+        """Token ids of the caption, or of some of its sentences, and which of them are the local sentence's."""
+        data, arm = self.data, self.arm
+        if arm.keep == 1.0 and not arm.shuffle:
+            return data.ids[row], data.sentence_masks[row][local]
+        kept = [i for i in range(len(data.sentences[row])) if i == local or self.rng.random() < arm.keep]
+        if arm.shuffle:
+            self.rng.shuffle(kept)
+        ids, inside = data.ids[row][:1], [False]
+        for i in kept:
+            words = data.sentence_ids[row][i][1:-1]
+            ids = ids + words
+            inside += [i == local] * len(words)
+        return [*ids, data.ids[row][-1]], torch.tensor([*inside, False])
 
     def _pad(self, texts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(len(text) for text in texts)

@@ -153,6 +153,25 @@ class TestRuns:
         assert all(one[0] == many[0] for one, many in zip(best, any_pair, strict=True))
         assert all(data.visible(index, pair) for index, choices in enumerate(any_pair) for pair in choices[1:])
 
+    def test_captions_of_some_sentences(self, data):
+        """Tokens of whole sentences, the local one among them and marked; all of them in order are the caption."""
+        data, processor = data
+        plain = study_runs.StudyCollator(data, study_runs.Arm("a"), seed=0)
+        same = study_runs.StudyCollator(data, study_runs.Arm("b", keep=0.999999), seed=0)
+        for row in range(10):
+            assert same._caption(row, 0)[0] == plain._caption(row, 0)[0]
+            assert torch.equal(same._caption(row, 1)[1], plain._caption(row, 1)[1])
+        some = study_runs.StudyCollator(data, study_runs.Arm("c", keep=0.5, shuffle=True), seed=0)
+        lengths = []
+        for row in range(10):
+            ids, mask = some._caption(row, 2)
+            texts = data.scenes[row].sentences
+            assert [i for i, inside in zip(ids, mask.tolist(), strict=True) if inside] == data.sentence_ids[row][2][1:-1]
+            told = processor.tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "").lower()
+            assert sum(text.replace(" ", "").lower() in told for text in texts) >= 1
+            lengths.append(len(ids) / len(data.ids[row]))
+        assert 0.35 < sum(lengths) / 10 < 0.85
+
     def test_defects(self, data):
         data, _ = data
         right, off, squashed = (
