@@ -57,7 +57,7 @@ class Sizes:
     max_things: int = 7
     epochs: int = 10
     batch_size: int = 50
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class StudyData:
         self.mean = torch.tensor(image_processor.image_mean)[:, None, None]
         self.std = torch.tensor(image_processor.image_std)[:, None, None]
         self.padding = tokenizer.pad_token_id
+        self.longest = tokenizer.model_max_length
         self.similarity = self.match(processor, model)
 
     @staticmethod
@@ -291,7 +292,8 @@ class StudyCollator:
             words = data.sentence_ids[row][i][1:-1]
             ids = ids + words
             inside += [i == local] * len(words)
-        return [*ids, data.ids[row][-1]], torch.tensor([*inside, False])
+        room = data.longest - 1
+        return [*ids[:room], data.ids[row][-1]], torch.tensor([*inside[:room], False])
 
     def _pad(self, texts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(len(text) for text in texts)

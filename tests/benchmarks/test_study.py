@@ -155,7 +155,7 @@ class TestRuns:
 
     def test_captions_of_some_sentences(self, data):
         """Tokens of whole sentences, the local one among them and marked; all of them in order are the caption."""
-        data, processor = data
+        data, _ = data
         plain = study_runs.StudyCollator(data, study_runs.Arm("a"), seed=0)
         same = study_runs.StudyCollator(data, study_runs.Arm("b", keep=0.999999), seed=0)
         for row in range(10):
@@ -165,10 +165,10 @@ class TestRuns:
         lengths = []
         for row in range(10):
             ids, mask = some._caption(row, 2)
-            texts = data.scenes[row].sentences
-            assert [i for i, inside in zip(ids, mask.tolist(), strict=True) if inside] == data.sentence_ids[row][2][1:-1]
-            told = processor.tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "").lower()
-            assert sum(text.replace(" ", "").lower() in told for text in texts) >= 1
+            marked = [token for token, inside in zip(ids, mask.tolist(), strict=True) if inside]
+            words = data.sentence_ids[row][2][1:-1]
+            assert marked == words[: len(marked)]
+            assert len(marked) == len(words) or len(ids) == data.longest
             lengths.append(len(ids) / len(data.ids[row]))
         assert 0.35 < sum(lengths) / 10 < 0.85
 
