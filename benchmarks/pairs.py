@@ -184,7 +184,7 @@ def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path
         print(f"- {title}: **{np.median(values):.1%}** (from {values.min():.1%} to {values.max():.1%})")
     print("\n| stage | ms/image | share | what |\n|---|---|---|---|")
     for name in STAGES:
-        share = stages[name] / sum(stages.values())
+        share = stages[name] / max(sum(stages.values()), 1e-9)
         print(f"| {name} | {1000 * stages[name] / images:.2f} | {share:.1%} | {STAGE_MEANINGS[name]} |")
     return float(1 / np.median(whole, axis=0)[0])
 
