@@ -182,9 +182,14 @@ class StudyData:
         ]
 
     def pairs(self, index: int, sources: Sequence[str], similarity: torch.Tensor | None = None) -> list[LocalPair]:
-        """FLISM's pairs of a scene from the regions of some sources; `region_index` counts all candidates."""
+        """FLISM's pairs of a scene from the regions of some sources; `region_index` counts all candidates.
+
+        A scene in which these sources have nothing takes the five default regions.
+        """
         similarity = self.similarity[index] if similarity is None else similarity
-        allowed = [i for i, region in enumerate(self.regions[index]) if region.source in sources]
+        candidates = self.regions[index]
+        allowed = [i for i, region in enumerate(candidates) if region.source in sources]
+        allowed = allowed or [i for i, region in enumerate(candidates) if region.source == "default"]
         seen = self.sentence_masks[index].any(dim=1)
         patches = self.region_masks[index].any(dim=1)
         place = {id(self.regions[index][i]): i for i in allowed}
