@@ -98,8 +98,8 @@ class Arm:
 
     def key(self, sizes: Sizes, seed: int, split: str) -> str:
         """Names the run: the same for the same work."""
-        what = {**dataclasses.asdict(self), **dataclasses.asdict(sizes), "seed": seed, "split": split}
-        what.pop("name")
+        arm = dataclasses.asdict(dataclasses.replace(self, name=""))
+        what = {"arm": arm, "sizes": dataclasses.asdict(sizes), "seed": seed, "split": split}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

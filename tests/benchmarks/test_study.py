@@ -237,6 +237,31 @@ class TestStudy:
         assert "| before |" in page.read_text()
         assert Image.open(tmp_path / "results" / "q1.png").width > 500
 
+    def test_every_setting_makes_another_run(self):
+        """The name of an arm changes nothing; whatever else is set does."""
+        sizes = study_runs.Sizes()
+        plain = study_runs.Arm("a")
+        assert plain.key(sizes, 0, "test") == study_runs.Arm("b").key(sizes, 0, "test")
+        others = {
+            "objective": "global",
+            "regions": ("true",),
+            "pairs": "random",
+            "matcher": "FAST-GOAL",
+            "sentence_shift": 1,
+            "squashed_boxes": True,
+            "settings": (("sparc_weight", 1.0),),
+            "extras": (("sub", 1.0),),
+            "keep": 0.5,
+            "shuffle": True,
+            "epochs": 2.0,
+            "average": 0.5,
+        }
+        assert others.keys() == {field.name for field in dataclasses.fields(plain)} - {"name"}
+        arms = [plain, *(dataclasses.replace(plain, **{name: value}) for name, value in others.items())]
+        keys = [arm.key(sizes, 0, "test") for arm in arms]
+        keys += [plain.key(dataclasses.replace(sizes, epochs=5), 0, "test"), plain.key(sizes, 1, "test")]
+        assert len(set(keys)) == len(keys)
+
     def test_interval(self):
         mean, half = study.interval([1.0, 2.0, 3.0])
         assert (mean, half) == pytest.approx((2.0, 4.303 / math.sqrt(3)))
