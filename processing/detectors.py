@@ -351,8 +351,8 @@ class TransformersDetector:
 def batches_of_one_shape(shapes: Sequence[Hashable], device: torch.device) -> list[list[int]]:
     """Which inputs share a forward: those of one shape, and on a CPU each goes alone.
 
-    There a batch is no faster, but its buffers are of other sizes each time: the heap gets full of holes that are never
-    given back, hundreds of megabytes after some hundred photographs.
+    There YOLO is no faster in batches, but their buffers are of other sizes each time: the heap gets full of holes that
+    are never given back, hundreds of megabytes after some hundred photographs.
 
     Args:
         shapes: One per input.

@@ -205,7 +205,7 @@ def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
 
         patch.setattr(open_vocabulary, "batches_of_one_shape", as_on_a_gpu)
         together = detector(images, captions)
-    assert [0, 2] in batches
+    assert max(map(len, batches)) > 1
     assert together[3] == []
     for image, caption, regions in zip(images, captions, together, strict=True):
         assert [(r.label, r.source) for r in regions] == [(r.label, r.source) for r in detector([image], [caption])[0]]
