@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +35,10 @@ class Detector(Protocol):
     A detector may also have `prepare(image)`, which does what no GPU is needed for and may be called in threads, and
     `detect(prepared)`, which takes a list of what `prepare` gave; then `detector(images)` is one after the other.
 
+    One whose attribute `needs_captions` is true looks for what captions name. It has both steps, and is called as
+    `detector(images, captions)` and `prepare(image, caption)`; where `prepare` gives None, because the caption names
+    nothing, the image is not given to `detect`.
+
     Attributes:
         name: which weights, for cards and logs: the file name, folder or Hub id.
         source: what `Region.source` says of the regions found.
@@ -53,6 +57,11 @@ class Detector(Protocol):
             The regions of each image, clipped to it, in pixels of the upright image, not filtered by area.
         """
         ...
+
+
+def needs_captions(detector: Detector | None) -> bool:
+    """Whether a detector looks for what the captions name."""
+    return bool(getattr(detector, "needs_captions", False))
 
 
 def load_detector(
@@ -180,12 +189,9 @@ class UltralyticsDetector:
         return letterbox(load_image(image), self.image_size, self.stride)
 
     def detect(self, prepared: Sequence["Letterboxed"]) -> list[list[Region]]:
-        """Find the objects in prepared images; those with frames of one size share a forward."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, item in enumerate(prepared):
-            groups.setdefault(item.pixels.shape, []).append(index)
+        """Find the objects in prepared images, see `batches_of_one_shape`."""
         regions: list[list[Region]] = [[] for _ in prepared]
-        for group in groups.values():
+        for group in batches_of_one_shape([item.pixels.shape for item in prepared], self.device):
             with _quiet():
                 results = self.model.predict(
                     [prepared[index].pixels for index in group],
@@ -255,7 +261,7 @@ def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
 class TransformersDetector:
     """Any object-detection model of transformers, such as YOLOS (the paper's), DETR or RT-DETR.
 
-    Images whose size after the model's own resizing is the same share a forward. They are never padded to a common
+    Images whose size after the model's own resizing is the same may share a forward. They are never padded to a common
     size: YOLOS has no padding mask, so padding would shift its boxes, and results would depend on the batch.
 
     Args:
@@ -317,12 +323,9 @@ class TransformersDetector:
 
     @torch.no_grad()
     def detect(self, prepared: Sequence[tuple[Any, tuple[int, int]]]) -> list[list[Region]]:
-        """Find the objects in prepared images; those whose inputs have one size share a forward."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (inputs, _) in enumerate(prepared):
-            groups.setdefault(tuple(inputs["pixel_values"].shape[1:]), []).append(index)
+        """Find the objects in prepared images, see `batches_of_one_shape`."""
         regions: list[list[Region]] = [[] for _ in prepared]
-        for group in groups.values():
+        for group in batches_of_one_shape([inputs["pixel_values"].shape for inputs, _ in prepared], self.device):
             keys = prepared[group[0]][0]
             batch = {key: torch.cat([prepared[i][0][key] for i in group]).to(self.device) for key in keys}
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
@@ -343,6 +346,27 @@ class TransformersDetector:
     def _label(self, index: int) -> str:
         names = getattr(self.model.config, "id2label", None) or {}
         return str(names.get(index, index))
+
+
+def batches_of_one_shape(shapes: Sequence[Hashable], device: torch.device) -> list[list[int]]:
+    """Which inputs share a forward: those of one shape, and on a CPU each goes alone.
+
+    There YOLO is no faster in batches, but their buffers are of other sizes each time: the heap gets full of holes that
+    are never given back, hundreds of megabytes after some hundred photographs.
+
+    Args:
+        shapes: One per input.
+        device: Where the model runs.
+
+    Returns:
+        The numbers of the inputs of each forward.
+    """
+    if device.type == "cpu":
+        return [[index] for index in range(len(shapes))]
+    groups: dict[Hashable, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(index)
+    return list(groups.values())
 
 
 def _regions(

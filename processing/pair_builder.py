@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from .detectors import needs_captions
 from .matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
 from .pair_manifest import (
     COLUMN_PREFIX,
@@ -86,10 +87,11 @@ def build_pairs(
         progress: show a bar with images per second, in the first process.
 
     Returns:
-        The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `regions` and `best_regions` by
-        source, `seconds`, `images_per_second`, `stage_seconds` (of the main threads; `decode` and `crop` are the time
-        spent waiting for the others) over all runs and processes that made the folder, and `shards_made` by this
-        call. In all processes but the first: the same of this process's own shards.
+        The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
+        gave the detector nothing to look for), `regions` and `best_regions` by source, `seconds`, `images_per_second`,
+        `stage_seconds` (of the main threads; `decode` and `crop` are the time spent waiting for the others) over all
+        runs and processes that made the folder, and `shards_made` by this call. In all processes but the first: the
+        same of this process's own shards.
 
     Raises:
         ValueError: a row cannot be used, the folder holds something else, or another process writes it.
@@ -234,14 +236,15 @@ class _Builder:
                         row.caption, row.sentences, regions, row.image.size, similarity
                     )
                     writer.append([output_row(row, regions, pairs)])
-                counts.update(images=1, sentences=len(row.sentences), pairs=len(pairs))
+                unasked = needs_captions(self.processor.detector) and row.prepared is None
+                counts.update(images=1, sentences=len(row.sentences), pairs=len(pairs), without_phrases=int(unasked))
                 by_source.update(region.source for region in regions)
                 best_by_source.update(pair.region.source for pair in pairs if pair.best)
                 advance(1)
             advance(len(block) - (counts["images"] - before))
         return {
             "skipped": [asdict(row) for row in skipped],
-            **{name: counts[name] for name in ("images", "sentences", "pairs")},
+            **{name: counts[name] for name in ("images", "sentences", "pairs", "without_phrases")},
             "regions": dict(sorted(by_source.items())),
             "best_regions": dict(sorted(best_by_source.items())),
         }
@@ -286,7 +289,8 @@ class _Builder:
         if self.settings.box_column is not None:
             boxes = [row.regions or [] for row in rows]
         elif hasattr(self.processor.detector, "detect"):
-            boxes = self.processor.detector.detect([row.prepared for row in rows])
+            found = iter(self.processor.detector.detect([row.prepared for row in rows if row.prepared is not None]))
+            boxes = [[] if row.prepared is None else next(found) for row in rows]
         regions: list[list[Region]] = self.processor.propose_regions(
             [row.image for row in rows],
             boxes=boxes,

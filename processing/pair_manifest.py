@@ -83,6 +83,7 @@ def summarise(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "skipped": [entry for record in records for entry in record["skipped"]],
         "sentences": sum(record["sentences"] for record in records),
         "pairs": sum(record["pairs"] for record in records),
+        "without_phrases": sum(record.get("without_phrases", 0) for record in records),
         "regions": dict(total["regions"]),
         "best_regions": dict(total["best_regions"]),
         "seconds": round(seconds, 2),

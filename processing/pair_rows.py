@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from .detectors import needs_captions
 from .images import load_image
 from .matching import LocalPair
 from .regions import Region, regions_from_boxes
@@ -50,7 +51,7 @@ def features() -> Any:
 @dataclass(frozen=True)
 class LoadedRow:
     """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column,
-    `prepared` the image as the detector wants it, where it has a `prepare`."""
+    `prepared` the image as the detector wants it, where it has a `prepare` and the image has something to look for."""
 
     image: Image.Image
     stored: dict[str, Any]
@@ -83,7 +84,12 @@ def load_row(source: Source, index: int, processor: Any, box_column: str | None)
         where, reason = source.where(index), str(error)
         return RowError(index, reason if reason.startswith(where) else f"{where}: {reason}")
     prepare = None if box_column is not None else getattr(processor.detector, "prepare", None)
-    prepared = None if prepare is None else prepare(image)
+    if prepare is None:
+        prepared = None
+    elif needs_captions(processor.detector):
+        prepared = prepare(image, row.caption)
+    else:
+        prepared = prepare(image)
     return LoadedRow(image, stored, row.name, row.caption, sentences, regions, prepared)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoConfig, BatchFeature, CLIPProcessor
 from transformers.utils import logging
 
-from .detectors import Detector
+from .detectors import Detector, needs_captions
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_up
@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 
 CLIP_TOKENS = 77
 LONGEST = 248
+MIN_SCORE = 0.25
 
 
 class FastGoalProcessor(CLIPProcessor):
@@ -125,9 +126,10 @@ class FastGoalProcessor(CLIPProcessor):
         self,
         images: Sequence[Image.Image],
         boxes: Sequence[Sequence[Region]] | None = None,
-        min_score: float = 0.25,
+        min_score: float | None = None,
         min_area: float = 0.01,
         max_area: float = 0.80,
+        captions: Sequence[str] | None = None,
     ) -> list[list[Region]]:
         """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
 
@@ -136,25 +138,41 @@ class FastGoalProcessor(CLIPProcessor):
         Args:
             images: PIL images, upright.
             boxes: Regions known already, a list per image; the detector is then not asked.
-            min_score: Lowest score of a region.
+            min_score: Lowest score of a region; by default the detector's own, or 0.25.
             min_area: Least share of the image's area.
             max_area: Greatest share of the image's area.
+            captions: One per image, for a detector that looks for what they name; others do without.
 
         Returns:
             A list of regions per image: the proposed ones in their order, the five default ones last.
 
         Raises:
-            ValueError: `boxes` does not have one list per image.
+            ValueError: `boxes` does not have one list per image, or captions are needed and missing.
         """
         if boxes is None:
-            boxes = [[] for _ in images] if self.detector is None else self.detector(list(images))
+            boxes = self._detect(list(images), captions)
         if len(boxes) != len(images):
             raise ValueError(f"`boxes` must have one list of regions per image, {len(images)}, got {len(boxes)}.")
+        if min_score is None:
+            min_score = float(getattr(self.detector, "min_score", MIN_SCORE))
         proposals = []
         for image, candidates in zip(images, boxes, strict=True):
             kept = merge_regions(filter_regions(candidates, image.size, min_score, min_area, max_area))
             proposals.append([*kept, *default_regions(image.size)])
         return proposals
+
+    def _detect(self, images: list[Image.Image], captions: Sequence[str] | None) -> Sequence[Sequence[Region]]:
+        if self.detector is None:
+            return [[] for _ in images]
+        if not needs_captions(self.detector):
+            return self.detector(images)
+        if captions is None:
+            raise ValueError(
+                f"`captions` must be given: the detector {self.detector.name} looks for what the captions name."
+            )
+        detector: Any = self.detector
+        regions: list[list[Region]] = detector(images, list(captions))
+        return regions
 
     def match(
         self,
@@ -182,7 +200,7 @@ class FastGoalProcessor(CLIPProcessor):
             ValueError: The arguments differ in length, or an image has no sentence or no region (the message
                 gives its index).
         """
-        regions = self.propose_regions(images) if regions is None else regions
+        regions = self.propose_regions(images, captions=captions) if regions is None else regions
         sentences = [split_sentences(caption) for caption in captions] if sentences is None else sentences
         lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
         if len({len(value) for value in lengths.values()}) > 1:

@@ -42,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector",
         default="yolo11n.pt",
-        help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector, "
-        "column:NAME for boxes in the data, or none; five default regions always take part (default: %(default)s)",
+        help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector "
+        "(an open-vocabulary one, such as OWLv2 or Grounding DINO, looks for the noun phrases of each image's English "
+        "caption), column:NAME for boxes in the data, or none; five default regions always take part "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--regions",
@@ -62,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at a row that cannot be used: stop, or skip it and list it at the end (default: %(default)s)",
     )
-    parser.add_argument("--min-score", type=float, default=0.25, help="lowest detection score (default: %(default)s)")
+    parser.add_argument(
+        "--min-score", type=float, help="lowest detection score (default: 0.25; 0.1 for OWL, whose scores are low)"
+    )
     parser.add_argument(
         "--min-area", type=float, default=0.01, help="smallest region, share of the image (default: %(default)s)"
     )
@@ -100,7 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from fastgoal.processing.open_vocabulary import MIN_SCORES, open_vocabulary_kind
     from fastgoal.processing.pair_builder import COLUMN_PREFIX, PairSettings, build_pairs
+    from fastgoal.processing.phrases import MAX_PHRASES
     from fastgoal.processing.sources import open_source
 
     check_detector_file(args.detector, args.source, args.output)
@@ -113,15 +119,21 @@ def run(args: argparse.Namespace) -> int:
             "example --detector facebook/sam-vit-huge."
         )
     detector = args.detector if own_boxes else mark_weights(args.detector)
+    kind = None if own_boxes or sam else open_vocabulary_kind(args.detector)
+    min_score = MIN_SCORES.get(kind or "", 0.25) if args.min_score is None else args.min_score
+    if sam:
+        # The limits of SAM's regions are on the masks, not on their boxes, which may be larger.
+        detector = f"sam:{detector} masks {args.min_area}-{args.max_area}"
+    elif kind is not None:
+        detector = f"{detector}, at most {MAX_PHRASES} phrases"
     settings = PairSettings(
         model=mark_weights(args.model),
-        # The limits of SAM's regions are on the masks, not on their boxes, which may be larger.
-        detector=f"sam:{detector} masks {args.min_area}-{args.max_area}" if sam else detector,
+        detector=detector,
         dtype=dtype,
         split=args.split,
         limit=args.limit,
         shard_size=args.shard_size,
-        min_score=args.min_score,
+        min_score=min_score,
         min_area=args.min_area,
         max_area=1.0 if sam else args.max_area,
     )
@@ -135,8 +147,9 @@ def run(args: argparse.Namespace) -> int:
             None if own_boxes else args.detector,
             device,
             dtype,
-            args.min_score,
+            min_score,
             sam_areas=(args.min_area, args.max_area) if sam else None,
+            open_vocabulary=kind is not None,
         ),
         on_error=args.on_error,
         batch_size=args.batch_size,
@@ -154,10 +167,12 @@ def load_matcher(
     dtype: str,
     min_score: float,
     sam_areas: tuple[float, float] | None = None,
+    open_vocabulary: bool = False,
 ) -> tuple[Any, Any]:
     """The CLIP `name` and its processor with the detector set, both stretched to long sentences.
 
-    With `sam_areas`, the least and greatest area of a mask, the detector is a SAM.
+    With `sam_areas`, the least and greatest area of a mask, the detector is a SAM; with `open_vocabulary` it is one
+    that looks for what captions name.
     """
     import torch
 
@@ -171,6 +186,10 @@ def load_matcher(
         from fastgoal.processing.sam_regions import SamRegions
 
         regions = SamRegions(detector, device, *sam_areas)
+    elif detector is not None and open_vocabulary:
+        from fastgoal.processing.open_vocabulary import OpenVocabularyDetector
+
+        regions = OpenVocabularyDetector(detector, device, min_score)
     else:
         regions = load_detector(detector, device=device, min_score=min_score)
     processor = FastGoalProcessor.from_clip(name)
@@ -258,6 +277,10 @@ def describe(summary: dict[str, Any], output: str) -> str:
         f"{output}: {summary['shards']} shard{'s' if summary['shards'] != 1 else ''}, "
         + (f"{made} written now" if made else "all there already"),
     ]
+    if summary.get("without_phrases"):
+        lines.append(
+            f"{summary['without_phrases']} images whose captions name nothing to look for: default regions only"
+        )
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]
     return "\n".join(lines)

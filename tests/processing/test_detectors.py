@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
+from fastgoal.processing import detectors
 from fastgoal.processing.detectors import (
     Detector,
     TransformersDetector,
     UltralyticsDetector,
+    batches_of_one_shape,
     letterbox,
     load_detector,
 )
@@ -131,16 +133,22 @@ def test_ultralytics_boxes_are_clipped_and_named(tmp_path: Path, fake_ultralytic
         ((32 - 10) * 40 / 427, 40 / (640 / 60), (164 - 10) * 40 / 427, 240 / (640 / 60))
     )
     assert found[1][1] == Region((0, 0, 40, 60), 0.75, "cat", "ultralytics")
-    # Images of one shape share a call, and nobody's frame depends on who else is there.
+    # Nobody's frame depends on who else is there.
     assert [[frame.shape for frame in call["source"]] for call in FakeYOLO.calls] == [
-        [(320, 640, 3)] * 2,
+        [(320, 640, 3)],
         [(640, 448, 3)],
+        [(320, 640, 3)],
     ]
     options = {"conf": 0.3, "imgsz": 640, "verbose": False, "save": False, "device": torch.device("cpu")}
     assert {key: FakeYOLO.calls[0][key] for key in options} == options
     assert torch.get_num_threads() == threads
     assert fake_ultralytics.enabled is False  # no usage statistics
     assert detector([]) == []
+    # On a GPU images of one shape share a call.
+    FakeYOLO.calls.clear()
+    detector.device = torch.device("cuda")
+    assert detector([wide, tall, wide]) == found
+    assert [len(call["source"]) for call in FakeYOLO.calls] == [2, 1]
 
 
 def test_a_letterbox_pads_and_turns_the_colours_round() -> None:
@@ -353,14 +361,25 @@ def test_transformers_boxes_in_pixels_of_each_image(yolos_folder: Path) -> None:
     ]
     for regions, expected in zip(found, (landscape, portrait, landscape), strict=True):
         assert _close(regions, expected)
-    # images of one size share a forward, and nothing is padded
-    assert sorted(shape[0] for shape in known.shapes) == [1, 2]
+    # nothing is padded
+    assert [shape[0] for shape in known.shapes] == [1, 1, 1]
     assert {shape[2:] for shape in known.shapes} == {(32, 64), (48, 32)}
     assert len(TransformersDetector(known, processor=loaded.processor, min_score=0.1)([PORTRAIT])[0]) == 3
     assert detector([]) == []
 
 
-def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path) -> None:
+def as_on_a_gpu(shapes: list[Any], device: torch.device) -> list[list[int]]:
+    return batches_of_one_shape(shapes, torch.device("cuda"))
+
+
+def test_only_on_a_cpu_does_each_input_go_alone() -> None:
+    shapes = [(3, 32, 64), (3, 48, 32), (3, 32, 64), (3, 32, 64)]
+    assert batches_of_one_shape(shapes, torch.device("cpu")) == [[0], [1], [2], [3]]
+    assert batches_of_one_shape(shapes, torch.device("cuda:1")) == [[0, 2, 3], [1]]
+    assert batches_of_one_shape([], torch.device("cuda")) == []
+
+
+def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = load_detector(yolos_folder, device="cpu", min_score=0.0)
     assert isinstance(detector, TransformersDetector)
     assert isinstance(detector, Detector)
@@ -372,6 +391,9 @@ def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path) -> 
     assert all(together)
     for image, regions in zip(images, together, strict=True):
         assert _close(detector([image])[0], regions)
+    monkeypatch.setattr(detectors, "batches_of_one_shape", as_on_a_gpu)
+    for shared, regions in zip(detector([*images, *images]), together * 2, strict=True):
+        assert _close(shared, regions)
 
 
 def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> None:
