@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from transformers.utils.logging import disable_progress_bar
 
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.modeling_fastgoal import clip_loss
+from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.sentences import split_sentences
 from fastgoal.trainer.length_groups import CaptionLengthSampler
 
@@ -231,6 +231,34 @@ def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
+def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> float:
+    """What TSL adds to a step: pooling, norms, projections and its loss, there and back; median of the repeats."""
+    inputs = batch.ours
+    rows, tokens = inputs["sentence_mask"].shape
+    widths = [model.config.vision_config.hidden_size, model.config.text_config.hidden_size]
+    patches, words = (
+        torch.randn(rows, count, width, device=device, requires_grad=True)
+        for count, width in zip((inputs["region_mask"].shape[1], tokens), widths, strict=True)
+    )
+    targets = torch.randn(2, rows, model.config.projection_dim, device=device, requires_grad=True)
+
+    def run() -> None:
+        heads = (
+            (model.region_head, patches, "region_mask", model.vision_model.post_layernorm, model.visual_projection),
+            (model.sentence_head, words, "sentence_mask", model.text_model.final_layer_norm, model.text_projection),
+        )
+        losses = [
+            token_similarity_loss(head(values, inputs[mask], norm, projection), target, inputs[mask].bool().any(dim=1))
+            for (head, values, mask, norm, projection), target in zip(heads, targets, strict=True)
+        ]
+        torch.stack(losses).sum().backward()
+
+    run()
+    seconds = statistics.median(timed(run, device)[0] for _ in range(repeats))
+    model.zero_grad()
+    return seconds
+
+
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
@@ -421,6 +449,8 @@ def main() -> None:
                 cells.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
                 cells.append(f"{work[name] / wall / peak:.0%}")
             print(f"| {' | '.join(cells)} |")
+        own = tsl_seconds(model, draw(), device)
+        print(f"\nTSL's own work takes {1000 * own:.1f} ms, {own / base[0]:.2%} of our step.")
         if extra:
             print(f"\nMeasured matmul peak: {peak / 1e12:.0f} TFLOP/s.")
 

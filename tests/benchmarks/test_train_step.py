@@ -75,3 +75,11 @@ def test_made_up_captions_have_a_token_a_letter(bench):
     assert len(ids) == len(caption.split()) + 2
     assert all(caption[start:end].endswith(" .") for start, end in spans)
     assert processor.sentence_mask(caption, *spans[1]).sum() == len(caption[slice(*spans[1])].split())
+
+
+def test_tsl_is_timed_by_itself(bench, batch, tiny_clip):
+    """It runs on the batch's own masks and leaves no gradient behind."""
+    _, batch = batch
+    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    assert 0 < bench.tsl_seconds(model, batch, "cpu", repeats=2) < 10
+    assert all(parameter.grad is None for parameter in model.parameters())
