@@ -141,5 +141,6 @@ def test_nothing_trusts_remote_code_by_itself():
     assert len(files) > 30
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"]
-        assert all(isinstance(node.value, ast.Constant) and node.value.value is False for node in keywords), path
+        keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+        values = [node.value for node in keywords if node.arg == "trust_remote_code"]
+        assert all(isinstance(value, ast.Constant) and value.value is False for value in values), path
