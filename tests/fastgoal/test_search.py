@@ -108,7 +108,7 @@ def test_errors(folder, tmp_path):
 def test_hidden_files_are_no_images(folder):
     picture(folder / ".hidden" / "a.png", 1)
     (folder / "notes.txt").write_text("x")
-    assert [*_stamps(folder)] == ["10.png", "110.png", "160.png", "60.png"]
+    assert [*_stamps(folder)] == ["sub/10.png", "sub/110.png", "sub/160.png", "sub/60.png"]
 
 
 def test_command(folder, tiny_clip, tmp_path, capsys):
