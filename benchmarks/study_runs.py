@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 from matching import overlap
 from PIL import Image
-from study_base import CrowdViews, enlarge
+from study_base import enlarge
 from study_scenes import Crowd, Split, draw_crowds, short_caption
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
-from fastgoal.processing.regions import Region, default_regions, regions_from_boxes
-from fastgoal.processing.sentences import Sentence
+from fastgoal.processing.regions import Region, regions_from_boxes
 from fastgoal.trainer.length_groups import CaptionLengthSampler
 from fastgoal.trainer.retrieval import retrieval_ranks
 
@@ -225,7 +224,6 @@ def candidates(scene: Crowd, processor: FastGoalProcessor) -> list[Region]:
     """The detector's regions, the five default ones, and the true boxes."""
     detected = regions_from_boxes(scene.detected, scene.image.size, source="detected")
     proposed = processor.propose_regions([scene.image], boxes=[detected])[0]
-    assert len(default_regions(scene.image.size)) == 5
     return [*proposed, *regions_from_boxes(scene.boxes, scene.image.size, source="true")]
 
 
@@ -534,19 +532,3 @@ def make_test(sizes: Sizes, seed: int | str, base: Path, split: Split) -> Test:
     """The scenes to measure on."""
     scenes = draw_crowds(sizes.test_scenes, seed, split, max_things=sizes.max_things)
     return Test(scenes, load_base(base)[1], 0, sizes.gallery)
-
-
-__all__ = [
-    "Arm",
-    "CrowdViews",
-    "Mapping",
-    "Sentence",
-    "Sizes",
-    "StudyCollator",
-    "StudyData",
-    "Test",
-    "make_data",
-    "make_test",
-    "matching_quality",
-    "train_arm",
-]

@@ -12,12 +12,10 @@ that it does. A share of the scenes are near-twins: the scene before with one de
 A scene depends on split, seed and index alone.
 """
 
-import json
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 from PIL import Image, ImageDraw
@@ -223,19 +221,6 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
         place = f"{article(scene.background)} {scene.background}"
         text += rng.choice((f" on {place} background", f" in front of {place} wall", f" in {scene.light} light"))
     return rng.choice(SHORT_STARTS) + text
-
-
-def write_crowds(scenes: Sequence[Crowd], folder: str | Path) -> Path:
-    """Write `images/*.png` and `metadata.jsonl` (file_name, caption, boxes, detected, in pixels); return the folder."""
-    folder = Path(folder)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
-        for index, scene in enumerate(scenes):
-            name = f"images/{index:05d}.png"
-            scene.image.save(folder / name)
-            row = {"file_name": name, "caption": scene.caption, "boxes": scene.boxes, "detected": scene.detected}
-            file.write(json.dumps(row) + "\n")
-    return folder
 
 
 # What there is
