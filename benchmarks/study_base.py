@@ -7,7 +7,6 @@ names one or two things, seldom with a detail, in plain words; the words that lo
 it. On 2 CPU cores it takes about half an hour.
 """
 
-import argparse
 import logging
 import random
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 from study_scenes import Crowd, draw_crowds, short_caption
 from transformers import CLIPImageProcessor, CLIPProcessor
 
-from fastgoal.quickstart.train_base import fit, make_model, make_tokenizer, short_recall
+from fastgoal.quickstart.train_base import fit, make_model, make_tokenizer, run_command, short_recall
 
 IMAGE_SIZE = 112
 PATCH_SIZE = 14
@@ -103,18 +102,5 @@ def train(output: Path, scenes: int, steps: int, batch_size: int, learning_rate:
     CLIPProcessor(image_processor, tokenizer).save_pretrained(output)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small CLIP that the study starts from.")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--scenes", type=int, default=10000, help="scenes to draw (default: 10000)")
-    parser.add_argument("--steps", type=int, default=3000, help="(default: 3000)")
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: 256)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: 0.002)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(args.output, args.scenes, args.steps, args.batch_size, args.learning_rate, args.seed)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("Train the small CLIP that the study starts from.", train, scenes=10000, steps=2200)

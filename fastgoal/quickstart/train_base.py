@@ -225,18 +225,21 @@ def train(output: Path, scenes: int, steps: int, batch_size: int, learning_rate:
     CLIPProcessor(image_processor, tokenizer).save_pretrained(output)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small CLIP of the quickstart.")
+def run_command(
+    description: str, train: Callable[[Path, int, int, int, float, int], None], scenes: int, steps: int
+) -> None:
+    """Read the command line and call `train(output, scenes, steps, batch_size, learning_rate, seed)`."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--scenes", type=int, default=12000, help="scenes to draw (default: 12000)")
-    parser.add_argument("--steps", type=int, default=2200, help="(default: 2200)")
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: 256)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: 0.002)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--scenes", type=int, default=scenes, help="scenes to draw (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(args.output, args.scenes, args.steps, args.batch_size, args.learning_rate, args.seed)
 
 
 if __name__ == "__main__":
-    main()
+    run_command("Train the small CLIP of the quickstart.", train, scenes=12000, steps=2200)
