@@ -52,9 +52,7 @@ class NearPairSampler(CaptionLengthSampler):
         lengths: Length of each row's caption, in any unit; None leaves lengths out of account.
     """
 
-    def __init__(
-        self, neighbours: torch.Tensor, batch_size: int, seed: int = 0, lengths: Sequence[int] | None = None
-    ):
+    def __init__(self, neighbours: torch.Tensor, batch_size: int, seed: int = 0, lengths: Sequence[int] | None = None):
         super().__init__(lengths if lengths is not None else [0] * len(neighbours), batch_size, seed)
         self.neighbours = neighbours.tolist()
 
@@ -62,7 +60,8 @@ class NearPairSampler(CaptionLengthSampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         pairs, alone = self._pair_up(generator)
         rows: list[int] = []
-        for pool in torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).split(POOL_BATCHES * max(1, self.batch_size // 2)):
+        table = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        for pool in table.split(POOL_BATCHES * max(1, self.batch_size // 2)):
             longest = self.lengths[pool].amax(dim=1)
             rows += pool[longest.argsort(descending=True, stable=True)].flatten().tolist()
         rows += sorted(alone, key=lambda row: -int(self.lengths[row]))
