@@ -37,6 +37,7 @@ from study_runs import (  # noqa: E402
     Sizes,
     StudyData,
     Test,
+    fingerprint,
     load_base,
     make_data,
     make_test,
@@ -50,8 +51,12 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor  # noqa: E
 RESULTS = HERE / "results"
 MEASURES = ("R@1", "text_to_image_R@1", "image_to_text_R@1", "R@5", "twins", "short_R@1")
 
+# The rate is 2e-3 where an arm names no other: of 1e-3 and 2e-3 each has the one that was better on validation scenes.
 FAST_GOAL = Arm("FAST-GOAL")
-GLOBAL = Arm("global", "global")
+GLOBAL = Arm("global", "global", learning_rate=1e-3)
+LOCAL = Arm("local", "local")
+ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
+BEST = dataclasses.replace(ANY_PAIR, name="any pair, near batches", near=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,7 @@ QUESTIONS = {
         (
             Arm("before", "none"),
             GLOBAL,
-            Arm("local", "local"),
+            LOCAL,
             Arm("global + local", "global_local"),
             FAST_GOAL,
             Arm("SPARC", "sparc"),
@@ -92,7 +97,7 @@ QUESTIONS = {
         (
             FAST_GOAL,
             Arm("one of the three best", pairs="top3"),
-            Arm("any pair, anew each epoch", pairs="random"),
+            ANY_PAIR,
             Arm("the best true pair", pairs="true_best"),
             Arm("any true pair, anew each epoch", pairs="true"),
         ),
@@ -110,37 +115,44 @@ QUESTIONS = {
     ),
     5: Question(
         "What does it cost?",
-        (GLOBAL, Arm("global, 2 times the epochs", "global", epochs=2.0), Arm("local", "local"), FAST_GOAL),
+        (
+            GLOBAL,
+            dataclasses.replace(GLOBAL, name="global, 2 times the epochs", epochs=2.0),
+            dataclasses.replace(GLOBAL, name="global, rate 2e-3", learning_rate=2e-3),
+            LOCAL,
+            FAST_GOAL,
+            dataclasses.replace(FAST_GOAL, name="FAST-GOAL, rate 1e-3", learning_rate=1e-3),
+            BEST,
+        ),
         "global",
     ),
 }
 
-RANDOM = Arm("any pair", pairs="random")
 
-
-def _with(name: str, base: Arm = RANDOM, **changes: Any) -> Arm:
+def _with(name: str, base: Arm = ANY_PAIR, **changes: Any) -> Arm:
     extras = tuple({**dict(base.extras), **changes.pop("extras", {})}.items())
     return dataclasses.replace(base, name=name, extras=extras, **changes)
 
 
 TRIALS = (
-    _with("global, sentences dropped", GLOBAL, keep=0.6, shuffle=True),
-    _with("any pair, sentences dropped", keep=0.6, shuffle=True),
-    _with("any pair, sentences shuffled", shuffle=True),
-    _with("any pair, sub 0.5, sentences dropped", keep=0.6, shuffle=True, extras={"sub": 0.5}),
-    RANDOM,
+    ANY_PAIR,
+    _with("near batches", FAST_GOAL, near=True),
+    BEST,
+    _with("global, near batches", GLOBAL, near=True),
+    _with("any pair, near batches, local weight 1", BEST, settings=(("local_weight", 1.0),)),
+    _with("any pair, near batches, logits times 20", BEST, extras={"scale": 20.0}),
+    _with("any pair, logits times 20", extras={"scale": 20.0}),
+    _with("any pair, local weight 1", settings=(("local_weight", 1.0),)),
+    _with("any pair, TSL weight 2", settings=(("tsl_weight", 2.0),)),
     _with("any pair, sub-captions 0.5", extras={"sub": 0.5}),
-    _with("any pair, sub-captions 1", extras={"sub": 1.0}),
-    _with("best pair, sub-captions 0.5", FAST_GOAL, extras={"sub": 0.5}),
+    _with("any pair, local weight 1, sub-captions 0.5", extras={"sub": 0.5}, settings=(("local_weight", 1.0),)),
+    _with("any pair, one in five sentences dropped", keep=0.8),
     _with("any pair, token contrast 0.5", extras={"cross": 0.5}),
-    _with("any pair, token contrast 1, no TSL", extras={"cross": 1.0}, settings=(("tsl_weight", 0.0),)),
-    _with("any pair, sub 0.5, token contrast 0.5", extras={"sub": 0.5, "cross": 0.5}),
     _with("any pair, detached targets", extras={"detach": 1.0}),
     _with("any pair, like sentences masked", extras={"masked": 0.9}),
-    _with("any pair, local weight 1", settings=(("local_weight", 1.0),)),
-    _with("any pair, no TSL", objective="global_local"),
     _with("any pair, second round", matcher="FAST-GOAL"),
-    _with("FAST-GOAL, 0.8 of the way from the base", FAST_GOAL, average=0.8),
+    _with("any pair, 0.85 of the way from the base", average=0.85),
+    _with("any pair, 0.7 of the way from the base", average=0.7),
 )
 QUESTIONS[6] = Question("What else helps?", (FAST_GOAL, *TRIALS), "FAST-GOAL")
 
@@ -217,6 +229,7 @@ class Seed:
         self.test_seed: int | str = seed if fresh is None else f"fresh-{fresh}"
         self.work = work / "runs"
         self.work.mkdir(parents=True, exist_ok=True)
+        self.fingerprint = fingerprint(base)
         self._data: StudyData | None = None
         self._test: Test | None = None
         self._processor: FastGoalProcessor | None = None
@@ -248,7 +261,7 @@ class Seed:
 
     def result(self, arm: Arm) -> dict[str, Any]:
         """The numbers of an arm, from the folder or from a training."""
-        path = self.work / f"{arm.key(self.sizes, self.seed, self.test_name)}.json"
+        path = self.work / f"{arm.key(self.sizes, self.seed, self.test_name, self.fingerprint)}.json"
         if path.exists():
             return dict(json.loads(path.read_text()))
         model, cost = self.model(arm)
@@ -263,7 +276,7 @@ class Seed:
     def model(self, arm: Arm) -> tuple[Any, dict[str, Any]]:
         """The tuned model, from the folder or from a training, and what it cost."""
         trained = dataclasses.replace(arm, average=1.0)
-        path = self.work / f"{trained.key(self.sizes, self.seed, 'weights')}.safetensors"
+        path = self.work / f"{trained.key(self.sizes, self.seed, 'weights', self.fingerprint)}.safetensors"
         model = FastGoalCLIPModel.from_clip(str(self.base))
         start = {name: value.clone() for name, value in model.state_dict().items()}
         if path.exists():

@@ -9,6 +9,7 @@ and ids from memory where `FastGoalCollator` reads files (a test holds that both
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import tempfile
 import time
@@ -30,6 +31,7 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
 from fastgoal.processing.regions import Region, regions_from_boxes
 from fastgoal.trainer.length_groups import CaptionLengthSampler
+from fastgoal.trainer.near_batches import NearPairSampler, nearest_rows
 from fastgoal.trainer.retrieval import retrieval_ranks
 
 SOURCES = ("default", "detected", "true")
@@ -47,16 +49,16 @@ class Sizes:
         max_things: Most things of a scene.
         epochs: Times the training scenes are gone through.
         batch_size: Scenes in a step.
-        learning_rate: Peak rate of AdamW.
+        learning_rate: Peak rate of AdamW, where an arm has none of its own.
     """
 
-    train_scenes: int = 1000
-    test_scenes: int = 1000
+    train_scenes: int = 2000
+    test_scenes: int = 2000
     gallery: int = 250
-    max_things: int = 7
-    epochs: int = 10
+    max_things: int = 5
+    epochs: int = 5
     batch_size: int = 50
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Arm:
         extras: Terms that the trainer does not have, by name with their values; see `StudyTrainer`.
         keep: Chance of each sentence to stay in the caption, drawn anew for every batch; the local one always stays.
         shuffle: Whether the sentences that stay are put in a new order.
+        near: Whether a batch has images that look alike in twos (`--near_batches`).
         epochs: Epochs as a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
+        learning_rate: Peak rate of AdamW, if not the sizes'.
     """
 
     name: str
@@ -92,13 +96,17 @@ class Arm:
     extras: tuple[tuple[str, float], ...] = ()
     keep: float = 1.0
     shuffle: bool = False
+    near: bool = False
     epochs: float = 1.0
     average: float = 1.0
+    learning_rate: float | None = None
 
-    def key(self, sizes: Sizes, seed: int, split: str) -> str:
-        """Names the run: the same for the same work."""
-        arm = dataclasses.asdict(dataclasses.replace(self, name=""))
-        what = {"arm": arm, "sizes": dataclasses.asdict(sizes), "seed": seed, "split": split}
+    def key(self, sizes: Sizes, seed: int, split: str, base: str) -> str:
+        """Names the run: the same for the same work on the same base, which is named by its `fingerprint`."""
+        rate = self.learning_rate or sizes.learning_rate
+        arm = dataclasses.asdict(dataclasses.replace(self, name="", learning_rate=rate))
+        common = dataclasses.asdict(dataclasses.replace(sizes, learning_rate=rate))
+        what = {"arm": arm, "sizes": common, "seed": seed, "split": split, "base": base}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -317,17 +325,26 @@ class StudyTrainer(FastGoalTrainer):
     - `sub_text`: weight of the contrastive loss of region crops and whole captions.
     - `cross`: weight of the contrastive losses of a region's patches with the sentence, and of the sentence's tokens
       in the caption with the crop.
+    - `scale`: the logits' factor, fixed.
     - `detach`: TSL's targets get no gradient.
     - `masked`: sentences of a batch whose cosine is at least this are no negatives of each other's crops.
-    - `weighted`: rows of the local loss count by the softmax of their pair's score over this temperature.
     """
 
     data: StudyData
     extras: dict[str, float]
+    near: bool
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = [len(ids) for ids in self.data.ids]
-        return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
+        if not self.near:
+            return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
+        with eval_mode(self.model), torch.no_grad(), self.compute_loss_context_manager():
+            images = [
+                self.model.get_image_features(pixel_values=self.data.normalise(part)).pooler_output
+                for part in self.data.pixels.split(100)
+            ]
+        near = nearest_rows(torch.cat(images))
+        return NearPairSampler(near, self.args.train_batch_size, self.args.seed, lengths)
 
     def _loss_of_rows(
         self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
@@ -397,6 +414,9 @@ def train_arm(
     """
     model = FastGoalCLIPModel.from_clip(str(base))
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
+    if "scale" in dict(arm.extras):
+        model.logit_scale.data.fill_(math.log(dict(arm.extras)["scale"]))
+        model.logit_scale.requires_grad_(False)
     if arm.objective == "none":
         return model, {"steps": 0, "train_seconds": 0.0, "samples": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -405,7 +425,7 @@ def train_arm(
             objective=arm.objective,
             num_train_epochs=sizes.epochs * arm.epochs,
             per_device_train_batch_size=sizes.batch_size,
-            learning_rate=sizes.learning_rate,
+            learning_rate=arm.learning_rate or sizes.learning_rate,
             seed=seed,
             dataloader_num_workers=0,
             dataloader_drop_last=True,
@@ -426,6 +446,7 @@ def train_arm(
         )
         trainer.data = data
         trainer.extras = dict(arm.extras)
+        trainer.near = arm.near
         trainer.callback_handler.callbacks = [
             callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
         ]
@@ -510,6 +531,11 @@ def matching_quality(data: StudyData, pairs: Callable[[int], list[LocalPair]]) -
                 hits["best"].append(tight or contained)
                 hits["best_tight"].append(tight)
     return {name: sum(values) / max(len(values), 1) for name, values in hits.items()}
+
+
+def fingerprint(base: Path) -> str:
+    """A name for the base's weights."""
+    return hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def load_base(base: Path) -> tuple[Any, FastGoalProcessor]:

@@ -1,10 +1,10 @@
 """The world of the study: the quickstart's drawn scenes made harder, with everything known about them.
 
-A scene shows two to seven things: single objects or groups of two or three alike, each with a shape, a colour, a fill
-pattern, an outline and a mark, on a background with a texture, in bright or dim light. Pictures are square, wide or
-tall, so a centre crop cuts some things off. The caption has 3 to 15 sentences: about the scene as a whole, about one
-thing, and about how two things lie to each other. As in the quickstart, long captions tell details in words that the
-base CLIP never reads in its short ones.
+A scene shows two to five things (up to seven if told): single objects or groups of two or three alike, each with a
+shape, a colour, a fill pattern, an outline and a mark, on a background with a texture, in bright or dim light. Pictures
+are square, wide or tall, so a centre crop cuts some things off. The caption has 3 to 15 sentences: about the scene as a
+whole, about one thing, and about how two things lie to each other. Long captions tell details in
+words that the base CLIP never reads in its short ones, three words for each of the plain ones.
 
 Every split has wordings of its own: the sentences of test scenes are built in ways that training never sees, from words
 that it does. A share of the scenes are near-twins: the scene before with one detail of one thing changed, told anew.
@@ -23,7 +23,6 @@ from PIL import Image, ImageDraw
 from fastgoal.quickstart.scenes import (
     BACKGROUNDS,
     COLOURS,
-    DETAIL_WORDS,
     MARKS,
     NUMBER_WORDS,
     PATTERNS,
@@ -46,6 +45,30 @@ TEXTURES = ("plain", "ruled", "dotted", "floored")
 LIGHTS = {"bright": 1.0, "dim": 0.72}
 SUPERSAMPLING = 2
 MAX_SENTENCES, MAX_WORDS = 15, 190
+
+DETAIL_WORDS = {
+    "red": ("crimson", "scarlet", "ruby"),
+    "orange": ("amber", "tangerine", "apricot"),
+    "yellow": ("golden", "lemon", "canary"),
+    "green": ("emerald", "olive", "jade"),
+    "blue": ("azure", "cobalt", "navy"),
+    "purple": ("violet", "plum", "mauve"),
+    "pink": ("rosy", "salmon", "coral"),
+    "brown": ("chestnut", "walnut", "cocoa"),
+    "black": ("ebony", "inky", "jet"),
+    "white": ("ivory", "snowy", "chalky"),
+    "stripes": ("bands", "ribbons", "streaks"),
+    "bars": ("slats", "rungs", "rails"),
+    "dots": ("speckles", "freckles", "specks"),
+    "checks": ("tiles", "chequers", "mosaic"),
+    "circle": ("disc", "coin", "ball"),
+    "square": ("block", "box", "cube"),
+    "triangle": ("wedge", "pyramid", "delta"),
+    "star": ("sparkle", "twinkle", "asterisk"),
+    "heart": ("valentine", "lovelet", "darling"),
+    "cross": ("plus", "crux", "junction"),
+}
+"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
 
 # What sentences are built of. `train` is also what `base` scenes have, whose long captions nobody reads.
 SUBJECTS = {
@@ -156,6 +179,7 @@ class _Plan:
     light: str
     things: tuple[Thing, ...]
     seed: str  # of what is drawn at random
+    words: int  # for each detail
     twin_of: int | None = None
 
 
@@ -165,7 +189,9 @@ def draw_crowds(
     split: Split = "train",
     twins: float = 0.2,
     min_things: int = 2,
-    max_things: int = 7,
+    max_things: int = 5,
+    words: int = 3,
+    large: bool = True,
 ) -> list[Crowd]:
     """Draw `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
 
@@ -176,9 +202,12 @@ def draw_crowds(
         twins: Share of scenes that are near-twins of the one before.
         min_things: Fewest things of a scene.
         max_things: Most things of a scene, up to 7.
+        words: How many words long captions have for each detail, 1 to 3.
+        large: Whether things fill much of the picture.
 
     Raises:
-        ValueError: `split` is unknown, `twins` is not from 0 to 1, or the numbers of things not within 1 to 7.
+        ValueError: `split` is unknown, `twins` is not from 0 to 1, the numbers of things not within 1 to 7, or `words`
+            not within 1 to 3.
     """
     if split not in get_args(Split):
         raise ValueError(f"`split` must be one of {get_args(Split)}, got {split!r}.")
@@ -186,11 +215,13 @@ def draw_crowds(
         raise ValueError(f"`twins` must be from 0 to 1, got {twins}.")
     if not 1 <= min_things <= max_things <= 7:
         raise ValueError(f"Need 1 <= min_things <= max_things <= 7, got {min_things} and {max_things}.")
+    if not 1 <= words <= 3:
+        raise ValueError(f"`words` must be from 1 to 3, got {words}.")
     scenes: list[Crowd] = []
     before: _Plan | None = None
     for index in range(count):
         rng = random.Random(f"crowd/{split}/{seed}/{index}")
-        plan = _plan(rng, min_things, max_things, f"{split}/{seed}/{index}")
+        plan = _plan(rng, (min_things, max_things), large, words, f"{split}/{seed}/{index}")
         if before is not None and before.twin_of is None and rng.random() < twins:
             plan = _change_one(before, rng, index - 1)
         scenes.append(_draw(plan, rng, "train" if split == "base" else split))
@@ -210,14 +241,14 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
     phrases = []
     for number in chosen:
         thing = scene.things[number]
-        told = [phrase for phrase in _details(thing, rng, {}, "any") if rng.random() < detail]
+        told = [phrase for phrase in _details(thing, rng, 0, "any") if rng.random() < detail]
         phrases.append(_with_article(thing) + (" " + " and ".join(told) if told else ""))
     if len(chosen) == 2 and rng.random() < 0.5:
         relation = rng.choice(_relations(scene.things[chosen[0]], scene.things[chosen[1]]))
         text = f"{phrases[0]} {relation} {phrases[1]}"
     else:
         text = " and ".join(phrases)
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         place = f"{article(scene.background)} {scene.background}"
         text += rng.choice((f" on {place} background", f" in front of {place} wall", f" in {scene.light} light"))
     return rng.choice(SHORT_STARTS) + text
@@ -226,9 +257,9 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
 # What there is
 
 
-def _plan(rng: random.Random, min_things: int, max_things: int, seed: str) -> _Plan:
+def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> _Plan:
     size = rng.choice(SIZES)
-    places = _places(rng, rng.randint(min_things, max_things), size)
+    places = _places(rng, rng.randint(*things), size, large)
     return _Plan(
         size,
         rng.choice(sorted(BACKGROUNDS)),
@@ -236,6 +267,7 @@ def _plan(rng: random.Random, min_things: int, max_things: int, seed: str) -> _P
         rng.choice(sorted(LIGHTS)),
         tuple(_thing(rng, place) for place in places),
         seed,
+        words,
     )
 
 
@@ -249,9 +281,9 @@ def _thing(rng: random.Random, place: tuple[float, float, float]) -> Thing:
     return Thing(rng.choice(THING_SHAPES), colour, pattern, second, outline, mark, count, place)
 
 
-def _places(rng: random.Random, count: int, size: tuple[int, int]) -> list[tuple[float, float, float]]:
+def _places(rng: random.Random, count: int, size: tuple[int, int], large: bool) -> list[tuple[float, float, float]]:
     """Circles (x, y, r) that neither overlap nor leave the picture; the more there are, the smaller."""
-    largest = 52 - 3.5 * count
+    largest = 58 - 3.2 * count if large else 52 - 3.5 * count
     while True:
         placed: list[tuple[float, float, float]] = []
         for _ in range(80):
@@ -388,7 +420,7 @@ def _describe(plan: _Plan, rng: random.Random, wording: str) -> tuple[list[str],
 
     told: list[tuple[str, tuple[int, ...]]] = []
     for index in rng.sample(range(len(things)), len(things)):
-        told.extend((sentence, (index,)) for sentence in _about(things[index], rng, wording))
+        told.extend((sentence, (index,)) for sentence in _about(things[index], rng, plan.words, wording))
     relations: list[tuple[str, tuple[int, ...]]] = []
     for _ in range(rng.choice((0, 1, 1, 2))):
         a, b = rng.sample(range(len(things)), 2) if len(things) > 1 else (0, 0)
@@ -405,9 +437,9 @@ def _describe(plan: _Plan, rng: random.Random, wording: str) -> tuple[list[str],
     return [sentence for sentence, _ in parts], [spoken for _, spoken in parts]
 
 
-def _about(thing: Thing, rng: random.Random, wording: str) -> list[str]:
+def _about(thing: Thing, rng: random.Random, words: int, wording: str) -> list[str]:
     """One or two sentences that tell every detail of a thing."""
-    details = _details(thing, rng, DETAIL_WORDS, wording)
+    details = _details(thing, rng, words, wording)
     later = details.pop() if len(details) > 1 and rng.random() < 0.4 else None
     subject = rng.choice(SUBJECTS[wording]).format(x=_with_article(thing), **_verb(thing))
     listed = details[0] if len(details) == 1 else ", ".join(details[:-1]) + " and " + details[-1]
@@ -417,14 +449,18 @@ def _about(thing: Thing, rng: random.Random, wording: str) -> list[str]:
     return sentences
 
 
-def _details(thing: Thing, rng: random.Random, words: dict[str, str], wording: str) -> list[str]:
-    """Phrases for pattern, outline and mark in random order, worded as a split does, or as `any` of them."""
+def _details(thing: Thing, rng: random.Random, words: int, wording: str) -> list[str]:
+    """Phrases for pattern, outline and mark in random order, worded as a split does, or as `any` of them.
+
+    They are told in one of so many `words` of long captions, or with 0 in the plain ones.
+    """
 
     def pick(**choices: Sequence[str]) -> str:
         return rng.choice([phrase for split in choices if wording in (split, "any") for phrase in choices[split]])
 
     def say(word: str) -> str:
-        return words.get(word, word)
+        choices = DETAIL_WORDS.get(word, ())[:words]
+        return rng.choice(choices) if len(choices) > 1 else [*choices, word][0]
 
     found = []
     if thing.second is None:

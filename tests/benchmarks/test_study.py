@@ -14,7 +14,6 @@ from PIL import Image
 
 from fastgoal import FastGoalCollator
 from fastgoal.modeling_fastgoal import clip_loss
-from fastgoal.quickstart.scenes import DETAIL_WORDS
 from fastgoal.quickstart.tour import BASE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -24,7 +23,7 @@ import study  # noqa: E402
 import study_report  # noqa: E402
 import study_runs  # noqa: E402
 import study_scenes  # noqa: E402
-from study_scenes import draw_crowds  # noqa: E402
+from study_scenes import DETAIL_WORDS, draw_crowds  # noqa: E402
 
 
 def words(texts):
@@ -46,7 +45,7 @@ class TestScenes:
         assert not {scene.image.tobytes() for scene in many} & {scene.image.tobytes() for scene in others}
 
     def test_captions_are_as_long_as_promised(self):
-        scenes = draw_crowds(300, 0)
+        scenes = draw_crowds(300, 0, max_things=7)
         assert min(len(scene.sentences) for scene in scenes) == 3
         assert max(len(scene.sentences) for scene in scenes) == 15
         lengths = [len(re.findall(r"\w+|[^\w\s]", scene.caption)) for scene in scenes]
@@ -72,12 +71,16 @@ class TestScenes:
             assert any(phrase in caption for caption in test)
             assert not any(phrase in caption for caption in train)
         # The base never reads a word for a detail.
-        assert not words(short) & set(DETAIL_WORDS.values())
+        details = {word for choices in DETAIL_WORDS.values() for word in choices}
+        assert not words(short) & details
+        assert len(words(train) & details) > 40
+        few = draw_crowds(200, 0, words=1)
+        assert words(scene.caption for scene in few) & details <= {choices[0] for choices in DETAIL_WORDS.values()}
 
     def test_boxes_hold_exactly_what_is_drawn(self):
         for index, scene in enumerate(draw_crowds(20, 4, twins=0.0)):
             rng = study_scenes.random.Random(f"crowd/train/4/{index}")
-            plan = dataclasses.replace(study_scenes._plan(rng, 2, 7, f"train/4/{index}"), light="bright")
+            plan = dataclasses.replace(study_scenes._plan(rng, (2, 5), True, 3, f"train/4/{index}"), light="bright")
             empty = np.asarray(study_scenes._background(plan, study_scenes.random.Random(f"{plan.seed}/background")))
             for number, (thing, box) in enumerate(zip(plan.things, scene.boxes, strict=True)):
                 canvas = Image.fromarray(empty)
@@ -241,7 +244,9 @@ class TestStudy:
         """The name of an arm changes nothing; whatever else is set does."""
         sizes = study_runs.Sizes()
         plain = study_runs.Arm("a")
-        assert plain.key(sizes, 0, "test") == study_runs.Arm("b").key(sizes, 0, "test")
+        assert plain.key(sizes, 0, "test", "x") == study_runs.Arm("b").key(sizes, 0, "test", "x")
+        same_rate = dataclasses.replace(plain, learning_rate=sizes.learning_rate)
+        assert plain.key(sizes, 0, "test", "x") == same_rate.key(sizes, 0, "test", "x")
         others = {
             "objective": "global",
             "regions": ("true",),
@@ -255,11 +260,14 @@ class TestStudy:
             "shuffle": True,
             "epochs": 2.0,
             "average": 0.5,
+            "near": True,
+            "learning_rate": 3e-3,
         }
         assert others.keys() == {field.name for field in dataclasses.fields(plain)} - {"name"}
         arms = [plain, *(dataclasses.replace(plain, **{name: value}) for name, value in others.items())]
-        keys = [arm.key(sizes, 0, "test") for arm in arms]
-        keys += [plain.key(dataclasses.replace(sizes, epochs=5), 0, "test"), plain.key(sizes, 1, "test")]
+        keys = [arm.key(sizes, 0, "test", "x") for arm in arms]
+        keys += [plain.key(dataclasses.replace(sizes, epochs=7), 0, "test", "x"), plain.key(sizes, 1, "test", "x")]
+        keys += [plain.key(sizes, 0, "validation", "x"), plain.key(sizes, 0, "test", "y")]
         assert len(set(keys)) == len(keys)
 
     def test_interval(self):
