@@ -50,6 +50,7 @@ class Sizes:
         epochs: Times the training scenes are gone through.
         batch_size: Scenes in a step.
         learning_rate: Peak rate of AdamW, where an arm has none of its own.
+        warmup: Share of the steps over which the rate rises, likewise.
     """
 
     train_scenes: int = 2000
@@ -59,6 +60,7 @@ class Sizes:
     epochs: int = 5
     batch_size: int = 50
     learning_rate: float = 2e-3
+    warmup: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Arm:
         epochs: Epochs as a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
         learning_rate: Peak rate of AdamW, if not the sizes'.
+        warmup: Share of the steps over which the rate rises, if not the sizes'.
     """
 
     name: str
@@ -100,12 +103,18 @@ class Arm:
     epochs: float = 1.0
     average: float = 1.0
     learning_rate: float | None = None
+    warmup: float | None = None
+
+    def in_force(self, sizes: Sizes) -> tuple[float, float]:
+        """Learning rate and share of the steps over which it rises."""
+        rate, warmup = self.learning_rate, self.warmup
+        return sizes.learning_rate if rate is None else rate, sizes.warmup if warmup is None else warmup
 
     def key(self, sizes: Sizes, seed: int, split: str, base: str) -> str:
         """Names the run: the same for the same work on the same base, which is named by its `fingerprint`."""
-        rate = self.learning_rate or sizes.learning_rate
-        arm = dataclasses.asdict(dataclasses.replace(self, name="", learning_rate=rate))
-        common = dataclasses.asdict(dataclasses.replace(sizes, learning_rate=rate))
+        rate, warmup = self.in_force(sizes)
+        arm = dataclasses.asdict(dataclasses.replace(self, name="", learning_rate=rate, warmup=warmup))
+        common = dataclasses.asdict(dataclasses.replace(sizes, learning_rate=rate, warmup=warmup))
         what = {"arm": arm, "sizes": common, "seed": seed, "split": split, "base": base}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -419,13 +428,16 @@ def train_arm(
         model.logit_scale.requires_grad_(False)
     if arm.objective == "none":
         return model, {"steps": 0, "train_seconds": 0.0, "samples": 0}
+    rate, warmup = arm.in_force(sizes)
+    steps = int(sizes.epochs * arm.epochs * (len(data.ids) // sizes.batch_size))
     with tempfile.TemporaryDirectory() as folder:
         args = FastGoalTrainingArguments(
             output_dir=folder,
             objective=arm.objective,
             num_train_epochs=sizes.epochs * arm.epochs,
             per_device_train_batch_size=sizes.batch_size,
-            learning_rate=arm.learning_rate or sizes.learning_rate,
+            learning_rate=rate,
+            warmup_steps=round(warmup * steps),
             seed=seed,
             dataloader_num_workers=0,
             dataloader_drop_last=True,

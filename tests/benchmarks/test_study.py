@@ -233,12 +233,56 @@ class TestStudy:
         study.main()
         assert json.loads((tmp_path / "results" / "q1.json").read_text()) == result
 
+        # Tables of what is trained: a seed that an arm lacks is not counted, an arm without any is left out.
+        sizes = study_runs.Sizes(**result["sizes"])
+        runs = {seed: study.Seed(seed, sizes, "test", None, BASE, tmp_path / "work") for seed in (0, 1)}
+        runs[1]._result_path(arms[2]).unlink()
+        for run in runs.values():
+            run._result_path(halfway).unlink()
+        monkeypatch.setattr(sys, "argv", [*command, "--tables"])
+        study.main()
+        fewer = {row["arm"]: row for row in json.loads((tmp_path / "results" / "q1.json").read_text())["rows"]}
+        assert fewer.keys() == {"before", "global", "FAST-GOAL"}
+        assert fewer["FAST-GOAL"]["seeds"] == [0]
+        assert fewer["FAST-GOAL"]["R@1"]["values"] == rows["FAST-GOAL"]["R@1"]["values"][:1]
+        assert fewer["global"] == rows["global"]
+        assert "(1 seeds)" in capsys.readouterr().out
+
         page = tmp_path / "STUDY.md"
         page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\ntext\n")
         study_report.write_report(tmp_path / "results", page)
         assert "stale" not in page.read_text()
         assert "| before |" in page.read_text()
         assert Image.open(tmp_path / "results" / "q1.png").width > 500
+
+    def test_near_batches_and_warm_up(self, data, monkeypatch):
+        """The neighbours are the base's, and the rate rises over the share of the steps that is told."""
+        data, processor = data
+        made = []
+
+        class Sampler(study_runs.NearPairSampler):
+            def __init__(self, neighbours, *args):
+                made.append(neighbours)
+                super().__init__(neighbours, *args)
+
+        rates = []
+
+        class Trainer(study_runs.StudyTrainer):
+            def training_step(self, *args, **kwargs):
+                rates.append(self.lr_scheduler.get_last_lr()[0])
+                return super().training_step(*args, **kwargs)
+
+        monkeypatch.setattr(study_runs, "NearPairSampler", Sampler)
+        monkeypatch.setattr(study_runs, "StudyTrainer", Trainer)
+        sizes = study_runs.Sizes(train_scenes=30, batch_size=5, epochs=1, learning_rate=1e-3, warmup=0.5)
+        study_runs.train_arm(study_runs.Arm("near", near=True), sizes, 0, data, BASE, processor)
+        model, _ = study_runs.load_base(BASE)
+        with torch.no_grad():
+            images = model.get_image_features(pixel_values=data.normalise(data.pixels)).pooler_output
+        images = torch.nn.functional.normalize(images, dim=-1)
+        nearest = (images @ images.T - 2 * torch.eye(30)).argmax(dim=1)
+        assert (made[0][:, 0] == nearest).float().mean() > 0.9  # bfloat16 may swap two that are equally near
+        assert rates[:4] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
 
     def test_every_setting_makes_another_run(self):
         """The name of an arm changes nothing; whatever else is set does."""
@@ -262,6 +306,7 @@ class TestStudy:
             "average": 0.5,
             "near": True,
             "learning_rate": 3e-3,
+            "warmup": 0.0,
         }
         assert others.keys() == {field.name for field in dataclasses.fields(plain)} - {"name"}
         arms = [plain, *(dataclasses.replace(plain, **{name: value}) for name, value in others.items())]
