@@ -81,7 +81,12 @@ def training_facts(trainer: "FastGoalTrainer") -> cards.TrainingFacts | None:
             )
             if value
         },
-        settings=cards.listed_settings(trainer.args),
+        settings={
+            **cards.listed_settings(trainer.args),
+            "recipe": trainer.args.recipe,
+            **({"pair_choice": trainer.args.pair_choice} if objective.needs_pairs else {}),
+            "near_batches": trainer.args.near_batches,
+        },
         steps=state.global_step,
         epochs=round(state.epoch or 0.0, 2),
         losses=losses,

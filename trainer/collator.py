@@ -60,7 +60,7 @@ class FastGoalCollator:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
         """
         captions = [self._caption(row) for row in rows]
-        images = [load_image(row["image"], name=_name(row)) for row in rows]
+        images = _images(rows)
         batch = self._tokenise(captions)
         if not self.local_pairs:
             return {**batch, "pixel_values": self._pixels(images)}
@@ -85,6 +85,10 @@ class FastGoalCollator:
             "region_mask": torch.stack(region_masks),
             "sentence_mask": padded,
         }
+
+    def pixel_values(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """The whole images of the rows alone, `(batch, 3, height, width)`; raises as a batch does."""
+        return self._pixels(_images(rows))
 
     def _choose_pair(self, row: Mapping[str, Any], caption: str, image: Image.Image) -> _Chosen:
         """The row's pair for this batch."""
@@ -122,6 +126,10 @@ class FastGoalCollator:
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"{_name(row)}: `caption` must be a text that is not empty, got {caption!r}.")
         return caption
+
+
+def _images(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
+    return [load_image(row["image"], name=_name(row)) for row in rows]
 
 
 def _name(row: Mapping[str, Any]) -> str:

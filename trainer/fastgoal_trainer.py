@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 
 from fastgoal.hub_cards.pushing import push, require_token
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss
@@ -22,8 +22,10 @@ from .collator import FastGoalCollator
 from .gather import gather_with_gradient
 from .gradient_cache import cached_backward
 from .length_groups import CaptionLengthSampler
+from .near_batches import NearPairSampler
+from .neighbours import training_neighbours
 from .objectives import Objective
-from .pair_data import PairData
+from .pair_data import PairData, captions_of
 from .retrieval import retrieval_metrics
 from .training_arguments import FastGoalTrainingArguments
 
@@ -86,7 +88,7 @@ class FastGoalTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
-            data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, args.pair_choice)
+            data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, str(args.pair_choice))
         if self.objective.needs_pairs:
             for data in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
                 if isinstance(data, PairData):
@@ -104,6 +106,14 @@ class FastGoalTrainer(Trainer):
         self._last_batch: Any = None
         self._last_rows: int | None = None
         self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self._neighbours: torch.Tensor | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`; with `near_batches` images that look alike are looked for first."""
+        # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
+        if self.args.near_batches and self.train_dataset is not None:
+            self._neighbours = training_neighbours(self, self.train_dataset)
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -180,10 +190,16 @@ class FastGoalTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_caption_length:
+        near, by_length = self.args.near_batches, self.args.group_by_caption_length
+        if not near and not by_length:
             return super()._get_train_sampler(train_dataset)
-        lengths = data.caption_lengths() if isinstance(data, PairData) else [len(row["caption"]) for row in data]
-        return CaptionLengthSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
+        lengths = [len(caption) for caption in captions_of(data)] if by_length else None
+        batch_size = self.args.train_batch_size * self.args.world_size
+        if lengths is not None and not near:
+            return CaptionLengthSampler(lengths, batch_size, self.args.seed)
+        if self._neighbours is None:
+            self._neighbours = training_neighbours(self, data)
+        return NearPairSampler(self._neighbours, batch_size, self.args.seed, lengths)
 
     def _step_inputs(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What of a batch the step needs: training on region crops alone leaves images and captions out."""

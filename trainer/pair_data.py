@@ -33,13 +33,17 @@ class PairData(Dataset):
         row = self.source[index]
         return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
 
-    def caption_lengths(self) -> list[int]:
-        """Characters of each row's caption; images are not touched."""
+    def captions(self) -> list[str]:
+        """Each row's caption, empty where it has none; images are not touched."""
         if not isinstance(self.source, DatasetSource):
-            return [len(self.source[index].caption) for index in range(self.rows)]
+            return [self.source[index].caption for index in range(self.rows)]
         column = self.source.caption_column
         captions = self.source.dataset.select_columns([column])[: self.rows][column]
-        return [len(" ".join(caption)) if isinstance(caption, list) else len(caption or "") for caption in captions]
+        return [" ".join(caption) if isinstance(caption, list) else caption or "" for caption in captions]
+
+    def caption_lengths(self) -> list[int]:
+        """Characters of each row's caption."""
+        return [len(caption) for caption in self.captions()]
 
     def require_pairs(self) -> None:
         """Check that the first row has local pairs.
@@ -53,3 +57,8 @@ class PairData(Dataset):
                 "`fastgoal pairs SOURCE --output DIR --model CLIP`, or train with the objective global or sparc, which "
                 "need none."
             )
+
+
+def captions_of(data: Any) -> list[str]:
+    """The captions of a `PairData` or of a sequence of rows."""
+    return data.captions() if isinstance(data, PairData) else [row["caption"] for row in data]

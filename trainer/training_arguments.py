@@ -1,12 +1,19 @@
 """Arguments of a FAST-GOAL training: the Trainer's own, with this method's defaults."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from .collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, Objective, resolve_objective
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"pair_choice": "best", "near_batches": False},
+    "best": {"pair_choice": "any", "near_batches": True},
+}
+"""Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
 
 
 @dataclass
@@ -15,13 +22,28 @@ class FastGoalTrainingArguments(TrainingArguments):
 
     Only what differs from `TrainingArguments` is listed. The optimiser is AdamW, and the learning rate falls
     along a cosine to 0 without warm-up.
+
+    What the recipe sets is written into the arguments that are None, and counts as given from then on: to change the
+    recipe make new arguments, as `dataclasses.replace` would keep the old one's values.
     """
 
+    recipe: str = field(
+        default="paper",
+        metadata={
+            "help": "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches). "
+            "`best`: what did best in this project's study (pair_choice any, near_batches), which was on drawn scenes, "
+            "not on photographs; see benchmarks/STUDY.md.",
+            "choices": [*RECIPES],
+        },
+    )
     objective: str = field(
         default="fast_goal", metadata={"help": f"What to train for: {', '.join(OBJECTIVES)}.", "choices": [*OBJECTIVES]}
     )
     global_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the loss over (image, caption); the objective's own by default."}
+        default=None,
+        metadata={
+            "help": "Weight of the loss over (image, caption); the recipe's by default, else the objective's own."
+        },
     )
     local_weight: float | None = field(
         default=None, metadata={"help": "Weight of the loss over (region crop, sentence); likewise."}
@@ -30,12 +52,22 @@ class FastGoalTrainingArguments(TrainingArguments):
     sparc_weight: float | None = field(
         default=None, metadata={"help": "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."}
     )
-    pair_choice: str = field(
-        default="best",
+    pair_choice: str | None = field(
+        default=None,
         metadata={
             "help": "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
-            "three best; or any of them, drawn anew each time.",
+            "three best; or any of them, drawn anew each time. The recipe's by default.",
             "choices": [*PAIR_CHOICES],
+        },
+    )
+    near_batches: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Make batches in which most images stand beside one that looks like them, so that the details tell "
+            "their captions apart (hard negatives). Costs a pass of the image tower over all images at the start. The "
+            "recipe's by default.",
+            "nargs": "?",
+            "const": True,
         },
     )
     gradient_cache_chunk: int | None = field(
@@ -67,6 +99,12 @@ class FastGoalTrainingArguments(TrainingArguments):
             raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
         if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
             raise ValueError(f"`gradient_cache_chunk` must be positive, got {self.gradient_cache_chunk}.")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
+        published = resolve_objective(self.objective)
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None and getattr(published, name, True):
+                setattr(self, name, value)
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer import neighbours
 from fastgoal.trainer.pair_data import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -83,12 +84,28 @@ def train(clip, pairs, folder, batch, case):
     return {"losses": trainer.losses, "gradients": gradients.steps, "processes": args.world_size, "model": wrapped}
 
 
+def near(clip, pairs, folder, again=False, rows=ROWS):
+    """Neighbours of the images; `again` they must come out of the file."""
+    args = FastGoalTrainingArguments(output_dir=folder, dataloader_num_workers=0, use_cpu=True, near_batches=True)
+    trainer = FastGoalTrainer(
+        model=FastGoalCLIPModel.from_clip(clip),
+        args=args,
+        processing_class=FastGoalProcessor.from_clip(clip),
+        train_dataset=PairData(pairs, limit=rows),
+    )
+    if again:
+        trainer.model.get_image_features = None
+    return neighbours.training_neighbours(trainer, trainer.train_dataset)
+
+
 def work(rank, port, clip, pairs, folder):
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
     results = {case: train(clip, pairs, folder, WHOLE // 2, case) for case in CASES}
+    results["near"] = [near(clip, pairs, folder, again) for again in (False, True)]
+    results["near, one row"] = near(clip, pairs, folder, rows=1)  # the share of the other process is empty
     torch.save({"pid": os.getpid(), **results}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -135,6 +152,14 @@ def test_they_are_one(ranks, case, tiny_clip, pairs_folder, tmp_path):
             # DDP gives the parameters that had no part in the loss a gradient of 0.
             for name in got.keys() - expected.keys():
                 assert (got[name] == 0).all()
+
+
+def test_they_find_the_same_neighbours(ranks, tiny_clip, pairs_folder, tmp_path):
+    alone = near(str(tiny_clip), str(pairs_folder), str(tmp_path))
+    assert alone.shape == (ROWS, ROWS - 1)
+    for rank in ranks:
+        assert all(torch.equal(found, alone) for found in rank["near"])
+        assert rank["near, one row"].shape == (1, 0)
 
 
 def test_the_run_script_in_two_processes(tiny_clip, pairs_folder, tmp_path):

@@ -1,0 +1,75 @@
+"""What a recipe sets, what overrules it, and that arguments survive being copied and saved."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from fastgoal import FastGoalTrainingArguments
+from fastgoal.trainer import training_arguments
+from fastgoal.trainer.run import parse
+
+
+def chosen(args):
+    return args.recipe, args.pair_choice, args.near_batches
+
+
+@pytest.fixture
+def make(tmp_path):
+    return lambda **changes: FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **changes)
+
+
+def test_what_the_recipes_set(make):
+    assert chosen(make()) == chosen(make(recipe="paper")) == ("paper", "best", False)
+    assert chosen(make(recipe="best")) == ("best", "any", True)
+    published = {"global_weight": 1.0, "local_weight": 0.5, "tsl_weight": 1.0, "sparc_weight": 0.0}
+    assert make().resolved_objective().weights() == published
+    with pytest.raises(ValueError, match=r"`recipe` must be one of paper, best, got 'worst'"):
+        make(recipe="worst")
+
+
+def test_what_is_given_overrules_the_recipe(make):
+    assert chosen(make(recipe="best", pair_choice="top3")) == ("best", "top3", True)
+    assert chosen(make(recipe="best", near_batches=False)) == ("best", "any", False)
+    assert chosen(make(near_batches=True)) == ("paper", "best", True)
+
+
+def test_flags_and_files(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nuse_cpu: true\nrecipe: best\npair_choice: top3\n"
+    )
+    assert chosen(parse([str(path)])[1]) == ("best", "top3", True)
+    assert chosen(parse([str(path), "--near_batches", "false"])[1]) == ("best", "top3", False)
+    assert chosen(parse([str(path), "--recipe", "paper"])[1]) == ("paper", "top3", False)
+    assert chosen(parse([str(path), "--recipe", "paper", "--near_batches"])[1]) == ("paper", "top3", True)
+    path.write_text(f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nrecipe: best\nnear_batches: false\n")
+    assert chosen(parse([str(path)])[1]) == ("best", "any", False)
+    with pytest.raises(SystemExit):
+        parse([str(path), "--recipe", "worst"])
+
+
+def test_a_recipes_weight_goes_to_the_objectives_that_have_the_loss(make, monkeypatch):
+    recipe = {"pair_choice": "any", "near_batches": True, "local_weight": 2.0}
+    monkeypatch.setitem(training_arguments.RECIPES, "best", recipe)
+    assert make(recipe="best").resolved_objective().local_weight == 2.0
+    assert make(recipe="best", local_weight=0.25).resolved_objective().local_weight == 0.25
+    assert make(recipe="best", local_weight=0.0).resolved_objective().local_weight == 0.0
+    for name in ("global", "sparc"):
+        assert not make(recipe="best", objective=name).resolved_objective().needs_pairs
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"recipe": "best"}, {"recipe": "best", "near_batches": False}, {"pair_choice": "any"}]
+)
+def test_copies_are_equal(make, tmp_path, changes):
+    args = make(**changes)
+    again = FastGoalTrainingArguments(**json.loads(args.to_json_string()))
+    replaced = dataclasses.replace(args, learning_rate=1.0)
+    assert replaced.learning_rate == 1.0
+    torch.save(args, tmp_path / "training_args.bin")
+    saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    for copy in (again, replaced, saved):
+        assert chosen(copy) == chosen(args)
+        assert copy.resolved_objective() == args.resolved_objective()
