@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .fastgoal_trainer import FastGoalTrainer
 
 PICTURES = 3
-LOSS_COLUMNS = ("loss", "loss_global", "loss_local", "loss_tsl_image", "loss_tsl_text", "loss_fine", "logit_scale")
+LOSS_COLUMNS = ("loss", "loss_global", "loss_local", "loss_tsl_image", "loss_tsl_text", "loss_sparc", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def training_facts(trainer: "FastGoalTrainer") -> cards.TrainingFacts | None:
                 ("global", objective.global_weight),
                 ("local", objective.local_weight),
                 ("TSL", objective.tsl_weight),
+                ("SPARC", objective.sparc_weight),
             )
             if value
         },

@@ -10,8 +10,8 @@ from .collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, Objective, resolve_objective
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"pair_choice": "best", "near_batches": False},
-    "best": {"pair_choice": "any", "near_batches": True},
+    "paper": {"pair_choice": "best", "near_batches": False, "warmup_steps": 0},
+    "best": {"pair_choice": "any", "near_batches": True, "warmup_steps": 0.2},
 }
 """Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
 
@@ -21,7 +21,7 @@ class FastGoalTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objective and the defaults of GOAL's published training.
 
     Only what differs from `TrainingArguments` is listed. The optimiser is AdamW, and the learning rate falls
-    along a cosine to 0 without warm-up.
+    along a cosine to 0; with the recipe `paper` there is no warm-up.
 
     What the recipe sets is written into the arguments that are None, and counts as given from then on: to change the
     recipe make new arguments, as `dataclasses.replace` would keep the old one's values.
@@ -30,9 +30,9 @@ class FastGoalTrainingArguments(TrainingArguments):
     recipe: str = field(
         default="paper",
         metadata={
-            "help": "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches). "
-            "`best`: what did best in this project's study (pair_choice any, near_batches), which was on drawn scenes, "
-            "not on photographs; see benchmarks/STUDY.md.",
+            "help": "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches, "
+            "no warm-up). `best`: what did best in this project's study (pair_choice any, near_batches, warmup_steps "
+            "0.2), which was on drawn scenes, not on photographs; see benchmarks/STUDY.md.",
             "choices": [*RECIPES],
         },
     )
@@ -84,6 +84,13 @@ class FastGoalTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Times the training data are gone through."})
+    warmup_steps: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Steps over which the learning rate rises, or below 1 their share of all steps. The recipe's by "
+            "default."
+        },
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.card import training_facts
 from fastgoal.trainer.objectives import OBJECTIVES
 from fastgoal.trainer.pair_data import PairData
 
@@ -75,6 +76,9 @@ def test_the_log_has_sparcs_part(trainer_for):
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
+    facts = training_facts(trainer)
+    assert facts.weights == {"global": 0.5, "SPARC": 1.0}
+    assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
 
 
 def test_every_line_of_the_log_has_the_parts(trainer_for):

@@ -23,6 +23,8 @@ def make(tmp_path):
 def test_what_the_recipes_set(make):
     assert chosen(make()) == chosen(make(recipe="paper")) == ("paper", "best", False)
     assert chosen(make(recipe="best")) == ("best", "any", True)
+    assert (make().warmup_steps, make(recipe="best").warmup_steps) == (0, 0.2)
+    assert make(recipe="best").get_warmup_steps(1000) == 200
     published = {"global_weight": 1.0, "local_weight": 0.5, "tsl_weight": 1.0, "sparc_weight": 0.0}
     assert make().resolved_objective().weights() == published
     with pytest.raises(ValueError, match=r"`recipe` must be one of paper, best, got 'worst'"):
@@ -33,6 +35,8 @@ def test_what_is_given_overrules_the_recipe(make):
     assert chosen(make(recipe="best", pair_choice="top3")) == ("best", "top3", True)
     assert chosen(make(recipe="best", near_batches=False)) == ("best", "any", False)
     assert chosen(make(near_batches=True)) == ("paper", "best", True)
+    assert make(recipe="best", warmup_steps=0).warmup_steps == 0
+    assert make(warmup_steps=30).get_warmup_steps(1000) == 30
 
 
 def test_flags_and_files(tmp_path):
@@ -41,6 +45,7 @@ def test_flags_and_files(tmp_path):
         f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nuse_cpu: true\nrecipe: best\npair_choice: top3\n"
     )
     assert chosen(parse([str(path)])[1]) == ("best", "top3", True)
+    assert parse([str(path), "--warmup_steps", "0.1"])[1].warmup_steps == 0.1
     assert chosen(parse([str(path), "--near_batches", "false"])[1]) == ("best", "top3", False)
     assert chosen(parse([str(path), "--recipe", "paper"])[1]) == ("paper", "top3", False)
     assert chosen(parse([str(path), "--recipe", "paper", "--near_batches"])[1]) == ("paper", "top3", True)
@@ -51,7 +56,7 @@ def test_flags_and_files(tmp_path):
 
 
 def test_a_recipes_weight_goes_to_the_objectives_that_have_the_loss(make, monkeypatch):
-    recipe = {"pair_choice": "any", "near_batches": True, "local_weight": 2.0}
+    recipe = {**training_arguments.RECIPES["best"], "local_weight": 2.0}
     monkeypatch.setitem(training_arguments.RECIPES, "best", recipe)
     assert make(recipe="best").resolved_objective().local_weight == 2.0
     assert make(recipe="best", local_weight=0.25).resolved_objective().local_weight == 0.25
@@ -73,3 +78,4 @@ def test_copies_are_equal(make, tmp_path, changes):
     for copy in (again, replaced, saved):
         assert chosen(copy) == chosen(args)
         assert copy.resolved_objective() == args.resolved_objective()
+        assert copy.warmup_steps == args.warmup_steps
