@@ -159,7 +159,7 @@ TRIALS = (
     _with("any pair, like sentences masked", extras={"masked": 0.9}),
     _with("any pair, second round", matcher="FAST-GOAL"),
 )
-"""Ideas that were tried on validation scenes only: `--trials`."""
+"""Ideas that no table has, for `--trials`; STUDY.md says which were tried and what came out."""
 
 # Student's t at 97.5 % by degrees of freedom.
 T_VALUES = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
