@@ -11,7 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | dict[str, Any] | BinaryIO
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-_WAY_OUT = "Repair or remove it, or run the command with --on-error skip."
+_SKIP = "`fastgoal pairs` and `fastgoal caption` leave such images out with --on-error skip."
+_WAY_OUT = f"Repair or remove it. {_SKIP}"
 
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
@@ -69,7 +70,7 @@ def _load_path(path: Path, name: str | None) -> Image.Image:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The image {label} does not exist. Check the path and, if it is relative, the folder that it is relative "
-            "to; or run the command with --on-error skip."
+            f"to. {_SKIP}"
         ) from error
     except OSError as error:
         raise ValueError(f"The image {label} cannot be read: {error.strerror or error}. {_WAY_OUT}") from error
