@@ -111,7 +111,7 @@ QUESTIONS = {
         "FAST-GOAL",
     ),
     5: Question(
-        "What does it cost?",
+        "What does it cost, and what does the schedule change?",
         (
             GLOBAL,
             dataclasses.replace(GLOBAL, name="global, 2 times the epochs", epochs=2.0),
@@ -139,8 +139,8 @@ QUESTIONS[6] = Question(
         ANY_PAIR,
         _with("near batches", FAST_GOAL, near=True),
         BEST,
-        _with("any pair, near batches, 0.85 of the way from the base", BEST, average=0.85),
-        _with("any pair, near batches, 0.7 of the way from the base", BEST, average=0.7),
+        _with("the same, 0.85 of the way from the base", BEST, average=0.85),
+        _with("the same, 0.7 of the way from the base", BEST, average=0.7),
         _with("global, near batches", GLOBAL, near=True),
     ),
     "FAST-GOAL",

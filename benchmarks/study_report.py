@@ -2,8 +2,13 @@
 
 import json
 import re
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+# Eight colours that colour-blind readers can tell apart (Okabe and Ito), and a shape for each.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
 def write_report(results: Path, page: Path) -> None:
@@ -42,14 +47,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
     halves = [row["R@1"]["half"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(rows) + 1.2), layout="constrained")
     if result["question"] == 5:
-        figure.set_size_inches(7, 4)
-        for row, mean, half in zip(rows, means, halves, strict=True):
-            axes.errorbar(row["train_seconds"], mean, half, fmt="o", capsize=3, color="#0072b2")
-            axes.annotate(row["arm"], (row["train_seconds"], mean), (8, 4), textcoords="offset points")
+        figure.set_size_inches(9, 4)
+        for row, mean, half, (colour, marker) in zip(
+            rows, means, halves, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False
+        ):
+            axes.errorbar(row["train_seconds"], mean, half, fmt=marker, capsize=3, color=colour, ms=7, label=row["arm"])
         axes.set_xlabel("processor seconds of the training")
         axes.set_ylabel("R@1, mean of both directions (%)")
-        axes.margins(x=0.25, y=0.15)
         axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     else:
         colours = ["#999999" if row["arm"] == result["against"] else "#0072b2" for row in rows]
         places = range(len(rows))[::-1]
@@ -57,6 +64,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_yticks(list(places), [row["arm"] for row in rows])
         axes.set_xlabel("R@1, mean of both directions (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{result['title']} ({len(result['seeds'])} seeds, 95 % intervals)", loc="left", fontsize=11)
+    seeds = sorted({len(row["seeds"]) for row in rows})
+    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} or {seeds[-1]}"
+    figure.suptitle(f"{result['title']} ({number} seeds, 95 % intervals)", x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
