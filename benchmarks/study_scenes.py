@@ -3,8 +3,8 @@
 A scene shows two to five things (up to seven if told): single objects or groups of two or three alike, each with a
 shape, a colour, a fill pattern, an outline and a mark, on a background with a texture, in bright or dim light. Pictures
 are square, wide or tall, so a centre crop cuts some things off. The caption has 3 to 15 sentences: about the scene as a
-whole, about one thing, and about how two things lie to each other. Long captions tell details in
-words that the base CLIP never reads in its short ones, three words for each of the plain ones.
+whole, about one thing, and about how two things lie to each other. Long captions tell details in words that the base
+CLIP never reads in its short ones, three words for each of the plain ones.
 
 Every split has wordings of its own: the sentences of test scenes are built in ways that training never sees, from words
 that it does. A share of the scenes are near-twins: the scene before with one detail of one thing changed, told anew.
