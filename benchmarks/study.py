@@ -184,15 +184,17 @@ def main() -> None:
     if args.trials:
         args.split = "validation"
     if (args.question or args.trials) and args.base is None:
-        parser.error("--base is needed: the folder that `python benchmarks/study_base.py --output DIR` made")
+        parser.error(
+            "--base is needed: benchmarks/base_clip, or what `python benchmarks/study_base.py --output DIR` made"
+        )
     sizes = Sizes(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Sizes)})
     arms = list(dict.fromkeys(arm for number in args.question for arm in QUESTIONS[number].arms))
     arms += TRIALS if args.trials else ()
     if args.arms:
         arms = [arm for arm in arms if arm.name in args.arms]
     if args.tables:
-        pass
-    elif arms and args.jobs > 1 and len(args.seeds) > 1:
+        arms = []  # nothing to train
+    if arms and args.jobs > 1 and len(args.seeds) > 1:
         _share_out(args)
     elif arms:
         for seed in args.seeds:
@@ -361,6 +363,8 @@ def write_results(number: int, args: argparse.Namespace, sizes: Sizes) -> None:
         if matching:
             row["matching"] = {key: statistics.fmean(run[key] for run in matching) for key in matching[0]}
         rows.append(row)
+    if not rows:
+        sys.exit(f"Question {number}: nothing is trained of {question.against!r} yet. Leave --tables out to train it.")
     suffix = "" if args.fresh_seed is None else f"-fresh-{args.fresh_seed}"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"q{number}{suffix}.json"
@@ -387,7 +391,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        fewer = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) < len(result["seeds"]) else ""
+        fewer = f" (seeds: {len(row['seeds'])})" if len(row["seeds"]) < len(result["seeds"]) else ""
         cells = [f"{row['R@1']['mean']:.1f} ± {row['R@1']['half']:.1f}{fewer}"]
         gain = row["R@1"]
         cells.append("" if row["arm"] == result["against"] else f"{gain['gain']:+.1f} ± {gain['gain_half']:.1f}")

@@ -65,7 +65,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("R@1, mean of both directions (%)")
     axes.spines[["top", "right"]].set_visible(False)
     seeds = sorted({len(row["seeds"]) for row in rows})
-    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} or {seeds[-1]}"
+    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     figure.suptitle(f"{result['title']} ({number} seeds, 95 % intervals)", x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -73,7 +73,7 @@ class Arm:
         regions: Sources of the candidate regions: `default`, `detected`, `true`.
         pairs: `best` trains on each image's single best pair; `top3` on one of the three best, drawn anew in every
             epoch; `random` on any pair that the model can see, drawn anew; `true` on a sentence about one thing with
-            that thing's box, drawn anew; `true_best` on the best of these.
+            that thing's box, drawn anew.
         matcher: `base`, or the name of an arm whose tuned model matches sentences and regions (a second round).
         sentence_shift: Tokens by which sentence masks are moved, as a defect would.
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
@@ -265,13 +265,13 @@ class StudyCollator:
 
     def _choices(self, index: int, similarity: torch.Tensor | None) -> list[LocalPair]:
         """The pairs of a scene that the arm may train on, the best first."""
-        if self.arm.pairs.startswith("true"):
+        if self.arm.pairs == "true":
             pairs = self.data.true_pairs(index)
         else:
             pairs = self.data.pairs(index, self.arm.regions, similarity)
         ranked = sorted(pairs, key=lambda pair: (not self.data.visible(index, pair), -pair.score))
         seen = [pair for pair in ranked if self.data.visible(index, pair)] or ranked[:1]
-        return seen[: {"best": 1, "true_best": 1, "top3": 3}.get(self.arm.pairs)]
+        return seen[: {"best": 1, "top3": 3}.get(self.arm.pairs)]
 
     def __call__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch as `FastGoalCollator` makes it."""
@@ -331,7 +331,6 @@ class StudyTrainer(FastGoalTrainer):
     `extras` (all leave the towers' work as it is):
 
     - `sub`: weight of the contrastive loss of whole images and their local sentences.
-    - `sub_text`: weight of the contrastive loss of region crops and whole captions.
     - `cross`: weight of the contrastive losses of a region's patches with the sentence, and of the sentence's tokens
       in the caption with the crop.
     - `scale`: the logits' factor, fixed.
@@ -381,10 +380,6 @@ class StudyTrainer(FastGoalTrainer):
                 )
             if "sub" in extras:
                 loss = loss + extras["sub"] * clip_loss(rows["image_embeds"], rows["local_text_embeds"], logit_scale)
-            if "sub_text" in extras:
-                loss = loss + extras["sub_text"] * clip_loss(
-                    rows["local_image_embeds"], rows["text_embeds"], logit_scale
-                )
             if "cross" in extras:
                 seen = rows["region_valid"] & rows["sentence_valid"]
                 regions, sentences = rows["region_embeds"][seen], rows["sentence_embeds"][seen]

@@ -39,10 +39,13 @@ class CaptionLengthSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         shuffled = torch.randperm(len(self.lengths), generator=generator)
-        batches: list[torch.Tensor] = []
-        for pool in shuffled.split(POOL_BATCHES * self.batch_size):
-            ordered = pool[self.lengths[pool].argsort(descending=True)]
-            batches += ordered.split(self.batch_size)
+        pools = shuffled.split(POOL_BATCHES * self.batch_size)
+        rows = torch.cat([pool[self.lengths[pool].argsort(descending=True)] for pool in pools])
+        return self._shuffle_batches(rows, generator)
+
+    def _shuffle_batches(self, rows: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
+        """The rows cut into batches, the batches in a new order."""
+        batches = list(rows.split(self.batch_size))
         # A batch that is not full can only be the last one: whoever cuts the order into batches cuts it there.
         short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
         order = torch.randperm(len(batches), generator=generator).tolist()

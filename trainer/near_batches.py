@@ -54,41 +54,34 @@ class NearPairSampler(CaptionLengthSampler):
 
     def __init__(self, neighbours: torch.Tensor, batch_size: int, seed: int = 0, lengths: Sequence[int] | None = None):
         super().__init__(lengths if lengths is not None else [0] * len(neighbours), batch_size, seed)
-        self.neighbours = neighbours.tolist()
+        self.neighbours = neighbours
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         pairs, alone = self._pair_up(generator)
-        rows: list[int] = []
-        table = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        for pool in table.split(POOL_BATCHES * max(1, self.batch_size // 2)):
+        rows = []
+        for pool in pairs.split(POOL_BATCHES * max(1, self.batch_size // 2)):
             longest = self.lengths[pool].amax(dim=1)
-            rows += pool[longest.argsort(descending=True, stable=True)].flatten().tolist()
-        rows += sorted(alone, key=lambda row: -int(self.lengths[row]))
-        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        for batch in [*(batches[i] for i in order), *short]:
-            yield from batch
+            rows.append(pool[longest.argsort(descending=True, stable=True)].flatten())
+        rows.append(alone[self.lengths[alone].argsort(descending=True, stable=True)])
+        return self._shuffle_batches(torch.cat(rows), generator)
 
-    def _pair_up(self, generator: torch.Generator) -> tuple[list[tuple[int, int]], list[int]]:
-        """Pairs of near rows, and the rows that found no partner."""
+    def _pair_up(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pairs of near rows, `(pairs, 2)`, and the rows that found no partner, `(rows,)`."""
         free = set(range(len(self.neighbours)))
         pairs: list[tuple[int, int]] = []
         alone: list[int] = []
-        chances = torch.rand(len(self.neighbours), NEIGHBOURS, generator=generator) >= PASSED_OVER
+        kept = torch.rand(self.neighbours.shape, generator=generator) >= PASSED_OVER
+        table = self.neighbours.tolist()
         for row in torch.randperm(len(self.neighbours), generator=generator).tolist():
             if row not in free:
                 continue
             free.discard(row)
-            taken = chances[row].tolist()
-            partner = next(
-                (other for other, take in zip(self.neighbours[row], taken, strict=False) if take and other in free),
-                None,
-            )
+            choices = zip(table[row], kept[row].tolist(), strict=True)
+            partner = next((other for other, keep in choices if keep and other in free), None)
             if partner is None:
                 alone.append(row)
             else:
                 free.discard(partner)
                 pairs.append((row, partner))
-        return pairs, alone
+        return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(alone, dtype=torch.long)

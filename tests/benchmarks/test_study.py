@@ -148,7 +148,7 @@ class TestRuns:
 
     def test_choices(self, data):
         data, _ = data
-        for pairs, most in (("best", 1), ("top3", 3), ("true_best", 1)):
+        for pairs, most in (("best", 1), ("top3", 3)):
             collator = study_runs.StudyCollator(data, study_runs.Arm("arm", pairs=pairs), seed=0)
             assert max(len(choices) for choices in collator.choices) == most
         best = study_runs.StudyCollator(data, study_runs.Arm("arm"), seed=0).choices
@@ -246,7 +246,7 @@ class TestStudy:
         assert fewer["FAST-GOAL"]["seeds"] == [0]
         assert fewer["FAST-GOAL"]["R@1"]["values"] == rows["FAST-GOAL"]["R@1"]["values"][:1]
         assert fewer["global"] == rows["global"]
-        assert "(1 seeds)" in capsys.readouterr().out
+        assert "(seeds: 1)" in capsys.readouterr().out
 
         page = tmp_path / "STUDY.md"
         page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\ntext\n")
