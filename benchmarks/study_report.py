@@ -12,7 +12,7 @@ MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
 def write_report(results: Path, page: Path) -> None:
-    """Fill the tables of `page` and draw a plot for every question that has results.
+    """Fill the tables of `page` and draw the plots that `page` shows.
 
     A table stands between `<!-- table NAME -->` and `<!-- end -->`, `NAME` being a result's file name without ending.
 
@@ -32,7 +32,8 @@ def write_report(results: Path, page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     page.write_text(re.sub(r"<!-- table (\S+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL), encoding="utf-8")
     for name, result in found.items():
-        plot(result, results / f"{name}.png")
+        if f"{name}.png" in text:
+            plot(result, results / f"{name}.png")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

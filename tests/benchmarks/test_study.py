@@ -249,7 +249,7 @@ class TestStudy:
         assert "(seeds: 1)" in capsys.readouterr().out
 
         page = tmp_path / "STUDY.md"
-        page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\ntext\n")
+        page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\n![R@1](results/q1.png)\n")
         study_report.write_report(tmp_path / "results", page)
         assert "stale" not in page.read_text()
         assert "| before |" in page.read_text()
