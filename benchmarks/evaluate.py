@@ -23,8 +23,8 @@ sys.path = [path for path in sys.path if os.path.abspath(path or ".") != os.path
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from fastgoal.trainer.joint import joint_map  # noqa: E402
-from fastgoal.trainer.retrieval import retrieval_metrics  # noqa: E402
+from fastgoal.trainer.evaluation.joint import joint_map  # noqa: E402
+from fastgoal.trainer.evaluation.retrieval import retrieval_metrics  # noqa: E402
 
 
 def made_up(items: int, width: int, noise: float) -> tuple[Tensor, Tensor, list[int], list[bool]]:

@@ -26,12 +26,12 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.builders.pair_manifest import STAGES
+from fastgoal.processing.builders.pairs import PairSettings, build_pairs, default_workers
+from fastgoal.processing.data.sources import open_source
 from fastgoal.processing.detectors import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import TOKENS_PER_CROP, batches_by_tokens, cut_crops
-from fastgoal.processing.pair_builder import PairSettings, build_pairs, default_workers
-from fastgoal.processing.pair_manifest import STAGES
-from fastgoal.processing.sources import open_source
 
 # GOAL's: transformers' mask generation with its grid of 32 x 32 points, 128 of them in one forward.
 SAM_POINTS, SAM_POINTS_AT_ONCE = 1024, 128

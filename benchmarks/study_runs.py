@@ -30,9 +30,9 @@ from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
 from fastgoal.processing.regions import Region, regions_from_boxes
-from fastgoal.trainer.length_groups import CaptionLengthSampler
-from fastgoal.trainer.near_batches import NearPairSampler, nearest_rows
-from fastgoal.trainer.retrieval import retrieval_ranks
+from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
+from fastgoal.trainer.batches.near_batches import NearPairSampler, nearest_rows
+from fastgoal.trainer.evaluation.retrieval import retrieval_ranks
 
 SOURCES = ("default", "detected", "true")
 SHORT_ROWS = 500

@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.sentences import split_sentences
-from fastgoal.trainer.length_groups import CaptionLengthSampler
+from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
 
 TOKENS = 248
 LOADER_ROWS = 64

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.processing.regions import Region
     from fastgoal.processing.sentences import Sentence, split_sentences
-    from fastgoal.trainer.collator import FastGoalCollator
+    from fastgoal.trainer.batches.collator import FastGoalCollator
+    from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
     from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
-    from fastgoal.trainer.retrieval import retrieval_metrics
     from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
     __version__: str
@@ -40,7 +40,7 @@ __all__ = [
 _MODULES = {
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
-    "FastGoalCollator": "fastgoal.trainer.collator",
+    "FastGoalCollator": "fastgoal.trainer.batches.collator",
     "FastGoalOutput": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
     "FastGoalTrainer": "fastgoal.trainer.fastgoal_trainer",
@@ -48,7 +48,7 @@ _MODULES = {
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
-    "retrieval_metrics": "fastgoal.trainer.retrieval",
+    "retrieval_metrics": "fastgoal.trainer.evaluation.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }
 

@@ -463,7 +463,7 @@ def versions() -> dict[str, str]:
 
 def save_pairs_sheet(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw rows with their local pairs into a model's folder; returns the picture's path inside it."""
-    from fastgoal.pictures import pairs_sheet
+    from fastgoal.hub_cards.pictures import pairs_sheet
 
     path = folder / EXAMPLES / "pairs.jpg"
     path.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from fastgoal.processing.sources import CAPTIONS_MANIFEST, open_source
+from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, open_source
 
 from .cards import (
     CARD,

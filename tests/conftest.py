@@ -83,6 +83,23 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rows() -> list[dict[str, Any]]:
+    from tests.squares import rows_of_squares
+
+    return rows_of_squares()
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows as `fastgoal pairs` would write them."""
+    from tests.squares import write_pairs
+
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(rows, folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Qwen2-VL checkpoint with a chat template: random weights, a vocabulary of some forty words.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastgoal.hub_cards import cards
 from fastgoal.processing.images import load_image
 
-from .pair_data import PairData
+from .batches.pair_data import PairData
 
 if TYPE_CHECKING:
     from .fastgoal_trainer import FastGoalTrainer

@@ -17,16 +17,16 @@ from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.sparc_fastgoal import sparc_losses
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
+from .batches.collator import FastGoalCollator
+from .batches.length_groups import CaptionLengthSampler
+from .batches.near_batches import NearPairSampler
+from .batches.neighbours import training_neighbours
+from .batches.pair_data import PairData, captions_of
 from .card import CardOptions, finish_folder
-from .collator import FastGoalCollator
-from .gather import gather_with_gradient
-from .gradient_cache import cached_backward
-from .length_groups import CaptionLengthSampler
-from .near_batches import NearPairSampler
-from .neighbours import training_neighbours
+from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
-from .pair_data import PairData, captions_of
-from .retrieval import retrieval_metrics
+from .parallel.gather import gather_with_gradient
+from .parallel.gradient_cache import cached_backward
 from .training_arguments import FastGoalTrainingArguments
 
 EMBEDS = (

@@ -22,9 +22,9 @@ from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
-from fastgoal.trainer.pair_data import PairData
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from .collator import PAIR_CHOICES
+from .batches.collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, Objective, resolve_objective
 
 RECIPES: dict[str, dict[str, Any]] = {

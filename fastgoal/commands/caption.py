@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from fastgoal.commands.pairs import mark_weights
-    from fastgoal.processing.caption_builder import CaptionSettings, build_captions
-    from fastgoal.processing.captioner import PROMPT, Captioner
-    from fastgoal.processing.image_folder import open_images
+    from fastgoal.processing.builders.captioner import PROMPT, Captioner
+    from fastgoal.processing.builders.captions import CaptionSettings, build_captions
+    from fastgoal.processing.data.image_folder import open_images
 
     share, device = join_processes(args.device)
     device, dtype = choose_numbers(device, args.dtype)
@@ -149,7 +149,7 @@ def check_places(images: str, output: str) -> None:
 
 def join_processes(device: str) -> tuple[Any, str]:
     """This process's `Share` and device: all of it unless `accelerate launch` or torchrun started several."""
-    from fastgoal.processing.caption_builder import Share
+    from fastgoal.processing.builders.captions import Share
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes < 2:

@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
         if args.output.suffix == ".md":
             raise ValueError(f"--output {args.output}: name the JSON file; the text goes beside it with .md.")
 
-    from fastgoal.evaluation_report import as_markdown, as_text
-    from fastgoal.processing.protocols import open_protocol
+    from fastgoal.trainer.evaluation.protocols import open_protocol
+    from fastgoal.trainer.evaluation.report import as_markdown, as_text
 
     opened = open_protocol(args.protocol, args.data, args.image_column, args.caption_column, args.split)
     report = evaluate(args, opened)
@@ -135,12 +135,12 @@ def evaluate(args: argparse.Namespace, opened: Any) -> dict[str, Any]:
     import transformers
 
     import fastgoal
-    from fastgoal.trainer.evaluation import count_truncated, encode_source, max_text_length
-    from fastgoal.trainer.intervals import bootstrap_intervals, compare
-    from fastgoal.trainer.joint import evaluate_joint
-    from fastgoal.trainer.localisation import localise
-    from fastgoal.trainer.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, published_rows
-    from fastgoal.trainer.robustness import CHANGES, robustness
+    from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_source, max_text_length
+    from fastgoal.trainer.evaluation.intervals import bootstrap_intervals, compare
+    from fastgoal.trainer.evaluation.joint import evaluate_joint
+    from fastgoal.trainer.evaluation.localisation import localise
+    from fastgoal.trainer.evaluation.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, published_rows
+    from fastgoal.trainer.evaluation.robustness import CHANGES, robustness
 
     source, protocol = opened.source, opened.protocol
     started = time.perf_counter()

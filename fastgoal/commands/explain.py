@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
     from fastgoal.commands.evaluate import load_model
-    from fastgoal.explain import explain, explanation_page, explanation_picture, save_picture
+    from fastgoal.pages.explain import explain, explanation_page, explanation_picture, save_picture
     from fastgoal.processing.detectors import load_detector
     from fastgoal.processing.images import load_image
 

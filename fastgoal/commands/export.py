@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--model {args.model} is no folder here; name a folder for the files with --output.")
         output = Path(args.model) / "onnx"
 
-    from fastgoal.export_onnx import export_onnx
+    from fastgoal.tools.export_onnx import export_onnx
 
     for name, difference in export_onnx(args.model, output).items():
         print(f"{output / name}: differs from PyTorch by at most {difference:.1e}")

@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             prepare_output(path)
 
-    from fastgoal.explain import save_picture
-    from fastgoal.gallery import choose_queries, contestant, gallery_page, gallery_picture
-    from fastgoal.processing.protocols import open_protocol
-    from fastgoal.trainer.evaluation import encode_source
+    from fastgoal.pages.explain import save_picture
+    from fastgoal.pages.gallery import choose_queries, contestant, gallery_page, gallery_picture
+    from fastgoal.trainer.evaluation.embeddings import encode_source
+    from fastgoal.trainer.evaluation.protocols import open_protocol
 
     source = open_protocol(args.protocol, args.data, args.image_column, args.caption_column, args.split).source
     contestants = []

@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.commands.evaluate import load_model, prepare_output, write_json, write_text
-    from fastgoal.inspection import inspect_pairs, mean_cosine
-    from fastgoal.inspection_page import inspection_page, page_name, shown_rows
-    from fastgoal.pairs_folder import PairsFolder
+    from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
+    from fastgoal.processing.data.figures import inspect_pairs, mean_cosine
+    from fastgoal.processing.data.pairs_dataset import PairsFolder
 
     for name, lowest in (("rows", 0), ("sample", 1)):
         if getattr(args, name) < lowest:
@@ -118,7 +118,7 @@ def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
 
 def token_ends(tokenizer: Any) -> Callable[[str], list[tuple[int, int]]] | None:
     """Gives, for a caption, (limit, end in characters of what is read) for the limits that cut it."""
-    from fastgoal.inspection import TOKEN_LIMITS
+    from fastgoal.processing.data.figures import TOKEN_LIMITS
 
     if not getattr(tokenizer, "is_fast", False):
         return None

@@ -104,10 +104,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from fastgoal.processing.builders.pairs import COLUMN_PREFIX, PairSettings, build_pairs
+    from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.open_vocabulary import MIN_SCORES, open_vocabulary_kind
-    from fastgoal.processing.pair_builder import COLUMN_PREFIX, PairSettings, build_pairs
     from fastgoal.processing.phrases import MAX_PHRASES
-    from fastgoal.processing.sources import open_source
 
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
@@ -223,7 +223,7 @@ def choose_device(device: str, dtype: str) -> tuple[str, str]:
 
 def mark_weights(name: str) -> str:
     """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub."""
-    from fastgoal.processing.sources import hash_files
+    from fastgoal.processing.data.sources import hash_files
 
     path = Path(name)
     if path.is_file():

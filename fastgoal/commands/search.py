@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from fastgoal.processing.images import load_image
-    from fastgoal.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
-    from fastgoal.trainer.evaluation import count_truncated, encode_images, encode_texts, max_text_length
+    from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
+    from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)

@@ -57,13 +57,13 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
     Raises:
         OSError: A file cannot be written.
     """
+    from fastgoal.hub_cards.pictures import pairs_sheet
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.pictures import pairs_sheet
-    from fastgoal.processing.pair_builder import PairSettings, build_pairs
+    from fastgoal.processing.builders.pairs import PairSettings, build_pairs
+    from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-    from fastgoal.processing.sources import open_source
-    from fastgoal.trainer.evaluation import evaluate_source
-    from fastgoal.trainer.pair_data import PairData
+    from fastgoal.trainer.batches.pair_data import PairData
+    from fastgoal.trainer.evaluation.embeddings import evaluate_source
 
     settings = settings or TourSettings()
     seconds: dict[str, float] = {}

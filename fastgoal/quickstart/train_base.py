@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from fastgoal.quickstart.scenes import Scene, SceneObject, draw_scenes, short_caption
-from fastgoal.trainer.retrieval import retrieval_metrics
+from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
 
 logger = logging.getLogger(__name__)
 

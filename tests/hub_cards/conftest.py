@@ -1,45 +1,16 @@
 """A model that was really trained, once for all tests of its card, its handler and its way to the Hub, and that Hub."""
 
-import io
 import os
 import subprocess
 import sys
 
-import datasets
 import pytest
-from PIL import Image, ImageDraw
+
+from tests.squares import rows_of_squares, write_pairs
 
 from .fake_hub import FakeHub
 
 TOKEN = "hf_" + "Secret" * 6
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-def row_of(first, second):
-    picture = Image.new("RGB", (64, 32), "black")
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((18, 4, 29, 15), fill=COLOURS[first])
-    draw.rectangle((34, 16, 45, 27), fill=COLOURS[second])
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    caption = f"On the left, it is {first}. On the right it is {second}."
-    cut = caption.index(". ") + 1
-    return {
-        "image": {"bytes": buffer.getvalue(), "path": f"{first}-{second}.png"},
-        "file_name": f"{first}-{second}.png",
-        "caption": caption,
-        "width": 64,
-        "height": 32,
-        "regions": [
-            {"box": [18.0, 4.0, 30.0, 16.0], "score": 0.9, "label": "square", "source": "column"},
-            {"box": [34.0, 16.0, 46.0, 28.0], "score": 0.8, "label": "square", "source": "column"},
-        ],
-        "sentences": [{"start": 0, "end": cut}, {"start": cut + 1, "end": len(caption)}],
-        "pairs": [
-            {"sentence": 0, "region": 0, "score": 0.6, "best": False},
-            {"sentence": 1, "region": 1, "score": 0.7, "best": True},
-        ],
-    }
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +19,7 @@ def trained(tiny_clip, tmp_path_factory):
     from fastgoal.trainer.run import main
 
     home = tmp_path_factory.mktemp("home_of_the_user")
-    rows = [row_of(first, second) for first in COLOURS for second in COLOURS if first != second]
-    (home / "squares").mkdir()
-    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-    data.to_parquet(home / "squares" / "train-00000-of-00001.parquet")
+    write_pairs(rows_of_squares("On the left, it is", ("red", "green", "blue")), home / "squares")
     output = home / "my-model"
     settings = {
         "model": tiny_clip,

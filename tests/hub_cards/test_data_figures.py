@@ -14,7 +14,7 @@ from PIL import Image
 from fastgoal.cli import main
 from fastgoal.hub_cards.cards import CaptionerFacts
 from fastgoal.hub_cards.data_figures import find_captioner, load_counter, measure, prepare_data_card, sample_rows
-from fastgoal.processing.captioner import PROMPT
+from fastgoal.processing.builders.captioner import PROMPT
 
 from .conftest import TOKEN
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.card import training_facts
 from fastgoal.trainer.objectives import OBJECTIVES
-from fastgoal.trainer.pair_data import PairData
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer import neighbours
-from fastgoal.trainer.pair_data import PairData
+from fastgoal.trainer.batches import neighbours
+from fastgoal.trainer.batches.pair_data import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly

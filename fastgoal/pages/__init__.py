@@ -1,0 +1,1 @@
+"""Pages and pictures that explain, inspect and compare."""

@@ -1,0 +1,1 @@
+"""Tools around a checkpoint: search, conversion, export."""

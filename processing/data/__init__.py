@@ -1,0 +1,1 @@
+"""Data on disk: anybody's images and captions as rows, and the data sets of local pairs that are made of them."""

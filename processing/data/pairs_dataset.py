@@ -1,0 +1,189 @@
+"""Reads a folder that `fastgoal pairs` wrote, a batch of columns or single rows at a time, never all of it at once."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from fastgoal.processing.data.sources import METADATA, SHARD_NAME
+
+MANIFEST = "fastgoal_pairs.json"
+# The columns, and for lists of structs what is in them.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": (),
+    "file_name": (),
+    "caption": (),
+    "width": (),
+    "height": (),
+    "regions": ("box", "score", "label", "source"),
+    "sentences": ("start", "end"),
+    "pairs": ("sentence", "region", "score", "best"),
+}
+_REMEDY = "Delete it and run the same `fastgoal pairs` command again, which makes what is missing."
+
+
+class PairsFolder:
+    """The rows of a folder of local pairs; a run that is not finished yet can be read as far as it is.
+
+    Args:
+        folder: As `fastgoal pairs --output` names it, or a copy of it from the Hub.
+
+    Attributes:
+        files: The parquet files, in order.
+        rows: Rows of each file.
+        missing: Names of files that the others' names speak of ("00001-of-00004") and that are not there.
+        manifest: What `fastgoal_pairs.json` says; empty without that file.
+        skipped: The rows that the run left out, as `{"row", "reason"}`.
+
+    Raises:
+        ValueError: The folder is none, is empty, or a file in it is cut off or lacks columns; names the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self.folder = folder
+        self.files = _parquet_files(folder)
+        self._opened: list[Any] = []
+        for path in self.files:
+            try:
+                opened = pyarrow.parquet.ParquetFile(path)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise _unreadable(path, error) from None
+            _check_columns(opened.schema_arrow, path)
+            self._opened.append(opened)
+        self.rows = [opened.metadata.num_rows for opened in self._opened]
+        self._starts = [0, *accumulate(self.rows)]
+        if len(self) == 0:
+            raise ValueError(f"{folder} has {len(self.files)} parquet files and not one row in them.")
+        self.missing = _missing_files(self.files)
+        self.manifest = _read_manifest(folder / MANIFEST)
+        self.skipped = _skipped_rows(folder, self.manifest)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def batches(self, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
+        """All rows in order, as `pyarrow.RecordBatch` of at most `size` rows with some columns.
+
+        Raises:
+            ValueError: A file is broken; names it.
+        """
+        for number in range(len(self.files)):
+            yield from self._batches(number, columns, size)
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Some rows with all columns, the image as `{"bytes", "path"}`, as (number, row), in order of their numbers.
+
+        Only the row groups they lie in are read.
+        """
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for index in sorted(indices):
+            number = bisect_right(self._starts, index) - 1
+            offset, group, metadata = index - self._starts[number], 0, self._opened[number].metadata
+            while offset >= metadata.row_group(group).num_rows:
+                offset -= metadata.row_group(group).num_rows
+                group += 1
+            wanted.setdefault((number, group), []).append((index, offset))
+        for (number, group), places in wanted.items():
+            start, left = 0, list(places)
+            for batch in self._batches(number, list(COLUMNS), 64, [group]):
+                while left and left[0][1] < start + batch.num_rows:
+                    index, offset = left.pop(0)
+                    yield index, batch.slice(offset - start, 1).to_pylist()[0]
+                start += batch.num_rows
+                if not left:
+                    break
+
+    def _batches(
+        self, number: int, columns: Sequence[str], size: int, groups: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        import pyarrow
+
+        try:
+            yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _unreadable(self.files[number], error) from None
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name one that `fastgoal pairs` wrote.")
+    files = sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
+    if files:
+        return files
+    if not any(folder.iterdir()):
+        raise ValueError(f"{folder} is empty; name a folder that `fastgoal pairs` wrote.")
+    hint = ""
+    if (folder / METADATA).is_file():
+        hint = f" It has images and captions: make pairs of them first with `fastgoal pairs {folder} --output DIR`."
+    elif (folder / MANIFEST).is_file():
+        hint = " The run that makes it has not finished a shard yet."
+    raise ValueError(f"{folder} has no parquet file, in it or in data/; `fastgoal pairs` writes such a folder.{hint}")
+
+
+def _check_columns(schema: Any, path: Path) -> None:
+    import pyarrow
+
+    lacks = []
+    for column, fields in COLUMNS.items():
+        if column not in schema.names:
+            lacks.append(column)
+            continue
+        kind = schema.field(column).type
+        if fields:
+            is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+            inner = kind.value_type if is_list else None
+            found = {inner.field(place).name for place in range(inner.num_fields)} if is_list and inner else set()
+            lacks += [f"{column}.{field}" for field in fields if field not in found]
+    if lacks:
+        raise ValueError(
+            f"{path} lacks {', '.join(lacks)}; its columns are {', '.join(schema.names)}. Name a folder that "
+            "`fastgoal pairs` wrote."
+        )
+
+
+def _missing_files(files: Sequence[Path]) -> list[str]:
+    there = {path.name for path in files}
+    missing = []
+    for split, count in sorted({(match["split"], match["count"]) for name in there if (match := _match(name))}):
+        names = [f"{split}-{index:05d}-of-{count}.parquet" for index in range(int(count))]
+        missing += [name for name in names if name not in there]
+    return missing
+
+
+def _match(name: str) -> Any:
+    return SHARD_NAME.fullmatch(name)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest; a copy from elsewhere may have none, and a broken one says nothing about the rows."""
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _skipped_rows(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """From the summary of a finished run, else from the records of the shards that are there."""
+    summary = manifest.get("summary")
+    if isinstance(summary, dict):
+        return _entries(summary)
+    found = []
+    for path in sorted((folder / ".fastgoal").glob("*.json")):
+        found += _entries(_read_manifest(path))
+    return found
+
+
+def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = record.get("skipped")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(f"the shard {path} cannot be read ({reason}): it is cut off or no parquet file. {_REMEDY}")

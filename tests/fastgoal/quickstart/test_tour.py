@@ -1,0 +1,93 @@
+"""The quickstart in small: everything it promises is there, and the numbers are those of the models it leaves."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.quickstart.scenes import draw_scenes
+from fastgoal.quickstart.tour import BASE, TourSettings, result_table, take_tour
+
+SMALL = TourSettings(train_scenes=12, test_scenes=20, epochs=2, batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tour")
+    lines: list[str] = []
+    return folder, take_tour(folder, SMALL, say=lines.append), lines
+
+
+def test_report_says_what_ran(toured):
+    folder, report, lines = toured
+    assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert report["steps"] == 4
+    assert report["pairs"]["images"] == 12
+    assert report["pairs"]["regions"]["default"] == 60
+    assert report["pairs"]["regions"]["column"] >= 36
+    assert set(report["results"]) == {"base", "global", "fast_goal"}
+    assert len(lines) >= 4
+
+
+def test_numbers_are_those_of_the_saved_models(toured):
+    from fastgoal.processing.data.sources import open_source
+    from fastgoal.trainer.evaluation.embeddings import evaluate_source
+
+    folder, report, _ = toured
+    for name, place in (("base", BASE), ("global", folder / "global"), ("fast_goal", folder / "fast-goal")):
+        model, processor = FastGoalCLIPModel.from_clip(str(place)), FastGoalProcessor.from_clip(str(place))
+        got = evaluate_source(model, processor, open_source(folder / "scenes" / "test"), batch_size=7).metrics
+        assert got == pytest.approx(report["results"][name], abs=1e-9), name
+
+
+def test_trainings_differ_from_the_base_and_from_each_other(toured):
+    folder, _, _ = toured
+    scales = {
+        name: FastGoalCLIPModel.from_clip(str(place)).visual_projection.weight
+        for name, place in (("base", BASE), ("global", folder / "global"), ("fast", folder / "fast-goal"))
+    }
+    assert not scales["base"].equal(scales["global"])
+    assert not scales["global"].equal(scales["fast"])
+
+
+def test_test_scenes_are_not_trained_on(toured):
+    folder, _, _ = toured
+    captions = {
+        name: {json.loads(line)["caption"] for line in (folder / "scenes" / name / "metadata.jsonl").open()}
+        for name in ("train", "test")
+    }
+    assert not captions["train"] & captions["test"]
+
+
+def test_picture_of_pairs_is_there(toured):
+    folder, _, _ = toured
+    with Image.open(folder / "pairs.png") as picture:
+        assert picture.width > 800
+        assert picture.height > 600
+
+
+def test_cards_say_what_the_models_are(toured):
+    folder, _, _ = toured
+    for name in ("global", "fast-goal"):
+        card = (folder / name / "README.md").read_text()
+        assert "trained on drawn scenes only" in card
+        assert ("the regions that their sentences describe" in card) == (name == "fast-goal")
+
+
+def test_table_shows_percentages(toured):
+    _, report, _ = toured
+    table = result_table(report)
+    assert table.splitlines()[-1].split()[0] == "FAST-GOAL"
+    assert f"{100 * report['results']['global']['image_to_text_R@5']:.1f}" in table
+
+
+def test_the_base_knows_single_objects():
+    model, processor = FastGoalCLIPModel.from_clip(str(BASE)), FastGoalProcessor.from_clip(str(BASE))
+    hits = total = 0
+    for scene in draw_scenes(10, seed=5, split="validation"):
+        crops = [scene.image.crop(box) for box in scene.boxes]
+        logits = model(**processor(images=crops, text=[f"a {label}" for label in scene.labels])).logits_per_image
+        hits += int((logits.argmax(dim=1) == logits.new_tensor(range(len(crops)))).sum())
+        total += len(crops)
+    assert hits / total > 0.8

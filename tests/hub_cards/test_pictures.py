@@ -1,0 +1,116 @@
+"""The sheet of matched pairs: regions where they should be, in the colour of their sentence."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from fastgoal.hub_cards.pictures import COLOURS, LINE, MARGIN, TAG, Frame, draw_frames, pairs_sheet, row_frames
+
+CAPTION = "A red cup stands on a table. Behind it a dog sleeps."
+
+
+def row(**changes):
+    return {
+        "image": Image.new("RGB", (100, 50), "white"),
+        "file_name": "a.png",
+        "caption": CAPTION,
+        "regions": [
+            {"box": [10.0, 10.0, 40.0, 40.0], "label": "cup", "source": "column"},
+            {"box": [50.0, 0.0, 100.0, 50.0], "label": "", "source": "default"},
+        ],
+        "sentences": [{"start": 0, "end": 28}, {"start": 29, "end": len(CAPTION)}],
+        "pairs": [
+            {"sentence": 0, "region": 0, "score": 0.5, "best": True},
+            {"sentence": 1, "region": 1, "score": 0.4, "best": False},
+        ],
+        **changes,
+    }
+
+
+def colours_in(image):
+    return {colour for _, colour in image.getcolors(maxcolors=1 << 24)}
+
+
+def test_frames_have_the_colours_of_their_sentences():
+    sheet = pairs_sheet([row()], image_height=200)
+    left, right = sheet.crop((0, 0, 420, sheet.height)), sheet.crop((440, 0, sheet.width, sheet.height))
+    for number in range(2):
+        colour = ImageColor.getrgb(COLOURS[number])
+        assert colour in colours_in(left)
+        assert colour in colours_in(right)
+    # 100 x 50 shown at four times its size, 16 from the left, below the legend.
+    top = LINE + MARGIN + MARGIN // 2
+    assert sheet.getpixel((MARGIN + 40 + 2, top + 80)) == ImageColor.getrgb(COLOURS[0])
+    assert sheet.getpixel((MARGIN + 70, top + 80)) == (255, 255, 255)
+
+
+def test_sentences_of_one_region_share_a_frame_and_its_colour():
+    pairs = [
+        {"sentence": 0, "region": 1, "score": 0.4, "best": False},
+        {"sentence": 1, "region": 1, "score": 0.5, "best": True},
+    ]
+    assert row_frames(row(pairs=pairs)) == [Frame(1, row()["regions"][1]["box"], COLOURS[0], [1, 2], True)]
+    sheet = pairs_sheet([row(pairs=pairs)])
+    assert ImageColor.getrgb(COLOURS[0]) in colours_in(sheet)
+    assert ImageColor.getrgb(COLOURS[1]) not in colours_in(sheet)
+
+
+def test_numbers_stay_inside_the_picture_and_apart():
+    """Two regions with one corner, at the right edge, and a dozen sentences."""
+    image = Image.new("RGB", (100, 120), "white")
+    frames = [Frame(0, (90, 0, 100, 100), "#ff0000", range(1, 9)), Frame(1, (90, 5, 99, 50), "#0000ff", [9, 10])]
+    draw_frames(image, frames, 1.0)
+    red = [(x, y) for x in range(100) for y in range(120) if image.getpixel((x, y)) == (255, 0, 0)]
+    blue = [(x, y) for x in range(90) for y in range(120) if image.getpixel((x, y)) == (0, 0, 255)]
+    # Four tags of 24 pixels fit beside each other: two rows of them, and the third for the other region.
+    assert min(x for x, _ in red) == 100 - 4 * TAG[0] + 1
+    assert {y // TAG[1] for x, y in red if x < 90} == {0, 1}
+    assert min(y for _, y in blue) >= 2 * TAG[1]
+
+
+def test_long_captions_make_the_sheet_higher():
+    long = "word " * 300 + "."
+    high = pairs_sheet([row(caption=long, sentences=[{"start": 0, "end": len(long)}], pairs=[row()["pairs"][0]])])
+    assert high.height > pairs_sheet([row()]).height
+
+
+def test_rows_stand_one_under_the_other():
+    one, three = pairs_sheet([row()]), pairs_sheet([row()] * 3)
+    assert three.width == one.width
+    assert three.height > 2 * one.height
+
+
+def test_nothing_to_draw():
+    with pytest.raises(ValueError, match="at least one row"):
+        pairs_sheet([])
+
+
+def linear(colour):
+    """Linear RGB, 0 to 1."""
+    values = np.array(ImageColor.getrgb(colour)) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(rgb):
+    """Of linear RGB (Ottosson 2020)."""
+    cones = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]])
+    mixed = np.array([[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]])
+    return mixed @ np.cbrt(cones @ rgb.clip(0, 1))
+
+
+# What people without one kind of cones see, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+SIGHTS = {
+    "all cones": np.eye(3),
+    "protanopia": np.array([[0.15229, 1.05258, -0.20487], [0.11450, 0.78628, 0.09922], [-0.00388, -0.04812, 1.05200]]),
+    "deuteranopia": np.array([[0.36732, 0.86065, -0.22797], [0.28009, 0.67250, 0.04741], [-0.01182, 0.04294, 0.96888]]),
+    "tritanopia": np.array([[1.25553, -0.07675, -0.17878], [-0.07841, 0.93081, 0.14760], [0.00473, 0.69137, 0.30390]]),
+}
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_are_legible_and_differ_for_everybody(sight):
+    luminance = [linear(colour) @ (0.2126, 0.7152, 0.0722) for colour in COLOURS]
+    assert min(1.05 / (value + 0.05) for value in luminance) >= 4.5  # WCAG AA, on white
+    seen = [oklab(SIGHTS[sight] @ linear(colour)) for colour in COLOURS]
+    differences = [np.linalg.norm(one - other) for place, one in enumerate(seen) for other in seen[:place]]
+    assert min(differences) > 0.085

@@ -1,0 +1,417 @@
+"""`build_pairs`: known matches, resuming after errors and kills, bad rows, locks and full disks.
+
+The matcher only sees colours, see `colour_world`; several processes are in `test_pairs_in_processes`.
+"""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+
+from fastgoal.processing.builders import pair_manifest, shards
+from fastgoal.processing.builders import pairs as pair_builder
+from fastgoal.processing.builders.pairs import PairSettings
+from fastgoal.processing.builders.shards import folder_lock
+from fastgoal.processing.data.sources import open_source
+
+from .colour_world import SETTINGS, ColourModel, Halves, make_folder, matcher, rows_of, run, unused, without_times
+
+
+@pytest.fixture
+def load(tmp_path_factory):
+    return lambda output: load_dataset(str(output), split="train", cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of eight pictures and the output of an uninterrupted run over it: shards of 3, 3 and 2 rows."""
+    base = tmp_path_factory.mktemp("made")
+    folder = make_folder(base / "data")
+    model = ColourModel()
+    summary = run(folder, base / "pairs", matcher(Halves(), model))
+    return SimpleNamespace(folder=folder, output=base / "pairs", summary=summary, model=model)
+
+
+def test_every_sentence_gets_the_region_of_its_colour(made, load):
+    dataset = load(made.output)
+    assert len(dataset) == 8
+    for number, row in enumerate(dataset):
+        assert row["file_name"] == f"{number}.png"
+        assert (row["width"], row["height"]) == (60 + number, 30) == row["image"].size
+        assert [row["caption"][s["start"] : s["end"]].split()[1] for s in row["sentences"]] == ["right", "left"]
+        assert [row["regions"][pair["region"]]["label"] for pair in row["pairs"]] == ["right", "left"]
+        assert [pair["sentence"] for pair in row["pairs"]] == [0, 1]
+        assert sum(pair["best"] for pair in row["pairs"]) == 1
+        third = (60 + number) / 3
+        assert row["regions"][0]["box"] == pytest.approx([0, 0, third, 30])
+        assert [region["source"] for region in row["regions"]] == ["halves"] * 2 + ["default"] * 5
+        assert row["image"].tobytes() == Image.open(made.folder / row["file_name"]).tobytes()
+
+
+def test_summary_counts_what_is_in_the_data(made):
+    counts = {name: made.summary[name] for name in ("images", "sentences", "pairs", "shards", "shards_made")}
+    assert counts == {"images": 8, "sentences": 16, "pairs": 16, "shards": 3, "shards_made": 3}
+    assert made.summary["regions"] == {"default": 40, "halves": 16}
+    assert made.summary["best_regions"] == {"halves": 8}
+    assert made.summary["skipped"] == []
+    assert set(made.summary["stage_seconds"]) == {"decode", "detect", "crop", "sentences", "image", "write"}
+    saved = json.loads((made.output / "fastgoal_pairs.json").read_text())
+    assert without_times(saved["summary"]) == without_times(made.summary)
+    assert saved["settings"]["min_area"] == 0.01
+    assert "transformers" in saved["versions"]
+
+
+def test_crops_of_several_images_share_a_forward(made):
+    # A shard of three images with seven candidate regions each goes to CLIP eight crops at a time, and no batch takes
+    # crops of two shards: whoever makes a shard makes the same batches.
+    assert made.model.image_batches == [8, 8, 5, 8, 8, 5, 8, 6]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, monkeypatch, overlap, workers):
+    monkeypatch.setattr(pair_builder, "overlaps", lambda device: overlap)
+    threads = torch.get_num_threads()
+    run(made.folder, tmp_path / "pairs", num_workers=workers)
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="num_workers=0; expected"):
+        run(made.folder, tmp_path / "pairs", num_workers=0)
+
+
+def test_operations_in_worker_threads_take_one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with pair_builder._single_threaded(3) as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_stage_inside_another_one_counts_alone(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    monkeypatch.setattr(pair_builder.time, "perf_counter", lambda: next(now))
+    clock = pair_builder._Clock()
+    with clock("image"), clock("crop"):
+        pass
+    assert clock.seconds == {"": 1.0, "image": 2.0 + 4.0, "crop": 3.0}
+
+
+def test_time_on_the_clock_is_counted_once():
+    spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 30.0), (40.0, 41.0)]
+    assert pair_manifest._covered(spans) == 21.0
+
+
+def test_images_keep_the_bytes_of_their_files(made):
+    paths = sorted((made.output / "data").iterdir())
+    assert [path.name for path in paths] == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    images = [image for path in paths for image in pyarrow.parquet.read_table(path)["image"].to_pylist()]
+    for number, image in enumerate(images):
+        assert image == {"bytes": (made.folder / f"{number}.png").read_bytes(), "path": f"{number}.png"}
+
+
+def test_a_finished_folder_is_left_as_it_is(made):
+    before = rows_of(made.output)
+    again = run(made.folder, made.output, unused)
+    assert again == {**made.summary, "shards_made": 0}
+    assert rows_of(made.output) == before
+
+
+def test_its_output_is_a_source(made):
+    rows = list(open_source(made.output))
+    assert [row.name for row in rows] == [f"{number}.png" for number in range(8)]
+    assert rows[0].caption == "The right is blue. The left is red."
+
+
+@pytest.mark.parametrize("broken_at", [1, 4, 8])
+def test_an_interrupted_run_continues_and_equals_an_uninterrupted_one(made, tmp_path, broken_at):
+    def fail():
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(made.folder, tmp_path / "pairs", matcher(Halves(broken_at, fail)))
+    finished = (broken_at - 1) // 3
+    assert len(list((tmp_path / "pairs").glob("data/*"))) == finished
+    assert not list((tmp_path / "pairs").rglob("*.tmp"))
+    summary = run(made.folder, tmp_path / "pairs")
+    assert summary["shards_made"] == 3 - finished
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+    assert without_times(summary) == without_times(made.summary)
+
+
+def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, tmp_path):
+    output = tmp_path / "pairs"
+    # The detector kills the process at the fifth image, with no chance to clean up.
+    arguments = f"0, 1, 0, {str(made.folder)!r}, {str(output)!r}, '.', act_at=5, action={int(signal.SIGKILL)}"
+    code = f"import colour_world; colour_world.run_as_process({arguments})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert [path.name for path in (output / "data").iterdir()] == ["train-00000-of-00003.parquet"]
+    assert (output / ".fastgoal/lock").exists()
+    assert list(output.rglob("*.tmp"))
+    summary = run(made.folder, output)
+    assert summary["shards_made"] == 2
+    assert rows_of(output) == rows_of(made.output)
+    assert without_times(summary) == without_times(made.summary)
+    assert not list(output.rglob("*.tmp"))
+    assert not (output / ".fastgoal/lock").exists()
+
+
+def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(shards.logger, "warning", said.append)
+    output = tmp_path / "pairs"
+    run(made.folder, output)
+    first, second, third = sorted((output / "data").iterdir())
+    size = first.stat().st_size
+    first.write_bytes(first.read_bytes()[: size // 2])
+    content = second.read_bytes()
+    second.write_bytes(content[:-4] + b"XXXX")
+    third.unlink()
+    assert run(made.folder, output)["shards_made"] == 3
+    assert len(said) == 2  # one that is not there at all is nothing to wonder about
+    assert f"{first} is damaged and is made again: it has {size // 2} bytes where its record says {size}" in said[0]
+    assert f"{second} is damaged and is made again" in said[1]
+    first.unlink()
+    (output / ".fastgoal" / f"{second.stem}.json").write_text("{")
+    assert run(made.folder, output)["shards_made"] == 2
+    assert rows_of(output) == rows_of(made.output)
+
+
+def test_other_settings_or_data_are_refused(made, tmp_path):
+    from dataclasses import replace
+
+    output = tmp_path / "pairs"
+    folder = make_folder(tmp_path / "data", count=2)
+    run(folder, output)
+    before = rows_of(output)
+    with pytest.raises(ValueError, match=r"min_area was 0.01 and is now 0.2.*--output, or delete"):
+        run(folder, output, unused, settings=replace(SETTINGS, min_area=0.2))
+    with pytest.raises(ValueError, match="model was 'colours' and is now 'shapes'"):
+        run(folder, output, unused, settings=replace(SETTINGS, model="shapes"))
+    with pytest.raises(ValueError, match="source_rows was 2 and is now 8"):
+        run(made.folder, output, unused)
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes() + b"more")
+    with pytest.raises(ValueError, match=r"image files of the source have changed.*not mixed.*delete this folder"):
+        run(folder, output, unused)
+    assert rows_of(output) == before
+    (output / "fastgoal_pairs.json").write_text("{")
+    with pytest.raises(ValueError, match=r"fastgoal_pairs.json cannot be read"):
+        run(folder, output, unused)
+
+
+def test_settings_may_be_put_right_while_no_shard_is_finished(made, tmp_path):
+    def fail():
+        raise RuntimeError("wrong detector")
+
+    with pytest.raises(RuntimeError, match="wrong detector"):
+        run(made.folder, tmp_path / "pairs", matcher(Halves(1, fail)), PairSettings(model="colours", shard_size=2))
+    run(made.folder, tmp_path / "pairs")
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+
+
+def test_a_folder_with_other_things_in_it_is_refused(made, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"did not make .thesis.tex."):
+        run(made.folder, tmp_path, unused)
+    with pytest.raises(ValueError, match="is a file"):
+        run(made.folder, tmp_path / "thesis.tex", unused)
+
+
+BAD_ROWS = {
+    0: {"file_name": "absent.png"},
+    1: {"caption": "  "},
+    2: {"file_name": "broken.png"},
+    4: {"boxes": [[0, 0, 30, 30], [40, 5, 40, 20]]},
+}
+
+
+@pytest.fixture
+def bad_folder(tmp_path):
+    extra = {number: {"boxes": [[0, 0, 20, 30]], **BAD_ROWS.get(number, {})} for number in range(8)}
+    folder = make_folder(tmp_path / "bad", extra=extra)
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    return folder
+
+
+COLUMN = PairSettings(model="colours", detector="column:boxes", shard_size=3)
+
+
+def test_bad_rows_are_skipped_counted_and_listed(bad_folder, tmp_path, load):
+    summary = run(bad_folder, tmp_path / "pairs", settings=COLUMN, on_error="skip")
+    assert summary["images"] == 4
+    assert [entry["row"] for entry in summary["skipped"]] == [0, 1, 2, 4]
+    reasons = [entry["reason"] for entry in summary["skipped"]]
+    for number, words in enumerate(("absent.png", "empty caption", "broken.png", "box")):
+        assert f"metadata.jsonl line {summary['skipped'][number]['row'] + 1} (" in reasons[number]
+        assert words in reasons[number].lower()
+    # The first shard has no rows at all, and the folder can be read nevertheless.
+    assert load(tmp_path / "pairs")["file_name"] == ["3.png", "5.png", "6.png", "7.png"]
+    again = run(bad_folder, tmp_path / "pairs", unused, settings=COLUMN, on_error="skip")
+    assert again["skipped"] == summary["skipped"]
+    with pytest.raises(ValueError, match=r"left out 4 rows .*absent.png"):
+        run(bad_folder, tmp_path / "pairs", unused, settings=COLUMN)
+
+
+def test_skipped_rows_survive_an_interruption(bad_folder, tmp_path):
+    whole = run(bad_folder, tmp_path / "whole", settings=COLUMN, on_error="skip")
+    with pytest.raises(ValueError, match=r"line 1 \(absent.png\).*--on-error skip"):
+        run(bad_folder, tmp_path / "pairs", settings=COLUMN)
+    run(bad_folder, tmp_path / "pairs", settings=COLUMN, on_error="skip")
+    (tmp_path / "pairs/data/train-00001-of-00003.parquet").unlink()
+    summary = run(bad_folder, tmp_path / "pairs", settings=COLUMN, on_error="skip")
+    assert without_times(summary) == without_times(whole)
+    assert rows_of(tmp_path / "pairs") == rows_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("extra", "labels"),
+    [
+        ({"boxes": [[0, 0, 20, 30], [40, 0, 60, 30]]}, ["", ""]),
+        ({"boxes": [[0, 0, 20, 30], [40, 0, 60, 30]], "labels": ["door", "tree"]}, ["door", "tree"]),
+        ({"boxes": [{"bbox": [0, 0, 20, 30], "label": "door", "iscrowd": 0}, {"bbox": [40, 0, 60, 30]}]}, ["door", ""]),
+        ({"boxes": [{"bbox": [0, 0, 20, 30], "score": 0.1}, {"bbox": [40, 0, 60, 30], "score": 0.9}]}, [""]),
+        ({"boxes": None}, []),
+    ],
+)
+def test_boxes_of_a_column(tmp_path, load, extra, labels):
+    folder = make_folder(tmp_path / "data", count=1, extra={0: extra})
+    run(folder, tmp_path / "pairs", matcher(), settings=COLUMN)
+    (row,) = load(tmp_path / "pairs")
+    assert [region["label"] for region in row["regions"] if region["source"] == "column"] == labels
+    if len(labels) == 2:
+        assert [row["regions"][pair["region"]]["box"][0] for pair in row["pairs"]] == [40, 0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, r"has no column 'boxes'; its columns are \['file_name', 'caption'\]"),
+        ({"boxes": {"bbox": []}}, "is a dict; expected a list of"),
+        ({"boxes": [{"box": [0, 0, 9, 9]}]}, "box 0 of the column 'boxes'"),
+        ({"boxes": [[0, 0, 20, 30]], "labels": []}, r"`labels` must be one a box, got 0 for 1"),
+        ({"boxes": [[0, 0, 200, 30]]}, r"line 1 \(0.png\)"),
+    ],
+)
+def test_bad_boxes_name_the_row(tmp_path, extra, message):
+    folder = make_folder(tmp_path / "data", count=1, extra={0: extra})
+    with pytest.raises(ValueError, match=message):
+        run(folder, tmp_path / "pairs", matcher(), settings=COLUMN)
+
+
+def test_a_rotated_photograph_is_stored_as_it_is_and_measured_upright(tmp_path, load):
+    folder = make_folder(tmp_path / "data", count=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
+    run(folder, tmp_path / "pairs")
+    (row,) = load(tmp_path / "pairs")
+    assert (row["width"], row["height"]) == (30, 60) == row["image"].size
+
+
+def test_limit_takes_the_first_rows_and_default_regions_always_take_part(made, tmp_path, load):
+    settings = PairSettings(model="colours", limit=4, shard_size=3, max_area=0.2)
+    summary = run(made.folder, tmp_path / "pairs", settings=settings)
+    assert (summary["images"], summary["shards"], summary["regions"]) == (4, 2, {"default": 20})
+    assert load(tmp_path / "pairs")["file_name"] == [f"{number}.png" for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"limit": 0}, {"shard_size": 0}, {"min_area": 0.9}, {"max_area": 1.5}, {"min_score": 2}]
+)
+def test_wrong_settings(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}.*expected"):
+        PairSettings(model="x", **wrong)
+
+
+def test_one_process_at_a_time(made, tmp_path):
+    with (
+        folder_lock(tmp_path / "pairs/.fastgoal/lock"),
+        pytest.raises(ValueError, match=f"process {os.getpid()} writes"),
+    ):
+        run(made.folder, tmp_path / "pairs", unused)
+
+
+def test_a_lock_is_only_broken_when_its_process_is_gone(tmp_path):
+    lock = tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    holder = {"pid": process.pid, "started": "x", "host": os.uname().nodename}
+    lock.write_text(json.dumps(holder))
+    with folder_lock(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+    # The number of a process that is gone may belong to another one now: this one, for example.
+    lock.write_text(json.dumps({**holder, "pid": os.getpid()}))
+    with folder_lock(lock):
+        pass
+    lock.write_text(json.dumps({**holder, "host": "elsewhere"}))
+    with pytest.raises(ValueError, match=r"on the machine 'elsewhere'.*delete"), folder_lock(lock):
+        pass
+    lock.write_text("")
+    with pytest.raises(ValueError, match="just made"), folder_lock(lock):
+        pass
+    os.utime(lock, (1, 1))
+    with folder_lock(lock):
+        pass
+
+
+def test_a_full_disk_says_so_and_keeps_what_is_finished(made, tmp_path):
+    run(made.folder, tmp_path / "pairs", settings=SETTINGS)
+    shard = tmp_path / "pairs/data/train-00001-of-00003.parquet"
+    size = shard.stat().st_size
+    shard.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not write .*shards that are finished are kept"):
+            run(made.folder, tmp_path / "pairs")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(rows_of(tmp_path / "pairs")) == 2
+    assert run(made.folder, tmp_path / "pairs")["shards_made"] == 1
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+
+
+@pytest.mark.parametrize("where", ["rows", "end of a shard", "record"])
+def test_no_space_left_names_the_file_and_the_way_out(made, tmp_path, monkeypatch, where):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    calls = []
+
+    def fail_later(original, least):
+        def maybe(*args, **kwargs):
+            calls.append(args)
+            if len(calls) >= least:
+                raise full
+            return original(*args, **kwargs)
+
+        return maybe
+
+    # Rows are written once for each of these small shards; a shard and its record are synced, after the manifest.
+    if where == "rows":
+        writer = pyarrow.parquet.ParquetWriter
+        monkeypatch.setattr(writer, "write_table", fail_later(writer.write_table, 2))
+    else:
+        monkeypatch.setattr(os, "fsync", fail_later(os.fsync, {"end of a shard": 5, "record": 6}[where]))
+    name = r"train-00001-of-00003\.(json|parquet)"
+    with pytest.raises(OSError, match=f"could not write .*{name}.*No space left.*are kept; make room"):
+        run(made.folder, tmp_path / "pairs")
+    monkeypatch.undo()
+    assert list(rows_of(tmp_path / "pairs")) == ["train-00000-of-00003.parquet"]
+    assert not list((tmp_path / "pairs").rglob("*.tmp"))
+    assert run(made.folder, tmp_path / "pairs")["shards_made"] == 2
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)

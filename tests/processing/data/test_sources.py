@@ -1,0 +1,197 @@
+"""Sources: the same rows from every kind of folder, and errors that name the file, the line and the way out."""
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from fastgoal.processing.data.sources import SourceRow, open_source
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def write_folder(folder, rows, images=("a.png", "b.png")):
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(images):
+        (folder / name).parent.mkdir(exist_ok=True)
+        PILImage.new("RGB", (8 + number, 6), (200, number, 0)).save(folder / name)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+ROWS = [
+    {"file_name": "b.png", "caption": " A red wall. ", "boxes": [[0, 0, 4, 4]]},
+    {"file_name": "a.png", "caption": "B."},
+]
+
+
+def test_folder_keeps_the_order_of_its_lines_and_hands_on_other_columns(tmp_path):
+    source = open_source(write_folder(tmp_path / "data", ROWS))
+    assert len(source) == 2
+    assert [row.name for row in source] == ["b.png", "a.png"]
+    assert source[0] == SourceRow("b.png", str(tmp_path / "data/b.png"), ["A red wall."], {"boxes": [[0, 0, 4, 4]]})
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(tmp_path):
+    folder = write_folder(
+        tmp_path / "data", ["\ufeff" + json.dumps(ROWS[0]), "", json.dumps({**ROWS[1], "caption": " "})]
+    )
+    source = open_source(folder)
+    assert len(source) == 2
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 3 \(a.png\): 'caption' is an empty caption"):
+        source[1]
+
+
+def test_captions_are_joined_and_stay_sentences_of_their_own(tmp_path):
+    row = {"file_name": "a.png", "captions": ["A dog", "It runs.", 'A sign says "Stop!"']}
+    source = open_source(write_folder(tmp_path / "data", [row]))
+    assert source[0].captions == row["captions"]
+    assert source[0].caption == 'A dog. It runs. A sign says "Stop!"'
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['{"file_name": "a.png", "caption": "x"}', "{broken"], r"metadata.jsonl line 2 is not JSON"),
+        (["[1, 2]"], r"line 1 is a list; expected a JSON object"),
+        (
+            [{"file_name": "a.png", "text": "x"}],
+            r"no column 'caption' or 'captions'; its columns are \['file_name', 'text'\]",
+        ),
+        ([{"image": "a.png", "caption": "x"}], r"no column 'file_name'; its columns are \['image', 'caption'\]"),
+        ([], "has no rows"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_names_file_and_line(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(write_folder(tmp_path / "data", rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"caption": "x"}, r"line 2: there is no image in column 'file_name'"),
+        ({"file_name": "a.png"}, r"line 2 \(a.png\): there is no 'caption'"),
+        ({"file_name": "a.png", "caption": None}, "'caption' is None; expected text"),
+        ({"file_name": "a.png", "caption": []}, "is an empty list"),
+        ({"file_name": "a.png", "caption": ["x", " \n"]}, r"'caption'\[1\] is an empty caption"),
+        ({"file_name": "../a.png", "caption": "x"}, "leads out of the folder"),
+        ({"file_name": "/etc/a.png", "caption": "x"}, "leads out of the folder"),
+        ({"file_name": 7, "caption": "x"}, "expected a file name"),
+    ],
+)
+def test_a_bad_row_only_fails_when_it_is_read(tmp_path, row, message):
+    source = open_source(write_folder(tmp_path / "data", [ROWS[0], row]))
+    assert source[0].caption == "A red wall."
+    with pytest.raises(ValueError, match=message):
+        source[1]
+
+
+def test_columns_can_be_named_and_a_wrong_one_lists_what_there_is(tmp_path):
+    folder = write_folder(tmp_path / "data", [{"file_name": "a.png", "caption": "short", "story": "long"}])
+    assert open_source(folder, caption_column="story")[0].caption == "long"
+    with pytest.raises(ValueError, match=r"caption_column='tale'.*'file_name', 'caption', 'story'.*--caption-column"):
+        open_source(folder, caption_column="tale")
+
+
+def test_other_paths_say_what_is_expected(tmp_path):
+    for path in (tmp_path, tmp_path / "absent", write_folder(tmp_path / "data", ROWS) / "metadata.jsonl"):
+        with pytest.raises(ValueError, match=r"Expected a folder with metadata.jsonl"):
+            open_source(path)
+    with pytest.raises(ValueError, match="split='test'"):
+        open_source(tmp_path / "data", split="test")
+
+
+def test_a_name_of_the_hub_is_loaded_and_failure_says_so(monkeypatch):
+    made = DatasetDict(train=make_dataset(), test=make_dataset())
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split=None: made if split is None else made[split])
+    assert open_source("owner/name", split="test")[0].caption == "One."
+    with pytest.raises(ValueError, match=r"split=None: owner/name has the splits \['train', 'test'\]"):
+        open_source("owner/name")
+
+    def fail(name, split=None):
+        raise ConnectionError("no way there")
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(ValueError, match=r"no folder here.*no way there"):
+        open_source("owner/name")
+    with pytest.raises(ValueError, match="'pandas' does not exist"):
+        open_source("pandas")
+
+
+def make_dataset(captions=("One.", "Two."), names=None):
+    images = [PILImage.new("RGB", (5 + number, 4)) for number in range(len(captions))]
+    columns = {"image": images, "caption": list(captions)}
+    features = {"image": Image(), "caption": Value("string")}
+    if names:
+        columns["file_name"], features["file_name"] = list(names), Value("string")
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def test_saved_data_set(tmp_path):
+    make_dataset().save_to_disk(tmp_path / "one")
+    source = open_source(tmp_path / "one")
+    assert [row.caption for row in source] == ["One.", "Two."]
+    assert isinstance(source[1].image["bytes"], bytes)
+    assert source[1].name == "row-00000001"
+    with pytest.raises(ValueError, match="split='test'"):
+        open_source(tmp_path / "one", split="test")
+    DatasetDict(train=make_dataset(), test=make_dataset(["Three."])).save_to_disk(tmp_path / "two")
+    assert open_source(tmp_path / "two", split="test")[0].caption == "Three."
+    with pytest.raises(ValueError, match="choose one"):
+        open_source(tmp_path / "two")
+
+
+def test_parquet_folder_and_its_missing_shards(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        shard = make_dataset([f"Caption {number}."], names=[f"x{number}.png"])
+        shard.to_parquet(tmp_path / f"data/train-{number:05d}-of-00002.parquet")
+    source = open_source(tmp_path)
+    assert [(row.name, row.caption) for row in source] == [("x0.png", "Caption 0."), ("x1.png", "Caption 1.")]
+    assert "row 1 (x1.png)" in source.where(1)
+    (tmp_path / "data/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match="1 of the 2 'train' shards"):
+        open_source(tmp_path)
+
+
+def test_a_broken_image_only_fails_when_it_is_loaded(tmp_path):
+    folder = write_folder(tmp_path / "data", ROWS)
+    (folder / "b.png").write_bytes(b"no picture")
+    assert open_source(folder)[0].name == "b.png"
+    features = Features({"image": Image(decode=False), "caption": Value("string")})
+    rows = {"image": [{"bytes": b"no picture", "path": "b.png"}], "caption": ["x"]}
+    Dataset.from_dict(rows, features=features).cast_column("image", Image()).save_to_disk(tmp_path / "saved")
+    assert open_source(tmp_path / "saved")[0].name == "b.png"
+
+
+def test_fingerprint_follows_captions_image_files_and_nothing_else(tmp_path):
+    folder = write_folder(tmp_path / "data", ROWS)
+    first = open_source(folder).fingerprint
+    assert open_source(folder).fingerprint == first
+    assert open_source(write_folder(tmp_path / "copy", ROWS)).fingerprint == first
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes() + b"more")
+    second = open_source(folder).fingerprint
+    (folder / "a.png").unlink()
+    third = open_source(folder).fingerprint
+    write_folder(tmp_path / "copy", [ROWS[1], ROWS[0]])
+    assert len({first, second, third, open_source(tmp_path / "copy").fingerprint}) == 4
+
+
+def test_fingerprint_of_parquet_and_saved_data(tmp_path):
+    marks: dict[str, list[str]] = {"parquet": [], "saved": []}
+    for number, caption in enumerate(("One.", "Two.", "One.")):
+        folder = tmp_path / f"parquet{number}"
+        folder.mkdir()
+        make_dataset([caption]).to_parquet(folder / "data.parquet")
+        make_dataset([caption]).save_to_disk(tmp_path / f"saved{number}")
+        for kind, found in marks.items():
+            found.append(open_source(tmp_path / f"{kind}{number}").fingerprint)
+    for first, other, again in marks.values():
+        assert first == again
+        assert first != other

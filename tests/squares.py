@@ -1,0 +1,56 @@
+"""Rows of a small data set with local pairs: each picture shows two coloured squares, each sentence names one."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+
+def picture_of(first: str, second: str, size: tuple[int, int] = (64, 32)) -> Image.Image:
+    picture = Image.new("RGB", size, "black")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((18, 4, 29, 15), fill=COLOURS[first])
+    draw.rectangle((34, 16, 45, 27), fill=COLOURS[second])
+    return picture
+
+
+def row_of(first: str, second: str, opening: str = "On the left it is") -> dict:
+    buffer = io.BytesIO()
+    picture_of(first, second).save(buffer, "PNG")
+    caption = f"{opening} {first}. On the right it is {second}."
+    cut = caption.index(". ") + 1
+    return {
+        "image": {"bytes": buffer.getvalue(), "path": f"{first}-{second}.png"},
+        "file_name": f"{first}-{second}.png",
+        "caption": caption,
+        "width": 64,
+        "height": 32,
+        "regions": [
+            {"box": [18.0, 4.0, 30.0, 16.0], "score": 0.9, "label": "square", "source": "column"},
+            {"box": [34.0, 16.0, 46.0, 28.0], "score": 0.8, "label": "square", "source": "column"},
+            {"box": [0.0, 0.0, 16.0, 32.0], "score": 1.0, "label": "edge", "source": "column"},
+        ],
+        "sentences": [{"start": 0, "end": cut}, {"start": cut + 1, "end": len(caption)}],
+        "pairs": [
+            {"sentence": 0, "region": 0, "score": 0.6, "best": False},
+            {"sentence": 1, "region": 1, "score": 0.7, "best": True},
+        ],
+    }
+
+
+def rows_of_squares(opening: str = "On the left it is", colours: Sequence[str] = tuple(COLOURS)) -> list[dict]:
+    """A row for each ordered two of the colours."""
+    return [row_of(first, second, opening) for first in colours for second in colours if first != second]
+
+
+def write_pairs(rows: list[dict], folder: Path) -> Path:
+    """The rows as one parquet file of a data set of pairs."""
+    import datasets
+
+    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    folder.mkdir(parents=True, exist_ok=True)
+    data.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder

@@ -1,0 +1,159 @@
+"""Gradient caching gives the loss and the gradients of the whole batch."""
+
+import pytest
+import torch
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.parallel.gradient_cache import cached_backward, split_batch
+
+WEIGHTS = {
+    "fast_goal": {},
+    "global": {"objective": "global"},
+    "local": {"objective": "local"},
+    "tsl": {"global_weight": 0.0, "local_weight": 0.0, "tsl_weight": 1.0},
+    "sparc": {"objective": "sparc"},
+    "all": {"sparc_weight": 0.7},
+}
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return FastGoalProcessor.from_clip(str(tiny_clip))
+
+
+@pytest.fixture
+def trainer_for(tiny_clip, processor, rows, tmp_path):
+    def make(**changes):
+        settings = {
+            "per_device_train_batch_size": 12,
+            "num_train_epochs": 1,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        args = FastGoalTrainingArguments(output_dir=str(tmp_path / "run"), **{**settings, **changes})
+        return FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=args,
+            processing_class=processor,
+            train_dataset=rows,
+        )
+
+    return make
+
+
+def step_of(trainer, batch):
+    """Loss and gradients of one step from the same weights."""
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    loss = trainer.training_step(trainer.model, dict(batch))
+    return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def assert_same(cached, whole, tolerance=1e-5):
+    assert cached[0] == pytest.approx(whole[0], abs=tolerance)
+    assert cached[1].keys() == whole[1].keys()
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(cached[1][name], gradient, atol=tolerance, rtol=tolerance, msg=name)
+    assert max(gradient.abs().max() for gradient in whole[1].values()) > 1e-3
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_same_as_the_whole_batch(trainer_for, rows, weights, chunk):
+    whole = trainer_for(**WEIGHTS[weights])
+    batch = whole.data_collator(rows)
+    if "region_mask" in batch:
+        batch["region_mask"][2] = False  # a row that TSL leaves out
+    cached = trainer_for(**WEIGHTS[weights], gradient_cache_chunk=chunk)
+    assert_same(step_of(cached, batch), step_of(whole, batch))
+    assert cached._part_sums.keys() == whole._part_sums.keys()
+    for name, value in whole._part_sums.items():
+        torch.testing.assert_close(cached._part_sums[name], value, msg=name)
+
+
+def test_same_with_accumulation(trainer_for, rows):
+    whole = trainer_for(gradient_accumulation_steps=4)
+    cached = trainer_for(gradient_accumulation_steps=4, gradient_cache_chunk=5)
+    batch = whole.data_collator(rows)
+    assert_same(step_of(cached, batch), step_of(whole, batch))
+
+
+def test_same_under_autocast(trainer_for, rows):
+    whole = trainer_for(bf16=True, sparc_weight=0.7)
+    cached = trainer_for(bf16=True, sparc_weight=0.7, gradient_cache_chunk=5)
+    batch = whole.data_collator(rows)
+    # bfloat16 has 8 bits: sums over 5 rows and then over chunks round otherwise than sums over 12 rows.
+    largest = max(gradient.abs().max() for gradient in step_of(trainer_for(sparc_weight=0.7), batch)[1].values())
+    assert_same(step_of(cached, batch), step_of(whole, batch), tolerance=float(largest) / 100)
+    one = trainer_for(bf16=True, sparc_weight=0.7, gradient_cache_chunk=12)
+    assert_same(step_of(one, batch), step_of(trainer_for(bf16=True, sparc_weight=0.7), batch))
+
+
+def test_the_same_units_are_dropped_in_both_forwards():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+    scale = torch.nn.Parameter(torch.tensor(2.0))
+    seen = []
+
+    def embed(piece):
+        embeds = layers(piece["x"])
+        seen.append(embeds.detach())
+        return {"embeds": embeds}, scale.exp()
+
+    def loss(rows, logit_scale):
+        return {"loss": (logit_scale * rows["embeds"] @ rows["embeds"].T).logsumexp(dim=1).mean()}
+
+    before = torch.get_rng_state()
+    cached_backward({"x": torch.ones(6, 4)}, 2, embed, loss)
+    assert len(seen) == 6
+    for first, second in zip(seen[:3], seen[3:]):
+        assert torch.equal(first, second)
+    assert not torch.equal(seen[0], seen[1])
+    after = torch.get_rng_state()
+    # The numbers after the step are those that were due after the first forwards.
+    torch.set_rng_state(before)
+    for _ in range(3):
+        torch.nn.functional.dropout(torch.ones(2, 64), 0.5)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_no_more_than_a_chunk_at_once_and_one_exchange(trainer_for, rows):
+    trainer = trainer_for(gradient_cache_chunk=5)
+    sizes, waits = [], []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda **inputs: (sizes.append(len(inputs["input_ids"])), forward(**inputs))[1]
+    no_sync = trainer.accelerator.no_sync
+    trainer.accelerator.no_sync = lambda model: (waits.append(len(sizes)), no_sync(model))[1]
+    step_of(trainer, trainer.data_collator(rows))
+    assert sizes == [5, 5, 2] * 2
+    assert waits == [3, 4]  # before the backward of every chunk but the last
+
+
+def test_training_ends_at_the_same_weights(trainer_for):
+    torch.manual_seed(0)
+    whole = trainer_for(per_device_train_batch_size=8, learning_rate=1e-3)
+    whole.train()
+    cached = trainer_for(per_device_train_batch_size=8, learning_rate=1e-3, gradient_cache_chunk=3)
+    cached.train()
+    assert cached.state.log_history[0]["loss_tsl_text"] == whole.state.log_history[0]["loss_tsl_text"]
+    assert cached.state.log_history[-1]["train_loss"] == pytest.approx(whole.state.log_history[-1]["train_loss"])
+    for (name, got), expected in zip(cached.model.named_parameters(), whole.model.parameters()):
+        # AdamW makes steps of the learning rate of rounding errors too, where a gradient is 0 but for them.
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=0, msg=name)
+
+
+def test_splitting():
+    pieces = split_batch({"a": torch.arange(5), "b": torch.arange(10).reshape(5, 2)}, 2)
+    assert [piece["a"].tolist() for piece in pieces] == [[0, 1], [2, 3], [4]]
+    assert pieces[2]["b"].tolist() == [[8, 9]]
+    with pytest.raises(ValueError, match="same number of rows"):
+        split_batch({"a": torch.arange(5), "b": torch.arange(4)}, 2)
+    with pytest.raises(ValueError, match="gradient_cache_chunk"):
+        split_batch({"a": torch.arange(5)}, 0)
+
+
+def test_a_wrong_chunk_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="gradient_cache_chunk"):
+        FastGoalTrainingArguments(output_dir=str(tmp_path), gradient_cache_chunk=0)

@@ -1,0 +1,127 @@
+"""Which training images look alike to the model that a training starts from: found once, kept in the output folder."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers.utils import logging
+
+from fastgoal.processing.matching import eval_mode
+from fastgoal.trainer.parallel.gather import gather_with_gradient
+
+from .collator import FastGoalCollator
+from .near_batches import NEIGHBOURS, nearest_rows
+from .pair_data import captions_of
+
+if TYPE_CHECKING:
+    from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+
+logger = logging.get_logger(__name__)
+
+# In a folder of its own: safetensors beside the model's would be counted and pushed as weights.
+FILE = Path("near_batches", "neighbours.safetensors")
+MARKED_VALUES = 1000
+
+
+def training_neighbours(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
+    """The neighbours of every training image, by its embedding from the model as it is now.
+
+    A file in the output folder keeps them, marked with weights and captions: a training that goes on from a checkpoint
+    takes them from there, provided its trainer was made with the model that the training started from.
+
+    Returns:
+        `(rows, count)` on the CPU, as `nearest_rows` gives it; the same in every process.
+
+    Raises:
+        ValueError: An image cannot be read (the message names its row), the rows have no numbers, or there is no
+            processor.
+    """
+    if isinstance(data, IterableDataset):
+        raise ValueError("`near_batches` needs a data set whose rows are read by number, got one that is streamed.")
+    if trainer.processing_class is None:
+        raise ValueError(
+            "`near_batches` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
+        )
+    args, main = trainer.args, trainer.is_world_process_zero()
+    file = Path(args.output_dir) / FILE
+    mark = _mark(trainer.accelerator.unwrap_model(trainer.model), data) if main else ""
+    kept = _read(file, mark) if main else None
+    is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
+    table = torch.empty(len(data), min(NEIGHBOURS, max(len(data) - 1, 0)), dtype=torch.long)
+    if kept is not None:
+        table = kept
+    elif not is_kept:
+        start = time.monotonic()
+        if main:
+            logger.warning(f"Near batches: looking for the training images that look alike, {len(data):,} in all.")
+        embeds = _image_embeds(trainer, data)
+        if main:
+            table = nearest_rows(embeds).cpu()
+            _write(file, table, mark)
+            logger.warning(f"Near batches: neighbours found in {time.monotonic() - start:.0f} s.")
+    return broadcast(table.to(args.device)).cpu()
+
+
+@torch.no_grad()
+def _image_embeds(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
+    """Embeddings of all images, `(rows, dim)` in every process, each of which embeds a share."""
+    args = trainer.args
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    first, end = (len(data) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
+    loader: DataLoader = DataLoader(
+        Subset(data, range(first, end)),
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=FastGoalCollator(trainer.processing_class).pixel_values,  # type: ignore[arg-type]
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+    )
+    parts = [torch.empty(0, model.config.projection_dim, device=args.device)]  # a share may be empty
+    home = model.device  # not the device of the training where that cuts the model into shards later
+    # A data loader draws a random number for its workers, which would change the training's.
+    with torch.random.fork_rng(devices=[]), eval_mode(model.to(args.device)), trainer.accelerator.autocast():
+        for pixels in loader:
+            features = model.get_image_features(pixel_values=pixels.to(args.device, model.dtype))
+            parts.append(features.pooler_output.float())
+    model.to(home)
+    return gather_with_gradient(torch.cat(parts))
+
+
+def _mark(model: nn.Module, data: Any) -> str:
+    """What tells model and data from others: a digest of some of every weight's values, and of all captions."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.flatten()[:MARKED_VALUES].double().cpu().numpy().tobytes())
+    for caption in captions_of(data):
+        digest.update(f"{caption}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _read(file: Path, mark: str) -> torch.Tensor | None:
+    """The neighbours in a file with this mark; None if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as kept:
+            if (kept.metadata() or {}).get("mark") == mark:
+                return kept.get_tensor("neighbours").long()
+    except SafetensorError:
+        pass
+    logger.warning(f"{file} is not of this model and these captions, and is made anew: the order of rows will change.")
+    return None
+
+
+def _write(file: Path, neighbours: torch.Tensor, mark: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({"neighbours": neighbours.int()}, draft, {"mark": mark, "rows": str(len(neighbours))})
+    os.replace(draft, file)
