@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
-from fastgoal.processing.detectors import load_detector
+from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.regions import Region, default_regions, regions_from_boxes

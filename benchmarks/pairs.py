@@ -29,7 +29,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.processing.builders.pair_manifest import STAGES
 from fastgoal.processing.builders.pairs import PairSettings, build_pairs, default_workers
 from fastgoal.processing.data.sources import open_source
-from fastgoal.processing.detectors import load_detector
+from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import TOKENS_PER_CROP, batches_by_tokens, cut_crops
 

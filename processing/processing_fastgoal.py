@@ -8,11 +8,10 @@ from PIL import Image
 from transformers import AutoConfig, BatchFeature, CLIPProcessor
 from transformers.utils import logging
 
-from .detectors import Detector, needs_captions
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_up
-from .regions import Region, default_regions, filter_regions, merge_regions
+from .regions import Detector, Region, default_regions, filter_regions, merge_regions, needs_captions
 from .sentences import Sentence, split_sentences
 
 logger = logging.get_logger(__name__)

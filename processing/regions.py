@@ -6,9 +6,10 @@ Boxes are (x1, y1, x2, y2) in pixels of the original upright image, x2 and y2 ex
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from PIL import Image
 
 Box = tuple[float, float, float, float]
 
@@ -28,6 +29,42 @@ class Region:
     score: float = 1.0
     label: str = ""
     source: str = "default"
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds objects in images.
+
+    A detector may also have `prepare(image)`, which does what no GPU is needed for and may be called in threads, and
+    `detect(prepared)`, which takes a list of what `prepare` gave; then `detector(images)` is one after the other.
+
+    One whose attribute `needs_captions` is true looks for what captions name. It has both steps, and is called as
+    `detector(images, captions)` and `prepare(image, caption)`; where `prepare` gives None, because the caption names
+    nothing, the image is not given to `detect`.
+
+    Attributes:
+        name: which weights, for cards and logs: the file name, folder or Hub id.
+        source: what `Region.source` says of the regions found.
+    """
+
+    name: str
+    source: str
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
+        """Finds the objects in each image.
+
+        Args:
+            images: PIL images of any sizes; all of them go through the model in one call.
+
+        Returns:
+            The regions of each image, clipped to it, in pixels of the upright image, not filtered by area.
+        """
+        ...
+
+
+def needs_captions(detector: Detector | None) -> bool:
+    """Whether a detector looks for what the captions name."""
+    return bool(getattr(detector, "needs_captions", False))
 
 
 def default_regions(image_size: tuple[int, int]) -> list[Region]:

@@ -91,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm.auto import tqdm
 
-    from fastgoal.commands.pairs import mark_weights
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.data.image_folder import open_images
+    from fastgoal.processing.weights import mark_weights
 
     share, device = join_processes(args.device)
     device, dtype = choose_numbers(device, args.dtype)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.commands.evaluate import load_model
     from fastgoal.pages.explain import explain, explanation_page, explanation_picture, save_picture
-    from fastgoal.processing.detectors import load_detector
+    from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.images import load_image
 
     image = load_image(args.image)

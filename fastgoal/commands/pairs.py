@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 HELP = "match the sentences of captions to regions of their images and save the pairs"
@@ -27,9 +26,6 @@ A .pt detector file is a pickle: loading it runs the code inside it. Only use on
 that lies inside the data folder is refused. A transformers detector (a folder or Hub id with safetensors) has no such
 risk.
 """
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-WEIGHTS = (".safetensors", ".bin")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.pairs import COLUMN_PREFIX, PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
-    from fastgoal.processing.open_vocabulary import MIN_SCORES, open_vocabulary_kind
-    from fastgoal.processing.phrases import MAX_PHRASES
+    from fastgoal.processing.detectors.open_vocabulary import MIN_SCORES, open_vocabulary_kind
+    from fastgoal.processing.detectors.phrases import MAX_PHRASES
+    from fastgoal.processing.weights import PICKLES, check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
@@ -177,17 +174,17 @@ def load_matcher(
     import torch
 
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.processing.detectors import load_detector
+    from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
     regions: Any
     if detector is not None and sam_areas is not None:
-        from fastgoal.processing.sam_regions import SamRegions
+        from fastgoal.processing.detectors.sam import SamRegions
 
         regions = SamRegions(detector, device, *sam_areas)
     elif detector is not None and open_vocabulary:
-        from fastgoal.processing.open_vocabulary import OpenVocabularyDetector
+        from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
 
         regions = OpenVocabularyDetector(detector, device, min_score)
     else:
@@ -219,45 +216,6 @@ def choose_device(device: str, dtype: str) -> tuple[str, str]:
     if dtype == "auto":
         dtype = "float16" if device.startswith("cuda") else "float32"
     return device, dtype
-
-
-def mark_weights(name: str) -> str:
-    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub."""
-    from fastgoal.processing.data.sources import hash_files
-
-    path = Path(name)
-    if path.is_file():
-        return f"{path.name}#{hash_files([path])}"
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json", ".txt"))
-        if not any(file.suffix in WEIGHTS for file in files):
-            raise ValueError(
-                f"'{name}' has no weights in it (no .safetensors or .bin file). Expected a folder written by "
-                "save_pretrained, or a Hub id."
-            )
-        return f"{path.resolve().name}#{hash_files(files)}"
-    if path.suffix == ".pt":
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
-    from transformers import AutoConfig
-
-    revision = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
-    return f"{name}@{revision}" if revision else name
-
-
-def check_detector_file(detector: str, *data_folders: str) -> None:
-    """Refuse a pickled detector that lies inside a data folder: it may have come with somebody else's data."""
-    if not detector.lower().endswith(PICKLES):
-        return
-    for folder in data_folders:
-        for resolve in (os.path.abspath, os.path.realpath):
-            if Path(resolve(detector)).is_relative_to(resolve(folder)) and os.path.isdir(folder):
-                raise ValueError(
-                    f"detector='{detector}' lies inside the data folder '{folder}'. Such a file is a pickle that runs "
-                    "code when it is loaded, so one that came with data is refused. If you know where it is from and "
-                    "trust it, move it to another place and name it there."
-                )
 
 
 def describe(summary: dict[str, Any], output: str) -> str:

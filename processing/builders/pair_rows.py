@@ -10,10 +10,9 @@ from typing import Any
 from PIL import Image
 
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.detectors import needs_captions
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
-from fastgoal.processing.regions import Region, regions_from_boxes
+from fastgoal.processing.regions import Region, needs_captions, regions_from_boxes
 from fastgoal.processing.sentences import Sentence
 
 

@@ -23,9 +23,8 @@ import torch
 from tqdm.auto import tqdm
 
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.detectors import needs_captions
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
-from fastgoal.processing.regions import Region
+from fastgoal.processing.regions import Region, needs_captions
 
 from .pair_manifest import (
     COLUMN_PREFIX,

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.weights import hash_files
+
 METADATA = "metadata.jsonl"
 # What `fastgoal caption` writes beside the metadata, and long before it.
 CAPTIONS_MANIFEST = "fastgoal_captions.json"
@@ -285,19 +287,6 @@ def open_source(
         dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
         return DatasetSource(dataset, text, image_column, caption_column, hash_files(chosen), with_captions)
     raise ValueError(f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}.")
-
-
-def hash_files(paths: Iterable[Path], blocks: int = 16, block_size: int = 1 << 16) -> str:
-    """Names, sizes and evenly spaced blocks of some files as one hash, without reading large files in full."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\n{size}\n".encode())
-        with path.open("rb") as file:
-            for block in range(blocks):
-                file.seek(max(0, size - block_size) * block // (blocks - 1))
-                digest.update(file.read(block_size))
-    return digest.hexdigest()[:32]
 
 
 def _parquet_files(folder: Path) -> dict[str, list[Path]]:

@@ -123,11 +123,11 @@ def test_a_pickle_inside_the_data_is_refused(data, tiny_clip, tmp_path, capsys, 
     link = tmp_path / "link.pt"
     link.symlink_to(data / "models/yolo.pt")
     with pytest.raises(ValueError, match="inside the data folder"):
-        pairs.check_detector_file(str(link), str(data))
+        check_detector_file(str(link), str(data))
     monkeypatch.chdir(data / "models")
     with pytest.raises(ValueError, match="inside the data folder"):
-        pairs.check_detector_file("yolo.pt", str(data))
-    pairs.check_detector_file(str(tmp_path / "other.pt"), str(data), "owner/name")
+        check_detector_file("yolo.pt", str(data))
+    check_detector_file(str(tmp_path / "other.pt"), str(data), "owner/name")
 
 
 def test_help_tells_of_pickles(capsys):
@@ -145,7 +145,7 @@ def test_dtype_and_detector_reach_the_matcher(tiny_clip, monkeypatch):
         asked.detector = (name, device, min_score)
         return "the detector"
 
-    monkeypatch.setattr("fastgoal.processing.detectors.load_detector", load_detector)
+    monkeypatch.setattr("fastgoal.processing.detectors.load.load_detector", load_detector)
     model, processor = pairs.load_matcher(str(tiny_clip), "yolo11n.pt", "cpu", "bfloat16", 0.4)
     assert asked.detector == ("yolo11n.pt", "cpu", 0.4)
     assert processor.detector == "the detector"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .images import load_image
-from .regions import Region, clip_box
+from fastgoal.processing.images import load_image
+from fastgoal.processing.regions import Region, clip_box
 
 # GOAL: images beyond the first size are shrunk to fit the second before SAM sees them.
 LARGE = (4000, 3000)

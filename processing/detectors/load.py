@@ -11,57 +11,21 @@ import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from .images import load_image
-from .regions import Region, clip_box
+from fastgoal.processing.images import load_image
+from fastgoal.processing.regions import Detector, Region, clip_box
 
 _FORMS = (
     'Allowed are "none", a local ultralytics file that ends in .pt (yolo11n.pt), a folder that holds a transformers '
     "object-detection model, or the Hub id of one (hustvl/yolos-tiny)."
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@runtime_checkable
-class Detector(Protocol):
-    """Finds objects in images.
-
-    A detector may also have `prepare(image)`, which does what no GPU is needed for and may be called in threads, and
-    `detect(prepared)`, which takes a list of what `prepare` gave; then `detector(images)` is one after the other.
-
-    One whose attribute `needs_captions` is true looks for what captions name. It has both steps, and is called as
-    `detector(images, captions)` and `prepare(image, caption)`; where `prepare` gives None, because the caption names
-    nothing, the image is not given to `detect`.
-
-    Attributes:
-        name: which weights, for cards and logs: the file name, folder or Hub id.
-        source: what `Region.source` says of the regions found.
-    """
-
-    name: str
-    source: str
-
-    def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
-        """Finds the objects in each image.
-
-        Args:
-            images: PIL images of any sizes; all of them go through the model in one call.
-
-        Returns:
-            The regions of each image, clipped to it, in pixels of the upright image, not filtered by area.
-        """
-        ...
-
-
-def needs_captions(detector: Detector | None) -> bool:
-    """Whether a detector looks for what the captions name."""
-    return bool(getattr(detector, "needs_captions", False))
 
 
 def load_detector(

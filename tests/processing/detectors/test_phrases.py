@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastgoal.processing.phrases import noun_phrases
+from fastgoal.processing.detectors.phrases import noun_phrases
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-from fastgoal.processing import detectors
-from fastgoal.processing.detectors import (
+from fastgoal.processing.detectors import load as detectors
+from fastgoal.processing.detectors.load import (
     Detector,
     TransformersDetector,
     UltralyticsDetector,
@@ -178,7 +178,7 @@ def test_weights_of_other_tasks_are_refused(
 def test_missing_ultralytics_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     monkeypatch.delitem(sys.modules, "ultralytics")
-    monkeypatch.setattr("fastgoal.processing.detectors.importlib.import_module", _no_module)
+    monkeypatch.setattr("fastgoal.processing.detectors.load.importlib.import_module", _no_module)
     (tmp_path / "a.pt").touch()
     with pytest.raises(ImportError, match="pip install ultralytics"):
         load_detector(tmp_path / "a.pt")
@@ -201,7 +201,7 @@ socket.getaddrinfo = socket.socket.connect = no_network
 import numpy as np
 import torch
 from PIL import Image
-from fastgoal.processing.detectors import UltralyticsDetector, _import_ultralytics, load_detector
+from fastgoal.processing.detectors.load import UltralyticsDetector, _import_ultralytics, load_detector
 
 assert "ultralytics" not in sys.modules
 before = dict(os.environ), str(np.get_printoptions()), torch.get_num_threads()

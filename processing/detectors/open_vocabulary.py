@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .detectors import batches_of_one_shape
-from .images import load_image
+from fastgoal.processing.images import load_image
+from fastgoal.processing.regions import Region, clip_box, merge_regions
+
+from .load import batches_of_one_shape
 from .phrases import MAX_PHRASES, noun_phrases
-from .regions import Region, clip_box, merge_regions
 
 # The lowest score by default; OWL's scores are low, and 0.1 is the threshold that transformers has for it.
 MIN_SCORES = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": 0.25, "mm-grounding-dino": 0.25}

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.processing.detectors import Detector
+from fastgoal.processing.detectors.load import Detector
+from fastgoal.processing.detectors.sam import SamRegions, shrink
 from fastgoal.processing.regions import Region
-from fastgoal.processing.sam_regions import SamRegions, shrink
 
 
 @pytest.fixture(scope="module")

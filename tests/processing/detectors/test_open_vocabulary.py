@@ -10,11 +10,11 @@ from PIL import Image
 
 from fastgoal.cli import main
 from fastgoal.commands import pairs
-from fastgoal.processing import open_vocabulary
-from fastgoal.processing.detectors import Detector, batches_of_one_shape, needs_captions
-from fastgoal.processing.open_vocabulary import OpenVocabularyDetector, open_vocabulary_kind
+from fastgoal.processing.detectors import open_vocabulary
+from fastgoal.processing.detectors.load import batches_of_one_shape
+from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector, open_vocabulary_kind
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.regions import Region
+from fastgoal.processing.regions import Detector, Region, needs_captions
 
 CAPTION = "A red cat and two dogs."
 SIDE = 32

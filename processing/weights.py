@@ -1,0 +1,59 @@
+"""Files of weights: a mark that changes with them, and which of them may run code when they are loaded."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+WEIGHTS = (".safetensors", ".bin")
+
+
+def mark_weights(name: str) -> str:
+    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub."""
+    path = Path(name)
+    if path.is_file():
+        return f"{path.name}#{hash_files([path])}"
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json", ".txt"))
+        if not any(file.suffix in WEIGHTS for file in files):
+            raise ValueError(
+                f"'{name}' has no weights in it (no .safetensors or .bin file). Expected a folder written by "
+                "save_pretrained, or a Hub id."
+            )
+        return f"{path.resolve().name}#{hash_files(files)}"
+    if path.suffix == ".pt":
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
+    from transformers import AutoConfig
+
+    revision = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
+    return f"{name}@{revision}" if revision else name
+
+
+def check_detector_file(detector: str, *data_folders: str) -> None:
+    """Refuse a pickled detector that lies inside a data folder: it may have come with somebody else's data."""
+    if not detector.lower().endswith(PICKLES):
+        return
+    for folder in data_folders:
+        for resolve in (os.path.abspath, os.path.realpath):
+            if Path(resolve(detector)).is_relative_to(resolve(folder)) and os.path.isdir(folder):
+                raise ValueError(
+                    f"detector='{detector}' lies inside the data folder '{folder}'. Such a file is a pickle that runs "
+                    "code when it is loaded, so one that came with data is refused. If you know where it is from and "
+                    "trust it, move it to another place and name it there."
+                )
+
+
+def hash_files(paths: Iterable[Path], blocks: int = 16, block_size: int = 1 << 16) -> str:
+    """Names, sizes and evenly spaced blocks of some files as one hash, without reading large files in full."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\n{size}\n".encode())
+        with path.open("rb") as file:
+            for block in range(blocks):
+                file.seek(max(0, size - block_size) * block // (blocks - 1))
+                digest.update(file.read(block_size))
+    return digest.hexdigest()[:32]
