@@ -13,6 +13,7 @@ from fastgoal.commands import pairs
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
+from fastgoal.processing.weights import check_detector_file
 
 CAPTION = "A grey field lies below. " + "Two birds sit on a long wire above it, " * 6 + "far away. The sky is white."
 
