@@ -45,13 +45,11 @@ _STARTS = re.compile(
       (?<=\.)\s+ (?=["“(]?{_OPENERS})                   # "on the left of the F. A rail", but "by A. A. Milne"
     # words that sentencex takes for abbreviations: "street art. Posters", "trees, etc. Birds"
     | (?:(?<=\b(?:al|hr|id|me|mm|no|ok)\.)|(?<=\b(?:arc|art|con|etc|ill|min|ore)\.))\s+ {_CAPITAL}
-    # units; not N, S, E, W: "120 W. Main Street"
-    | (?:(?<=\d\s[ACFKLVgm]\.)|(?<=\d[ACFKLVgm]\.)|(?<=°[CF]\.))\s* (?=[A-Z][a-z])
-    | (?:(?<=\bof\sthe\s[A-Z]\.)|(?<=\bletter\s[A-Z]\.)|(?<=\d\sft\.))\s+ (?=[A-Z][a-z])  # "of the U. White"
-    | ["”’')\]»*]+\s+ {_CAPITAL}                        # 'bound for "Main St." This', "(It is big.) He"
+    | (?<=\d\s[ACFKLVgm]\.)\s* (?=[A-Z][a-z])          # "at 10 C. Bread", not "120 W. Main Street"
+    | (?:(?<=\bof\sthe\s[A-Z]\.)|(?<=\bletter\s[A-Z]\.))\s+ (?=[A-Z][a-z])  # "on top of the U. White walls"
+    | ["”’')\]»*″]+\s+ {_CAPITAL}                       # 'bound for "Main St." This', "(It is big.) He"
     | (?<=…)\s+ {_CAPITAL}                              # "leads on… Then"
     | (?<=[^\W\d_]{{2}}\.)(?={_SMALL_OPENERS})          # "the wall.the dog"
-    | (?=″\w)                                           # an opening quotation mark without partner: 'here."GO is'
     )""",
     re.VERBOSE,
 )
@@ -60,12 +58,11 @@ _GOES_ON = re.compile(
     rf"""[.!?](?:
       (?:(?<=\b(?i:ca|vs)\.)|(?<=\b(?i:e\.g|i\.e|esp|www)\.)|(?<=\b(?i:appx|incl)\.)|(?<=\b(?i:approx)\.))\s*
     | (?<=(?i:[ap]\.m)\.)\s+ (?=\w+day\b)               # "from 9 a.m. Monday"
-    # units: "6 in. wide", "a 5 V. supply"
-    | (?:(?<=\d\s[^\W\d_]\.)|(?<=\d[^\W\d_]\.)|(?<=\d\s[^\W\d_]{{2}}\.)|(?<=\d[^\W\d_]{{2}}\.)|(?<=\d\s(?:hrs|lbs)\.))
+    # units: "a 12V. supply", "5 cm. thick"
+    | (?:(?<=\d[^\W\d_]\.)|(?<=\d[^\W\d_]{{2}}\.)|(?<=\d\s[^\W\d_]{{2}}\.)|(?<=\d\s(?:hrs|lbs)\.))
       \s+ (?!{_SMALL_OPENERS})(?=[a-z])
     | (?<=\d\.)\s (?=\d)                                # "$19. 95", "1. 5 feet"
-    | (?<=["”][!?])\s+ (?=[a-z])                        # 'the words "YOU ROCK"! are'
-    | ″(?=\w)                                           # between a mark without partner and what it opens
+    | (?<=["”″][!?])\s+ (?=[a-z])                        # 'the words "YOU ROCK"! are'
     )""",
     re.VERBOSE,
 )
@@ -79,7 +76,7 @@ _ENCLOSED = re.compile(
       (?<=")(?<!\w")(?=\S)[^"\n\r]{{1,300}}(?:(?<=\S)"(?!\w)|(?<=[.!?…])"|"(?=[\s.,;:!?)]|$))
     | {_PAIRS}
     | (?<=[‘'])(?<!\w[‘'])(?=\S)[^'‘’"\n\r]{{1,120}}(?<=[.!?…])[’'](?!\w)
-    | (?<=["“])(?:(?<![.!?…]["“])|(?!\s|$))             # one without a partner
+    | (?<=["“])                                         # one without a partner
     )""",
     re.VERBOSE,
 )
@@ -100,9 +97,10 @@ _NO_LIST = re.compile(
 )
 _MARKER = re.compile(r"\s*\(?(?:\d{1,3}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{2,4})[.)]*\s*")
 _HAS_WORD = re.compile(r"[^\W_]")
-# For sentencex: one line, and no quotation marks whose partner it would look for to the end of the text every time.
-_ONE_LINE = str.maketrans("\n\r\v\f\x85\u2028\u2029‘‹«»„", '       \'\'"""')
-_GAP = re.compile(r"(?:[\"”’')\]»*_]+(?=\s))?\s*")  # closing marks that sentencex left behind, and white space
+# For sentencex, which takes a line with a bullet for one sentence, and looks for the partner of some quotation marks to
+# the end of the text again and again.
+_ONE_LINE = str.maketrans("\n\r\v\f\x85\u2028\u2029•‣●◦▪‘‹«»„", '       -----\'\'"""')
+_GAP = re.compile(r"(?:[\"”’')\]»*″]+(?=\s))?\s*")  # closing marks that sentencex left behind, and white space
 
 
 def split_sentences(caption: str) -> list[Sentence]:
@@ -215,6 +213,6 @@ def _library() -> Callable[[str, str], list[dict[str, Any]]]:
 
 def _proposals(text: str) -> set[int]:
     """Where sentencex starts a new sentence."""
-    # On one line, and after a word: sentencex takes a line that starts with a bullet or a number for one sentence.
+    # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
     line = "x " + text.translate(_ONE_LINE)
     return {_GAP.match(line, boundary["end_index"]).end() - 2 for boundary in _library()("en", line)}
