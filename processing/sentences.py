@@ -56,12 +56,12 @@ _STARTS = re.compile(
 # What ends where no sentence starts, whatever proposes it.
 _GOES_ON = re.compile(
     rf"""[.!?](?:
-      (?:(?<=\b(?i:ca|vs)\.)|(?<=\b(?i:e\.g|i\.e|esp|www)\.)|(?<=\b(?i:appx|incl)\.)|(?<=\b(?i:approx)\.))\s*
+      (?:(?<=\bvs\.)|(?<=\b(?i:e\.g|i\.e|www)\.)|(?<=\b(?i:approx)\.))\s*
     | (?<=(?i:[ap]\.m)\.)\s+ (?=\w+day\b)               # "from 9 a.m. Monday"
     # units: "a 12V. supply", "5 cm. thick"
     | (?:(?<=\d[^\W\d_]\.)|(?<=\d[^\W\d_]{{2}}\.)|(?<=\d\s[^\W\d_]{{2}}\.)|(?<=\d\s(?:hrs|lbs)\.))
       \s+ (?!{_SMALL_OPENERS})(?=[a-z])
-    | (?<=\d\.)\s (?=\d)                                # "$19. 95", "1. 5 feet"
+    | (?:(?<=[\s$]\d\.)|(?<=\$\d\d\.))\s (?=\d)         # "$19. 95", "1. 5 feet", but "in 1990. 3 cars"
     | (?<=["”″][!?])\s+ (?=[a-z])                        # 'the words "YOU ROCK"! are'
     )""",
     re.VERBOSE,
@@ -215,4 +215,5 @@ def _proposals(text: str) -> set[int]:
     """Where sentencex starts a new sentence."""
     # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
     line = "x " + text.translate(_ONE_LINE)
-    return {_GAP.match(line, boundary["end_index"]).end() - 2 for boundary in _library()("en", line)}
+    ends = [boundary["end_index"] for boundary in _library()("en", line)]
+    return {gap.end() - 2 for end in ends if (gap := _GAP.match(line, end))}

@@ -48,6 +48,7 @@ JOINED_BY_SPACE = [
     ["A wall is full of street art.", "Posters hang beside it."],
     ["The water is blue, the arrow says no.", "Fish swim below me.", '"Boats" pass.'],
     ["The steps lead to the U.S.", "Behind it is a flag."],
+    ["It is in Los Angeles, CA.", "The house was built in 1990.", "3 cars are in front of it."],
     ["There are trees, bushes, etc.", "Birds fly over them."],
     ["The sign reads Main St.", "The pole under it is bent."],
     ["The answer on the card is no.", "The card is yellow."],
