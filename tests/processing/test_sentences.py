@@ -30,7 +30,7 @@ JOINED_BY_SPACE = [
     ["A U.S. Navy ship is docked in Washington D.C. harbour.", "The sea is calm."],
     ["A portrait of J. K. Rowling hangs above George W. Bush.", "Both are framed."],
     ["St. Patrick's church stands on Mt. Vernon.", "The sky is grey."],
-    ["Capt. Jones vs. Sgt. Miller is written on the poster.", "It is torn."],
+    ["Capt. Jones vs. Sgt. Miller vs. A Team is written on the poster.", "It is torn."],
     ["The plank is 6 in. wide and 4 ft. long, 10 lbs. heavy and 5 cm. thick.", "It is wet."],
     ["A 5 V. supply, a 12V. one and a 60 W. bulb lie at 120 W. Main Street.", "They are new."],
     ["The sign says open from 9 a.m. Monday to 5 p.m. Friday.", "The door is shut."],
@@ -105,6 +105,7 @@ JOINED_BY_SPACE = [
     ["The gap is approx. 5.5in. wide.", "The wall is 20cm. high.", "It is old."],
     ["A. The left panel is red.", "B. The right panel is blue."],
     # no capitals, or spaces before the full stop
+    ["the rope is 5 cm.", "the dog pulls it.", "it is about 2 m. long."],
     ["a dog sits on the mat.", "a cat is behind it.", "approx. five birds fly."],
     ["is it a dog?", "yes it is!", "it runs."],
     ["The dog sits on the mat .", "The cat is behind it ."],
