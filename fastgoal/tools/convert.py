@@ -99,7 +99,7 @@ def convert(
     """
     from transformers import AutoConfig, CLIPModel
 
-    from fastgoal.hub_cards.cards import ModelFacts, copy_handler, write_model_card
+    from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 

@@ -3,18 +3,25 @@
 import json
 import re
 import shutil
-from statistics import fmean, median
 
 import numpy as np
 import pytest
 import yaml
-from datasets import load_dataset
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.hub_cards.cards import CaptionerFacts
-from fastgoal.hub_cards.data_figures import find_captioner, load_counter, measure, prepare_data_card, sample_rows
+from fastgoal.hub_cards.data_card import (
+    CaptionerFacts,
+    DataFacts,
+    find_captioner,
+    prepare_data_card,
+    sample_rows,
+    write_data_card,
+)
 from fastgoal.processing.builders.captioner import PROMPT
+from fastgoal.processing.data.figures import inspect_pairs
+from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.tokens import TokenCounter
 
 from .conftest import TOKEN
 
@@ -54,48 +61,63 @@ def folder(made, tmp_path):
     return shutil.copytree(made / "pairs", tmp_path / "pairs")
 
 
-def test_figures_are_those_counted_by_hand(made, tiny_clip, tmp_path_factory):
-    figures = measure(made / "told", load_counter(str(tiny_clip)), "openai/clip-vit-base-patch16")
-    # The tiny tokenizer has a token for every character but spaces, and one at either end.
-    tokens = [len(caption.replace(" ", "")) + 2 for caption in CAPTIONS]
-    assert (figures.tokens.mean, figures.tokens.median, figures.tokens.highest) == (
-        pytest.approx(fmean(tokens)),
-        median(tokens),
-        max(tokens),
-    )
-    assert tokens[3] > 248
-    assert figures.longer == {77: pytest.approx(0.2), 248: pytest.approx(0.2)}
-    assert figures.tokenizer == "openai/clip-vit-base-patch16"
-    assert (figures.words.mean, figures.words.median, figures.words.highest) == (pytest.approx(18.8), 10, 65)
-    assert (figures.sentences.mean, figures.sentences.median, figures.sentences.highest) == (2.0, 2, 3)
-    cache = str(tmp_path_factory.mktemp("cache"))
-    pairs = [pair for row in load_dataset(str(made / "told"), split="train", cache_dir=cache) for pair in row["pairs"]]
-    assert figures.score == pytest.approx(fmean(pair["score"] for pair in pairs))
-    assert figures.best_score == pytest.approx(fmean(pair["score"] for pair in pairs if pair["best"]))
-
-    without = measure(made / "told")
-    assert without.tokens is without.tokenizer is None
-    assert without.words == figures.words
+def test_data_card(tmp_path):
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="not a finished data set"):
+        DataFacts.of_folder(folder)
+    manifest = {
+        "source": str(tmp_path / "photographs"),
+        "settings": {
+            "model": "clip-b16#0123abcd", "detector": "hustvl/yolos-base@f00", "min_area": 0.01, "limit": None,
+            "source_rows": 12, "source_fingerprint": "abc",
+        },
+        "versions": {"fastgoal": "0.1.0"},
+        "summary": {
+            "images": 1200, "sentences": 5000, "pairs": 4900, "skipped": [{"row": 1, "reason": "broken"}],
+            "regions": {"detector": 900, "default": 6000}, "best_regions": {"detector": 700, "default": 500},
+        },
+    }  # fmt: skip
+    (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
+    text = write_data_card(folder, DataFacts.of_folder(folder, license="cc-by-4.0")).read_text()
+    assert str(tmp_path) not in text
+    for words in (
+        "1,200 images", "4,900 pairs", "`photographs`", "| model | clip-b16 |", "| detector | 900 | 700 |",
+        "| detector | hustvl/yolos-base (transformers), score from 0.25, boxes of 1 to 80 % of the image, "
+        "revision f00 |",
+        "were left out: 1.", "cc-by-4.0.",
+    ):  # fmt: skip
+        assert words in text
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["size_categories"] == ["1K<n<10K"]
+    assert data["license"] == "cc-by-4.0"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    compile(code, "card", "exec")
 
 
 def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
     words = {"image_license": "CC BY 2.0, by their photographers", "caption_license": "MIT"}
     assert prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))
     text = (folder / "README.md").read_text()
-    figures = measure(folder, load_counter(str(tiny_clip)))
+    figures = inspect_pairs(PairsFolder(folder), TokenCounter(str(tiny_clip)))
+    scores, captions = figures["pairs"], figures["captions"]
+
+    def table_row(name, spread):
+        return f"| {name} | {spread['mean']:.1f} | {spread['median']:g} | {spread['max']:g} |"
+
+    cut = {limit: 100 * share["share"] for limit, share in captions["tokens"]["truncated"].items()}
     for line in (
-        f"| words | {figures.words.mean:.1f} | {figures.words.median:g} | {figures.words.highest} |",
-        f"| sentences | {figures.sentences.mean:.1f} | {figures.sentences.median:g} | {figures.sentences.highest} |",
-        f"| CLIP tokens (`{tiny_clip.name}`) | {figures.tokens.mean:.1f} | {figures.tokens.median:g} | "
-        f"{figures.tokens.highest} |",
-        f"{100 * figures.longer[77]:.1f} % of the captions are longer than 77 tokens, "
-        f"{100 * figures.longer[248]:.1f} % are longer than 248 tokens: CLIP reads 77",
-        f"{figures.score:.3f} over all pairs,\n{figures.best_score:.3f} over those for training.",
+        table_row("words", captions["words"]),
+        table_row("sentences", captions["sentences"]),
+        table_row(f"CLIP tokens (`{tiny_clip.name}`)", captions["tokens"]),
+        f"{cut['77']:.1f} % of the captions are longer than 77 tokens, "
+        f"{cut['248']:.1f} % are longer than 248 tokens: CLIP reads 77",
+        f"{scores['scores']['mean']:.3f} over all pairs,\n{scores['best_scores']['mean']:.3f} over those for training.",
         "# pairs",
         'name = "me/pairs"',
         "5 images with long captions",
         "from `photographs` with `fastgoal caption` and `fastgoal pairs`",
-        "| detector | none |",
+        "| detector | none (the five default regions only) |",
         f"| model | {tiny_clip.name} |",
         "](examples/pairs.jpg)",
         "`tiny_vlm0` wrote the captions (decoding greedy, most tokens 3, number format float32)",
@@ -164,10 +186,11 @@ def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
 
 
 def test_samples_are_spread_over_the_data(made):
-    assert [row["file_name"] for row in sample_rows(made / "told", 3)] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(made / "told", 2)] == ["0.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(made / "told", 99)] == [f"{number}.jpg" for number in range(5)]
-    assert all(row["image"]["bytes"] for row in sample_rows(made / "told", 2))
+    told = PairsFolder(made / "told")
+    assert [row["file_name"] for row in sample_rows(told, 3)] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [row["file_name"] for row in sample_rows(told, 2)] == ["0.jpg", "2.jpg"]
+    assert [row["file_name"] for row in sample_rows(told, 99)] == [f"{number}.jpg" for number in range(5)]
+    assert all(row["image"]["bytes"] for row in sample_rows(told, 2))
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
@@ -190,6 +213,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     printed = capsys.readouterr().out
     assert f"{folder / 'README.md'}: written" in printed
     assert "would be sent to me/pairs as a data set, 5 files, " in printed
+    assert printed.endswith("not sent: .fastgoal/, fastgoal_pairs.json, notes.txt\n")
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)
     shards = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
     assert listed == ["README.md", *shards, "examples/pairs.jpg"]
