@@ -85,18 +85,11 @@ class DataFacts:
     Attributes:
         name: Hub id, or the folder's last name.
         source: Where images and captions come from: a Hub id or a folder's last name.
-        images: Rows.
-        sentences: Sentences of all captions.
-        pairs: Local pairs.
-        regions: Candidate regions by source.
-        best_regions: Regions of the best pairs by source.
+        figures: Of `inspect_pairs`: what was counted in the rows.
         settings: Of `fastgoal pairs`, by name.
-        versions: Libraries by name.
-        skipped: Rows of the source that were left out.
         license: Identifier as on the Hub; None if nobody stated it.
         image_license: Of the images, in words, where it was stated.
         caption_license: Likewise of the captions.
-        figures: Of `inspect_pairs`: lengths of the captions and scores of the pairs, where they were measured.
         tokenizer: Name of the tokenizer that counted, where one did.
         captioner: What wrote the captions, where `fastgoal caption` did.
         pictures: Path of a sheet of sample rows inside the folder.
@@ -104,48 +97,40 @@ class DataFacts:
 
     name: str
     source: str
-    images: int
-    sentences: int
-    pairs: int
-    regions: dict[str, int]
-    best_regions: dict[str, int]
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    skipped: int = 0
+    figures: Mapping[str, Any]
+    settings: Mapping[str, Any]
     license: str | None = None
     image_license: str | None = None
     caption_license: str | None = None
-    figures: Mapping[str, Any] | None = None
     tokenizer: str | None = None
     captioner: CaptionerFacts | None = None
     pictures: str | None = None
 
     @classmethod
-    def of_folder(cls, folder: str | os.PathLike[str], license: str | None = None, **facts: Any) -> "DataFacts":
+    def of_folder(
+        cls, folder: str | os.PathLike[str], counter: TokenCounter | None = None, **facts: Any
+    ) -> "DataFacts":
         """The facts of a folder that `fastgoal pairs` wrote, beside those given.
 
+        Args:
+            folder: What `fastgoal pairs` wrote.
+            counter: Counts the captions' tokens; None leaves them out.
+            facts: Attributes by name.
+
         Raises:
-            ValueError: The folder is none, or was not finished.
+            ValueError: The folder is none, was not finished, or lacks rows.
         """
-        folder = Path(folder)
-        manifest = _finished(
-            folder / MANIFEST,
-            f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first.",
-        )
-        summary = manifest["summary"]
+        opened = open_finished(Path(folder))
+        captioner = facts.get("captioner")
         return cls(
-            name=facts.pop("name", None) or folder.resolve().name,
-            source=facts["captioner"].source if facts.get("captioner") else public_name(manifest["source"]),
-            images=summary["images"],
-            sentences=summary["sentences"],
-            pairs=summary["pairs"],
-            regions=summary["regions"],
-            best_regions=summary["best_regions"],
-            settings=_public_settings(manifest["settings"]),
-            versions=manifest["versions"],
-            skipped=len(summary["skipped"]),
-            license=license,
-            **facts,
+            **{
+                "name": opened.folder.resolve().name,
+                "source": captioner.source if captioner else public_name(opened.manifest["source"]),
+                "figures": inspect_pairs(opened, counter, repetitions=False),
+                "settings": _public_settings(opened.manifest["settings"]),
+                "tokenizer": None if counter is None else public_name(counter.name),
+                **facts,
+            }
         )
 
 
@@ -153,7 +138,7 @@ def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
     """Write `README.md`, with its metadata, into a pairs data set's folder; returns its path."""
     data = DatasetCardData(
         license=facts.license,
-        size_categories=[next((name for limit, name in SIZES if facts.images < limit), "n>10M")],
+        size_categories=[next((name for limit, name in SIZES if facts.figures["rows"] < limit), "n>10M")],
         task_categories=["zero-shot-image-classification", "image-feature-extraction"],
         tags=["image-text-retrieval", "long-captions", "fast-goal", "fastgoal"],
         pretty_name=facts.name.split("/")[-1],
@@ -200,26 +185,18 @@ def prepare_data_card(
             "cc-by-nc-4.0, cc0-1.0 or other. Words go into image_license and caption_license (--image-license, "
             "--caption-license)."
         )
-    told = DataFacts.of_folder(folder).images
-    opened = PairsFolder(folder)
-    if len(opened) != told:
-        raise ValueError(
-            f"folder='{folder}' has {len(opened)} rows in data/*.parquet, and its summary speaks of {told}. Run "
-            "`fastgoal pairs` again: it makes the shards that are missing."
-        )
+    opened = open_finished(folder)
     card, mark = folder / CARD, folder / CARD_MARK
     if card.exists() and _hash(card) != (json.loads(mark.read_bytes())["hash"] if mark.exists() else None):
         return False
-    counter = None if tokenizer is None else TokenCounter(tokenizer)
     facts = DataFacts.of_folder(
         folder,
-        license,
+        None if tokenizer is None else TokenCounter(tokenizer),
         name=repo,
+        license=license,
         image_license=image_license,
         caption_license=caption_license,
-        figures=inspect_pairs(opened, counter, repetitions=False),
-        tokenizer=None if tokenizer is None else public_name(tokenizer),
-        captioner=find_captioner(folder, captions),
+        captioner=find_captioner(opened, captions),
         pictures=save_pairs_sheet(folder, sample_rows(opened, SAMPLES)),
     )
     write_data_card(folder, facts)
@@ -228,31 +205,45 @@ def prepare_data_card(
     return True
 
 
-def find_captioner(
-    folder: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None
-) -> CaptionerFacts | None:
+def open_finished(folder: Path) -> PairsFolder:
+    """A folder that `fastgoal pairs` wrote.
+
+    Raises:
+        ValueError: The folder is none, was not finished, or lacks rows that it once had.
+    """
+    refusal = f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first."
+    images = _finished(folder / MANIFEST, refusal)["summary"]["images"]
+    opened = PairsFolder(folder)
+    if len(opened) != images:
+        raise ValueError(
+            f"folder='{folder}' has {len(opened)} rows in data/*.parquet, and its summary speaks of {images}. Run "
+            "`fastgoal pairs` again: it makes the shards that are missing."
+        )
+    return opened
+
+
+def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None = None) -> CaptionerFacts | None:
     """What wrote the captions of a pairs data set; None if its source is not there or has others.
 
     Args:
-        folder: What `fastgoal pairs` wrote.
+        pairs: What `fastgoal pairs` wrote.
         captions: Folder that `fastgoal caption` wrote; by default the source of the pairs.
 
     Raises:
         ValueError: `captions` was given, and is not what the pairs were made from.
     """
-    manifest = json.loads((Path(folder) / MANIFEST).read_bytes())
-    source = Path(captions or manifest["source"])
+    source = Path(captions or pairs.manifest["source"])
     if captions is None and not (source / CAPTIONS_MANIFEST).is_file():
         return None
     facts = CaptionerFacts.of_folder(source)
-    if open_source(source).fingerprint != manifest["settings"].get("source_fingerprint"):
-        if captions is None:
-            return None
-        raise ValueError(
-            f"captions='{captions}' holds other captions or images than those that '{folder}' was made from. Name the "
-            "folder that `fastgoal pairs` read, as it was then."
-        )
-    return facts
+    if open_source(source).fingerprint == pairs.manifest["settings"].get("source_fingerprint"):
+        return facts
+    if captions is None:
+        return None
+    raise ValueError(
+        f"captions='{captions}' holds other captions or images than those that '{pairs.folder}' was made from. Name "
+        "the folder that `fastgoal pairs` read, as it was then."
+    )
 
 
 def sample_rows(folder: PairsFolder, count: int) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def write(folder, rows, shards=2, schema=None):
         "settings": {"model": "owner/clip@abc", "detector": "yolo11n.pt#0123"},
         "source": "/somewhere/photographs",
         "versions": {"fastgoal": "0.1.0"},
-        "summary": {"skipped": skipped},
+        "summary": {"images": len(rows), "skipped": skipped},
     }
     (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
     return folder

@@ -8,6 +8,7 @@ Rajaraman and Ullman, Mining of Massive Datasets, 3.4) propose few pairs, and th
 import hashlib
 import re
 import unicodedata
+import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -57,7 +58,6 @@ class CaptionDuplicates:
         self._first: list[int] = []  # row of each of them
         self._number_of = array("q")  # of each row
         self._signatures: list[NDArray[np.uint32]] = []
-        self._hashes: dict[str, int] = {}  # of words
         random = np.random.default_rng(0)
         self._factors = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._shifts = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64)
@@ -133,7 +133,7 @@ class CaptionDuplicates:
         words = np.zeros(lengths.sum(), dtype=np.uint64)  # a caption of one or two words is filled up with zeros
         place = 0
         for caption, length in zip(captions, lengths.tolist()):
-            words[place : place + len(caption)] = [self._hash(word) for word in caption]
+            words[place : place + len(caption)] = [zlib.crc32(word.encode()) for word in caption]
             place += length
         ends = np.cumsum(lengths)
         inside = np.ones(len(words), dtype=bool)
@@ -151,13 +151,6 @@ class CaptionDuplicates:
             values = (runs * self._factors[column] + self._shifts[column]) >> np.uint64(32)
             signature[:, column] = np.minimum.reduceat(values, starts)
         return signature
-
-    def _hash(self, word: str) -> int:
-        value = self._hashes.get(word)
-        if value is None:
-            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            self._hashes[word] = value
-        return value
 
     def _proposals(self, signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
         """`(pairs, 2)` numbers of captions that share a band and have like signatures, the most alike first."""

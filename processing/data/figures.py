@@ -205,6 +205,7 @@ class _Columns:
             "words": summary(self._all("words")),
             "words_histogram": histogram(self._all("words"), length_edges(self._all("words"))),
             "sentences": summary(self._all("sentences")),
+            "sentence_count": int(self._all("sentences").sum()),
             "sentences_histogram": histogram(self._all("sentences"), count_edges(self._all("sentences"))),
             "tokens": None,
         }

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from fastgoal.processing.builders.captioner import PROMPT
 from fastgoal.processing.data.figures import inspect_pairs
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.tokens import TokenCounter
+from fastgoal.processing.detectors.spec import DetectorSpec
+from tests.known_pairs import rows, write
 
 from .conftest import TOKEN
 
@@ -61,38 +64,39 @@ def folder(made, tmp_path):
     return shutil.copytree(made / "pairs", tmp_path / "pairs")
 
 
-def test_data_card(tmp_path):
-    folder = tmp_path / "squares"
-    folder.mkdir()
+def test_the_card_of_known_pairs(tmp_path):
     with pytest.raises(ValueError, match="not a finished data set"):
-        DataFacts.of_folder(folder)
-    manifest = {
-        "source": str(tmp_path / "photographs"),
-        "settings": {
-            "model": "clip-b16#0123abcd", "detector": "hustvl/yolos-base@f00", "min_area": 0.01, "limit": None,
-            "source_rows": 12, "source_fingerprint": "abc",
-        },
-        "versions": {"fastgoal": "0.1.0"},
-        "summary": {
-            "images": 1200, "sentences": 5000, "pairs": 4900, "skipped": [{"row": 1, "reason": "broken"}],
-            "regions": {"detector": 900, "default": 6000}, "best_regions": {"detector": 700, "default": 500},
-        },
+        DataFacts.of_folder(tmp_path)
+    folder = write(tmp_path / "known", rows())
+    manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
+    limits = {"min_score": 0.3, "min_area": 0.02, "max_area": 0.5}
+    manifest["settings"] = {
+        "model": "clip-b16#0123abcd", "detector": "hustvl/yolos-base@f00", **limits, "limit": None,
+        "dtype": "float32", "source_rows": 12, "source_fingerprint": "abc",
     }  # fmt: skip
     (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
     text = write_data_card(folder, DataFacts.of_folder(folder, license="cc-by-4.0")).read_text()
-    assert str(tmp_path) not in text
+    assert "somewhere" not in text
     for words in (
-        "1,200 images", "4,900 pairs", "`photographs`", "| model | clip-b16 |", "| detector | 900 | 700 |",
-        "| detector | hustvl/yolos-base (transformers), score from 0.25, boxes of 1 to 80 % of the image, "
+        "5 images", "14 sentences, 14 pairs", "`photographs`", "| ultralytics | 4 | 3 |", "| default | 25 | 2 |",
+        "0.210 over those for training", "were left out: 1.", "cc-by-4.0. The terms", "| model | clip-b16 |",
+        "| detector | hustvl/yolos-base (transformers), score from 0.3, boxes of 2 to 50 % of the image, "
         "revision f00 |",
-        "were left out: 1.", "cc-by-4.0.",
     ):  # fmt: skip
-        assert words in text
+        assert words in text, words
+    settings = re.search(r"\| setting \| \|\n(?:\|.*\n)+", text)[0]
+    assert re.findall(r"^\| (\w+) \|", settings, re.MULTILINE) == ["setting", "model", "detector", "dtype"]
     data = yaml.safe_load(text.split("---")[1])
-    assert data["size_categories"] == ["1K<n<10K"]
+    assert data["size_categories"] == ["n<1K"]
     assert data["license"] == "cc-by-4.0"
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     compile(code, "card", "exec")
+
+    # The detector as values, as manifests hold it now.
+    manifest["settings"] = {"model": "clip-b16#01", "detector": asdict(DetectorSpec("sam", "sam2", "sam2#01"))}
+    (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
+    text = write_data_card(folder, DataFacts.of_folder(folder)).read_text()
+    assert "| detector | sam2 (sam), score from 0.25, masks of 1 to 80 % of the image |" in text
 
 
 def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
@@ -154,19 +158,19 @@ def test_captions_that_are_not_of_a_model(made, tmp_path, tiny_clip):
 
 
 def test_what_wrote_the_captions_is_looked_for_and_checked(folder, made, tmp_path):
-    assert find_captioner(folder).prompt == PROMPT
-    assert find_captioner(folder, made / "captions") == find_captioner(folder)
+    assert find_captioner(PairsFolder(folder)).prompt == PROMPT
+    assert find_captioner(PairsFolder(folder), made / "captions") == find_captioner(PairsFolder(folder))
     with pytest.raises(ValueError, match="is not a finished folder of `fastgoal caption`"):
-        find_captioner(folder, made / "known")
+        find_captioner(PairsFolder(folder), made / "known")
     others = shutil.copytree(made / "captions", tmp_path / "others")
     lines = (others / "metadata.jsonl").read_text().splitlines()
     (others / "metadata.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(ValueError, match="holds other captions or images"):
-        find_captioner(folder, others)
+        find_captioner(PairsFolder(folder), others)
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
     for source in (others, tmp_path / "absent"):
         (folder / "fastgoal_pairs.json").write_text(json.dumps({**manifest, "source": str(source)}))
-        assert find_captioner(folder) is None
+        assert find_captioner(PairsFolder(folder)) is None
 
 
 def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
