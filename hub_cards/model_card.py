@@ -21,30 +21,16 @@ LOSS_LINES = 8
 
 # Settings that every card lists; of the others those that were changed.
 CORE_SETTINGS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "bf16",
-    "fp16",
-    "gradient_checkpointing",
-    "seed",
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("bf16", "fp16", "gradient_checkpointing", "seed"),
 )
 # Settings of the machine, the log and the upload: they do not change the weights, and may hold paths and secrets.
 NOT_LISTED = re.compile(
-    r".*(token|_dir|^hub|push|report_to|run_name|project|trackio|^log|^save|^eval|^resume|^do_|dataloader|tqdm|"
-    r"^use_cpu|ddp|fsdp|deepspeed|accelerator|parallelism|objective|_weight|load_best|metric|greater|batch_eval|"
-    r"include_|per_device_eval|activation_checkpointing|prediction_loss|remove_unused|label_names|disable|local_rank|debug|auto_find|torch_empty).*|"
-    r"(global|local|tsl)_weight"
+    r"token|_dir|^hub|push|report_to|run_name|project|trackio|^log|^save|^eval|^resume|^do_|dataloader|tqdm|^use_cpu|"
+    r"ddp|fsdp|deepspeed|accelerator|parallelism|load_best|metric|greater|batch_eval|include_|per_device_eval|"
+    r"activation_checkpointing|prediction_loss|remove_unused|label_names|disable|local_rank|debug|auto_find|torch_empty"
 )
 
 
@@ -221,16 +207,16 @@ def listed_settings(args: Any) -> dict[str, Any]:
     """The hyper-parameters of `TrainingArguments` that a card lists: the core ones, and what was changed."""
     from transformers import TrainingArguments
 
-    defaults = {name: entry.default for name, entry in TrainingArguments.__dataclass_fields__.items()}
-    settings: dict[str, Any] = {}
-    for name in [*CORE_SETTINGS, *(name for name in defaults if name not in CORE_SETTINGS)]:
+    def value_of(name: str) -> Any:
         value = getattr(args, name, None)
-        value = getattr(value, "value", value)
-        if name not in CORE_SETTINGS and (
-            NOT_LISTED.fullmatch(name) or not isinstance(value, bool | int | float | str) or value == defaults[name]
-        ):
-            continue
-        settings[name] = value
+        return getattr(value, "value", value)  # of a member of an enumeration
+
+    settings = {name: value_of(name) for name in CORE_SETTINGS}
+    for name, entry in TrainingArguments.__dataclass_fields__.items():
+        value = value_of(name)
+        changed = isinstance(value, bool | int | float | str) and value != entry.default
+        if changed and name not in settings and not NOT_LISTED.search(name):
+            settings[name] = value
     settings["batch size of all devices and accumulated steps"] = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )

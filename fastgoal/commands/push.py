@@ -1,11 +1,6 @@
 """`fastgoal push`: a model or a pairs data set to the Hugging Face Hub."""
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastgoal.hub_cards.pushing import Pushed
 
 HELP = "send a model, with processor, card and code, or a pairs data set to the Hugging Face Hub"
 
@@ -29,25 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.pushing import push
+    from fastgoal.tools.words import describe_push
 
     dry_run = getattr(args, "dry_run", False)
     pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=dry_run)
-    print(describe(pushed, Path(args.folder)))
+    print(describe_push(pushed, args.folder))
     return 0
-
-
-def describe(pushed: "Pushed", folder: Path) -> str:
-    """What was sent, or would be, and what was not, in lines to read."""
-    from fastgoal.tools.words import counted, size_in_words
-
-    files = counted(len(pushed.sent), "file")
-    lines = [f"{pushed.url}: {files}"]
-    if pushed.url is None:
-        kind = "data set" if pushed.kind == "dataset" else pushed.kind
-        sizes = [(folder / name).stat().st_size for name in pushed.sent]
-        lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
-        lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
-    if pushed.left_out:
-        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
-        lines.append(f"not sent: {', '.join(top)}")
-    return "\n".join(lines)

@@ -56,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from fastgoal.commands.push import describe
     from fastgoal.hub_cards.cards import CARD
     from fastgoal.hub_cards.data_card import prepare_data_card
     from fastgoal.hub_cards.pushing import push, require_token
+    from fastgoal.tools.words import describe_push
 
     if not args.dry_run:
         # Before the work, not after it.
@@ -76,5 +76,5 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{folder / CARD}: {'written' if written else 'changed by hand, kept as it is'}")
     pushed = push(folder, args.repo, private=args.private, message=args.message, dry_run=args.dry_run)
-    print(describe(pushed, folder))
+    print(describe_push(pushed, folder))
     return 0

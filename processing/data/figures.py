@@ -132,9 +132,7 @@ class _Columns:
         self.names: list[str] = []
         self.problems: list[str] = []
         self._numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        self._candidates: Counter[str] = Counter()
-        self._chosen: Counter[str] = Counter()
-        self._best: Counter[str] = Counter()
+        self._sources: dict[str, Counter[str]] = {name: Counter() for name in ("candidates", "chosen", "best")}
         self._labels: Counter[tuple[str, str]] = Counter()
         self._undetected: list[int] = []
 
@@ -156,7 +154,7 @@ class _Columns:
         self._keep("sentences", sentence_counts)
         sources = np.array(pc.fill_null(pc.struct_field(regions, "source"), "").to_pylist(), dtype=object)
         labels = np.array(pc.fill_null(pc.struct_field(regions, "label"), "").to_pylist(), dtype=object)
-        self._candidates.update(sources.tolist())
+        self._sources["candidates"].update(sources.tolist())
         region_rows = np.repeat(np.arange(count), region_counts)
         detected = np.bincount(region_rows[sources != DEFAULT], minlength=count)
         self._undetected += (start + np.flatnonzero(detected == 0)).tolist()
@@ -168,8 +166,8 @@ class _Columns:
         fits = (region >= 0) & (region < region_counts[of_row]) & np.isfinite(score)
         fits &= (sentence >= 0) & (sentence < sentence_counts[of_row])
         places = (np.cumsum(region_counts) - region_counts)[of_row[fits]] + region[fits]
-        self._chosen.update(sources[places].tolist())
-        self._best.update(sources[places[best[fits]]].tolist())
+        self._sources["chosen"].update(sources[places].tolist())
+        self._sources["best"].update(sources[places[best[fits]]].tolist())
         self._labels.update(zip(sources[places].tolist(), labels[places].tolist()))
         self._keep("scores", score[fits])
         self._keep("best_scores", score[fits & best])
@@ -191,37 +189,27 @@ class _Columns:
 
     def lowest(self, count: int) -> list[int]:
         """The rows whose best pair has the lowest score, the lowest first."""
-        scores = self._all("best_of_row")
+        scores = np.concatenate(self._numbers["best_of_row"])
         order = np.argsort(scores, kind="stable")  # NaN comes last
         return [row for row in order[:count].tolist() if not math.isnan(scores[row])]
 
     def facts(self) -> dict[str, Any]:
         """Everything but the repetitions; see `inspect_pairs`."""
-        count = len(self.names)
-        scores, best_scores = self._all("scores"), self._all("best_scores")
+        numbers = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        words, sentences, tokens = numbers["words"], numbers["sentences"], numbers.get("tokens")
+        scores, best_scores = numbers["scores"], numbers["best_scores"]
         edges = nice_edges(float(scores.min()), float(scores.max())) if len(scores) else [0.0, 1.0]
-        tokens = self._all("tokens") if self.count_tokens is not None else None
-        captions: dict[str, Any] = {
-            "words": summary(self._all("words")),
-            "words_histogram": histogram(self._all("words"), length_edges(self._all("words"))),
-            "sentences": summary(self._all("sentences")),
-            "sentence_count": int(self._all("sentences").sum()),
-            "sentences_histogram": histogram(self._all("sentences"), count_edges(self._all("sentences"))),
-            "tokens": None,
-        }
-        if tokens is not None:
-            captions["tokens"] = {
-                **summary(tokens),
-                "histogram": histogram(tokens, length_edges(tokens)),
-                "truncated": {
-                    str(limit): {"rows": int((tokens > limit).sum()), "share": float((tokens > limit).mean())}
-                    for limit in TOKEN_LIMITS
-                },
-            }
-        order = sorted(self._candidates, key=lambda source: (source != DEFAULT, -self._candidates[source]))
+        candidates = self._sources["candidates"]
         return {
-            "images": {name: summary(self._all(name)) for name in ("width", "height")},
-            "captions": captions,
+            "images": {name: summary(numbers[name]) for name in ("width", "height")},
+            "captions": {
+                "words": summary(words),
+                "words_histogram": histogram(words, length_edges(words)),
+                "sentences": summary(sentences),
+                "sentence_count": int(sentences.sum()),
+                "sentences_histogram": histogram(sentences, count_edges(sentences)),
+                "tokens": None if tokens is None else _token_lengths(tokens),
+            },
             "pairs": {
                 "count": len(scores),
                 "scores": summary(scores),
@@ -230,15 +218,11 @@ class _Columns:
                 "best_histogram": histogram(best_scores, edges),
             },
             "regions": {
-                "count": sum(self._candidates.values()),
-                "per_image": summary(self._all("regions")),
+                "count": candidates.total(),
+                "per_image": summary(numbers["regions"]),
                 "by_source": {
-                    source: {
-                        "candidates": self._candidates[source],
-                        "chosen": self._chosen[source],
-                        "best": self._best[source],
-                    }
-                    for source in order
+                    source: {name: counts[source] for name, counts in self._sources.items()}
+                    for source in sorted(candidates, key=lambda source: (source != DEFAULT, -candidates[source]))
                 },
                 "chosen_labels": [
                     {"label": label, "source": source, "chosen": times}
@@ -247,7 +231,7 @@ class _Columns:
             },
             "no_detection": {
                 "rows": len(self._undetected),
-                "share": len(self._undetected) / count,
+                "share": len(self._undetected) / len(self.names),
                 "files": _names(self.names, self._undetected),
             },
             "problems": {"count": len(self.problems), "first": self.problems[:SHOWN_PROBLEMS]},
@@ -257,11 +241,15 @@ class _Columns:
         kind = np.float32 if name in ("scores", "best_scores", "best_of_row") else np.int32
         self._numbers[name].append(np.asarray(values, dtype=kind))
 
-    def _all(self, name: str) -> NDArray[Any]:
-        parts = self._numbers[name]
-        if len(parts) > 1:
-            parts[:] = [np.concatenate(parts)]
-        return parts[0]
+
+def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
+    """Lengths of captions in tokens, and how many are cut at the limits."""
+    cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
+    return {
+        **summary(tokens),
+        "histogram": histogram(tokens, length_edges(tokens)),
+        "truncated": {limit: {"rows": int(rows.sum()), "share": float(rows.mean())} for limit, rows in cut.items()},
+    }
 
 
 def summary(values: NDArray[Any]) -> dict[str, float]:

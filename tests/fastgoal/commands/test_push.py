@@ -2,8 +2,7 @@
 
 from argparse import Namespace
 
-from fastgoal.commands.push import describe, run
-from fastgoal.hub_cards.pushing import Pushed
+from fastgoal.commands.push import run
 
 
 def test_a_dry_run_lists_the_files(tmp_path, capsys):
@@ -19,8 +18,3 @@ def test_a_dry_run_lists_the_files(tmp_path, capsys):
         "  model.safetensors  1.5 kB",
         "not sent: old/, run.log",
     ]
-
-
-def test_a_single_file_is_not_called_files(tmp_path):
-    pushed = Pushed("model", "me/clip", ["config.json"], [], "https://hub/me/clip")
-    assert describe(pushed, tmp_path) == "https://hub/me/clip: 1 file"

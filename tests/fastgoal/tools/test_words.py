@@ -1,8 +1,9 @@
-"""Numbers as a person says them."""
+"""Numbers as a person says them, and what a push says."""
 
 import pytest
 
-from fastgoal.tools.words import counted, decimals, size_in_words
+from fastgoal.hub_cards.pushing import Pushed
+from fastgoal.tools.words import counted, decimals, describe_push, size_in_words
 
 
 def test_numbers():
@@ -18,3 +19,11 @@ def test_numbers():
 )
 def test_sizes(size, words):
     assert size_in_words(size) == words
+
+
+def test_a_single_file_is_not_called_files(tmp_path):
+    pushed = Pushed("model", "me/clip", ["config.json"], [], "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 1 file"
+    left_out = ["old/a.bin", "old/b.bin", "run.log"]
+    pushed = Pushed("model", "me/clip", ["config.json", "README.md"], left_out, "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 2 files\nnot sent: old/, run.log"
