@@ -19,7 +19,6 @@ from fastgoal.processing.detectors.spec import DetectorSpec
 
 from .cards import CARD, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, write_card
 
-CLIP_TOKENIZER = USUAL_TOKENIZERS[0]
 SAMPLES = 3
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -157,7 +156,7 @@ def prepare_data_card(
     image_license: str | None = None,
     caption_license: str | None = None,
     captions: str | os.PathLike[str] | None = None,
-    tokenizer: str | None = CLIP_TOKENIZER,
+    tokenizer: str | None = USUAL_TOKENIZERS[0],
 ) -> bool:
     """Write the card of a folder that `fastgoal pairs` wrote, with figures, licences and a sheet of sample rows.
 

@@ -63,19 +63,21 @@ def test_without_repetitions_no_image_is_read(tmp_path, monkeypatch):
 def test_rows_that_are_not_sound_are_named(tmp_path):
     broken = rows()
     broken[0]["pairs"][1]["score"] = None
+    broken[1]["pairs"][0]["region"] = None
     broken[2]["pairs"][0]["region"] = 99
     broken[3]["pairs"][0]["best"] = False
     broken[4]["caption"] = None
     facts = inspect_pairs(PairsFolder(write(tmp_path / "pairs", broken)))
     assert sorted(facts["problems"]["first"]) == [
         "row 0 (0.jpg) has a pair without a region, a sentence or a score",
+        "row 1 (1.jpg) has a pair without a region, a sentence or a score",
         "row 2 (2.jpg) has a pair without a region, a sentence or a score",
         "row 3 (3.jpg) does not have exactly one best pair",
         "row 4 (4.jpg) has a sentence that does not lie in its caption",
         "row 4 (4.jpg) has no caption",
     ]
-    assert facts["problems"]["count"] == 5
-    assert facts["pairs"]["count"] == 12
+    assert facts["problems"]["count"] == 6
+    assert facts["pairs"]["count"] == 11
 
 
 def test_histograms_have_round_edges_and_lose_nothing():
