@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastgoal.hub_cards import cards
+from fastgoal.hub_cards import cards as shared
+from fastgoal.hub_cards import model_card as cards
 from fastgoal.processing.images import load_image
 
 from .batches.pair_data import PairData
@@ -122,7 +123,7 @@ def _pictures(trainer: "FastGoalTrainer", folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     train = _rows(trainer.train_dataset)
     if trainer.objective.needs_pairs and train and all(row.get("pairs") for row in train):
-        facts["pictures"] = cards.save_pairs_sheet(folder, train)
+        facts["pictures"] = shared.save_pairs_sheet(folder, train)
     shown = _rows(trainer.eval_dataset) or train
     # A sharded model only runs on all processes at once.
     if shown and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -157,4 +158,4 @@ def _length(data: Any) -> int:
 
 
 def _data_name(data: Any) -> str:
-    return cards.public_name(data.source.name) if isinstance(data, PairData) else "a data set in memory"
+    return shared.public_name(data.source.name) if isinstance(data, PairData) else "a data set in memory"
