@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastgoal.hub_cards.pictures import (
+    COLOURS,
     FONT_SIZE,
     GREY,
     MARGIN,
@@ -43,7 +44,7 @@ VIEW, MAP = (1100, 720), (640, 420)
 WIDE, TALL = 2.2, 0.6
 COLOUR_NOTE = (
     "A sentence has one colour and one number: of its text, of the frame of its best region, of its heat map. A striped"
-    " frame is the best region of several sentences."
+    f" frame is the best region of several sentences. After {len(COLOURS)} sentences the colours come again."
 )
 NOTE = (
     "Numbers are cosines: of image and caption, of sentence and region, of sentence and patches from the least to the "
@@ -292,14 +293,13 @@ def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
     # Beside tall pictures the caption has room enough.
     beside = width - sum(block.width + MARGIN for block in top)
     top.append(lines_block(panel.lines, beside if beside >= 400 else width))
-    # As many heat maps in a row as stay large enough to see, and to write above.
+    # As many heat maps in a row as stay large enough to see, and to write below.
     in_row = min(2 if shape > WIDE else 4 if shape > TALL else 5, max(2, len(panel.lines)))
     cell = (width - (in_row - 1) * MARGIN) // in_row
     maps = []
     for line, heat, values in zip(panel.lines, panel.maps, panel.ranges, strict=True):
-        texts = [text_block([(f"{line.number}. {line.text}", line.colour)], cell, most=2)]
-        texts.append(text_block([(f"patches {values}", GREY)], cell))
-        maps.append(stack([*texts, fitted(heat, cell, 300)]))
+        text = text_block([(f"{line.number}. {line.text}", line.colour)], cell, most=2)
+        maps.append(stack([fitted(heat, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
     title = text_block([(f"{panel.model}: image and caption {number(panel.score, 3)}", "black")], width, FONT_SIZE + 3)
     notes = text_block([(NOTE, GREY)], width)
     legend = text_block([(COLOUR_NOTE, GREY)], width)

@@ -211,7 +211,8 @@ def gallery_picture(gallery: Gallery, width: int = 1400) -> Image.Image:
     inside = width - 2 * MARGIN
     blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.lead, GREY)], inside)]
     for group in gallery.groups:
-        blocks.append(text_block([(group.heading, "black")], inside, 20))
+        heading = text_block([(group.heading, "black")], inside, 20)
+        blocks.append(stack([Image.new("RGB", (1, MARGIN), "white"), heading]))
         for query in group.queries:
             blocks += [rule(inside), *_query_blocks(query, inside)]
     return padded(stack(blocks, MARGIN))
@@ -242,7 +243,7 @@ def _answer_block(answer: Answer, answers: int, width: int) -> Image.Image:
     """An answer with its mark above, so that all marks of a row are in line."""
     colour = RIGHT if answer.right else WRONG
     if answer.picture is None:
-        text = text_block([(f"{answer.mark}  {answer.text}", "black")], width - 4 * MARGIN)
+        text = text_block([(answer.mark, colour), (answer.text, "black")], width - 22)
         return padded(padded(text, 8), 3, colour)
     in_row = min(max(answers, 4), 6)
     cell = (width - (in_row - 1) * MARGIN) // in_row

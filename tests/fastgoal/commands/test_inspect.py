@@ -137,6 +137,11 @@ def test_known_counts(folder, tiny_clip, capsys):
     assert facts["problems"]["count"] == 0
     assert facts["shown"] == {"sample": [0, 1, 2, 3, 4], "lowest": [4, 3, 1]}
 
+    # What the star and the thick frame mean is said before the first row.
+    assert page.index("The thick frame and ★ mark") < page.index('<article class="row')
+    assert 'class="star"' in page
+    assert "5 in 2 files" in page
+    assert "2 images (40.0 %) have no detection" in page
     assert "7.jpg): it is broken." in page
     assert "/somewhere" not in page  # a page that is shared names no folder of the machine it was made on
     assert "&lt;b&gt;here&lt;/b&gt;" in page
@@ -145,6 +150,23 @@ def test_known_counts(folder, tiny_clip, capsys):
     texts = re.findall(r'class="text">(.*?)(?:<i class="cut"|</span>)', page[page.index("2.jpg <small>") :])
     assert re.sub(r"\s", "", "".join(texts[:2])) == re.sub(r"\s", "", LONG)[:75]
     assert "5 rows in 2 shards, 14 pairs" in capsys.readouterr().out
+
+
+def test_one_of_a_kind_and_almost_nothing(tmp_path, capsys):
+    one = [row("<script>.jpg", 'A red square. "Two" blue squares.', jpeg("red"), (), (0, 1), (-0.0001, 0.0))]
+    page, _ = inspect(write(tmp_path / "pairs", one, shards=1), "--rows", 1)
+    for text in (
+        "1 image with captions",
+        "1 row of 1, drawn",
+        "in 1 file,",
+        "<b>1</b><span>image</span>",
+        "2 local pairs",
+    ):
+        assert text in page
+    assert not re.search(r"-0\.0+\b", page)
+    assert "&lt;script&gt;.jpg <small>row 0, 80 x 60" in page
+    assert page.count("<script>") == 1  # our own
+    assert "&#34;Two&#34; blue" in page
 
 
 def test_mean_cosine_is_that_of_the_model(folder, tiny_clip, capsys):
