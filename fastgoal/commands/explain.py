@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
             detector = load_detector(args.detector, device=str(model.device))
             explanations.append(explain(model, processor, image, caption, name, detector))
     panels = draw_explanations(image, explanations)
-    for panel in panels:
-        print(f"{panel.model}: image and caption {number(panel.score, 3)}")
-        for line in panel.lines:
+    for made in explanations:
+        print(f"{made.model}: image and caption {number(made.score, 3)}")
+        for line in made.lines:
             note = f"  ({line.note})" if line.note else ""
             print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {line.text}{note}")
     if args.output is not None:

@@ -1,7 +1,6 @@
 """Where the parts of a histogram lie; the macro `histogram` of the templates draws them as SVG."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastgoal.hub_cards.wording import percent
@@ -11,35 +10,13 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 430, 22, 206
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """One or two histograms over the same edges, in units of the drawing.
-
-    Attributes:
-        label: What is on the horizontal axis.
-        names: Of the histograms.
-        bars: `kind` ("only", "first" or "second"), `x`, `y`, `width`, `height`, `title` of each.
-        rows: `place` and `text` of the ticks of the vertical axis, in percent.
-        columns: `place` and `text` of the ticks of the horizontal axis.
-        marks: `place` and `text` of the places that are marked, `late` where the text stands left of it.
-    """
-
-    label: str
-    names: list[str]
-    bars: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
-    columns: list[dict[str, Any]]
-    marks: list[dict[str, Any]]
-    width, height, left, right, top, bottom = WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM
-
-
 def histogram(
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     edges: Sequence[float],
     label: str,
     marks: Sequence[tuple[float, str]] = (),
     whole: bool = False,
-) -> Histogram:
+) -> dict[str, Any]:
     """Lay out one or two histograms, each in percent of its own total.
 
     Args:
@@ -48,48 +25,40 @@ def histogram(
         label: What is on the horizontal axis.
         marks: Places on that axis to mark with a line, and what to write there.
         whole: The bins stand for whole numbers, their middles.
+
+    Returns:
+        In units of the drawing: `width`, `height`, `left`, `right`, `top`, `bottom`; `label`; `names` of the
+        histograms; `bars` with kind ("only", "first" or "second"), x, y, width, height and title; `rows` and `columns`,
+        the ticks of both axes, and `marks` with place and text, a mark with whether its text stands left of it.
     """
     shares = {name: [value / max(1.0, sum(counts)) for value in counts] for name, counts in series.items()}
-    most = 100 * max(max(values) for values in shares.values())
-    step = nice_step(max(most, 1e-9) / 4)
-    top = step * -(-most // step) or step
+    step = nice_step(max(100 * max(map(max, shares.values())), 1e-9) / 4)
+    high = step * -(-100 * max(map(max, shares.values())) // step) or step
 
     def x(value: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * (value - edges[0]) / (edges[-1] - edges[0]), 2)
 
     def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * value / top, 2)
+        return round(BOTTOM - (BOTTOM - TOP) * value / high, 2)
 
     bars = []
-    for order, (name, values) in enumerate(shares.items()):
-        kind = "only" if len(series) == 1 else ("first", "second")[order]
-        gap = 0.5 if order == 0 else 0.25 * (x(edges[1]) - x(edges[0]))
-        for many, share, low, high in zip(series[name], values, edges[:-1], edges[1:], strict=True):
+    for kind, (name, values) in zip(["only"] if len(series) == 1 else ["first", "second"], shares.items(), strict=True):
+        gap = 0.25 * (x(edges[1]) - x(edges[0])) if kind == "second" else 0.5
+        for many, share, first, last in zip(series[name], values, edges[:-1], edges[1:], strict=True):
             if many:
-                bars.append(
-                    {
-                        "kind": kind,
-                        "x": round(x(low) + gap, 2),
-                        "y": y(100 * share),
-                        "width": round(max(0.5, x(high) - x(low) - 2 * gap), 2),
-                        "height": round(BOTTOM - y(100 * share), 2),
-                        "title": f"{name}, {f'{(low + high) / 2:g}' if whole else f'{low:g} to {high:g}'}:"
-                        f" {int(many):,} ({percent(share)})",
-                    }
-                )
-    rows = [{"place": y(place * step), "text": f"{place * step:g}"} for place in range(round(top / step) + 1)]
-    return Histogram(
-        label,
-        list(series),
-        bars,
-        rows,
-        [{"place": x(tick), "text": f"{tick + 0.0:g}"} for tick in _ticks(edges[0], edges[-1], whole)],
-        [
-            {"place": x(value), "text": text, "late": x(value) > WIDTH - 90}
-            for value, text in marks
-            if edges[0] < value < edges[-1]
-        ],
-    )
+                place, width = x(first) + gap, max(0.5, x(last) - x(first) - 2 * gap)
+                where = f"{(first + last) / 2:g}" if whole else f"{first:g} to {last:g}"
+                title = f"{name}, {where}: {many:,} ({percent(share)})"
+                bars.append((kind, round(place, 2), y(100 * share), round(width, 2), y(0) - y(100 * share), title))
+    return {
+        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        "label": label,
+        "names": list(series),
+        "bars": bars,
+        "rows": [(y(place * step), f"{place * step:g}") for place in range(round(high / step) + 1)],
+        "columns": [(x(tick), f"{tick + 0.0:g}") for tick in _ticks(edges[0], edges[-1], whole)],
+        "marks": [(x(place), text, x(place) > WIDTH - 90) for place, text in marks if edges[0] < place < edges[-1]],
+    }
 
 
 def _ticks(low: float, high: float, whole: bool) -> list[float]:

@@ -34,7 +34,7 @@ from fastgoal.hub_cards.pictures import (
 from fastgoal.hub_cards.wording import number
 from fastgoal.pages.render import render
 from fastgoal.processing.geometry import ImageTransform
-from fastgoal.processing.matching import eval_mode
+from fastgoal.processing.matching import LocalPair, eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, max_text_length
 
@@ -54,66 +54,35 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class ExplainedSentence:
-    """One sentence of the caption.
-
-    Attributes:
-        text: The sentence.
-        box: Its best region, (x1, y1, x2, y2) in pixels of the image.
-        label: What that region is called.
-        score: Cosine of sentence and region crop.
-        heat: `(rows, columns)` cosine of the sentence and each patch of the model's input.
-        read: Whether the model reads any of it in the caption, or the caption was cut before.
-    """
-
-    text: str
-    box: tuple[float, float, float, float]
-    label: str
-    score: float
-    heat: Tensor
-    read: bool
-
-
-@dataclass(frozen=True)
 class Explanation:
     """What one model makes of one image and caption.
 
     Attributes:
         model: Its name.
         score: Cosine of image and caption.
-        sentences: In order.
+        lines: The sentences, each with its best region's number and name and the cosine of the two; the note says
+            whether the caption was cut before it.
+        frames: Of the best regions, in pixels of the image.
+        heats: `(sentences, rows, columns)` cosine of each sentence and each patch of the model's input.
         components: `(rows, columns, 3)` the first three principal components of the image tokens, 0 to 1.
         shown: (x1, y1, x2, y2), the part of the image that the model sees, in pixels of the image.
-        max_text_length: Tokens that the model reads.
     """
 
     model: str
     score: float
-    sentences: list[ExplainedSentence]
+    lines: list[Line]
+    frames: list[Frame]
+    heats: Tensor
     components: Tensor
     shown: tuple[float, float, float, float]
-    max_text_length: int
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What there is to see of one model's explanation.
+    """The pictures of one explanation; `ranges` are the cosines from the palest to the strongest place of each map."""
 
-    Attributes:
-        model: Its name.
-        score: Cosine of image and caption.
-        frames: Of the best regions, in pixels of the image.
-        components: The image tokens as colours.
-        lines: The sentences.
-        maps: The heat map of each.
-        ranges: The cosines from the palest to the strongest place of each.
-    """
-
-    model: str
-    score: float
-    frames: list[Frame]
+    made: Explanation
     components: Image.Image
-    lines: list[Line]
     maps: list[Image.Image]
     ranges: list[str]
 
@@ -152,19 +121,35 @@ def explain(
     transform = ImageTransform.of(processor.image_processor, image.size)
     columns, rows = (side // processor.patch_size for side in transform.size)
     shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
-    sentences = [
-        ExplainedSentence(
-            pair.sentence.text,
-            pair.region.box,
-            pair.region.label or pair.region.source,
-            pair.score,
-            (patches @ text).reshape(rows, columns),
-            bool(mask.any()),
-        )
-        for pair, text, mask in zip(pairs, texts, masks, strict=True)
-    ]
+    lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), max_text_length(model))
+    heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
     components = principal_components(tokens[0].float().cpu()).reshape(rows, columns, 3)
-    return Explanation(name, float(whole), sentences, components, shown, max_text_length(model))  # type: ignore[arg-type]
+    return Explanation(name, float(whole), lines, frames, heats, components, shown)  # type: ignore[arg-type]
+
+
+def sentences_and_regions(
+    pairs: Sequence[LocalPair], read: Sequence[bool], tokens: int
+) -> tuple[list[Line], list[Frame]]:
+    """The sentences with their colours, and the frames of their regions in the order in which they are named.
+
+    Args:
+        pairs: A pair for each sentence.
+        read: Whether the model reads any of the sentence in the caption.
+        tokens: That it reads.
+    """
+    places: dict[tuple[float, float, float, float], list[int]] = {}
+    lines = []
+    for place, (pair, is_read) in enumerate(zip(pairs, read, strict=True)):
+        places.setdefault(pair.region.box, []).append(place)
+        region = list(places).index(pair.region.box)
+        label = plain_label(pair.region.label or pair.region.source)
+        note = "" if is_read else f"past {tokens} tokens: not read"
+        lines.append(Line(place + 1, pair.sentence.text, in_turn(place), region, label, pair.score, note=note))
+    frames = [
+        Frame(region, box, [place + 1 for place in found], [in_turn(place) for place in found])
+        for region, (box, found) in enumerate(places.items())
+    ]
+    return lines, frames
 
 
 def principal_components(tokens: Tensor, count: int = 3) -> Tensor:
@@ -187,56 +172,19 @@ def draw_explanations(image: Image.Image, explanations: Sequence[Explanation]) -
     """What `explanation_picture` and `explanation_page` place, drawn once for both."""
     return [
         Panel(
-            made.model,
-            made.score,
-            sentence_frames(made),
+            made,
             components_picture(image, made, *VIEW),
-            sentence_lines(made),
-            [heat_picture(image, made, place, *MAP) for place in range(len(made.sentences))],
-            [f"{number(float(one.heat.min()), 2)} to {number(float(one.heat.max()), 2)}" for one in made.sentences],
+            [heat_picture(image, made, place, *MAP) for place in range(len(made.heats))],
+            [f"{number(float(heat.min()), 2)} to {number(float(heat.max()), 2)}" for heat in made.heats],
         )
         for made in explanations
-    ]
-
-
-def _regions(explanation: Explanation) -> dict[tuple[float, float, float, float], list[int]]:
-    """The boxes in the order in which sentences name them, and the places of those sentences."""
-    places: dict[tuple[float, float, float, float], list[int]] = {}
-    for place, sentence in enumerate(explanation.sentences):
-        places.setdefault(sentence.box, []).append(place)
-    return places
-
-
-def sentence_frames(explanation: Explanation) -> list[Frame]:
-    """A frame for each region, with the numbers and the colours of the sentences that it is the best region of."""
-    return [
-        Frame(region, box, [place + 1 for place in places], [in_turn(place) for place in places])
-        for region, (box, places) in enumerate(_regions(explanation).items())
-    ]
-
-
-def sentence_lines(explanation: Explanation) -> list[Line]:
-    """The sentences with their colours, regions and scores."""
-    regions = list(_regions(explanation))
-    unread = f"past {explanation.max_text_length} tokens: not read"
-    return [
-        Line(
-            place + 1,
-            sentence.text,
-            in_turn(place),
-            regions.index(sentence.box),
-            plain_label(sentence.label),
-            sentence.score,
-            note="" if sentence.read else unread,
-        )
-        for place, sentence in enumerate(explanation.sentences)
     ]
 
 
 def heat_picture(image: Image.Image, explanation: Explanation, place: int, width: int, height: int) -> Image.Image:
     """The image in grey with the patch similarities of a sentence in its colour, lowest to highest."""
     shown = fitted(image.convert("L").convert("RGB"), width, height)
-    heat = explanation.sentences[place].heat
+    heat = explanation.heats[place]
     spread = float(heat.max() - heat.min())
     strength = (heat - heat.min()) / spread if spread > 1e-9 else torch.zeros_like(heat)
     mask = Image.new("L", shown.size, 0)
@@ -286,21 +234,23 @@ def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
     # A wide picture has the width for itself, a tall one more height.
     room = (width, 420) if shape > WIDE else (half, 460 if shape > TALL else 720)
     views = [
-        (framed(image, panel.frames, *room), "Best region of each sentence"),
+        (framed(image, panel.made.frames, *room), "Best region of each sentence"),
         (fitted(panel.components, *room), "Image tokens: first 3 principal components as colour"),
     ]
     top = [stack([text_block([(text, GREY)], max(view.width, 200)), view]) for view, text in views]
     # Beside tall pictures the caption has room enough.
     beside = width - sum(block.width + MARGIN for block in top)
-    top.append(lines_block(panel.lines, beside if beside >= 400 else width))
+    top.append(lines_block(panel.made.lines, beside if beside >= 400 else width))
     # As many heat maps in a row as stay large enough to see, and to write below.
-    in_row = min(2 if shape > WIDE else 4 if shape > TALL else 5, max(2, len(panel.lines)))
+    in_row = min(2 if shape > WIDE else 4 if shape > TALL else 5, max(2, len(panel.made.lines)))
     cell = (width - (in_row - 1) * MARGIN) // in_row
     maps = []
-    for line, heat, values in zip(panel.lines, panel.maps, panel.ranges, strict=True):
+    for line, heat, values in zip(panel.made.lines, panel.maps, panel.ranges, strict=True):
         text = text_block([(f"{line.number}. {line.text}", line.colour)], cell, most=2)
         maps.append(stack([fitted(heat, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
-    title = text_block([(f"{panel.model}: image and caption {number(panel.score, 3)}", "black")], width, FONT_SIZE + 3)
+    title = text_block(
+        [(f"{panel.made.model}: image and caption {number(panel.made.score, 3)}", "black")], width, FONT_SIZE + 3
+    )
     notes = text_block([(NOTE, GREY)], width)
     legend = text_block([(COLOUR_NOTE, GREY)], width)
     return stack([title, legend, flow(top, width), flow(maps, width), notes], MARGIN)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -40,12 +40,11 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its place and cosine in words, and an image or a caption."""
+    """One answer, an image or a caption: its place and cosine in words, and whether it is right."""
 
+    shown: Image.Image | str
     mark: str
     right: bool
-    picture: Image.Image | None = None
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,31 +58,21 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption or an image, what each model found, and the right answer where a model missed it."""
+    """A caption or an image, the right answers where a model missed them, and what each model found."""
 
     number: int
+    asked: Image.Image | str
+    right: Sequence[Image.Image | str]
     found: list[Found]
-    text: str = ""
-    picture: Image.Image | None = None
-    right_picture: Image.Image | None = None
-    right_texts: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Queries under one heading."""
-
-    heading: str
-    queries: list[Query]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that the figure shows."""
+    """All that the figure shows; `groups` are headings with their queries."""
 
     title: str
     lead: str
-    groups: list[Group]
+    groups: list[tuple[str, list[Query]]]
 
 
 def choose_queries(contestants: Sequence[Contestant], direction: str, show: str, count: int) -> list[int]:
@@ -143,22 +132,23 @@ def draw_gallery(
         return fitted(load_image(entry.image, name=entry.name), 480, 400)
 
     texts = direction == "image-to-text"
-    model, encoded = contestants[0].name, contestants[0].encoded
-    ranks = contestants[0].rank_of(direction)
+    model, ranks = contestants[0].name, contestants[0].rank_of(direction)
     right = [query for query in queries if ranks[query] == 1]
-    groups = []
-    for heading, chosen in (
-        (f"Examples: {model} puts a right answer first", right),
-        (f"Errors: {model} puts a wrong answer first", [query for query in queries if query not in right]),
-    ):
-        if chosen:
-            drawn = [_query(contestants, picture, query, direction, k, queries.index(query) + 1) for query in chosen]
-            groups.append(Group(heading, drawn))
+    wrong = [query for query in queries if ranks[query] != 1]
+    groups = [
+        (
+            f"{kind}: {model} puts a {verdict} answer first",
+            [_query(contestants, picture, query, direction, k, queries.index(query) + 1) for query in chosen],
+        )
+        for kind, verdict, chosen in (("Examples", "right", right), ("Errors", "wrong", wrong))
+        if chosen
+    ]
     what = "images and the captions found for them" if texts else "captions and the images found for them"
     answers = "The first answer" if k == 1 else f"The first {k} answers"
     lead = (
-        f"{answers} of {' and of '.join(one.name for one in contestants)} among {count(len(encoded.rows), 'image')},"
-        " with their cosine to the query. Green frame: right. Red frame: wrong."
+        f"{answers} of {' and of '.join(one.name for one in contestants)} among"
+        f" {count(len(contestants[0].encoded.rows), 'image')}, with their cosine to the query. Green frame: right. Red"
+        " frame: wrong."
     )
     return Gallery(f"Retrieval: {what}", lead, groups)
 
@@ -171,67 +161,59 @@ def _query(
     k: int,
     place: int,
 ) -> Query:
-    encoded = contestants[0].encoded
-    ranks = [contestant.rank_of(direction)[query] for contestant in contestants]
-    missed = max(ranks) > k
-    found = []
-    for contestant, rank in zip(contestants, ranks, strict=True):
-        note = "" if rank <= k else f"; the right answer is at place {rank:,}"
-        found.append(Found(contestant.name, note, _answers(contestant.encoded, picture, query, direction, k)))
-    if direction == "text-to-image":
-        right_picture = picture(encoded.rows[encoded.text_to_image[query]]) if missed else None
-        return Query(place, found, text=encoded.captions[query], right_picture=right_picture)
-    owners = enumerate(encoded.text_to_image) if missed else ()
-    right_texts = [encoded.captions[text] for text, owner in owners if owner == query]
-    return Query(place, found, picture=picture(encoded.rows[query]), right_texts=right_texts)
+    encoded, texts = contestants[0].encoded, direction == "image-to-text"
 
+    def shown(item: int, text: bool) -> Image.Image | str:
+        return encoded.captions[item] if text else picture(encoded.rows[item])
 
-def _answers(
-    encoded: EncodedSource, picture: Callable[[int], Image.Image], query: int, direction: str, k: int
-) -> list[Answer]:
-    texts = direction == "image-to-text"
-    of_query, of_answers = (
-        (encoded.image_embeds, encoded.text_embeds) if texts else (encoded.text_embeds, encoded.image_embeds)
-    )
-    similarity = of_answers @ of_query[query]
-    scores, chosen = torch.topk(similarity, min(k, len(similarity)))
-    answers = []
-    for place, (score, answer) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
-        right = encoded.text_to_image[answer] == query if texts else answer == encoded.text_to_image[query]
-        mark = f"{place}: {number(score, 3)} {'right' if right else 'wrong'}"  # not by colour alone
-        if texts:
-            answers.append(Answer(mark, right, text=encoded.captions[answer]))
-        else:
-            answers.append(Answer(mark, right, picture(encoded.rows[answer])))
-    return answers
+    right = [encoded.text_to_image[query]]
+    if texts:
+        right = [text for text, owner in enumerate(encoded.text_to_image) if owner == query]
+    missed, found = False, []
+    for contestant in contestants:
+        images, captions = contestant.encoded.image_embeds, contestant.encoded.text_embeds
+        similarity = captions @ images[query] if texts else images @ captions[query]
+        scores, chosen = torch.topk(similarity, min(k, len(similarity)))
+        answers = []
+        for order, (score, item) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
+            verdict = "right" if item in right else "wrong"  # not by colour alone
+            answers.append(Answer(shown(item, texts), f"{order}: {number(score, 3)} {verdict}", item in right))
+        rank = contestant.rank_of(direction)[query]
+        missed = missed or rank > k
+        note = f"; the right answer is at place {rank:,}" if rank > k else ""
+        found.append(Found(contestant.name, note, answers))
+    return Query(place, shown(query, not texts), [shown(item, texts) for item in right] if missed else [], found)
 
 
 def gallery_picture(gallery: Gallery, width: int = 1400) -> Image.Image:
     """The figure as one picture."""
     inside = width - 2 * MARGIN
     blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.lead, GREY)], inside)]
-    for group in gallery.groups:
-        heading = text_block([(group.heading, "black")], inside, 20)
+    for text, queries in gallery.groups:
+        heading = text_block([(text, "black")], inside, 20)
         blocks.append(stack([Image.new("RGB", (1, MARGIN), "white"), heading]))
-        for query in group.queries:
+        for query in queries:
             blocks += [rule(inside), *_query_blocks(query, inside)]
     return padded(stack(blocks, MARGIN))
 
 
 def _query_blocks(query: Query, width: int) -> list[Image.Image]:
-    asked = []
-    if query.picture is not None:
-        asked.append(fitted(query.picture, 420, 280))
-    if query.right_picture is not None:
-        shown = padded(fitted(query.right_picture, 240, 180), 4, RIGHT)
-        asked.append(stack([text_block([("the right answer", RIGHT)], 240), shown]))
-    beside = width - sum(block.width + MARGIN for block in asked)
-    texts = [query.text] if query.text else query.right_texts
-    if query.right_texts:
-        texts = ["The right answer:" if len(query.right_texts) == 1 else "The right answers:", *query.right_texts]
+    top = []
+    texts = [right for right in query.right if isinstance(right, str)]
+    if isinstance(query.asked, str):
+        for right in query.right:
+            if not isinstance(right, str):
+                shown = padded(fitted(right, 240, 180), 4, RIGHT)
+                top.append(stack([text_block([("the right answer", RIGHT)], 240), shown]))
+        texts = [query.asked]
+    else:
+        top.append(fitted(query.asked, 420, 280))
+        if texts:
+            texts.insert(0, "The right answer:" if len(texts) == 1 else "The right answers:")
     if texts:
-        asked.append(text_block([(text, "black") for text in texts], beside, 18))
-    blocks = [flow(asked, width)]
+        beside = width - sum(block.width + MARGIN for block in top)
+        top.append(text_block([(text, "black") for text in texts], beside, 18))
+    blocks = [flow(top, width)]
     for found in query.found:
         answers = [_answer_block(answer, len(found.answers), width) for answer in found.answers]
         title = text_block([(f"{found.model}{found.note}", GREY)], width)
@@ -242,12 +224,12 @@ def _query_blocks(query: Query, width: int) -> list[Image.Image]:
 def _answer_block(answer: Answer, answers: int, width: int) -> Image.Image:
     """An answer with its mark above, so that all marks of a row are in line."""
     colour = RIGHT if answer.right else WRONG
-    if answer.picture is None:
-        text = text_block([(answer.mark, colour), (answer.text, "black")], width - 22)
+    if isinstance(answer.shown, str):
+        text = text_block([(answer.mark, colour), (answer.shown, "black")], width - 22)
         return padded(padded(text, 8), 3, colour)
     in_row = min(max(answers, 4), 6)
     cell = (width - (in_row - 1) * MARGIN) // in_row
-    shown = padded(padded(fitted(answer.picture, cell - 12, 0.75 * cell), 2), 4, colour)
+    shown = padded(padded(fitted(answer.shown, cell - 12, 0.75 * cell), 2), 4, colour)
     return stack([text_block([(answer.mark, colour)], cell), shown])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastgoal.hub_cards.cards import public_name, public_weights
 from fastgoal.hub_cards.pictures import plain_label, row_figure
 from fastgoal.hub_cards.wording import count, number, percent
-from fastgoal.pages.charts import Histogram, histogram
+from fastgoal.pages.charts import histogram
 from fastgoal.pages.render import render
 from fastgoal.processing.data.figures import DEFAULT, TOKEN_LIMITS
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -135,11 +135,11 @@ def _cut_texts(row: Mapping[str, Any], token_ends: Sequence[tuple[int, int]]) ->
     return texts
 
 
-def _chart(name: str, counted: Mapping[str, Any], label: str, **options: Any) -> Histogram:
+def _chart(name: str, counted: Mapping[str, Any], label: str, **options: Any) -> dict[str, Any]:
     return histogram({name: counted["counts"]}, counted["edges"], label, **options)
 
 
-def _two(one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any], what: str) -> Histogram:
+def _two(one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any], what: str) -> dict[str, Any]:
     return histogram({one: first["counts"], other: second["counts"]}, first["edges"], f"cosine of {what}")
 
 

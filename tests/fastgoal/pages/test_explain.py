@@ -9,12 +9,15 @@ from PIL import Image, ImageColor
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS, TAG, framed
 from fastgoal.pages.explain import (
-    ExplainedSentence,
     Explanation,
     draw_explanations,
     explanation_page,
     principal_components,
+    sentences_and_regions,
 )
+from fastgoal.processing.matching import LocalPair
+from fastgoal.processing.regions import Region
+from fastgoal.processing.sentences import Sentence
 
 LONG = "A red square lies here. " * 5 + "A last sentence <b> that is not read any more."
 
@@ -52,11 +55,13 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
 
 
 def explanation(*boxes, text="Sentence {}."):
-    sentences = [
-        ExplainedSentence(text.format(place), box, "a_label", -0.0001, torch.eye(2), True)
+    pairs = [
+        LocalPair(Sentence(text.format(place), 0, 1), Region(box, 1.0, "a_label"), -0.0001, False, place, 0)
         for place, box in enumerate(boxes)
     ]
-    return Explanation("m", 0.5, sentences, torch.zeros(2, 2, 3), (50.0, 0.0, 150.0, 100.0), 77)
+    lines, frames = sentences_and_regions(pairs, [True] * len(pairs), 77)
+    heats = torch.eye(2).expand(len(pairs), 2, 2)
+    return Explanation("m", 0.5, lines, frames, heats, torch.zeros(2, 2, 3), (50.0, 0.0, 150.0, 100.0))
 
 
 ONE, TWO = (0.0, 0.0, 60.0, 50.0), (100.0, 40.0, 200.0, 100.0)
@@ -67,14 +72,14 @@ def test_a_sentence_has_its_colour_whatever_the_model_finds():
     image = Image.new("RGB", (200, 100), "white")
     panels = draw_explanations(image, [explanation(ONE, TWO, ONE), explanation(TWO, ONE, TWO)])
     for panel in panels:
-        assert [line.colour for line in panel.lines] == list(COLOURS[:3])
-        assert sorted(tag for frame in panel.frames for tag in frame.tags) == list(enumerate(COLOURS[:3], 1))
+        assert [line.colour for line in panel.made.lines] == list(COLOURS[:3])
+        assert sorted(tag for frame in panel.made.frames for tag in frame.tags) == list(enumerate(COLOURS[:3], 1))
         # The strongest place of a heat map, without the grey image below: the same colour.
         for heat, colour in zip(panel.maps, COLOURS, strict=False):
             red, green, blue = heat.getpixel((heat.width // 4 + 5, 5))
             assert np.abs(np.array([red, green, blue]) - ImageColor.getrgb(colour)).max() < 50
-    assert [frame.box for frame in panels[1].frames] == [TWO, ONE]
-    picture = framed(image, panels[0].frames, 400, 300)
+    assert [frame.box for frame in panels[1].made.frames] == [TWO, ONE]
+    picture = framed(image, panels[0].made.frames, 400, 300)
     assert picture.size == (400, 200)
 
     def side(box):
@@ -92,7 +97,7 @@ def test_heat_maps_carry_their_sentence_and_nothing_in_a_text_is_code():
     page = explanation_page(image, draw_explanations(image, [made]), "<script>alert(1)</script>")
     captions = re.findall(r'<figcaption title="([^"]*)">.*?class="text">(.*?)</span>', page)
     assert [text for _, text in captions] == [
-        html.escape(one.text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") for one in made.sentences
+        html.escape(one.text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") for one in made.lines
     ]
     assert page.count("<script>") == 1  # our own
     assert "-0.000" not in page

@@ -72,7 +72,7 @@ def test_marks_of_a_row_are_in_line():
     """Above pictures of any shape, at the left edge."""
     inks = []
     for size in ((300, 40), (40, 300), (90, 90)):
-        block = np.asarray(_answer_block(Answer("1: 0.123 wrong", False, Image.new("RGB", size, "white")), 5, 1400))
+        block = np.asarray(_answer_block(Answer(Image.new("RGB", size, "white"), "1: 0.123 wrong", False), 5, 1400))
         text = (block[:22] < 128).any(axis=2)
         inks.append((text.any(axis=1).argmax(), text.any(axis=0).argmax()))
         assert (block[22, 0] == (0xC6, 0x28, 0x28)).all()  # the frame begins right below, flush left
@@ -86,12 +86,12 @@ def test_examples_come_before_errors_under_headings_of_their_own():
     source = [SimpleNamespace(image=Image.new("RGB", (40, 30)), name=str(row)) for row in range(3)]
     model = contestant("owner/model", encoded)
     gallery = draw_gallery([model], source, [2, 0], k=1)
-    assert [(group.heading.split(":")[0], [query.text for query in group.queries]) for group in gallery.groups] == [
+    assert [(heading.split(":")[0], [query.asked for query in queries]) for heading, queries in gallery.groups] == [
         ("Examples", ["one"]),
         ("Errors", ["<i>three</i>"]),
     ]
-    missed = gallery.groups[1].queries[0]
-    assert (missed.found[0].note, missed.right_picture is None) == ("; the right answer is at place 2", False)
+    missed = gallery.groups[1][1][0]
+    assert (missed.found[0].note, len(missed.right)) == ("; the right answer is at place 2", 1)
     assert [answer.mark for answer in missed.found[0].answers] == ["1: 1.000 wrong"]
     assert gallery.lead.startswith("The first answer of owner/model among 3 images,")
     page = gallery_page(gallery)
