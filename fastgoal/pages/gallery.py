@@ -166,9 +166,10 @@ def _query(
     def shown(item: int, text: bool) -> Image.Image | str:
         return encoded.captions[item] if text else picture(encoded.rows[item])
 
-    right = [encoded.text_to_image[query]]
     if texts:
         right = [text for text, owner in enumerate(encoded.text_to_image) if owner == query]
+    else:
+        right = [encoded.text_to_image[query]]
     missed, found = False, []
     for contestant in contestants:
         images, captions = contestant.encoded.image_embeds, contestant.encoded.text_embeds

@@ -75,8 +75,17 @@ def test_marks_of_a_row_are_in_line():
         block = np.asarray(_answer_block(Answer(Image.new("RGB", size, "white"), "1: 0.123 wrong", False), 5, 1400))
         text = (block[:22] < 128).any(axis=2)
         inks.append((text.any(axis=1).argmax(), text.any(axis=0).argmax()))
+        assert (block[21, 0] == 255).all()
         assert (block[22, 0] == (0xC6, 0x28, 0x28)).all()  # the frame begins right below, flush left
     assert len(set(inks)) == 1
+
+
+def test_an_image_beyond_the_number_of_captions_can_be_a_query():
+    embeds = torch.eye(3)
+    encoded = EncodedSource(embeds, embeds[2:], ["the third"], [2], [0, 1, 2], [])
+    source = [SimpleNamespace(image=Image.new("RGB", (40, 30)), name=str(row)) for row in range(3)]
+    gallery = draw_gallery([contestant("m", encoded)], source, [2], "image-to-text")
+    assert [answer.mark for answer in gallery.groups[0][1][0].found[0].answers] == ["1: 1.000 right"]
 
 
 def test_examples_come_before_errors_under_headings_of_their_own():
