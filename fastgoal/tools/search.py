@@ -56,7 +56,7 @@ class ImageIndex:
         rebuild: Throw away an index that is there.
 
     Raises:
-        ValueError: The folder does not exist, or the index belongs to another model or folder, or cannot be read.
+        ValueError: The folder does not exist, or the index belongs to another model, or cannot be read.
         ImportError: faiss is not installed.
     """
 
