@@ -19,6 +19,7 @@ from fastgoal.processing.data.pairs_dataset import MANIFEST
 from .cards import CARD, rename_card
 from .data_card import DataFacts, write_data_card
 from .model_card import ModelFacts, copy_handler, write_model_card
+from .wording import count, size_in_words
 
 MODEL_FILES = (
     CARD,
@@ -202,3 +203,18 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
         f"The Hub answered '{repo}' with an error: {error}. Nothing was changed there; repeat the command later, what "
         "has arrived is not sent again."
     )
+
+
+def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
+    """What was sent, or would be, and what was not, in lines to read."""
+    files = count(len(pushed.sent), "file")
+    lines = [f"{pushed.url}: {files}"]
+    if pushed.url is None:
+        kind = "data set" if pushed.kind == "dataset" else pushed.kind
+        sizes = [(Path(folder) / name).stat().st_size for name in pushed.sent]
+        lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
+        lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
+    if pushed.left_out:
+        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
+        lines.append(f"not sent: {', '.join(top)}")
+    return "\n".join(lines)

@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(facts: dict[str, Any]) -> str:
     """The most important numbers as a few lines to read."""
-    from fastgoal.tools.words import counted, decimals
+    from fastgoal.hub_cards.wording import count, number
 
     captions, pairs, regions = facts["captions"], facts["pairs"], facts["regions"]["by_source"]
     lines = [
-        f"{counted(facts['rows'], 'row')} in {counted(facts['shards'], 'shard')}, {counted(pairs['count'], 'pair')},"
+        f"{count(facts['rows'], 'row')} in {count(facts['shards'], 'shard')}, {count(pairs['count'], 'pair')},"
         f" {captions['sentences']['mean']:.1f} sentences and {captions['words']['mean']:.0f} words a caption"
     ]
     if captions["tokens"]:
@@ -95,24 +95,20 @@ def describe(facts: dict[str, Any]) -> str:
             + ", ".join(f"{100 * value['share']:.1f} % cut at {limit}" for limit, value in cut.items())
         )
     sources = [
-        f"from {source}: {counted(row['candidates'], 'candidate')}, {row['best']:,} best"
+        f"from {source}: {count(row['candidates'], 'candidate')}, {row['best']:,} best"
         for source, row in regions.items()
     ]
     undetected = facts["no_detection"]["rows"]
-    lines.append(f"regions {'; '.join(sources)}; {counted(undetected, 'image')} with default regions only")
+    lines.append(f"regions {'; '.join(sources)}; {count(undetected, 'image')} with default regions only")
     lines.append(
-        f"repetitions: {counted(facts['duplicate_captions']['rows'], 'row')} with equal captions,"
+        f"repetitions: {count(facts['duplicate_captions']['rows'], 'row')} with equal captions,"
         f" {facts['near_duplicate_captions']['rows']:,} with nearly equal ones,"
         f" {facts['duplicate_images']['rows']:,} with equal image files"
     )
     if "cosine" in facts:
         found = facts["cosine"]
-        interval = (
-            "" if found["interval"] is None else " ({} to {})".format(*(decimals(x, 4) for x in found["interval"]))
-        )
-        lines.append(
-            f"mean image-caption cosine {decimals(found['mean'], 4)}{interval} on {counted(found['rows'], 'row')}"
-        )
+        interval = "" if found["interval"] is None else " ({} to {})".format(*(number(x, 4) for x in found["interval"]))
+        lines.append(f"mean image-caption cosine {number(found['mean'], 4)}{interval} on {count(found['rows'], 'row')}")
     if facts["missing_shards"]:
         lines.append(f"not complete, shards missing: {len(facts['missing_shards'])}")
     if facts["skipped"]:

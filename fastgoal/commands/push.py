@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.hub_cards.pushing import push
-    from fastgoal.tools.words import describe_push
+    from fastgoal.hub_cards.pushing import describe_push, push
 
     dry_run = getattr(args, "dry_run", False)
     pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=dry_run)

@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.hub_cards.cards import CARD
     from fastgoal.hub_cards.data_card import prepare_data_card
-    from fastgoal.hub_cards.pushing import push, require_token
-    from fastgoal.tools.words import describe_push
+    from fastgoal.hub_cards.pushing import describe_push, push, require_token
 
     if not args.dry_run:
         # Before the work, not after it.

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fastgoal.hub_cards.pushing import choose_files, kind_of, push, refuse_secrets
+from fastgoal.hub_cards.pushing import Pushed, choose_files, describe_push, kind_of, push, refuse_secrets
 
 from .conftest import TOKEN
 
@@ -228,3 +228,11 @@ def test_only_models_and_data_sets_of_ours_are_sent(tmp_path):
     sent, left_out = choose_files(tmp_path, "model")
     assert sent == ["config.json", "model.safetensors"]
     assert left_out == [".env", "checkpoint-1/config.json", "pytorch_model.bin"]
+
+
+def test_a_single_file_is_not_called_files(tmp_path):
+    pushed = Pushed("model", "me/clip", ["config.json"], [], "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 1 file"
+    left_out = ["old/a.bin", "old/b.bin", "run.log"]
+    pushed = Pushed("model", "me/clip", ["config.json", "README.md"], left_out, "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 2 files\nnot sent: old/, run.log"

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS
 from fastgoal.processing.builders.pair_rows import features
-from tests.known_pairs import LONG, rows, write
+from tests.known_pairs import LONG, jpeg, row, rows, write
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def test_the_page_and_the_lines(folder, tiny_clip, capsys):
     page, facts = inspect(folder, "--tokenizer", tiny_clip)
     assert facts["tokenizer"] == str(tiny_clip)
     assert facts["pairs"]["count"] == 14
+
+    # What the star and the thick frame mean is said before the first row.
+    assert page.index("The thick frame and ★ mark") < page.index('<article class="row')
+    assert 'class="star"' in page
+    assert "5 in 2 files" in page
+    assert "2 images (40.0 %) have no detection" in page
     assert "7.jpg): it is broken." in page
     assert "/somewhere" not in page  # a page that is shared names no folder of the machine it was made on
     assert "&lt;b&gt;here&lt;/b&gt;" in page
@@ -47,6 +53,23 @@ def test_the_page_and_the_lines(folder, tiny_clip, capsys):
         " 2 images with default regions only",
         "repetitions: 2 rows with equal captions, 2 with nearly equal ones, 2 with equal image files",
     ]
+
+
+def test_one_of_a_kind_and_almost_nothing(tmp_path, capsys):
+    one = [row("<script>.jpg", 'A red square. "Two" blue squares.', jpeg("red"), (), (0, 1), (-0.0001, 0.0))]
+    page, _ = inspect(write(tmp_path / "pairs", one, shards=1), "--rows", 1)
+    for text in (
+        "1 image with captions",
+        "1 row of 1, drawn",
+        "in 1 file,",
+        "<b>1</b><span>image</span>",
+        "2 local pairs",
+    ):
+        assert text in page
+    assert not re.search(r"-0\.0+\b", page)
+    assert "&lt;script&gt;.jpg <small>row 0, 80 x 60" in page
+    assert page.count("<script>") == 1  # our own
+    assert "&#34;Two&#34; blue" in page
 
 
 def test_the_cosine_of_a_model(folder, tiny_clip, capsys):
