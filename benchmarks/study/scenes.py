@@ -12,29 +12,32 @@ that it does. A share of the scenes are near-twins: the scene before with one de
 A scene depends on split, seed and index alone.
 """
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from PIL import Image, ImageDraw
 
-from fastgoal.quickstart.scenes import (
+from fastgoal.quickstart.drawing import (
     BACKGROUNDS,
-    COLOURS,
     MARKS,
     NUMBER_WORDS,
     PATTERNS,
+    SUPERSAMPLING,
+    Box,
+    Circle,
+    Scene,
+    Split,
+    Thing,
     article,
+    check_request,
+    choose_details,
+    enumerate_phrases,
     jitter,
     other_colour,
-    pattern_tile,
-    shape_mask,
+    paint,
+    place_circles,
 )
-
-Split = Literal["base", "train", "validation", "test"]
-Box = tuple[int, int, int, int]
 
 SIZES = ((224, 224), (280, 224), (224, 280))
 """Widths and heights of pictures, in pixels."""
@@ -43,7 +46,6 @@ THING_SHAPES = ("arrow", "circle", "drop", "flower", "heart", "hexagon", "square
 THING_COLOURS = ("blue", "green", "orange", "purple", "red", "yellow")
 TEXTURES = ("plain", "ruled", "dotted", "floored")
 LIGHTS = {"bright": 1.0, "dim": 0.72}
-SUPERSAMPLING = 2
 MAX_SENTENCES, MAX_WORDS = 15, 190
 
 DETAIL_WORDS = {
@@ -102,73 +104,25 @@ LIGHT_WORDS = {
     "dim": ("The light is dim.", "It is a dim picture."),
 }
 SHORT_STARTS = (
-    "",
-    "",
-    "a picture of ",
-    "there is ",
-    "we see ",
-    "here is ",
-    "you can see ",
-    "look at ",
-    "one can find ",
+    *("", "", "a picture of ", "there is ", "we see "),
+    *("here is ", "you can see ", "look at ", "one can find "),
 )
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object, or a group of objects alike, as it is drawn.
+class Crowd(Scene):
+    """A scene of this world.
 
     Attributes:
-        shape: Word for the shape.
-        colour: Word for the main colour.
-        pattern: One of `PATTERNS`.
-        second: The pattern's colour; `None` for the plain one.
-        outline: The outline's colour; `None` without one.
-        mark: Colour and shape of the mark in the middle, or `None`.
-        count: How many of them there are.
-        place: Centre and radius (x, y, r) of the circle that holds them, in pixels.
-    """
-
-    shape: str
-    colour: str
-    pattern: str
-    second: str | None
-    outline: str | None
-    mark: tuple[str, str] | None
-    count: int
-    place: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Crowd:
-    """One scene.
-
-    Attributes:
-        image: RGB image.
-        sentences: The sentences of the caption, in order.
-        sentence_things: For each sentence the things it speaks of, by number: none for the scene as a whole.
-        boxes: (x1, y1, x2, y2) of every thing in pixels, the last column and row excluded.
         detected: Boxes as an object detector might find them: some missing, none exact, some of nothing.
-        things: The things.
-        background, texture, light: Words for what is around them.
+        texture, light: Words for what is around the things, beside the background.
         twin_of: Index of the scene that this one repeats with one detail changed, or `None`.
     """
 
-    image: Image.Image
-    sentences: list[str]
-    sentence_things: list[tuple[int, ...]]
-    boxes: list[Box]
     detected: list[Box]
-    things: list[Thing]
-    background: str
     texture: str
     light: str
     twin_of: int | None
-
-    @property
-    def caption(self) -> str:
-        """The sentences, joined by single spaces."""
-        return " ".join(self.sentences)
 
 
 @dataclass(frozen=True)
@@ -209,12 +163,9 @@ def draw_crowds(
         ValueError: `split` is unknown, `twins` is not from 0 to 1, the numbers of things not within 1 to 7, or `words`
             not within 1 to 3.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"`split` must be one of {get_args(Split)}, got {split!r}.")
+    check_request(split, min_things, max_things, limit=7)
     if not 0 <= twins <= 1:
         raise ValueError(f"`twins` must be from 0 to 1, got {twins}.")
-    if not 1 <= min_things <= max_things <= 7:
-        raise ValueError(f"Need 1 <= min_things <= max_things <= 7, got {min_things} and {max_things}.")
     if not 1 <= words <= 3:
         raise ValueError(f"`words` must be from 1 to 3, got {words}.")
     scenes: list[Crowd] = []
@@ -259,7 +210,9 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
 
 def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> _Plan:
     size = rng.choice(SIZES)
-    places = _places(rng, rng.randint(*things), size, large)
+    count = rng.randint(*things)
+    largest = 58 - 3.2 * count if large else 52 - 3.5 * count  # the more there are, the smaller
+    places = place_circles(rng, count, size, radii=(0.6 * largest, largest), tries=80)
     return _Plan(
         size,
         rng.choice(sorted(BACKGROUNDS)),
@@ -271,28 +224,11 @@ def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, 
     )
 
 
-def _thing(rng: random.Random, place: tuple[float, float, float]) -> Thing:
+def _thing(rng: random.Random, place: Circle) -> Thing:
     colour = rng.choice(THING_COLOURS)
-    pattern = rng.choice(PATTERNS)
-    second = None if pattern == "plain" else other_colour(rng, colour)
-    outline = other_colour(rng, colour) if rng.random() < 0.7 else None
-    mark = (other_colour(rng, colour, second), rng.choice(MARKS)) if rng.random() < 0.7 else None
+    details = choose_details(rng, colour)
     count = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
-    return Thing(rng.choice(THING_SHAPES), colour, pattern, second, outline, mark, count, place)
-
-
-def _places(rng: random.Random, count: int, size: tuple[int, int], large: bool) -> list[tuple[float, float, float]]:
-    """Circles (x, y, r) that neither overlap nor leave the picture; the more there are, the smaller."""
-    largest = 58 - 3.2 * count if large else 52 - 3.5 * count
-    while True:
-        placed: list[tuple[float, float, float]] = []
-        for _ in range(80):
-            radius = rng.uniform(0.6 * largest, largest)
-            x, y = (rng.uniform(radius + 2, side - radius - 2) for side in size)
-            if all(math.hypot(x - x2, y - y2) > radius + radius2 + 3 for x2, y2, radius2 in placed):
-                placed.append((x, y, radius))
-            if len(placed) == count:
-                return placed
+    return Thing(rng.choice(THING_SHAPES), colour, *details, place, count)
 
 
 def _change_one(plan: _Plan, rng: random.Random, index: int) -> _Plan:
@@ -323,18 +259,18 @@ def _draw(plan: _Plan, rng: random.Random, wording: str) -> Crowd:
     image = canvas.reduce(SUPERSAMPLING)
     if plan.light == "dim":
         image = image.point([round(value * LIGHTS["dim"]) for value in range(256)] * 3)
-    sentences, sentence_things = _describe(plan, rng, wording)
+    sentences, spoken_of = _describe(plan, rng, wording)
     return Crowd(
         image,
         sentences,
-        sentence_things,
+        spoken_of,
         boxes,
-        _detect(boxes, plan.size, rng),
         list(plan.things),
         plan.background,
-        plan.texture,
-        plan.light,
-        plan.twin_of,
+        detected=_detect(boxes, plan.size, rng),
+        texture=plan.texture,
+        light=plan.light,
+        twin_of=plan.twin_of,
     )
 
 
@@ -357,33 +293,10 @@ def _background(plan: _Plan, rng: random.Random) -> Image.Image:
 
 
 def _draw_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> Box:
-    """Draw all objects of a thing and return the box around them, in pixels of the picture."""
-    x, y, radius = (value * SUPERSAMPLING for value in thing.place)
-    share = {1: 1.0, 2: 0.52, 3: 0.46}[thing.count]
-    spots = {1: [(0.0, 0.0)], 2: [(-0.48, 0.0), (0.48, 0.0)], 3: [(-0.5, 0.35), (0.5, 0.35), (0.0, -0.5)]}[thing.count]
-    turn = math.radians(rng.uniform(-12, 12))
-    small = share * radius
-    half = math.ceil(small) + 1
-    whole = shape_mask(thing.shape, small, turn, half)
-    second = COLOURS[thing.second] if thing.second else None
-    fill = pattern_tile(rng, 2 * half, COLOURS[thing.colour], thing.pattern, second)
-    left, top, right, bottom = whole.getbbox() or (0, 0, 2 * half, 2 * half)
-    edges = []
-    for dx, dy in spots:
-        corner = (round(x + dx * radius) - half, round(y + dy * radius) - half)
-        if thing.outline:
-            canvas.paste(jitter(COLOURS[thing.outline], rng), corner, whole)
-            canvas.paste(fill, corner, shape_mask(thing.shape, 0.8 * small, turn, half))
-        else:
-            canvas.paste(fill, corner, whole)
-        if thing.mark:
-            mark = shape_mask(thing.mark[1], 0.34 * small, turn, half)
-            canvas.paste(jitter(COLOURS[thing.mark[0]], rng), corner, mark)
-        edges.append((corner[0] + left, corner[1] + top, corner[0] + right, corner[1] + bottom))
-    lows = [max(0, min(edge[axis] for edge in edges) // SUPERSAMPLING) for axis in (0, 1)]
-    highs = [-(-max(edge[axis] for edge in edges) // SUPERSAMPLING) for axis in (2, 3)]
-    limits = [side // SUPERSAMPLING for side in canvas.size]
-    return lows[0], lows[1], min(highs[0], limits[0]), min(highs[1], limits[1])
+    """Draw all objects of a thing and return the box around them, in pixels of the picture and clipped to it."""
+    x1, y1, x2, y2 = paint(canvas, thing, rng, mark_size=0.34)
+    width, height = (side // SUPERSAMPLING for side in canvas.size)
+    return max(0, x1), max(0, y1), min(x2, width), min(y2, height)
 
 
 def _detect(boxes: Sequence[Box], size: tuple[int, int], rng: random.Random) -> list[Box]:
@@ -410,9 +323,8 @@ def _detect(boxes: Sequence[Box], size: tuple[int, int], rng: random.Random) -> 
 def _describe(plan: _Plan, rng: random.Random, wording: str) -> tuple[list[str], list[tuple[int, ...]]]:
     """Sentences of the caption in their order, and the things each one speaks of."""
     things = plan.things
-    number = NUMBER_WORDS.get(len(things), "seven" if len(things) == 7 else "one")
     paper = f"{article(plan.background)} {plan.background}"
-    whole = [(rng.choice(WHOLES[wording]).format(n=number, b=paper), ())]
+    whole = [(rng.choice(WHOLES[wording]).format(n=NUMBER_WORDS[len(things)], b=paper), ())]
     if rng.random() < 0.5:
         whole.append((rng.choice(SURROUNDINGS[plan.texture]), ()))
     if rng.random() < 0.5:
@@ -442,8 +354,7 @@ def _about(thing: Thing, rng: random.Random, words: int, wording: str) -> list[s
     details = _details(thing, rng, words, wording)
     later = details.pop() if len(details) > 1 and rng.random() < 0.4 else None
     subject = rng.choice(SUBJECTS[wording]).format(x=_with_article(thing), **_verb(thing))
-    listed = details[0] if len(details) == 1 else ", ".join(details[:-1]) + " and " + details[-1]
-    sentences = [f"{subject} {listed}."]
+    sentences = [f"{subject} {enumerate_phrases(details)}."]
     if later is not None:
         sentences.append(rng.choice(FOLLOW_UPS[wording]).format(x=_noun(thing), d=later, **_verb(thing)))
     return sentences
