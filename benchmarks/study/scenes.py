@@ -21,7 +21,6 @@ from PIL import Image, ImageDraw
 from fastgoal.quickstart.drawing import (
     BACKGROUNDS,
     MARKS,
-    NUMBER_WORDS,
     PATTERNS,
     SUPERSAMPLING,
     Box,
@@ -32,12 +31,13 @@ from fastgoal.quickstart.drawing import (
     article,
     check_request,
     choose_details,
-    enumerate_phrases,
     jitter,
     other_colour,
     paint,
     place_circles,
 )
+
+from .words import Plan, describe, details, relations, with_article
 
 SIZES = ((224, 224), (280, 224), (224, 280))
 """Widths and heights of pictures, in pixels."""
@@ -46,63 +46,6 @@ THING_SHAPES = ("arrow", "circle", "drop", "flower", "heart", "hexagon", "square
 THING_COLOURS = ("blue", "green", "orange", "purple", "red", "yellow")
 TEXTURES = ("plain", "ruled", "dotted", "floored")
 LIGHTS = {"bright": 1.0, "dim": 0.72}
-MAX_SENTENCES, MAX_WORDS = 15, 190
-
-DETAIL_WORDS = {
-    "red": ("crimson", "scarlet", "ruby"),
-    "orange": ("amber", "tangerine", "apricot"),
-    "yellow": ("golden", "lemon", "canary"),
-    "green": ("emerald", "olive", "jade"),
-    "blue": ("azure", "cobalt", "navy"),
-    "purple": ("violet", "plum", "mauve"),
-    "pink": ("rosy", "salmon", "coral"),
-    "brown": ("chestnut", "walnut", "cocoa"),
-    "black": ("ebony", "inky", "jet"),
-    "white": ("ivory", "snowy", "chalky"),
-    "stripes": ("bands", "ribbons", "streaks"),
-    "bars": ("slats", "rungs", "rails"),
-    "dots": ("speckles", "freckles", "specks"),
-    "checks": ("tiles", "chequers", "mosaic"),
-    "circle": ("disc", "coin", "ball"),
-    "square": ("block", "box", "cube"),
-    "triangle": ("wedge", "pyramid", "delta"),
-    "star": ("sparkle", "twinkle", "asterisk"),
-    "heart": ("valentine", "lovelet", "darling"),
-    "cross": ("plus", "crux", "junction"),
-}
-"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
-
-# What sentences are built of. `train` is also what `base` scenes have, whose long captions nobody reads.
-SUBJECTS = {
-    "train": ("There {is} {x}", "One can find {x}", "We see {x}", "The picture shows {x}"),
-    "validation": ("Here {is} {x}", "It has {x}"),
-    "test": ("You can see {x}", "Look at {x}"),
-}
-FOLLOW_UPS = {
-    "train": ("The {x} {is} {d}.", "Here the {x} {is} {d}."),
-    "validation": ("We see the {x} {is} {d}.",),
-    "test": ("You can see the {x} {is} {d}.", "Look, the {x} {is} {d}."),
-}
-RELATIONS = {
-    "train": ("The {a} {is} {r} the {b}.", "We see the {a} {r} the {b}."),
-    "validation": ("Here the {a} {is} {r} the {b}.",),
-    "test": ("Look, the {a} {is} {r} the {b}.", "You can see the {a} {r} the {b}."),
-}
-WHOLES = {
-    "train": ("The picture shows {n} things on {b} background.", "There are {n} things in front of {b} wall."),
-    "validation": ("Here are {n} things on {b} background.",),
-    "test": ("You can see {n} things in front of {b} wall.", "Look at {n} things on {b} background."),
-}
-SURROUNDINGS = {
-    "plain": ("Nothing is behind the things.", "Behind the things is nothing."),
-    "ruled": ("Lines are behind the things.", "Behind the things are lines."),
-    "dotted": ("Small points are behind the things.", "Behind the things are small points."),
-    "floored": ("The things are above a floor.", "Below the things is a floor."),
-}
-LIGHT_WORDS = {
-    "bright": ("The light is bright.", "It is a bright picture."),
-    "dim": ("The light is dim.", "It is a dim picture."),
-}
 SHORT_STARTS = (
     *("", "", "a picture of ", "there is ", "we see "),
     *("here is ", "you can see ", "look at ", "one can find "),
@@ -123,18 +66,6 @@ class Crowd(Scene):
     texture: str
     light: str
     twin_of: int | None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    size: tuple[int, int]
-    background: str
-    texture: str
-    light: str
-    things: tuple[Thing, ...]
-    seed: str  # of what is drawn at random
-    words: int  # for each detail
-    twin_of: int | None = None
 
 
 def draw_crowds(
@@ -169,7 +100,7 @@ def draw_crowds(
     if not 1 <= words <= 3:
         raise ValueError(f"`words` must be from 1 to 3, got {words}.")
     scenes: list[Crowd] = []
-    before: _Plan | None = None
+    before: Plan | None = None
     for index in range(count):
         rng = random.Random(f"crowd/{split}/{seed}/{index}")
         plan = _plan(rng, (min_things, max_things), large, words, f"{split}/{seed}/{index}")
@@ -192,10 +123,10 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
     phrases = []
     for number in chosen:
         thing = scene.things[number]
-        told = [phrase for phrase in _details(thing, rng, 0, "any") if rng.random() < detail]
-        phrases.append(_with_article(thing) + (" " + " and ".join(told) if told else ""))
+        told = [phrase for phrase in details(thing, rng, 0, "any") if rng.random() < detail]
+        phrases.append(with_article(thing) + (" " + " and ".join(told) if told else ""))
     if len(chosen) == 2 and rng.random() < 0.5:
-        relation = rng.choice(_relations(scene.things[chosen[0]], scene.things[chosen[1]]))
+        relation = rng.choice(relations(scene.things[chosen[0]], scene.things[chosen[1]]))
         text = f"{phrases[0]} {relation} {phrases[1]}"
     else:
         text = " and ".join(phrases)
@@ -208,12 +139,12 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
 # What there is
 
 
-def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> _Plan:
+def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> Plan:
     size = rng.choice(SIZES)
     count = rng.randint(*things)
     largest = 58 - 3.2 * count if large else 52 - 3.5 * count  # the more there are, the smaller
     places = place_circles(rng, count, size, radii=(0.6 * largest, largest), tries=80)
-    return _Plan(
+    return Plan(
         size,
         rng.choice(sorted(BACKGROUNDS)),
         rng.choice(TEXTURES),
@@ -226,12 +157,12 @@ def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, 
 
 def _thing(rng: random.Random, place: Circle) -> Thing:
     colour = rng.choice(THING_COLOURS)
-    details = choose_details(rng, colour)
+    looks = choose_details(rng, colour)
     count = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
-    return Thing(rng.choice(THING_SHAPES), colour, *details, place, count)
+    return Thing(rng.choice(THING_SHAPES), colour, *looks, place, count)
 
 
-def _change_one(plan: _Plan, rng: random.Random, index: int) -> _Plan:
+def _change_one(plan: Plan, rng: random.Random, index: int) -> Plan:
     """The plan with one detail of one thing changed: pattern, outline or mark."""
     number = rng.randrange(len(plan.things))
     thing = plan.things[number]
@@ -251,7 +182,7 @@ def _change_one(plan: _Plan, rng: random.Random, index: int) -> _Plan:
 # Drawing
 
 
-def _draw(plan: _Plan, rng: random.Random, wording: str) -> Crowd:
+def _draw(plan: Plan, rng: random.Random, wording: str) -> Crowd:
     canvas = _background(plan, random.Random(f"{plan.seed}/background"))
     boxes = [
         _draw_thing(canvas, thing, random.Random(f"{plan.seed}/{number}")) for number, thing in enumerate(plan.things)
@@ -259,7 +190,7 @@ def _draw(plan: _Plan, rng: random.Random, wording: str) -> Crowd:
     image = canvas.reduce(SUPERSAMPLING)
     if plan.light == "dim":
         image = image.point([round(value * LIGHTS["dim"]) for value in range(256)] * 3)
-    sentences, spoken_of = _describe(plan, rng, wording)
+    sentences, spoken_of = describe(plan, rng, wording)
     return Crowd(
         image,
         sentences,
@@ -274,7 +205,7 @@ def _draw(plan: _Plan, rng: random.Random, wording: str) -> Crowd:
     )
 
 
-def _background(plan: _Plan, rng: random.Random) -> Image.Image:
+def _background(plan: Plan, rng: random.Random) -> Image.Image:
     width, height = (side * SUPERSAMPLING for side in plan.size)
     paper = jitter(BACKGROUNDS[plan.background], rng, 6)
     red, green, blue = (max(0, value - 34) for value in paper)
@@ -315,108 +246,3 @@ def _detect(boxes: Sequence[Box], size: tuple[int, int], rng: random.Random) -> 
         x, y = (rng.randint(0, length - side) for length in size)
         found.append((x, y, x + side, y + side))
     return found
-
-
-# Words
-
-
-def _describe(plan: _Plan, rng: random.Random, wording: str) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Sentences of the caption in their order, and the things each one speaks of."""
-    things = plan.things
-    paper = f"{article(plan.background)} {plan.background}"
-    whole = [(rng.choice(WHOLES[wording]).format(n=NUMBER_WORDS[len(things)], b=paper), ())]
-    if rng.random() < 0.5:
-        whole.append((rng.choice(SURROUNDINGS[plan.texture]), ()))
-    if rng.random() < 0.5:
-        whole.append((rng.choice(LIGHT_WORDS[plan.light]), ()))
-
-    told: list[tuple[str, tuple[int, ...]]] = []
-    for index in rng.sample(range(len(things)), len(things)):
-        told.extend((sentence, (index,)) for sentence in _about(things[index], rng, plan.words, wording))
-    relations: list[tuple[str, tuple[int, ...]]] = []
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        a, b = rng.sample(range(len(things)), 2) if len(things) > 1 else (0, 0)
-        if (things[a].shape, things[a].colour) != (things[b].shape, things[b].colour):
-            frame = rng.choice(RELATIONS[wording])
-            relation = rng.choice(_relations(things[a], things[b]))
-            text = frame.format(a=_noun(things[a]), b=_noun(things[b]), r=relation, **_verb(things[a]))
-            relations.append((text, (a, b)))
-    parts = [*whole, *told, *relations] if rng.random() < 0.7 else [*told, *relations, *whole]
-    # Long captions lose what matters least: relations, then what is said of the last things.
-    while len(parts) > MAX_SENTENCES or sum(len(sentence.split()) for sentence, _ in parts) > MAX_WORDS:
-        spare = relations.pop() if relations else told.pop()
-        parts.remove(spare)
-    return [sentence for sentence, _ in parts], [spoken for _, spoken in parts]
-
-
-def _about(thing: Thing, rng: random.Random, words: int, wording: str) -> list[str]:
-    """One or two sentences that tell every detail of a thing."""
-    details = _details(thing, rng, words, wording)
-    later = details.pop() if len(details) > 1 and rng.random() < 0.4 else None
-    subject = rng.choice(SUBJECTS[wording]).format(x=_with_article(thing), **_verb(thing))
-    sentences = [f"{subject} {enumerate_phrases(details)}."]
-    if later is not None:
-        sentences.append(rng.choice(FOLLOW_UPS[wording]).format(x=_noun(thing), d=later, **_verb(thing)))
-    return sentences
-
-
-def _details(thing: Thing, rng: random.Random, words: int, wording: str) -> list[str]:
-    """Phrases for pattern, outline and mark in random order, worded as a split does, or as `any` of them.
-
-    They are told in one of so many `words` of long captions, or with 0 in the plain ones.
-    """
-
-    def pick(**choices: Sequence[str]) -> str:
-        return rng.choice([phrase for split in choices if wording in (split, "any") for phrase in choices[split]])
-
-    def say(word: str) -> str:
-        choices = DETAIL_WORDS.get(word, ())[:words]
-        return rng.choice(choices) if len(choices) > 1 else [*choices, word][0]
-
-    found = []
-    if thing.second is None:
-        found.append(pick(train=("in one flat colour",), validation=("without a pattern",), test=("plain all over",)))
-    else:
-        start = pick(
-            train=("covered by", "decorated with"), validation=("filled with",), test=("painted with", "full of")
-        )
-        pattern = f"{article(say(thing.second))} {say(thing.second)} half"
-        if thing.pattern != "halves":
-            pattern = f"{say(thing.second)} {say(thing.pattern)}"
-        found.append(f"{start} {pattern}")
-    if thing.outline is not None:
-        start = pick(train=("edged in", "framed in"), validation=("outlined in",), test=("bordered in", "rimmed in"))
-        found.append(f"{start} {say(thing.outline)}")
-    if thing.mark is not None:
-        start = pick(train=("marked with", "bearing"), validation=("carrying",), test=("stamped with", "holding"))
-        colour, shape = (say(word) for word in thing.mark)
-        found.append(f"{start} {article(colour)} {colour} {shape}")
-    rng.shuffle(found)
-    return found
-
-
-def _relations(a: Thing, b: Thing) -> list[str]:
-    """What can be said of `a` before `b`."""
-    (ax, ay, ar), (bx, by, br) = a.place, b.place
-    found = []
-    if abs(ax - bx) >= abs(ay - by):
-        found.append("left of" if ax < bx else "right of")
-    else:
-        found.append("above" if ay < by else "below")
-    if max(ar, br) > 1.25 * min(ar, br) and a.count == b.count:
-        found.append("larger than" if ar > br else "smaller than")
-    return found
-
-
-def _noun(thing: Thing) -> str:
-    plural = "es" if thing.shape.endswith("s") else "s"
-    return f"{thing.colour} {thing.shape}" + (plural if thing.count > 1 else "")
-
-
-def _with_article(thing: Thing) -> str:
-    noun = _noun(thing)
-    return f"{NUMBER_WORDS[thing.count]} {noun}" if thing.count > 1 else f"{article(noun)} {noun}"
-
-
-def _verb(thing: Thing) -> dict[str, str]:
-    return {"is": "is" if thing.count == 1 else "are"}

@@ -45,6 +45,30 @@ BACKGROUNDS: dict[str, Colour] = {
 
 PATTERNS = ("plain", "stripes", "bars", "dots", "checks", "halves")
 
+DETAIL_WORDS = {
+    "red": ("crimson", "scarlet", "ruby"),
+    "orange": ("amber", "tangerine", "apricot"),
+    "yellow": ("golden", "lemon", "canary"),
+    "green": ("emerald", "olive", "jade"),
+    "blue": ("azure", "cobalt", "navy"),
+    "purple": ("violet", "plum", "mauve"),
+    "pink": ("rosy", "salmon", "coral"),
+    "brown": ("chestnut", "walnut", "cocoa"),
+    "black": ("ebony", "inky", "jet"),
+    "white": ("ivory", "snowy", "chalky"),
+    "stripes": ("bands", "ribbons", "streaks"),
+    "bars": ("slats", "rungs", "rails"),
+    "dots": ("speckles", "freckles", "specks"),
+    "checks": ("tiles", "chequers", "mosaic"),
+    "circle": ("disc", "coin", "ball"),
+    "square": ("block", "box", "cube"),
+    "triangle": ("wedge", "pyramid", "delta"),
+    "star": ("sparkle", "twinkle", "asterisk"),
+    "heart": ("valentine", "lovelet", "darling"),
+    "cross": ("plus", "crux", "junction"),
+}
+"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
+
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
 
 

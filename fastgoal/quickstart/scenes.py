@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastgoal.quickstart import drawing
 from fastgoal.quickstart.drawing import (
     BACKGROUNDS,
     COLOURS,
@@ -39,14 +40,8 @@ from fastgoal.quickstart.drawing import (
 SCENE_SIZE = 192
 """Width and height of a scene, in pixels."""
 
-DETAIL_WORDS = {
-    **{"red": "crimson", "orange": "amber", "yellow": "golden", "green": "emerald", "blue": "azure"},
-    **{"purple": "violet", "pink": "rosy", "brown": "chestnut", "black": "ebony", "white": "ivory"},
-    **{"stripes": "bands", "bars": "slats", "dots": "speckles", "checks": "tiles"},
-    **{"circle": "disc", "square": "block", "triangle": "wedge", "star": "sparkle", "heart": "valentine"},
-    **{"cross": "plus"},
-}
-"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
+DETAIL_WORDS = {plain: words[0] for plain, words in drawing.DETAIL_WORDS.items()}
+"""What long captions call colours, patterns and marks where they tell a detail."""
 
 
 def draw_scenes(
