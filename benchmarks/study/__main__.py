@@ -26,7 +26,6 @@ from .report import MEASURES, write_report, write_results
 from .runs import Seed
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 
 
 def main() -> None:
@@ -68,9 +67,9 @@ def main() -> None:
             train(seed_of(seed), arms)
     if not args.arms and split == "test":
         for number in args.question:
-            write_results(number, {seed: seed_of(seed) for seed in args.seeds}, RESULTS)
+            write_results(number, {seed: seed_of(seed) for seed in args.seeds}, HERE / "results")
     if args.tables:
-        write_report(RESULTS, HERE / "STUDY.md")
+        write_report(HERE / "results", HERE / "STUDY.md")
 
 
 def train(seed: Seed, arms: Sequence[Arm]) -> None:
