@@ -12,7 +12,6 @@ Each finished training is kept in `--work`, so a stopped run goes on where it wa
 """
 
 import argparse
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -21,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from .arms import QUESTIONS, TRIALS, Arm, Sizes
-from .report import MEASURES, write_report, write_results
+from .arms import QUESTIONS, TRIALS, Sizes
+from .report import write_report, write_results
 from .runs import Seed
 
 HERE = Path(__file__).resolve().parent
@@ -61,23 +60,15 @@ def main() -> None:
         pass
     elif args.jobs > 1:
         with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            list(pool.map(train, [seed_of(seed) for seed in args.seeds], [arms] * len(args.seeds)))
+            list(pool.map(Seed.run, map(seed_of, args.seeds), [arms] * len(args.seeds)))
     else:
         for seed in args.seeds:
-            train(seed_of(seed), arms)
+            seed_of(seed).run(arms)
     if not args.arms and split == "test":
         for number in args.question:
             write_results(number, {seed: seed_of(seed) for seed in args.seeds}, HERE / "results")
     if args.tables:
         write_report(HERE / "results", HERE / "STUDY.md")
-
-
-def train(seed: Seed, arms: Sequence[Arm]) -> None:
-    """Train and measure what is missing of some arms."""
-    for arm in arms:
-        result = seed.result(arm)
-        line = "  ".join(f"{name} {100 * result[name]:.1f}" for name in MEASURES)
-        print(f"seed {seed.seed}  {arm.name:<32} {line}  {result['train_seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from .arms import QUESTIONS
+from .data import MEASURES
 from .runs import Seed
-
-MEASURES = ("R@1", "text_to_image_R@1", "image_to_text_R@1", "R@5", "twins", "short_R@1")
 
 # Eight colours that colour-blind readers can tell apart (Okabe and Ito), and a shape for each.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")

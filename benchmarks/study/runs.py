@@ -28,7 +28,7 @@ from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
 from fastgoal.trainer.batches.near_batches import NearPairSampler, nearest_rows
 
 from .arms import Arm, Sizes
-from .data import Gallery, StudyData
+from .data import MEASURES, Gallery, StudyData
 from .scenes import draw_crowds
 
 
@@ -162,6 +162,13 @@ class Seed:
         seed = self.seed if self.fresh is None else f"fresh-{self.fresh}"
         scenes = draw_crowds(self.sizes.test_scenes, seed, self.split, max_things=self.sizes.max_things)
         return Gallery(scenes, self.processor, self.sizes.gallery)
+
+    def run(self, arms: Sequence[Arm]) -> None:
+        """Train and measure what is missing of some arms, and print all of it."""
+        for arm in arms:
+            result = self.result(arm)
+            line = "  ".join(f"{name} {100 * result[name]:.1f}" for name in MEASURES)
+            print(f"seed {self.seed}  {arm.name:<32} {line}  {result['train_seconds']:.0f} s", flush=True)
 
     def _path(self, arm: Arm, what: str, ending: str) -> Path:
         return self.work / f"{arm.key(self.sizes, self.seed, what, self.fingerprint)}{ending}"

@@ -54,9 +54,9 @@ def test_sentences_name_the_things_they_speak_of():
 
 
 def test_wordings_of_the_test_are_held_out_but_not_their_words():
-    train = [scene.caption for scene in draw_crowds(400, 0)]
-    test = [scene.caption for scene in draw_crowds(200, 0, "test")]
-    base = draw_crowds(600, 0, "base", min_things=1)
+    train = [scene.caption for scene in draw_crowds(200, 0)]
+    test = [scene.caption for scene in draw_crowds(100, 0, "test")]
+    base = draw_crowds(300, 0, "base", min_things=1)
     rng = random.Random(0)
     short = [scenes.short_caption(scene, [0], rng, 0.5) for scene in base]
     assert words(test) <= words(train) | words(short)
@@ -67,7 +67,7 @@ def test_wordings_of_the_test_are_held_out_but_not_their_words():
     details = {word for choices in DETAIL_WORDS.values() for word in choices}
     assert not words(short) & details
     assert len(words(train) & details) > 40
-    few = draw_crowds(200, 0, words=1)
+    few = draw_crowds(100, 0, words=1)
     assert words(scene.caption for scene in few) & details <= {choices[0] for choices in DETAIL_WORDS.values()}
 
 
