@@ -78,10 +78,10 @@ def take_tour(
 
     say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
     with _timed(seconds, "scenes"):
-        shutil.rmtree(output / "scenes", ignore_errors=True)
         counts: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
         for split, count in counts.items():
             scenes = draw_scenes(count, settings.seed, split, shapes=SHAPES, colours=COLOURS)
+            shutil.rmtree(output / "scenes" / split, ignore_errors=True)
             write_folder(scenes, output / "scenes" / split)
         train_source, test_source = (open_source(output / "scenes" / split) for split in counts)
 
