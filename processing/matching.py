@@ -225,16 +225,6 @@ def _normalise(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.
     return pixels.to(model.dtype)
 
 
-def count_longer(texts: Iterable[str], tokenizer: Any, limit: int) -> int:
-    """How many texts have more than `limit` tokens."""
-    # A token stands for a byte at least, BOS and EOS aside: short texts need no second look.
-    candidates = [text for text in texts if len(text.encode()) + 2 > limit]
-    if not candidates:
-        return 0
-    ids = tokenizer(candidates, truncation=False, verbose=False)["input_ids"]
-    return sum(len(row) > limit for row in ids)
-
-
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Run a model in eval mode and leave it as it was found."""

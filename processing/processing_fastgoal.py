@@ -1,7 +1,9 @@
-"""The processor: CLIP's inputs for long captions, and FLISM, which finds local pairs in (image, caption)."""
+"""The processor: CLIP's inputs for long captions, masks of regions and sentences, and FLISM, which finds local pairs.
 
-import os
-from collections.abc import Mapping, Sequence
+This file travels with a checkpoint. The parts of FLISM do not: where the package is missing, its methods say so.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +13,14 @@ from transformers.utils import logging
 
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
-from .matching import LocalPair, count_longer, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row, pair_up
-from .regions import LIMITS, Detector, Region, default_regions, filter_regions, find_regions, merge_regions
-from .sentences import Sentence, split_sentences
+
+try:
+    from fastgoal.processing import flism
+    from fastgoal.processing.matching import LocalPair
+    from fastgoal.processing.regions import Detector, Region
+    from fastgoal.processing.sentences import Sentence
+except ImportError:  # a saved folder, which has all that the model's inputs need
+    flism = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -112,19 +119,20 @@ class FastGoalProcessor(CLIPProcessor):
         """How many of the captions have more tokens than the model reads (or than `max_length`)."""
         return count_longer(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
-    def split_sentences(self, caption: str) -> list[Sentence]:
+    def split_sentences(self, caption: str) -> "list[Sentence]":
         """Split a caption into sentences with exact spans; see `processing.sentences`."""
-        return split_sentences(caption)
+        sentences: list[Sentence] = _package().split_sentences(caption)
+        return sentences
 
     def propose_regions(
         self,
         images: Sequence[Image.Image],
-        boxes: Sequence[Sequence[Region]] | None = None,
+        boxes: "Sequence[Sequence[Region]] | None" = None,
         min_score: float | None = None,
         min_area: float | None = None,
         max_area: float | None = None,
         captions: Sequence[str] | None = None,
-    ) -> list[list[Region]]:
+    ) -> "list[list[Region]]":
         """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
 
         Near-duplicates are merged; the four quadrants and the centre box are always added (FLISM, step 2).
@@ -144,28 +152,20 @@ class FastGoalProcessor(CLIPProcessor):
             TypeError: One image instead of a list.
             ValueError: `boxes` does not have one list per image, or captions are needed and missing.
         """
-        _check_lists(images=images, captions=captions)
-        if boxes is None:
-            boxes = [[] for _ in images] if self.detector is None else find_regions(self.detector, images, captions)
-        if len(boxes) != len(images):
-            raise ValueError(f"`boxes` must have one list of regions per image, {len(images)}, got {len(boxes)}.")
-        given = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
-        limits = LIMITS if self.detector is None else self.detector.spec.box_limits
-        limits = limits | {name: value for name, value in given.items() if value is not None}
-        return [
-            [*merge_regions(filter_regions(candidates, image.size, **limits)), *default_regions(image.size)]
-            for image, candidates in zip(images, boxes, strict=True)
-        ]
+        found: list[list[Region]] = _package().propose_regions(
+            self, images, boxes, min_score, min_area, max_area, captions
+        )
+        return found
 
     def match(
         self,
         images: Sequence[Image.Image],
         captions: Sequence[str],
         model: Any,
-        regions: Sequence[Sequence[Region]] | None = None,
-        sentences: Sequence[Sequence[Sentence]] | None = None,
+        regions: "Sequence[Sequence[Region]] | None" = None,
+        sentences: "Sequence[Sequence[Sentence]] | None" = None,
         batch_size: int = 64,
-    ) -> list[list[LocalPair]]:
+    ) -> "list[list[LocalPair]]":
         """Match every sentence of every caption to the region that shows it best (FLISM, steps 1 to 4).
 
         Args:
@@ -183,32 +183,8 @@ class FastGoalProcessor(CLIPProcessor):
             TypeError: One image or caption instead of a list.
             ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
         """
-        _check_lists(images=images, captions=captions)
-        regions = self.propose_regions(images, captions=captions) if regions is None else regions
-        sentences = [split_sentences(caption) for caption in captions] if sentences is None else sentences
-        lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
-        if len({len(value) for value in lengths.values()}) > 1:
-            got = {name: len(value) for name, value in lengths.items()}
-            raise ValueError(f"`match` needs one caption, list of regions and list of sentences per image, got {got}.")
-        for i, (candidates, spans) in enumerate(zip(regions, sentences, strict=True)):
-            if not spans:
-                raise ValueError(f"The caption of image {i} has no sentence: {captions[i]!r}. Give it a caption.")
-            if not candidates:
-                raise ValueError(f"Image {i} has no candidate region. `propose_regions` always gives five.")
-        if not images:
-            return []
-        with eval_mode(model):
-            crops = (
-                cut_crops(image, [region.box for region in candidates], self.image_processor)
-                for image, candidates in zip(images, regions, strict=True)
-            )
-            embeds = list(embed_crop_stream(crops, model, self.image_processor, batch_size))
-            texts = embed_texts([s.text for spans in sentences for s in spans], model, self.tokenizer, batch_size)
-        text_embeds = texts.split([len(spans) for spans in sentences])
-        return [
-            self.pair_sentences(captions[i], sentences[i], regions[i], images[i].size, text_embeds[i] @ embeds[i].T)
-            for i in range(len(images))
-        ]
+        found: list[list[LocalPair]] = _package().match(self, images, captions, model, regions, sentences, batch_size)
+        return found
 
     def pair_rows(
         self,
@@ -236,47 +212,23 @@ class FastGoalProcessor(CLIPProcessor):
             TypeError: One image or caption instead of a list.
             ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
         """
-        _check_lists(images=images, captions=captions, file_names=file_names)
-        names = [_name(image, i) for i, image in enumerate(images)] if file_names is None else file_names
-        if not len(images) == len(captions) == len(names):
-            got = f"{len(captions)} and {len(names)} for {len(images)} images"
-            raise ValueError(f"`pair_rows` needs one caption and one file name per image, got {got}.")
-        sentences = [split_sentences(caption) for caption in captions]
-        for name, caption, spans in zip(names, captions, sentences, strict=True):
-            if not spans:
-                raise ValueError(f"{name}: the caption {caption!r} has no sentence. Give it a caption.")
-        rows = []
-        for start in range(0, len(images), batch_size):
-            numbers = range(start, min(start + batch_size, len(images)))
-            texts = [captions[i] for i in numbers]
-            loaded = [load_image(images[i], names[i]) for i in numbers]
-            regions = self.propose_regions(loaded, captions=texts)
-            matched = self.match(loaded, texts, model, regions, [sentences[i] for i in numbers], batch_size)
-            for i, upright, candidates, pairs in zip(numbers, loaded, regions, matched, strict=True):
-                row = pair_row(images[i], names[i], captions[i], upright.size, sentences[i], candidates, pairs)
-                rows.append(row)
-        return rows
+        found: list[dict[str, Any]] = _package().pair_rows(self, images, captions, model, file_names, batch_size)
+        return found
 
     def pair_sentences(
         self,
         caption: str,
-        sentences: Sequence[Sentence],
-        regions: Sequence[Region],
+        sentences: "Sequence[Sentence]",
+        regions: "Sequence[Region]",
         image_size: tuple[int, int],
         similarity: torch.Tensor,
-    ) -> list[LocalPair]:
+    ) -> "list[LocalPair]":
         """The last step of `match` for one image: `pair_up` with what this processor lets the model see.
 
         `image_size` is the (width, height) of the upright image, `similarity` `(sentences, regions)` cosines.
         """
-        tokens = self.sentence_masks(caption, [(s.start, s.end) for s in sentences])
-        seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences, tokens, strict=True)}
-        return pair_up(
-            sentences,
-            regions,
-            similarity,
-            visible=lambda s, r: seen[s.start, s.end] and bool(self.region_mask(r.box, image_size).any()),
-        )
+        found: list[LocalPair] = _package().pair_sentences(self, caption, sentences, regions, image_size, similarity)
+        return found
 
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Which patches of the model's input a box covers, mapped through this processor's resize and crop.
@@ -325,18 +277,21 @@ class FastGoalProcessor(CLIPProcessor):
         return overlap & word
 
 
-def _check_lists(**arguments: Any) -> None:
-    """Refuse one image or one text where a list of them is meant."""
-    for name, values in arguments.items():
-        if isinstance(values, str | bytes | os.PathLike | Mapping | Image.Image):
-            one = type(values).__name__
-            raise TypeError(f"`{name}` must be a list with an entry per image, got one {one}: put it in [brackets].")
+def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """How many texts have more than `limit` tokens."""
+    # A token stands for a byte at least, BOS and EOS aside: short texts need no second look.
+    candidates = [text for text in texts if len(text.encode()) + 2 > limit]
+    if not candidates:
+        return 0
+    ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
+    return sum(len(row) > limit for row in ids)
 
 
-def _name(image: Any, number: int) -> str:
-    """What to call an image: its file, or else its number."""
-    path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", image)
-    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"image {number}"
+def _package() -> Any:
+    """What finds local pairs, which a saved folder does not hold."""
+    if flism is None:
+        raise ImportError("Sentences, regions and their pairs are found by the package fastgoal: pip install fastgoal")
+    return flism
 
 
 FastGoalProcessor.register_for_auto_class()

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from fastgoal.processing.data.sources import Source, SourceRow
 from fastgoal.processing.images import load_image
-from fastgoal.processing.matching import count_longer, cut_crops, embed_crop_stream, embed_texts, eval_mode
+from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
+from fastgoal.processing.processing_fastgoal import count_longer
 from fastgoal.trainer.evaluation.retrieval import Ranks, retrieval_ranks
 
 ON_ERROR = ("stop", "skip")
