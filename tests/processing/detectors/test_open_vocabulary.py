@@ -316,3 +316,10 @@ def test_a_caption_is_needed(owlv2, data, tiny_clip, tmp_path, capsys):
     options = ["--model", str(tiny_clip), "--device", "cpu", "--detector", str(owlv2)]
     assert main(["pairs", str(data), *options, "--output", str(tmp_path / "out")]) == 2
     assert "0.png" in capsys.readouterr().err
+
+
+def test_the_explain_command_takes_it_too(owlv2, data, tiny_clip, tmp_path, capsys):
+    options = ["--model", str(tiny_clip), "--device", "cpu", "--image", str(data / "0.png"), "--caption", CAPTION]
+    assert main(["explain", *options, "--detector", str(owlv2), "--output", str(tmp_path / "out.png")]) == 0
+    assert "1. " in capsys.readouterr().out
+    assert (tmp_path / "out.png").is_file()
