@@ -1,4 +1,7 @@
-"""The processor: CLIP's inputs for long captions, and FLISM, which finds local pairs in (image, caption)."""
+"""The processor: CLIP's inputs for long captions, masks of regions and sentences, and FLISM, which finds local pairs.
+
+This file travels with a checkpoint. The parts of FLISM do not: where the package is missing, its methods say so.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +13,19 @@ from transformers.utils import logging
 
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
-from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_up
-from .regions import Detector, Region, default_regions, filter_regions, merge_regions, needs_captions
-from .sentences import Sentence, split_sentences
+
+try:
+    from fastgoal.processing import flism
+    from fastgoal.processing.matching import LocalPair
+    from fastgoal.processing.regions import Detector, Region
+    from fastgoal.processing.sentences import Sentence
+except ImportError:  # a saved folder, which has all that the model's inputs need
+    flism = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
 CLIP_TOKENS = 77
 LONGEST = 248
-MIN_SCORE = 0.25
 
 
 class FastGoalProcessor(CLIPProcessor):
@@ -77,10 +84,9 @@ class FastGoalProcessor(CLIPProcessor):
         """Turn images and captions into CLIP's inputs.
 
         Args:
-            images: An image or a list of them: PIL images, file names, or whatever CLIP's image processor takes.
-                PIL images and files are turned upright by their EXIF orientation first.
-            text: A caption or a list of them. Longer ones than the model reads are cut, and one warning per call
-                says how many were.
+            images: An image or a list of them: PIL images and file names, which are turned upright by their EXIF
+                orientation first, or whatever CLIP's image processor takes.
+            text: A caption or a list of them. Longer ones than the model reads are cut, with one warning per call.
             **kwargs: As for `CLIPProcessor`. `padding=True`, `truncation=True` and `return_tensors="pt"` unless
                 given otherwise.
 
@@ -97,8 +103,10 @@ class FastGoalProcessor(CLIPProcessor):
             text = [text] if isinstance(text, str) else list(text)
             kwargs.setdefault("padding", True)
             kwargs.setdefault("truncation", True)
-        if images is not None:
-            images = _readable(images)
+        if isinstance(images, str | Image.Image):
+            images = load_image(images)
+        elif isinstance(images, list | tuple):
+            images = [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
         if text is not None and kwargs["truncation"]:
             limit = kwargs.get("max_length") or self.tokenizer.model_max_length
@@ -109,27 +117,22 @@ class FastGoalProcessor(CLIPProcessor):
 
     def count_truncated(self, captions: Sequence[str], max_length: int | None = None) -> int:
         """How many of the captions have more tokens than the model reads (or than `max_length`)."""
-        limit = max_length or self.tokenizer.model_max_length
-        # A token stands for a character at least, BOS and EOS aside: short captions need no second look.
-        candidates = [caption for caption in captions if len(caption.encode()) + 2 > limit]
-        if not candidates:
-            return 0
-        ids = self.tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
-        return sum(len(row) > limit for row in ids)
+        return count_longer(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
-    def split_sentences(self, caption: str) -> list[Sentence]:
+    def split_sentences(self, caption: str) -> "list[Sentence]":
         """Split a caption into sentences with exact spans; see `processing.sentences`."""
-        return split_sentences(caption)
+        sentences: list[Sentence] = _package().split_sentences(caption)
+        return sentences
 
     def propose_regions(
         self,
         images: Sequence[Image.Image],
-        boxes: Sequence[Sequence[Region]] | None = None,
+        boxes: "Sequence[Sequence[Region]] | None" = None,
         min_score: float | None = None,
-        min_area: float = 0.01,
-        max_area: float = 0.80,
+        min_area: float | None = None,
+        max_area: float | None = None,
         captions: Sequence[str] | None = None,
-    ) -> list[list[Region]]:
+    ) -> "list[list[Region]]":
         """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
 
         Near-duplicates are merged; the four quadrants and the centre box are always added (FLISM, step 2).
@@ -137,51 +140,32 @@ class FastGoalProcessor(CLIPProcessor):
         Args:
             images: PIL images, upright.
             boxes: Regions known already, a list per image; the detector is then not asked.
-            min_score: Lowest score of a region; by default the detector's own, or 0.25.
-            min_area: Least share of the image's area.
-            max_area: Greatest share of the image's area.
+            min_score: Lowest score of a region; by default the detector's own limit, or 0.25.
+            min_area: Least share of the image's area; by default the detector's own limit, or 0.01.
+            max_area: Greatest share of the image's area; by default the detector's own limit, or 0.80.
             captions: One per image, for a detector that looks for what they name; others do without.
 
         Returns:
             A list of regions per image: the proposed ones in their order, the five default ones last.
 
         Raises:
+            TypeError: One image instead of a list.
             ValueError: `boxes` does not have one list per image, or captions are needed and missing.
         """
-        if boxes is None:
-            boxes = self._detect(list(images), captions)
-        if len(boxes) != len(images):
-            raise ValueError(f"`boxes` must have one list of regions per image, {len(images)}, got {len(boxes)}.")
-        if min_score is None:
-            min_score = float(getattr(self.detector, "min_score", MIN_SCORE))
-        proposals = []
-        for image, candidates in zip(images, boxes, strict=True):
-            kept = merge_regions(filter_regions(candidates, image.size, min_score, min_area, max_area))
-            proposals.append([*kept, *default_regions(image.size)])
-        return proposals
-
-    def _detect(self, images: list[Image.Image], captions: Sequence[str] | None) -> Sequence[Sequence[Region]]:
-        if self.detector is None:
-            return [[] for _ in images]
-        if not needs_captions(self.detector):
-            return self.detector(images)
-        if captions is None:
-            raise ValueError(
-                f"`captions` must be given: the detector {self.detector.name} looks for what the captions name."
-            )
-        detector: Any = self.detector
-        regions: list[list[Region]] = detector(images, list(captions))
-        return regions
+        found: list[list[Region]] = _package().propose_regions(
+            self, images, boxes, min_score, min_area, max_area, captions
+        )
+        return found
 
     def match(
         self,
         images: Sequence[Image.Image],
         captions: Sequence[str],
         model: Any,
-        regions: Sequence[Sequence[Region]] | None = None,
-        sentences: Sequence[Sequence[Sentence]] | None = None,
+        regions: "Sequence[Sequence[Region]] | None" = None,
+        sentences: "Sequence[Sequence[Sentence]] | None" = None,
         batch_size: int = 64,
-    ) -> list[list[LocalPair]]:
+    ) -> "list[list[LocalPair]]":
         """Match every sentence of every caption to the region that shows it best (FLISM, steps 1 to 4).
 
         Args:
@@ -196,63 +180,55 @@ class FastGoalProcessor(CLIPProcessor):
             For each image one pair per sentence, in order; exactly one is `best`.
 
         Raises:
-            ValueError: The arguments differ in length, or an image has no sentence or no region (the message
-                gives its index).
+            TypeError: One image or caption instead of a list.
+            ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
         """
-        regions = self.propose_regions(images, captions=captions) if regions is None else regions
-        sentences = [split_sentences(caption) for caption in captions] if sentences is None else sentences
-        lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
-        if len({len(value) for value in lengths.values()}) > 1:
-            got = {name: len(value) for name, value in lengths.items()}
-            raise ValueError(f"`match` needs one caption, list of regions and list of sentences per image, got {got}.")
-        for i, (candidates, spans) in enumerate(zip(regions, sentences, strict=True)):
-            if not spans:
-                raise ValueError(f"The caption of image {i} has no sentence: {captions[i]!r}. Give it a caption.")
-            if not candidates:
-                raise ValueError(f"Image {i} has no candidate region. `propose_regions` always gives five.")
-        if not images:
-            return []
-        with eval_mode(model):
-            crops = (
-                cut_crops(image, [region.box for region in candidates], self.image_processor)
-                for image, candidates in zip(images, regions, strict=True)
-            )
-            embeds = list(embed_crop_stream(crops, model, self.image_processor, batch_size))
-            texts = embed_texts([s.text for spans in sentences for s in spans], model, self.tokenizer, batch_size)
-        text_embeds = texts.split([len(spans) for spans in sentences])
-        return [
-            self.pair_sentences(captions[i], sentences[i], regions[i], images[i].size, text_embeds[i] @ embeds[i].T)
-            for i in range(len(images))
-        ]
+        found: list[list[LocalPair]] = _package().match(self, images, captions, model, regions, sentences, batch_size)
+        return found
+
+    def pair_rows(
+        self,
+        images: Sequence[Any],
+        captions: Sequence[str],
+        model: Any,
+        file_names: Sequence[str] | None = None,
+        batch_size: int = 64,
+    ) -> list[dict[str, Any]]:
+        """Rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them: `match` from images to data.
+
+            rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies beside it."], model)
+
+        Args:
+            images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. A row keeps its image so.
+            captions: One caption per image.
+            model: A CLIP, as for `match`.
+            file_names: What messages call the images; by default their files, or their numbers.
+            batch_size: Crops in a forward, and images that are held decoded.
+
+        Returns:
+            For each image its row, see `pair_row`.
+
+        Raises:
+            TypeError: One image or caption instead of a list.
+            ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
+        """
+        found: list[dict[str, Any]] = _package().pair_rows(self, images, captions, model, file_names, batch_size)
+        return found
 
     def pair_sentences(
         self,
         caption: str,
-        sentences: Sequence[Sentence],
-        regions: Sequence[Region],
+        sentences: "Sequence[Sentence]",
+        regions: "Sequence[Region]",
         image_size: tuple[int, int],
         similarity: torch.Tensor,
-    ) -> list[LocalPair]:
-        """The last step of `match` for one image: each sentence takes its region, and the best visible pair is marked.
+    ) -> "list[LocalPair]":
+        """The last step of `match` for one image: `pair_up` with what this processor lets the model see.
 
-        Args:
-            caption: The caption.
-            sentences: Its sentences.
-            regions: The image's candidates.
-            image_size: (width, height) of the upright image.
-            similarity: Cosines, `(sentences, regions)`.
-
-        Returns:
-            One pair per sentence, in order; exactly one is `best`.
+        `image_size` is the (width, height) of the upright image, `similarity` `(sentences, regions)` cosines.
         """
-        tokens = self.sentence_masks(caption, [(s.start, s.end) for s in sentences])
-        seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences, tokens, strict=True)}
-        return pair_up(
-            sentences,
-            regions,
-            similarity,
-            visible=lambda s, r: seen[s.start, s.end] and bool(self.region_mask(r.box, image_size).any()),
-        )
+        found: list[LocalPair] = _package().pair_sentences(self, caption, sentences, regions, image_size, similarity)
+        return found
 
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Which patches of the model's input a box covers, mapped through this processor's resize and crop.
@@ -301,13 +277,21 @@ class FastGoalProcessor(CLIPProcessor):
         return overlap & word
 
 
-def _readable(images: Any) -> Any:
-    """Images as CLIP's image processor takes them: files opened, PIL images upright and RGB, the rest untouched."""
-    if isinstance(images, str | Image.Image):
-        return load_image(images)
-    if isinstance(images, list | tuple):
-        return [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
-    return images
+def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """How many texts have more than `limit` tokens."""
+    # A token stands for a byte at least, BOS and EOS aside: short texts need no second look.
+    candidates = [text for text in texts if len(text.encode()) + 2 > limit]
+    if not candidates:
+        return 0
+    ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
+    return sum(len(row) > limit for row in ids)
+
+
+def _package() -> Any:
+    """What finds local pairs, which a saved folder does not hold."""
+    if flism is None:
+        raise ImportError("Sentences, regions and their pairs are found by the package fastgoal: pip install fastgoal")
+    return flism
 
 
 FastGoalProcessor.register_for_auto_class()

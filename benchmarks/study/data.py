@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from fastgoal import FastGoalProcessor
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, pair_up
-from fastgoal.processing.regions import Region, regions_from_boxes
+from fastgoal.processing.regions import Region
 from fastgoal.quickstart.train_base import Pixels, embed_pixels, enlarge
 from fastgoal.trainer.evaluation.embeddings import encode_texts
 from fastgoal.trainer.evaluation.retrieval import retrieval_ranks

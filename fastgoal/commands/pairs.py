@@ -100,29 +100,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.processing.builders.pairs import COLUMN_PREFIX, PairSettings, build_pairs
+    from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
-    from fastgoal.processing.detectors.open_vocabulary import MIN_SCORES, open_vocabulary_kind
-    from fastgoal.processing.detectors.phrases import MAX_PHRASES
-    from fastgoal.processing.weights import PICKLES, check_detector_file, mark_weights
+    from fastgoal.processing.detectors.load import describe_detector
+    from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
-    own_boxes = args.detector == "none" or args.detector.startswith(COLUMN_PREFIX)
-    sam = args.regions == "sam"
-    if sam and (own_boxes or args.detector.lower().endswith(PICKLES)):
+    areas = {"min_area": args.min_area, "max_area": args.max_area}
+    spec = describe_detector(args.detector, min_score=args.min_score, **areas)
+    if args.regions == "sam" and spec.kind != "sam":
         raise ValueError(
             f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
             "example --detector facebook/sam-vit-huge."
         )
-    detector = args.detector if own_boxes else mark_weights(args.detector)
-    kind = None if own_boxes or sam else open_vocabulary_kind(args.detector)
-    min_score = MIN_SCORES.get(kind or "", 0.25) if args.min_score is None else args.min_score
-    if sam:
-        # The limits of SAM's regions are on the masks, not on their boxes, which may be larger.
+    detector = spec.weights or spec.name or spec.kind
+    if spec.kind == "column":
+        detector = args.detector
+    elif spec.kind == "sam":
         detector = f"sam:{detector} masks {args.min_area}-{args.max_area}"
-    elif kind is not None:
-        detector = f"{detector}, at most {MAX_PHRASES} phrases"
+    elif spec.kind == "open_vocabulary":
+        detector = f"{detector}, at most {spec.max_phrases} phrases"
     settings = PairSettings(
         model=mark_weights(args.model),
         detector=detector,
@@ -130,9 +128,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         limit=args.limit,
         shard_size=args.shard_size,
-        min_score=min_score,
-        min_area=args.min_area,
-        max_area=1.0 if sam else args.max_area,
+        **spec.box_limits,
     )
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
     summary = build_pairs(
@@ -140,13 +136,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         settings,
         lambda: load_matcher(
-            args.model,
-            None if own_boxes else args.detector,
-            device,
-            dtype,
-            min_score,
-            sam_areas=(args.min_area, args.max_area) if sam else None,
-            open_vocabulary=kind is not None,
+            args.model, None if spec.kind == "column" else args.detector, device, dtype, spec.min_score, **areas
         ),
         on_error=args.on_error,
         batch_size=args.batch_size,
@@ -163,14 +153,9 @@ def load_matcher(
     device: str,
     dtype: str,
     min_score: float,
-    sam_areas: tuple[float, float] | None = None,
-    open_vocabulary: bool = False,
+    **areas: float,
 ) -> tuple[Any, Any]:
-    """The CLIP `name` and its processor with the detector set, both stretched to long sentences.
-
-    With `sam_areas`, the least and greatest area of a mask, the detector is a SAM; with `open_vocabulary` it is one
-    that looks for what captions name.
-    """
+    """The CLIP `name` and its processor with the detector set, both stretched to long sentences."""
     import torch
 
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
@@ -178,17 +163,7 @@ def load_matcher(
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions: Any
-    if detector is not None and sam_areas is not None:
-        from fastgoal.processing.detectors.sam import SamRegions
-
-        regions = SamRegions(detector, device, *sam_areas)
-    elif detector is not None and open_vocabulary:
-        from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
-
-        regions = OpenVocabularyDetector(detector, device, min_score)
-    else:
-        regions = load_detector(detector, device=device, min_score=min_score)
+    regions = load_detector(detector, device=device, min_score=min_score, **areas)
     processor = FastGoalProcessor.from_clip(name)
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))

@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
-from fastgoal.processing.regions import Region, needs_captions, regions_from_boxes
+from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
 
 
@@ -50,7 +51,7 @@ def features() -> Any:
 @dataclass(frozen=True)
 class LoadedRow:
     """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column,
-    `prepared` the image as the detector wants it, where it has a `prepare` and the image has something to look for."""
+    `prepared` the image as the detector wants it, where there is one and the image has something to look for."""
 
     image: Image.Image
     stored: dict[str, Any]
@@ -82,13 +83,8 @@ def load_row(source: Source, index: int, processor: Any, box_column: str | None)
     except (ValueError, OSError) as error:
         where, reason = source.where(index), str(error)
         return RowError(index, reason if reason.startswith(where) else f"{where}: {reason}")
-    prepare = None if box_column is not None else getattr(processor.detector, "prepare", None)
-    if prepare is None:
-        prepared = None
-    elif needs_captions(processor.detector):
-        prepared = prepare(image, row.caption)
-    else:
-        prepared = prepare(image)
+    detector = None if box_column is not None else processor.detector
+    prepared = None if detector is None else detector.prepare(image, row.caption)
     return LoadedRow(image, stored, row.name, row.caption, sentences, regions, prepared)
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
-from fastgoal.processing.regions import Region, needs_captions
+from fastgoal.processing.regions import Region
 
 from .pair_manifest import (
     COLUMN_PREFIX,
@@ -236,7 +236,7 @@ class _Builder:
                         row.caption, row.sentences, regions, row.image.size, similarity
                     )
                     writer.append([output_row(row, regions, pairs)])
-                unasked = needs_captions(self.processor.detector) and row.prepared is None
+                unasked = self.processor.detector is not None and row.regions is None and row.prepared is None
                 counts.update(images=1, sentences=len(row.sentences), pairs=len(pairs), without_phrases=int(unasked))
                 by_source.update(region.source for region in regions)
                 best_by_source.update(pair.region.source for pair in pairs if pair.best)
@@ -288,7 +288,7 @@ class _Builder:
         boxes = None
         if self.settings.box_column is not None:
             boxes = [row.regions or [] for row in rows]
-        elif hasattr(self.processor.detector, "detect"):
+        elif self.processor.detector is not None:
             found = iter(self.processor.detector.detect([row.prepared for row in rows if row.prepared is not None]))
             boxes = [[] if row.prepared is None else next(found) for row in rows]
         regions: list[list[Region]] = self.processor.propose_regions(

@@ -52,6 +52,10 @@ processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 inputs = processor(images=image, text=[caption])
 mask = processor.region_mask((0, 0, 30, 40), image.size)
 sentence = processor.sentence_mask(caption, 0, 28)
+try:
+    processor.match([image], [caption], model)
+except ImportError as error:
+    message = str(error)
 outputs = model(
     **inputs, local_input_ids=inputs["input_ids"], local_pixel_values=inputs["pixel_values"],
     region_mask=mask[None], sentence_mask=sentence[None], return_loss=True,
@@ -61,6 +65,7 @@ print(json.dumps({
     "processor": [type(processor).__module__, type(processor).__name__],
     "positions": model.config.text_config.max_position_embeddings,
     "patches": int(mask.sum()),
+    "message": message,
     "loss": outputs.loss.item(),
     "image": outputs.image_embeds[0].tolist(),
     "text": outputs.text_embeds[0].tolist(),
@@ -112,6 +117,7 @@ def test_our_classes_travel_with_it(folder, expected):
     assert got["processor"][1] == "FastGoalProcessor"
     assert got["positions"] == 248
     assert got["patches"] > 0
+    assert got["message"].endswith("by the package fastgoal: pip install fastgoal")
     assert got["loss"] > 0
     torch.testing.assert_close(torch.tensor(got["image"]), expected.image_embeds[0])
     torch.testing.assert_close(torch.tensor(got["text"]), expected.text_embeds[0])

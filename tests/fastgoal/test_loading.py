@@ -70,6 +70,13 @@ def found(folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_little_code_travels_with_a_checkpoint(folder):
+    """The model and its inputs; detectors, matching, data and training stay in the package."""
+    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
+    assert {name for name in lines if not name.endswith("_fastgoal")} == {"geometry", "images"}
+    assert sum(lines.values()) <= 1700, lines
+
+
 def scores_of(folder, labels):
     model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
     with torch.no_grad():

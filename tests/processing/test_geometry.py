@@ -144,6 +144,23 @@ def test_crop_shows_the_box(case):
     assert crop.getextrema() == ((255, 255),) * 3
 
 
+@pytest.mark.parametrize(
+    "box", [(3, 4, 9, 8), (2.9, 4.2, 8.1, 7.5), (-2.5, -1, 4.01, 3), (15, 6.5, 30, 30), (7, 7, 8, 8)]
+)
+def test_crop_has_the_very_pixels_of_the_box(box):
+    """Every pixel of the picture says where it is, so a crop that begins one pixel late or early is another one."""
+    width, height = 20, 10
+    image = Image.new("RGB", (width, height))
+    image.putdata([(x, y, 0) for y in range(height) for x in range(width)])
+    columns = [x for x in range(width) if x + 1 > box[0] and x < box[2]]
+    rows = [y for y in range(height) if y + 1 > box[1] and y < box[3]]
+    crop = crop_box(image, box)
+    assert crop.size == (len(columns), len(rows))
+    assert [crop.getpixel((i, j)) for j in range(crop.height) for i in range(crop.width)] == [
+        (x, y, 0) for y in rows for x in columns
+    ]
+
+
 def test_crop_is_widened_to_whole_pixels_and_clipped():
     image = Image.new("RGB", (20, 10))
     assert crop_box(image, (1.5, 2.5, 3.2, 4.1)).size == (math.ceil(3.2) - 1, math.ceil(4.1) - 2)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.images import load_image
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -230,3 +233,74 @@ def test_decompression_bomb() -> None:
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match=r"row 4 has too many pixels.*MAX_IMAGE_PIXELS"):
         load_image(data, name="row 4")
+
+
+def test_forked_workers_read_images_that_were_only_opened(tiny_clip: Path, tmp_path: Path) -> None:
+    """Workers share the handles of files that the parent opened, and with them the place where to read on."""
+    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    collator = FastGoalCollator(processor, local_pairs=False)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(32):
+        path = tmp_path / f"{number}.{('jpg', 'png', 'tiff', 'gif')[number % 4]}"
+        Image.fromarray(rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(path)
+        # Half of them by name, half from a file object.
+        image = Image.open(path) if number % 8 < 4 else Image.open(path.open("rb"))
+        rows.append({"image": image, "caption": f"Number {number}.", "file_name": path.name})
+    expected = [collator([{**row, "image": tmp_path / row["file_name"]}])["pixel_values"] for row in rows]  # type: ignore[list-item, operator]
+    loader = DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_size=4,
+        num_workers=4,
+        collate_fn=collator,
+        multiprocessing_context="fork",
+    )
+    for _ in range(4):
+        got = torch.cat([batch["pixel_values"] for batch in loader])
+        assert torch.equal(got, torch.cat(expected))
+    assert all(row["image"].tile for row in rows)  # type: ignore[attr-defined]
+
+
+def test_an_image_that_was_only_opened_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 2), RED).save(path)
+    image = Image.open(path)
+    image.fp.seek(7)  # type: ignore[union-attr]
+    assert _pixels(load_image(image)) == [RED] * 8
+    assert (image.tile != [], image.fp.tell()) == (True, 7)  # type: ignore[union-attr]
+    # Of a file that was deleted or replaced meanwhile, what was opened counts.
+    path.unlink()
+    assert _pixels(load_image(image)) == [RED] * 8
+    Image.new("RGB", (4, 2), WHITE).save(path)
+    assert _pixels(load_image(image)) == [RED] * 8
+    image.load()
+    assert _pixels(load_image(image)) == [RED] * 8
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_the_current_frame_of_an_opened_file_counts(tmp_path: Path, file_format: str, in_memory: bool) -> None:
+    path = tmp_path / "frames"
+    frames = [Image.new("RGB", (3, 3), colour) for colour in (RED, WHITE, (0, 0, 255))]
+    frames[0].save(path, file_format, save_all=True, append_images=frames[1:])
+    image = Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
+    for frame, colour in ((2, (0, 0, 255)), (0, RED), (1, WHITE)):
+        image.seek(frame)
+        assert _pixels(load_image(image)) == [colour] * 9
+        assert image.tell() == frame
+    assert _pixels(load_image(image)) == [WHITE] * 9
+
+
+def test_a_jpeg_that_is_to_be_read_smaller_stays_small(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_noise_jpeg())
+    image = Image.open(path)
+    image.draft("RGB", (16, 16))
+    assert load_image(image).size == image.size == (16, 16)
+
+
+def test_a_file_that_is_cut_off_is_so_when_it_was_only_opened(tmp_path: Path) -> None:
+    path = tmp_path / "torn.jpg"
+    path.write_bytes(_noise_jpeg()[:-900])
+    with pytest.raises(ValueError, match=r"torn\.jpg is cut off or broken"):
+        load_image(Image.open(path))

@@ -142,7 +142,7 @@ def test_help_tells_of_pickles(capsys):
 def test_dtype_and_detector_reach_the_matcher(tiny_clip, monkeypatch):
     asked = SimpleNamespace()
 
-    def load_detector(name, device=None, min_score=None):
+    def load_detector(name, device=None, min_score=None, **areas):
         asked.detector = (name, device, min_score)
         return "the detector"
 

@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 from fastgoal.processing.builders.pairs import PairSettings, build_pairs
 from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
 
@@ -51,12 +52,15 @@ class ColourModel:
 class Halves:
     """A detector that finds the left and the right third; it can break or kill the process at an image, or be slow."""
 
-    name, source = "halves", "halves"
+    spec = DetectorSpec("halves", "halves")
 
     def __init__(self, act_at=None, action=None, pause=0.0):
         self.seen, self.act_at, self.action, self.pause = 0, act_at, action, pause
 
-    def __call__(self, images):
+    def prepare(self, image, caption):
+        return image
+
+    def detect(self, images):
         found = []
         for image in images:
             self.seen += 1
@@ -66,8 +70,8 @@ class Halves:
             third = image.width / 3
             found.append(
                 [
-                    Region((0, 0, third, image.height), 0.9, "left", self.source),
-                    Region((2 * third, 0, image.width, image.height), 0.8, "right", self.source),
+                    Region((0, 0, third, image.height), 0.9, "left", self.spec.kind),
+                    Region((2 * third, 0, image.width, image.height), 0.8, "right", self.spec.kind),
                 ]
             )
         return found
