@@ -26,8 +26,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
-from fastgoal.processing.builders.pair_manifest import STAGES
-from fastgoal.processing.builders.pairs import PairSettings, build_pairs, default_workers
+from fastgoal.processing.builders.engine import default_workers
+from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
 from fastgoal.processing.data.sources import open_source
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
@@ -142,7 +142,7 @@ def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path
     for number in range(args.rounds):
         folder = take_rows(args.images, number * args.images_per_round, args.images_per_round, work / f"rows{number}")
         parts = Parts(folder, model, processor, args.batch_size)
-        settings = PairSettings(model="random", detector="benchmark", shard_size=args.images_per_round)
+        settings = PairSettings(model="random", shard_size=args.images_per_round)
 
         def run(folder: Path = folder, settings: PairSettings = settings, number: int = number) -> dict[str, Any]:
             return build_pairs(
@@ -238,7 +238,7 @@ def watch_memory(args: argparse.Namespace, work: Path) -> None:
         summary = build_pairs(
             open_source(folder),
             work / "many-pairs",
-            PairSettings(model="tiny", detector="benchmark"),
+            PairSettings(model="tiny"),
             lambda: (model, processor),
             batch_size=args.batch_size,
             num_workers=args.num_workers,

@@ -1,7 +1,6 @@
 """`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a data set."""
 
 import argparse
-import os
 from typing import Any
 
 HELP = "match the sentences of captions to regions of their images and save the pairs"
@@ -100,76 +99,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.processing.builders.pairs import COLUMN_PREFIX, PairSettings, build_pairs
+    from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
-    from fastgoal.processing.detectors.open_vocabulary import MIN_SCORES, open_vocabulary_kind
-    from fastgoal.processing.detectors.phrases import MAX_PHRASES
-    from fastgoal.processing.weights import PICKLES, check_detector_file, mark_weights
+    from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
-    own_boxes = args.detector == "none" or args.detector.startswith(COLUMN_PREFIX)
-    sam = args.regions == "sam"
-    if sam and (own_boxes or args.detector.lower().endswith(PICKLES)):
+    limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
+    detector = describe_detector(args.detector, **limits)
+    if args.regions == "sam" and detector.kind != "sam":
         raise ValueError(
             f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
             "example --detector facebook/sam-vit-huge."
         )
-    detector = args.detector if own_boxes else mark_weights(args.detector)
-    kind = None if own_boxes or sam else open_vocabulary_kind(args.detector)
-    min_score = MIN_SCORES.get(kind or "", 0.25) if args.min_score is None else args.min_score
-    if sam:
-        # The limits of SAM's regions are on the masks, not on their boxes, which may be larger.
-        detector = f"sam:{detector} masks {args.min_area}-{args.max_area}"
-    elif kind is not None:
-        detector = f"{detector}, at most {MAX_PHRASES} phrases"
-    settings = PairSettings(
-        model=mark_weights(args.model),
-        detector=detector,
-        dtype=dtype,
-        split=args.split,
-        limit=args.limit,
-        shard_size=args.shard_size,
-        min_score=min_score,
-        min_area=args.min_area,
-        max_area=1.0 if sam else args.max_area,
-    )
+    settings = PairSettings(mark_weights(args.model), detector, dtype, args.split, args.limit, args.shard_size)
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
     summary = build_pairs(
         source,
         args.output,
         settings,
-        lambda: load_matcher(
-            args.model,
-            None if own_boxes else args.detector,
-            device,
-            dtype,
-            min_score,
-            sam_areas=(args.min_area, args.max_area) if sam else None,
-            open_vocabulary=kind is not None,
-        ),
+        lambda: load_matcher(args.model, None if detector.kind == "column" else args.detector, device, dtype, **limits),
         on_error=args.on_error,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
-    if int(os.environ.get("RANK") or 0) == 0:
-        print(describe(summary, args.output))
+    print(describe(summary, args.output))
     return 0
 
 
-def load_matcher(
-    name: str,
-    detector: str | None,
-    device: str,
-    dtype: str,
-    min_score: float,
-    sam_areas: tuple[float, float] | None = None,
-    open_vocabulary: bool = False,
-) -> tuple[Any, Any]:
-    """The CLIP `name` and its processor with the detector set, both stretched to long sentences.
+def load_matcher(name: str, detector: str | None, device: str, dtype: str, **limits: Any) -> tuple[Any, Any]:
+    """The CLIP `name`, stretched to long sentences, and its processor with the detector set.
 
-    With `sam_areas`, the least and greatest area of a mask, the detector is a SAM; with `open_vocabulary` it is one
-    that looks for what captions name.
+    `limits` are those of `load_detector`.
     """
     import torch
 
@@ -178,17 +139,7 @@ def load_matcher(
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions: Any
-    if detector is not None and sam_areas is not None:
-        from fastgoal.processing.detectors.sam import SamRegions
-
-        regions = SamRegions(detector, device, *sam_areas)
-    elif detector is not None and open_vocabulary:
-        from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
-
-        regions = OpenVocabularyDetector(detector, device, min_score)
-    else:
-        regions = load_detector(detector, device=device, min_score=min_score)
+    regions = None if detector in (None, "none") else load_detector(detector, device, **limits)
     processor = FastGoalProcessor.from_clip(name)
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
@@ -196,16 +147,11 @@ def load_matcher(
 
 
 def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there.
-
-    Of several processes on one machine each gets a GPU of its own, by its number.
-    """
+    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there."""
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -242,3 +188,15 @@ def describe(summary: dict[str, Any], output: str) -> str:
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]
     return "\n".join(lines)
+
+
+# Bridge until fastgoal.processing.detectors.load has it.
+def describe_detector(name: str, *, min_score: float | None, min_area: float, max_area: float) -> Any:
+    from fastgoal.processing.detectors.spec import DetectorSpec
+    from fastgoal.processing.weights import mark_weights
+
+    kind, _, column = name.partition(":")
+    if kind not in ("none", "column"):
+        kind, column = "ultralytics" if name.endswith(".pt") else "transformers", name
+    weights = mark_weights(name) if kind not in ("none", "column") else ""
+    return DetectorSpec(kind, column, weights, 0.25 if min_score is None else min_score, min_area, max_area)

@@ -61,6 +61,7 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
+    from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.trainer.batches.pair_data import PairData
     from fastgoal.trainer.evaluation.embeddings import evaluate_source
@@ -86,7 +87,7 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
         summary = build_pairs(
             open_source(output / "scenes" / "train"),
             output / "pairs",
-            PairSettings(model="quickstart base", detector="column:boxes"),
+            PairSettings(model="quickstart base", detector=DetectorSpec("column", "boxes")),
             lambda: (model, processor),
             progress=False,
         )

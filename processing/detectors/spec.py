@@ -53,6 +53,12 @@ class DetectorSpec:
         phrases = f", at most {self.max_phrases} phrases of a caption" if self.max_phrases is not None else ""
         return f"{what}, score from {self.min_score:g}, {'masks' if self.kind == 'sam' else 'boxes'} of {area}{phrases}"
 
+    @property
+    def box_limits(self) -> dict[str, float]:
+        """Limits of the boxes as `filter_regions` takes them; of `sam` the areas are those of masks, applied before."""
+        max_area = 1.0 if self.kind == "sam" else self.max_area
+        return {"min_score": self.min_score, "min_area": self.min_area, "max_area": max_area}
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "DetectorSpec":
         """The detector of a manifest's settings, those of version 0.1 included, which named it in one text."""

@@ -17,8 +17,8 @@ from PIL import Image, ImageColor
 
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS
-from fastgoal.processing.builders.pair_rows import features
 from fastgoal.processing.data.duplicates import CaptionDuplicates, jaccard, word_runs
+from fastgoal.processing.data.pairs_dataset import features
 from fastgoal.processing.regions import default_regions
 from fastgoal.processing.sentences import split_sentences
 
