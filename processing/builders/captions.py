@@ -126,13 +126,13 @@ def build_captions(
     made = [METADATA, *(f"{WORK_FOLDER}/{pattern}" for pattern in (BATCHES, OLD_BATCHES))]
     folder = RunFolder(output, CAPTIONS_MANIFEST, "fastgoal caption", made)
     with folder.open(source, settings) as manifest:
-        finished = (output / METADATA).is_file() and "summary" in manifest
-        records = [] if finished else list(_read_batches(folder.work))
-        skipped = manifest["summary"]["skipped"] if finished else _entries(records, "skipped")
+        summary = manifest.get("summary") if (output / METADATA).is_file() else None
+        records = list(_read_batches(folder.work)) if summary is None else []
+        skipped = _entries(records, "skipped") if summary is None else summary["skipped"]
         if on_error == "stop":
             refuse_skipped(skipped)
         pending: list[int] = []
-        if not finished:
+        if summary is None:
             done = {entry["row"] for entry in [*_entries(records, "rows"), *skipped]}
             rows = _unique_rows(source, settings.limit)
             pending = [row for row in rows if row not in done]
@@ -145,12 +145,12 @@ def build_captions(
 
             shards = [Shard(batch[0], batch) for batch in batches]
             records += run_shards(shards, load_maker, len(rows), "captions", progress).values()
-            manifest = {**manifest, "summary": _write_metadata(output, records)}
-            folder.finish(manifest, manifest["summary"])
+            summary = _write_metadata(output, records)
+            folder.finish(manifest, summary)
         for pattern in (BATCHES, OLD_BATCHES):
             for path in folder.work.glob(pattern):
                 path.unlink()
-    return {**manifest["summary"], "made": len(pending)}
+    return {**summary, "made": len(pending)}
 
 
 class _CaptionMaker:

@@ -181,14 +181,13 @@ def refuse_skipped(entries: Sequence[dict[str, Any]]) -> None:
 class ParquetShards:
     """The shards of a data set as parquet files. `count` shards in all; every shard is independent of the others."""
 
-    def __init__(self, folder: Path, count: int, split: str = "train") -> None:
+    def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
         self.count = count
-        self.split = split
         self.work = folder / WORK_FOLDER
 
     def shard_path(self, index: int) -> Path:
-        return self.folder / "data" / f"{self.split}-{index:05d}-of-{self.count:05d}.parquet"
+        return self.folder / "data" / f"train-{index:05d}-of-{self.count:05d}.parquet"
 
     def record_path(self, index: int) -> Path:
         return self.work / f"{self.shard_path(index).stem}.json"
@@ -327,15 +326,14 @@ def _in_use(lock: Path, holder: Path) -> str:
     """What to say about the run that holds the lock."""
     try:
         found = json.loads(holder.read_bytes())
-        who, host = f"process {found['pid']}", found["host"]
+        who = f"process {found['pid']} on the machine '{found['host']}'"
     except (OSError, ValueError, KeyError, TypeError):
-        who, host = "another run", socket.gethostname()
-    if host != socket.gethostname():
-        return (
-            f"{who} on the machine '{host}' writes this folder ({lock}). Wait for it, stop it, or use another folder. "
-            "If that run is over, delete the file."
-        )
-    return f"{who} writes this folder ({lock}). Wait for it, stop it, or use another folder."
+        who = "another run"
+    # Where the file system has no locks, the file itself is the lock, and a run that was killed may leave it.
+    return (
+        f"{who} writes this folder. Wait for it, stop it, or use another folder. If that run is over all the same, "
+        f"delete {lock}."
+    )
 
 
 def _sync_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .sources import METADATA, SHARD_NAME
+from .sources import METADATA, SHARD_NAME, parquet_files
 
 MANIFEST = "fastgoal_pairs.json"
 # The columns with the names of their types; of lists of structs, those of what is in them.
@@ -93,7 +93,7 @@ class PairsFolder:
         import pyarrow.parquet
 
         self.folder = folder
-        self.files = _parquet_files(folder)
+        self.files = _find_files(folder)
         self._opened: list[Any] = []
         for path in self.files:
             try:
@@ -156,11 +156,10 @@ class PairsFolder:
             raise _unreadable(self.files[number], error) from None
 
 
-def _parquet_files(folder: Path) -> list[Path]:
+def _find_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that `fastgoal pairs` wrote.")
-    files = sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
-    if files:
+    if files := parquet_files(folder):
         return files
     if not any(folder.iterdir()):
         raise ValueError(f"{folder} is empty; name a folder that `fastgoal pairs` wrote.")
