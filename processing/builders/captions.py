@@ -36,9 +36,8 @@ from .shards import WORK_FOLDER, RunFolder, refuse_skipped, write_errors, write_
 logger = logging.get_logger(__name__)
 
 BATCH = "captions-{:08d}.json"
-BATCHES = "captions-*.json"
-# What version 0.1 wrote on the way: a line for every batch, a file for every process.
-OLD_BATCHES = "captions-*.jsonl"
+# Those of version 0.1, too: a line for every batch, in files that end in .jsonl.
+BATCHES = "captions-*"
 DECODERS = 4
 
 
@@ -123,8 +122,7 @@ def build_captions(
     """
     check_run(source, on_error, batch_size=batch_size)
     output = Path(output)
-    made = [METADATA, *(f"{WORK_FOLDER}/{pattern}" for pattern in (BATCHES, OLD_BATCHES))]
-    folder = RunFolder(output, CAPTIONS_MANIFEST, "fastgoal caption", made)
+    folder = RunFolder(output, CAPTIONS_MANIFEST, "fastgoal caption", [METADATA, f"{WORK_FOLDER}/{BATCHES}"])
     with folder.open(source, settings) as manifest:
         summary = manifest.get("summary") if (output / METADATA).is_file() else None
         records = list(_read_batches(folder.work)) if summary is None else []
@@ -136,20 +134,19 @@ def build_captions(
             done = {entry["row"] for entry in [*_entries(records, "rows"), *skipped]}
             rows = _unique_rows(source, settings.limit)
             pending = [row for row in rows if row not in done]
-            batches = [pending[start : start + batch_size] for start in range(0, len(pending), batch_size)]
+            starts = range(0, len(pending), batch_size)
+            shards = [Shard(pending[start], pending[start : start + batch_size]) for start in starts]
 
             def load_maker() -> _CaptionMaker:
                 return _CaptionMaker(
                     source, output, load_captioner(), settings.seed, on_error == "skip", batch_size, show
                 )
 
-            shards = [Shard(batch[0], batch) for batch in batches]
             records += run_shards(shards, load_maker, len(rows), "captions", progress).values()
             summary = _write_metadata(output, records)
             folder.finish(manifest, summary)
-        for pattern in (BATCHES, OLD_BATCHES):
-            for path in folder.work.glob(pattern):
-                path.unlink()
+        for path in folder.work.glob(BATCHES):
+            path.unlink()
     return {**summary, "made": len(pending)}
 
 
@@ -278,16 +275,12 @@ def _unique_rows(source: Source, limit: int | None) -> list[int]:
 def _read_batches(work: Path) -> Iterator[dict[str, Any]]:
     """The finished batches; one that cannot be read is captioned again."""
     for path in sorted(work.glob(BATCHES)):
+        content = path.read_bytes()
         try:
-            yield json.loads(path.read_bytes())
+            for text in content.splitlines() if path.suffix == ".jsonl" else [content]:
+                yield json.loads(text)
         except ValueError as error:
-            logger.warning(f"The batch {path} is damaged and is captioned again: {error}.")
-    for path in sorted(work.glob(OLD_BATCHES)):
-        for line in path.read_bytes().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # cut off when that run was killed
-                break
+            logger.warning(f"{path} is damaged; what cannot be read is captioned again: {error}.")
 
 
 def _entries(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ def test_a_damaged_batch_is_named_and_written_again(photographs, tmp_path, monke
     batches[1].write_bytes(batches[1].read_bytes()[:50])
     captioner = Captioner()
     build(photographs, tmp_path / "out", captioner)
-    assert f"{batches[1]} is damaged and is captioned again" in said[0]
+    assert f"{batches[1]} is damaged; what cannot be read is captioned again" in said[0]
     assert len(captioner.seen) == 11 - 6
     assert rows_of(tmp_path / "out") == expected(range(11))
 
@@ -182,6 +182,21 @@ def test_batches_of_version_0_1_are_kept_as_far_as_they_are_whole(photographs, t
             assert rows_of(output) == expected(range(11))
             assert not part.exists()
             (output / "metadata.jsonl").unlink()
+
+
+def test_a_run_that_ended_before_its_summary_is_finished(photographs, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastgoal.processing.builders.shards.RunFolder.finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(photographs, tmp_path / "out", Captioner())
+    captioner = Captioner()
+    summary = build(photographs, tmp_path / "out", captioner)
+    assert (summary["images"], summary["made"], captioner.seen) == (11, 0, [])
+    assert os.listdir(tmp_path / "out" / ".fastgoal") == ["run.lock"]
+    assert rows_of(tmp_path / "out") == expected(range(11))
 
 
 class Slow(Captioner):
