@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
-from fastgoal.processing.regions import Region, default_regions, regions_from_boxes
+from fastgoal.processing.regions import Region, default_regions, find_regions
 from fastgoal.quickstart.scenes import Scene, draw_scenes
 from fastgoal.quickstart.tour import BASE, COLOURS, SHAPES
 
@@ -81,7 +82,7 @@ def report_photographs(folder: Path, detector_name: str) -> None:
     counts = {"detector": 0, "five default ones": 0}
     for row in rows:
         image = load_image(folder / row["file_name"])
-        found = {"detector": detector([image])[0], "five default ones": default_regions(image.size)}
+        found = {"detector": find_regions(detector, [image])[0], "five default ones": default_regions(image.size)}
         counts = {name: counts[name] + len(regions) for name, regions in found.items()}
         found["both"] = [*found["detector"], *found["five default ones"]]
         for thing in row["boxes"]:

@@ -81,7 +81,9 @@ class Parts:
         self.model, self.detector, self.batch_size = model, processor.detector, batch_size
         rows = list(open_source(folder))
         images = [load_image(row.image) for row in rows]
-        self.prepared = [self.detector.prepare(image) for image in images] if self.detector else []
+        self.prepared = []
+        if self.detector:
+            self.prepared = [self.detector.prepare(image, row.caption) for image, row in zip(images, rows)]
         regions = processor.propose_regions(images, self.detect() if self.detector else None)
         self.crops = sum(map(len, regions))
         pixels = torch.cat(

@@ -27,9 +27,10 @@ from study_scenes import Crowd, Split, draw_crowds, short_caption
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
-from fastgoal.processing.regions import Region, regions_from_boxes
+from fastgoal.processing.regions import Region
 from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
 from fastgoal.trainer.batches.near_batches import NearPairSampler, nearest_rows
 from fastgoal.trainer.evaluation.retrieval import retrieval_ranks

@@ -20,10 +20,9 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
     Modes are converted so that the picture keeps its look: 16-bit grey is scaled by 1/257, never clipped; 32-bit
     and floating point grey (modes `I`, `F`) goes by its largest value, as 0..1 (`F` only), 0..255, 0..65535 or 0..that
-    value; transparent pixels (RGBA, LA, palette or
-    `tRNS`) are composited on white; palettes, CMYK, YCbCr, LAB, HSV and 1-bit images are converted by PIL. Of an
-    animated or multi-page file the current frame counts, which is the first one of a file just opened. The source is
-    never changed, and a file that this function opened is closed.
+    value; transparent pixels (RGBA, LA, palette or `tRNS`) are composited on white; palettes, CMYK, YCbCr, LAB, HSV
+    and 1-bit images are converted by PIL. Of an animated or multi-page file the current frame counts, which is the
+    first one of a file just opened. The source is never changed, and a file that this function opened is closed.
 
     Args:
         source: a PIL image, a path, the bytes of an encoded file, a binary file object (read from its start), or a
@@ -39,8 +38,9 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         TypeError: if `source` is of another type.
     """
     if isinstance(source, Image.Image):
-        label = name or getattr(source, "filename", "") or "the given PIL image"
-        return _decode(source, str(label))
+        label = str(name or getattr(source, "filename", "") or "the given PIL image")
+        again = _opened_again(source)
+        return _decode(source if again is None else again, label)
     if isinstance(source, dict):
         data, path = source.get("bytes"), source.get("path")
         if data is None and not path:
@@ -100,6 +100,24 @@ def _open(file: Any, label: str) -> Image.Image:
         raise ValueError(f"The image {label} is broken: {error or type(error).__name__}. {_WAY_OUT}") from error
     with image:
         return _decode(image, label)
+
+
+def _opened_again(image: Image.Image) -> Image.Image | None:
+    """An image of its own for a PIL image whose plain file is not read yet, at the same frame; None for any other.
+
+    PIL reads on from the handle's place in the file, which forked processes share with each other; this reads past it.
+    """
+    file: Any = getattr(image, "fp", None)
+    unread = getattr(image, "tile", None) and isinstance(file, io.BufferedReader) and not file.closed
+    if not unread or not isinstance(file.raw, io.FileIO) or not hasattr(os, "pread"):
+        return None
+    try:
+        again = Image.open(io.BytesIO(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)))
+        again.seek(image.tell())
+    except Exception:  # whatever is wrong with it shows where the image itself is read
+        return None
+    # A JPEG may have been told to be read at another size or in another mode.
+    return again if (again.size, again.mode) == (image.size, image.mode) else None
 
 
 def _decode(image: Image.Image, label: str) -> Image.Image:

@@ -1,9 +1,13 @@
-"""FLISM's last step: every sentence takes the region that CLIP finds most similar (FAST-GOAL, METHOD FLISM)."""
+"""FLISM's last step: every sentence takes the region that CLIP finds most similar (FAST-GOAL, METHOD FLISM).
+
+Embeddings are normalised, float32 and on the CPU.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -51,9 +55,8 @@ def pair_up(
         sentences: The caption's sentences.
         regions: The image's candidate regions.
         similarity: Cosines, `(sentences, regions)`; of equal ones the first region wins.
-        visible: Whether the model gets to see both sides of a pair: some token of the sentence is left after
-            truncation, some patch of the region inside the crop. A pair that it does not see is marked best only
-            if all are like that.
+        visible: Whether the model sees both sides of a pair: some token of the sentence is left after truncation,
+            some patch of the region inside the crop. One that it does not see is best only if all are like that.
 
     Returns:
         One pair per sentence, in order, exactly one of them `best`.
@@ -68,28 +71,48 @@ def pair_up(
     ]
 
 
-def cut_crops(image: Image.Image, boxes: Iterable[Sequence[float]], image_processor: Any) -> torch.Tensor:
-    """Cut boxes out of an image and bring them to the model's size; the part of the work that no GPU is needed for.
+def pair_row(
+    image: Any,
+    file_name: str,
+    caption: str,
+    size: tuple[int, int],
+    sentences: Sequence[Sentence],
+    regions: Sequence[Region],
+    pairs: Sequence[LocalPair],
+) -> dict[str, Any]:
+    """A row of a pairs data set, as the collator reads it; `size` is the (width, height) of the upright image."""
+    return {
+        "image": image,
+        "file_name": file_name,
+        "caption": caption,
+        "width": size[0],
+        "height": size[1],
+        "regions": [asdict(region) | {"box": list(region.box)} for region in regions],
+        "sentences": [{"start": sentence.start, "end": sentence.end} for sentence in sentences],
+        "pairs": [
+            {"sentence": pair.sentence_index, "region": pair.region_index, "score": pair.score, "best": pair.best}
+            for pair in pairs
+        ],
+    }
 
-    Args:
-        image: The upright image.
-        boxes: One or more (x1, y1, x2, y2) in pixels of the image.
-        image_processor: CLIP's.
+
+def cut_crops(image: Image.Image, boxes: Iterable[Sequence[float]], image_processor: Any) -> torch.Tensor:
+    """Cut boxes (x1, y1, x2, y2) out of an upright image and bring them to the model's size; needs no GPU.
 
     Returns:
         `(boxes, 3, height, width)` with values from 0 to 255, as the model's input before it is scaled and normalised.
     """
     crops = [crop_box(image, box) for box in boxes]
-    pixels: torch.Tensor = image_processor(crops, do_rescale=False, do_normalize=False, return_tensors="pt")[
-        "pixel_values"
-    ]
+    inputs = image_processor(crops, do_rescale=False, do_normalize=False, return_tensors="pt")
+    pixels: torch.Tensor = inputs["pixel_values"]
     return pixels
 
 
+@torch.no_grad()
 def embed_crop_stream(
     images: Iterable[torch.Tensor], model: Any, image_processor: Any, batch_size: int
 ) -> Iterator[torch.Tensor]:
-    """Embed the crops of one image after the other, in full batches of as many images as that takes.
+    """Embed the crops of one image after the other, `batch_size` in a forward, of as many images as that takes.
 
     A batch is handed to the device before the result of the last one is waited for, so the next crops can be fetched
     while the device works.
@@ -101,76 +124,89 @@ def embed_crop_stream(
         batch_size: Crops in a forward.
 
     Yields:
-        For each image its crops' embeddings, normalised float32 on the CPU, `(crops, dim)`.
+        For each image its crops' embeddings, `(crops, dim)`.
     """
-    counts: deque[int] = deque()
-    held: torch.Tensor | None = None
-    for embeds in _one_behind(_batches(images, batch_size, counts), model, image_processor):
-        held = embeds if held is None else torch.cat([held, embeds])
-        while counts and counts[0] <= len(held):
-            yield held[: counts[0]]
-            held = held[counts.popleft() :]
-    for count in counts:
-        yield torch.zeros(count, 0)
+    counts: deque[int] = deque()  # crops of the images whose embeddings are not given out yet
+
+    def single_crops() -> Iterator[torch.Tensor]:
+        for crops in images:
+            counts.append(len(crops))
+            yield from crops
+
+    stream = single_crops()
+    batches = iter(lambda: list(islice(stream, batch_size)), [])
+    done, running = torch.empty(0), torch.empty(0)
+    for batch in chain(batches, [None]):
+        last = running
+        if batch is not None:
+            pixels = _normalise(torch.stack(batch), image_processor, model)
+            running = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        done = torch.cat([done, last.cpu()])
+        while counts and counts[0] <= len(done):
+            yield done[: counts[0]]
+            done = done[counts.popleft() :]
 
 
-def embed_texts(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int) -> torch.Tensor:
-    """Embed texts, each different one once, those of like lengths together so that little is padded.
+@torch.no_grad()
+def embed_texts(
+    texts: Sequence[str],
+    model: Any,
+    tokenizer: Any,
+    batch_size: int,
+    tokens_each: int = TOKENS_PER_CROP,
+    max_length: int | None = None,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> torch.Tensor:
+    """Embed texts, each different one once, so that equal ones have equal embeddings.
+
+    Those of like lengths share a forward, so that little is padded, the longest first: out of memory is out at once.
 
     Args:
-        texts: One or more texts; what is longer than the model reads is cut off.
+        texts: One or more texts.
         model: A CLIP.
         tokenizer: CLIP's.
-        batch_size: Crops that go into a forward; as many tokens as that is work go into one here.
+        batch_size: Texts of `tokens_each` tokens in a forward, by default about as much work as so many crops; of
+            other lengths as many as have so many tokens.
+        tokens_each: See `batch_size`.
+        max_length: Tokens at which a text is cut; by default the tokenizer's `model_max_length`.
+        advance: Called after each forward with the number of texts in it.
 
     Returns:
-        Normalised float32 on the CPU, `(texts, dim)`, in the order given. Which texts share a forward, and so the last
-        bits of the result, depends on the set of texts alone.
+        `(texts, dim)`, in the order given. Which texts share a forward, and so the last bits of the result, depends on
+        the set of texts alone.
     """
-    unique = list(set(texts))
-    lengths = dict(zip(unique, map(len, tokenizer(unique, truncation=True)["input_ids"]), strict=True))
-    unique.sort(key=lambda text: (lengths[text], text))
+    unique = list(dict.fromkeys(texts))
+    encoded = tokenizer(unique, truncation=True, max_length=max_length)["input_ids"]
+    ids = dict(zip(unique, encoded, strict=True))
+    place: dict[str, int] = {}
     parts = []
-    for batch in batches_by_tokens(unique, lengths, batch_size * TOKENS_PER_CROP):
-        inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            embeds = model.get_text_features(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).pooler_output
-            parts.append(F.normalize(embeds.float(), dim=-1))
-    place = {text: row for row, text in enumerate(unique)}
+    lengths = {text: len(tokens) for text, tokens in ids.items()}
+    for batch in batches_by_tokens(unique, lengths, batch_size * tokens_each):
+        inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt").to(model.device)
+        embeds = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        parts.append(F.normalize(embeds.pooler_output.float(), dim=-1))
+        place |= {text: len(place) + row for row, text in enumerate(batch)}
+        advance(len(batch))
     return torch.cat(parts).cpu()[[place[text] for text in texts]]
 
 
-def _batches(images: Iterable[torch.Tensor], batch_size: int, counts: deque[int]) -> Iterator[torch.Tensor]:
-    """Crops of several images in batches of `batch_size`, the last one smaller; notes the images' numbers of crops."""
-    held: list[torch.Tensor] = []
-    size = 0
-    for crops in images:
-        counts.append(len(crops))
-        while size + len(crops) >= batch_size:
-            room = batch_size - size
-            yield torch.cat([*held, crops[:room]])
-            held, size, crops = [], 0, crops[room:]
-        if len(crops):
-            held.append(crops)
-            size += len(crops)
-    if held:
-        yield torch.cat(held)
+def batches_by_tokens(texts: Iterable[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Cut texts, the longest first, into batches of at most `most` tokens with padding, or of one long text.
 
-
-def _one_behind(batches: Iterable[torch.Tensor], model: Any, image_processor: Any) -> Iterator[torch.Tensor]:
-    """Embeddings of batches of crops; each result is fetched when the next batch is on its way."""
-    last: torch.Tensor | None = None
-    for pixels in batches:
-        with torch.inference_mode():
-            pixels = _normalise(pixels, image_processor, model)
-            embeds = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
-        if last is not None:
-            yield last.cpu()
-        last = embeds
-    if last is not None:
-        yield last.cpu()
+    A batch also ends where it has an eighth of that and would get more than a tenth of its tokens from padding.
+    """
+    batch: list[str] = []
+    tokens = 0
+    for text in sorted(texts, key=lambda text: (-lengths[text], text)):
+        padded = (len(batch) + 1) * lengths[batch[0] if batch else text]
+        wasteful = 0.9 * padded > tokens + lengths[text] and 8 * tokens >= most
+        if batch and (padded > most or wasteful):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(text)
+        tokens += lengths[text]
+    if batch:
+        yield batch
 
 
 def _normalise(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.Tensor:
@@ -189,23 +225,14 @@ def _normalise(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.
     return pixels.to(model.dtype)
 
 
-def batches_by_tokens(texts: Sequence[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Cut a list of texts, the shortest first, into batches of at most `most` tokens with padding, or of one long text.
-
-    A batch also ends where it has an eighth of that and would get more than a tenth of its tokens from padding.
-    """
-    batch: list[str] = []
-    tokens = 0
-    for text in texts:
-        padded = (len(batch) + 1) * lengths[text]
-        wasteful = 0.9 * padded > tokens + lengths[text] and 8 * tokens >= most
-        if batch and (padded > most or wasteful):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(text)
-        tokens += lengths[text]
-    if batch:
-        yield batch
+def count_longer(texts: Iterable[str], tokenizer: Any, limit: int) -> int:
+    """How many texts have more than `limit` tokens."""
+    # A token stands for a byte at least, BOS and EOS aside: short texts need no second look.
+    candidates = [text for text in texts if len(text.encode()) + 2 > limit]
+    if not candidates:
+        return 0
+    ids = tokenizer(candidates, truncation=False, verbose=False)["input_ids"]
+    return sum(len(row) > limit for row in ids)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The processor: CLIP's inputs for long captions, and FLISM, which finds local pairs in (image, caption)."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,14 @@ from transformers.utils import logging
 
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
-from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_up
-from .regions import Detector, Region, default_regions, filter_regions, merge_regions, needs_captions
+from .matching import LocalPair, count_longer, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row, pair_up
+from .regions import LIMITS, Detector, Region, default_regions, filter_regions, find_regions, merge_regions
 from .sentences import Sentence, split_sentences
 
 logger = logging.get_logger(__name__)
 
 CLIP_TOKENS = 77
 LONGEST = 248
-MIN_SCORE = 0.25
 
 
 class FastGoalProcessor(CLIPProcessor):
@@ -77,10 +77,9 @@ class FastGoalProcessor(CLIPProcessor):
         """Turn images and captions into CLIP's inputs.
 
         Args:
-            images: An image or a list of them: PIL images, file names, or whatever CLIP's image processor takes.
-                PIL images and files are turned upright by their EXIF orientation first.
-            text: A caption or a list of them. Longer ones than the model reads are cut, and one warning per call
-                says how many were.
+            images: An image or a list of them: PIL images and file names, which are turned upright by their EXIF
+                orientation first, or whatever CLIP's image processor takes.
+            text: A caption or a list of them. Longer ones than the model reads are cut, with one warning per call.
             **kwargs: As for `CLIPProcessor`. `padding=True`, `truncation=True` and `return_tensors="pt"` unless
                 given otherwise.
 
@@ -97,8 +96,10 @@ class FastGoalProcessor(CLIPProcessor):
             text = [text] if isinstance(text, str) else list(text)
             kwargs.setdefault("padding", True)
             kwargs.setdefault("truncation", True)
-        if images is not None:
-            images = _readable(images)
+        if isinstance(images, str | Image.Image):
+            images = load_image(images)
+        elif isinstance(images, list | tuple):
+            images = [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
         if text is not None and kwargs["truncation"]:
             limit = kwargs.get("max_length") or self.tokenizer.model_max_length
@@ -109,13 +110,7 @@ class FastGoalProcessor(CLIPProcessor):
 
     def count_truncated(self, captions: Sequence[str], max_length: int | None = None) -> int:
         """How many of the captions have more tokens than the model reads (or than `max_length`)."""
-        limit = max_length or self.tokenizer.model_max_length
-        # A token stands for a character at least, BOS and EOS aside: short captions need no second look.
-        candidates = [caption for caption in captions if len(caption.encode()) + 2 > limit]
-        if not candidates:
-            return 0
-        ids = self.tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
-        return sum(len(row) > limit for row in ids)
+        return count_longer(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
     def split_sentences(self, caption: str) -> list[Sentence]:
         """Split a caption into sentences with exact spans; see `processing.sentences`."""
@@ -126,8 +121,8 @@ class FastGoalProcessor(CLIPProcessor):
         images: Sequence[Image.Image],
         boxes: Sequence[Sequence[Region]] | None = None,
         min_score: float | None = None,
-        min_area: float = 0.01,
-        max_area: float = 0.80,
+        min_area: float | None = None,
+        max_area: float | None = None,
         captions: Sequence[str] | None = None,
     ) -> list[list[Region]]:
         """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
@@ -137,41 +132,30 @@ class FastGoalProcessor(CLIPProcessor):
         Args:
             images: PIL images, upright.
             boxes: Regions known already, a list per image; the detector is then not asked.
-            min_score: Lowest score of a region; by default the detector's own, or 0.25.
-            min_area: Least share of the image's area.
-            max_area: Greatest share of the image's area.
+            min_score: Lowest score of a region; by default the detector's own limit, or 0.25.
+            min_area: Least share of the image's area; by default the detector's own limit, or 0.01.
+            max_area: Greatest share of the image's area; by default the detector's own limit, or 0.80.
             captions: One per image, for a detector that looks for what they name; others do without.
 
         Returns:
             A list of regions per image: the proposed ones in their order, the five default ones last.
 
         Raises:
+            TypeError: One image instead of a list.
             ValueError: `boxes` does not have one list per image, or captions are needed and missing.
         """
+        _check_lists(images=images, captions=captions)
         if boxes is None:
-            boxes = self._detect(list(images), captions)
+            boxes = [[] for _ in images] if self.detector is None else find_regions(self.detector, images, captions)
         if len(boxes) != len(images):
             raise ValueError(f"`boxes` must have one list of regions per image, {len(images)}, got {len(boxes)}.")
-        if min_score is None:
-            min_score = float(getattr(self.detector, "min_score", MIN_SCORE))
-        proposals = []
-        for image, candidates in zip(images, boxes, strict=True):
-            kept = merge_regions(filter_regions(candidates, image.size, min_score, min_area, max_area))
-            proposals.append([*kept, *default_regions(image.size)])
-        return proposals
-
-    def _detect(self, images: list[Image.Image], captions: Sequence[str] | None) -> Sequence[Sequence[Region]]:
-        if self.detector is None:
-            return [[] for _ in images]
-        if not needs_captions(self.detector):
-            return self.detector(images)
-        if captions is None:
-            raise ValueError(
-                f"`captions` must be given: the detector {self.detector.name} looks for what the captions name."
-            )
-        detector: Any = self.detector
-        regions: list[list[Region]] = detector(images, list(captions))
-        return regions
+        given = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
+        limits = LIMITS if self.detector is None else self.detector.spec.box_limits
+        limits = limits | {name: value for name, value in given.items() if value is not None}
+        return [
+            [*merge_regions(filter_regions(candidates, image.size, **limits)), *default_regions(image.size)]
+            for image, candidates in zip(images, boxes, strict=True)
+        ]
 
     def match(
         self,
@@ -196,9 +180,10 @@ class FastGoalProcessor(CLIPProcessor):
             For each image one pair per sentence, in order; exactly one is `best`.
 
         Raises:
-            ValueError: The arguments differ in length, or an image has no sentence or no region (the message
-                gives its index).
+            TypeError: One image or caption instead of a list.
+            ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
         """
+        _check_lists(images=images, captions=captions)
         regions = self.propose_regions(images, captions=captions) if regions is None else regions
         sentences = [split_sentences(caption) for caption in captions] if sentences is None else sentences
         lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
@@ -225,6 +210,53 @@ class FastGoalProcessor(CLIPProcessor):
             for i in range(len(images))
         ]
 
+    def pair_rows(
+        self,
+        images: Sequence[Any],
+        captions: Sequence[str],
+        model: Any,
+        file_names: Sequence[str] | None = None,
+        batch_size: int = 64,
+    ) -> list[dict[str, Any]]:
+        """Rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them: `match` from images to data.
+
+            rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies beside it."], model)
+
+        Args:
+            images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. A row keeps its image so.
+            captions: One caption per image.
+            model: A CLIP, as for `match`.
+            file_names: What messages call the images; by default their files, or their numbers.
+            batch_size: Crops in a forward, and images that are held decoded.
+
+        Returns:
+            For each image its row, see `pair_row`.
+
+        Raises:
+            TypeError: One image or caption instead of a list.
+            ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
+        """
+        _check_lists(images=images, captions=captions, file_names=file_names)
+        names = [_name(image, i) for i, image in enumerate(images)] if file_names is None else file_names
+        if not len(images) == len(captions) == len(names):
+            got = f"{len(captions)} and {len(names)} for {len(images)} images"
+            raise ValueError(f"`pair_rows` needs one caption and one file name per image, got {got}.")
+        sentences = [split_sentences(caption) for caption in captions]
+        for name, caption, spans in zip(names, captions, sentences, strict=True):
+            if not spans:
+                raise ValueError(f"{name}: the caption {caption!r} has no sentence. Give it a caption.")
+        rows = []
+        for start in range(0, len(images), batch_size):
+            numbers = range(start, min(start + batch_size, len(images)))
+            texts = [captions[i] for i in numbers]
+            loaded = [load_image(images[i], names[i]) for i in numbers]
+            regions = self.propose_regions(loaded, captions=texts)
+            matched = self.match(loaded, texts, model, regions, [sentences[i] for i in numbers], batch_size)
+            for i, upright, candidates, pairs in zip(numbers, loaded, regions, matched, strict=True):
+                row = pair_row(images[i], names[i], captions[i], upright.size, sentences[i], candidates, pairs)
+                rows.append(row)
+        return rows
+
     def pair_sentences(
         self,
         caption: str,
@@ -233,17 +265,9 @@ class FastGoalProcessor(CLIPProcessor):
         image_size: tuple[int, int],
         similarity: torch.Tensor,
     ) -> list[LocalPair]:
-        """The last step of `match` for one image: each sentence takes its region, and the best visible pair is marked.
+        """The last step of `match` for one image: `pair_up` with what this processor lets the model see.
 
-        Args:
-            caption: The caption.
-            sentences: Its sentences.
-            regions: The image's candidates.
-            image_size: (width, height) of the upright image.
-            similarity: Cosines, `(sentences, regions)`.
-
-        Returns:
-            One pair per sentence, in order; exactly one is `best`.
+        `image_size` is the (width, height) of the upright image, `similarity` `(sentences, regions)` cosines.
         """
         tokens = self.sentence_masks(caption, [(s.start, s.end) for s in sentences])
         seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences, tokens, strict=True)}
@@ -301,13 +325,18 @@ class FastGoalProcessor(CLIPProcessor):
         return overlap & word
 
 
-def _readable(images: Any) -> Any:
-    """Images as CLIP's image processor takes them: files opened, PIL images upright and RGB, the rest untouched."""
-    if isinstance(images, str | Image.Image):
-        return load_image(images)
-    if isinstance(images, list | tuple):
-        return [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
-    return images
+def _check_lists(**arguments: Any) -> None:
+    """Refuse one image or one text where a list of them is meant."""
+    for name, values in arguments.items():
+        if isinstance(values, str | bytes | os.PathLike | Mapping | Image.Image):
+            one = type(values).__name__
+            raise TypeError(f"`{name}` must be a list with an entry per image, got one {one}: put it in [brackets].")
+
+
+def _name(image: Any, number: int) -> str:
+    """What to call an image: its file, or else its number."""
+    path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", image)
+    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"image {number}"
 
 
 FastGoalProcessor.register_for_auto_class()

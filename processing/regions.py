@@ -1,9 +1,8 @@
-"""Candidate regions of an image: the five default ones, boxes from the data, filters and merging of near-duplicates.
+"""Candidate regions of an image: the five default ones, a detector's, filters and merging of near-duplicates.
 
 Boxes are (x1, y1, x2, y2) in pixels of the original upright image, x2 and y2 exclusive, as floats.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
+# Of the boxes that stay, where no detector has limits of its own.
+LIMITS = {"min_score": 0.25, "min_area": 0.01, "max_area": 0.80}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Region:
         box: (x1, y1, x2, y2) in pixels of the original upright image.
         score: confidence of whoever proposed it, 1.0 where there is none.
         label: name of the object or of the place; may be empty.
-        source: who proposed it: "default", "column", or a detector's `source`.
+        source: who proposed it: "default", "column", or the kind of a detector.
     """
 
     box: Box
@@ -33,38 +34,33 @@ class Region:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds objects in images.
-
-    A detector may also have `prepare(image)`, which does what no GPU is needed for and may be called in threads, and
-    `detect(prepared)`, which takes a list of what `prepare` gave; then `detector(images)` is one after the other.
-
-    One whose attribute `needs_captions` is true looks for what captions name. It has both steps, and is called as
-    `detector(images, captions)` and `prepare(image, caption)`; where `prepare` gives None, because the caption names
-    nothing, the image is not given to `detect`.
+    """Finds objects in images; any object with these three will do.
 
     Attributes:
-        name: which weights, for cards and logs: the file name, folder or Hub id.
-        source: what `Region.source` says of the regions found.
+        spec: what it is, a `fastgoal.processing.detectors.spec.DetectorSpec`; its `kind` is `Region.source`.
     """
 
-    name: str
-    source: str
+    spec: Any
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
-        """Finds the objects in each image.
+    def prepare(self, image: Image.Image, caption: str | None) -> Any | None:
+        """An image as `detect` wants it, None if there is nothing to look for. Needs no GPU, may run in threads."""
+        ...
 
-        Args:
-            images: PIL images of any sizes; all of them go through the model in one call.
-
-        Returns:
-            The regions of each image, clipped to it, in pixels of the upright image, not filtered by area.
-        """
+    def detect(self, prepared: list[Any]) -> list[list[Region]]:
+        """The regions of each prepared image, clipped to it, in pixels of the upright image, not filtered by area."""
         ...
 
 
-def needs_captions(detector: Detector | None) -> bool:
-    """Whether a detector looks for what the captions name."""
-    return bool(getattr(detector, "needs_captions", False))
+def find_regions(
+    detector: Detector, images: Sequence[Image.Image], captions: Sequence[str] | None = None
+) -> list[list[Region]]:
+    """What a detector finds in each image; `captions`, one an image, are for one that looks for what they name."""
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"`captions` must be one per image, {len(images)}, got {len(captions)}.")
+    texts: Sequence[str | None] = [None] * len(images) if captions is None else captions
+    prepared = [detector.prepare(image, text) for image, text in zip(images, texts, strict=True)]
+    found = iter(detector.detect([item for item in prepared if item is not None]))
+    return [[] if item is None else next(found) for item in prepared]
 
 
 def default_regions(image_size: tuple[int, int]) -> list[Region]:
@@ -77,7 +73,7 @@ def default_regions(image_size: tuple[int, int]) -> list[Region]:
         The quadrants, which tile the image, and the centre box (W/4, H/4, 3W/4, 3H/4), labelled `top_left`,
         `top_right`, `bottom_left`, `bottom_right` and `centre`.
     """
-    width, height = _check_size(image_size)
+    width, height = check_size(image_size)
     x, y = width / 2, height / 2
     boxes: dict[str, Box] = {
         "top_left": (0.0, 0.0, x, y),
@@ -96,19 +92,16 @@ def filter_regions(
     min_area: float = 0.01,
     max_area: float = 0.80,
 ) -> list[Region]:
-    """Leaves out unsure, tiny and nearly image-wide regions.
+    """Leaves out unsure, tiny and nearly image-wide regions; the limits themselves stay.
 
     Args:
         regions: regions of one image.
         image_size: (width, height) of the image in pixels.
         min_score: smallest score that stays.
-        min_area: smallest box area that stays, as a fraction of the image's area.
-        max_area: largest box area that stays, as a fraction of the image's area (GOAL keeps masks of 1-80 %).
-
-    Returns:
-        The regions within all three limits, the limits included, in their order.
+        min_area: smallest box that stays, as a share of the image.
+        max_area: largest box that stays, as a share of the image (GOAL keeps masks of 1-80 %).
     """
-    width, height = _check_size(image_size)
+    width, height = check_size(image_size)
     if not 0 <= min_area <= max_area:
         raise ValueError(
             f"`min_area` and `max_area` are fractions of the image with 0 <= min_area <= max_area, got {min_area} and "
@@ -117,7 +110,8 @@ def filter_regions(
     tolerance = 1e-6  # scores and boxes may have been stored as float32
     kept = []
     for region in regions:
-        area = _area(region.box) / (width * height)
+        x1, y1, x2, y2 = region.box
+        area = max(x2 - x1, 0.0) * max(y2 - y1, 0.0) / (width * height)
         if region.score >= min_score - tolerance and min_area - tolerance <= area <= max_area + tolerance:
             kept.append(region)
     return kept
@@ -138,109 +132,25 @@ def merge_regions(regions: Iterable[Region], iou_threshold: float = 0.9) -> list
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"`iou_threshold` must be above 0 and at most 1, got {iou_threshold}: the default is 0.9.")
     candidates = list(regions)
-    if len(candidates) < 2:
-        return candidates
-    boxes = np.array([region.box for region in candidates], dtype=np.float64)
+    boxes = np.array([region.box for region in candidates], dtype=np.float64).reshape(-1, 4)
     scores = np.array([region.score for region in candidates], dtype=np.float64)
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable"):
-        if not kept or (_iou(boxes[index], boxes[kept]) < iou_threshold).all():
+        if (_iou(boxes[index], boxes[kept]) < iou_threshold).all():
             kept.append(int(index))
     return [candidates[index] for index in sorted(kept)]
 
 
-def regions_from_boxes(
-    boxes: Iterable[Sequence[float]] | np.ndarray | None,
-    image_size: tuple[int, int],
-    labels: Sequence[Any] | None = None,
-    scores: Sequence[float] | None = None,
-    source: str = "column",
-    name: str | None = None,
-) -> list[Region]:
-    """Checks boxes that came with the data and makes regions of them.
-
-    A box may stick out of the image by up to one pixel, which annotations often do by rounding, and is then clipped.
-
-    Args:
-        boxes: (x1, y1, x2, y2) each, in pixels of the upright image; None means no boxes.
-        image_size: (width, height) of the image in pixels.
-        labels: a name for each box.
-        scores: a finite number for each box.
-        source: `source` of the regions.
-        name: the row or file, for the error.
-
-    Returns:
-        One region a box, in order, inside the image.
-
-    Raises:
-        ValueError: naming the row and the index of the box, if a box has not four finite numbers, has no area, lies
-            outside the image or sticks out by more than one pixel, or if labels or scores are not one a box.
-    """
-    width, height = _check_size(image_size)
-    where = f"{name}: " if name else ""
-    rows = [] if boxes is None else list(boxes)
-    for argument, values in (("labels", labels), ("scores", scores)):
-        if values is not None and len(values) != len(rows):
-            raise ValueError(f"{where}`{argument}` must be one a box, got {len(values)} for {len(rows)} boxes.")
-    regions = []
-    for index, row in enumerate(rows):
-        what = f"{where}box {index}"
-        x1, y1, x2, y2 = _check_box(row, what)
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} lies outside the image of {width} x {height} pixels. {_FORMAT}"
-            )
-        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} sticks out of the image of {width} x {height} pixels by more than one "
-                f"pixel. {_FORMAT}"
-            )
-        box = clip_box((x1, y1, x2, y2), (width, height))
-        if box is None:
-            raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area in the image. {_FORMAT}")
-        score = 1.0 if scores is None else float(scores[index])
-        if not math.isfinite(score):
-            raise ValueError(f"{what} has the score {score}: scores must be finite numbers.")
-        label = "" if labels is None or labels[index] is None else str(labels[index])
-        regions.append(Region(box, score, label, source))
-    return regions
-
-
 def clip_box(box: Sequence[float], image_size: tuple[int, int]) -> Box | None:
-    """The part of a box that lies inside the image, or None if that has no area.
-
-    Args:
-        box: (x1, y1, x2, y2) in pixels.
-        image_size: (width, height) of the image in pixels.
-    """
+    """The part of a box (x1, y1, x2, y2) inside an image of (width, height) pixels, None if that has no area."""
     width, height = image_size
     x1, x2 = (min(max(float(x), 0.0), float(width)) for x in (box[0], box[2]))
     y1, y2 = (min(max(float(y), 0.0), float(height)) for y in (box[1], box[3]))
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
 
 
-_FORMAT = (
-    "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
-    "remove boxes that have no area."
-)
-
-
-def _check_box(row: Any, what: str) -> Box:
-    try:
-        values = [float(value) for value in row]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be four numbers, got {row!r}. {_FORMAT}") from error
-    if len(values) != 4:
-        raise ValueError(f"{what} must be four numbers, got {len(values)}: {values}. {_FORMAT}")
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{what} must be finite, got {values}. {_FORMAT}")
-    x1, y1, x2, y2 = values
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area. {_FORMAT}")
-    return x1, y1, x2, y2
-
-
-def _check_size(image_size: tuple[int, int]) -> tuple[int, int]:
+def check_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height), or a `ValueError` if it is not two positive numbers."""
     try:
         width, height = image_size
         valid = width > 0 and height > 0
@@ -252,10 +162,6 @@ def _check_size(image_size: tuple[int, int]) -> tuple[int, int]:
             "`image.size` is that pair."
         )
     return width, height
-
-
-def _area(box: Box) -> float:
-    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
 def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

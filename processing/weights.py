@@ -22,8 +22,6 @@ def mark_weights(name: str) -> str:
                 "save_pretrained, or a Hub id."
             )
         return f"{path.resolve().name}#{hash_files(files)}"
-    if path.suffix == ".pt":
-        return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
     from transformers import AutoConfig

@@ -101,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
+    from fastgoal.processing.detectors.load import describe_detector
     from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
@@ -139,7 +140,7 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, **lim
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions = None if detector in (None, "none") else load_detector(detector, device, **limits)
+    regions = load_detector(detector, device, **limits)
     processor = FastGoalProcessor.from_clip(name)
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
@@ -188,15 +189,3 @@ def describe(summary: dict[str, Any], output: str) -> str:
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]
     return "\n".join(lines)
-
-
-# Bridge until fastgoal.processing.detectors.load has it.
-def describe_detector(name: str, *, min_score: float | None, min_area: float, max_area: float) -> Any:
-    from fastgoal.processing.detectors.spec import DetectorSpec
-    from fastgoal.processing.weights import mark_weights
-
-    kind, _, column = name.partition(":")
-    if kind not in ("none", "column"):
-        kind, column = "ultralytics" if name.endswith(".pt") else "transformers", name
-    weights = mark_weights(name) if kind not in ("none", "column") else ""
-    return DetectorSpec(kind, column, weights, 0.25 if min_score is None else min_score, min_area, max_area)

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.data.pairs_dataset import MANIFEST, features
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
-from fastgoal.processing.matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode
-from fastgoal.processing.regions import Region, regions_from_boxes
+from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row
+from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
 
 from .engine import BadRow, Clock, Shard, Threads, check_counts, check_run, default_workers, good_rows, run_shards
@@ -252,7 +253,9 @@ class _PairMaker:
                         pairs = self.processor.pair_sentences(
                             row.caption, row.sentences, regions, row.image.size, similarity
                         )
-                        writer.append(output_row(row, regions, pairs))
+                        writer.append(
+                            pair_row(row.stored, row.name, row.caption, row.image.size, row.sentences, regions, pairs)
+                        )
                     unasked = self.processor.detector is not None and row.regions is None and row.prepared is None
                     counts.update(
                         images=1, sentences=len(row.sentences), pairs=len(pairs), without_phrases=int(unasked)
@@ -333,23 +336,6 @@ class _PairMaker:
 def overlaps(device: torch.device) -> bool:
     """Whether threads have processor cores of their own while the models work on `device`."""
     return device.type != "cpu"
-
-
-def output_row(row: LoadedRow, regions: list[Region], pairs: list[LocalPair]) -> dict[str, Any]:
-    """The row in the columns of `features`."""
-    return {
-        "image": row.stored,
-        "file_name": row.name,
-        "caption": row.caption,
-        "width": row.image.width,
-        "height": row.image.height,
-        "regions": [asdict(region) | {"box": list(region.box)} for region in regions],
-        "sentences": [{"start": sentence.start, "end": sentence.end} for sentence in row.sentences],
-        "pairs": [
-            {"sentence": pair.sentence_index, "region": pair.region_index, "score": pair.score, "best": pair.best}
-            for pair in pairs
-        ],
-    }
 
 
 def _stored_image(image: Any, name: str) -> dict[str, Any]:

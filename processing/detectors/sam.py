@@ -1,95 +1,65 @@
 """GOAL's candidate regions (LISM, arXiv 2503.17782): the boxes of all masks that SAM finds in an image."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from fastgoal.processing.images import load_image
-from fastgoal.processing.regions import Region, clip_box
+from fastgoal.processing.regions import Region
+
+from .common import regions_inside
+from .spec import DetectorSpec
 
 # GOAL: images beyond the first size are shrunk to fit the second before SAM sees them.
 LARGE = (4000, 3000)
 SHRUNK = (2048, 1536)
+# Points of the grid in one forward.
+POINTS_PER_BATCH = 128
 
 
-class SamRegions:
+class SamDetector:
     """Proposes the bounding box of every mask of a SAM, its background kept; a `Detector`.
 
     Masks are made by transformers' mask generation with its usual thresholds and a grid of 32 x 32 points.
 
     Args:
         name: Folder or Hub id of a SAM checkpoint (`facebook/sam-vit-huge`).
-        device: Where it runs; None takes a GPU if there is one.
-        min_area: Least share of the image that a mask covers.
-        max_area: Greatest share. The areas are those of the masks: the box of a mask may be larger.
-        points_per_batch: Points of the grid in one forward.
-
-    Raises:
-        ValueError: The checkpoint is not a SAM, or the areas are not shares in order.
+        spec: Its description; the areas are those of the masks, whose boxes may be larger.
+        device: Where it runs.
     """
 
-    source = "sam"
+    def __init__(self, name: str, spec: DetectorSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.generator: Any = pipeline("mask-generation", model=name, device=device)
 
-    def __init__(
-        self,
-        name: str | os.PathLike[str],
-        device: str | torch.device | None = None,
-        min_area: float = 0.01,
-        max_area: float = 0.80,
-        points_per_batch: int = 128,
-    ) -> None:
-        from transformers import AutoConfig, pipeline
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
+    def prepare(self, image: Image.Image, caption: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
+        """The image as SAM sees it, and the (width, height) of the given one; see `Detector`."""
+        upright = load_image(image)
+        return shrink(upright), upright.size
 
-        if not 0 <= min_area <= max_area <= 1:
-            raise ValueError(
-                f"`min_area` and `max_area` are shares of the image with 0 <= min_area <= max_area <= 1, got "
-                f"{min_area} and {max_area}: for 1 to 80 % give 0.01 and 0.80."
-            )
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
-            raise ValueError(
-                f"`name` must be a SAM checkpoint such as facebook/sam-vit-base, got {os.fspath(name)!r} of model type "
-                f"{kind!r}. Object detectors propose regions without `--regions sam`."
-            )
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.name = Path(name).name if Path(name).is_dir() else os.fspath(name)
-        self.min_area, self.max_area = min_area, max_area
-        self.points_per_batch = points_per_batch
-        self.generator: Any = pipeline("mask-generation", model=os.fspath(name), device=torch.device(device))
+    def detect(self, prepared: Sequence[tuple[Image.Image, tuple[int, int]]]) -> list[list[Region]]:
+        """See `Detector`; `score` is SAM's estimate of the mask's quality."""
+        return [self._regions(seen, size) for seen, size in prepared]
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[list[Region]]:
-        """Regions of each image, in pixels of the upright image; `score` is SAM's estimate of the mask's quality."""
-        return [self._regions(load_image(image)) for image in images]
-
-    def _regions(self, image: Image.Image) -> list[Region]:
-        seen = shrink(image)
-        with torch.no_grad():
-            found = self.generator(seen, points_per_batch=self.points_per_batch)
-        across, down = image.width / seen.width, image.height / seen.height
-        regions = []
+    @torch.no_grad()
+    def _regions(self, seen: Image.Image, size: tuple[int, int]) -> list[Region]:
+        found = self.generator(seen, points_per_batch=POINTS_PER_BATCH)
+        across, down = size[0] / seen.width, size[1] / seen.height
+        boxes, scores = [], []
         for mask, score in zip(found["masks"], found["scores"], strict=True):
             pixels = torch.as_tensor(mask).bool()
             area = pixels.sum().item() / pixels.numel()
-            if not pixels.any() or not self.min_area - 1e-6 <= area <= self.max_area + 1e-6:
+            if not pixels.any() or not self.spec.min_area - 1e-6 <= area <= self.spec.max_area + 1e-6:
                 continue
             rows, columns = pixels.any(dim=1).nonzero().flatten(), pixels.any(dim=0).nonzero().flatten()
-            box = (
-                columns[0].item() * across,
-                rows[0].item() * down,
-                (columns[-1].item() + 1) * across,
-                (rows[-1].item() + 1) * down,
-            )
-            clipped = clip_box(box, image.size)
-            if clipped is not None:
-                # A score of the model's own head: an estimate of an overlap that may come out just above 1.
-                regions.append(Region(clipped, min(max(float(score), 0.0), 1.0), "", self.source))
-        return regions
+            left, top, right, bottom = columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1
+            boxes.append((left * across, top * down, right * across, bottom * down))
+            # A score of the model's own head: an estimate of an overlap that may come out just above 1.
+            scores.append(min(max(float(score), 0.0), 1.0))
+        return regions_inside(boxes, scores, [""] * len(boxes), size, self.spec.kind)
 
 
 def shrink(image: Image.Image) -> Image.Image:

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-KINDS = ("none", "column", "ultralytics", "transformers", "open_vocabulary", "sam")
-
 
 @dataclass(frozen=True)
 class DetectorSpec:
     """What proposes regions beside the five default ones, and which of its proposals stay.
 
     Attributes:
-        kind: One of `KINDS`, or the name of a detector of your own; `Region.source` of what it proposes.
+        kind: `none`, `column`, one of `LOADERS` in `load.py`, or the name of a detector of your own; `Region.source`
+            of what it proposes.
         name: For people: a file's or folder's last name, a Hub id, of `column` the column's name.
         weights: A mark that changes with the weights (`fastgoal.processing.weights.mark_weights`).
         min_score: Lowest score of a region.
@@ -55,7 +54,7 @@ class DetectorSpec:
 
     @property
     def box_limits(self) -> dict[str, float]:
-        """Limits of the boxes as `filter_regions` takes them; of `sam` the areas are those of masks, applied before."""
+        """Limits of boxes for `filter_regions`; the areas of `sam` are those of masks and were applied to them."""
         max_area = 1.0 if self.kind == "sam" else self.max_area
         return {"min_score": self.min_score, "min_area": self.min_area, "max_area": max_area}
 

@@ -58,7 +58,8 @@ def test_reports(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     things = [{"bbox": [0, 0, 50, 50]}, {"bbox": [10, 10, 30, 30]}, {"bbox": [45, 5, 60, 95]}, {"bbox": [0, 0, 5, 5]}]
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "boxes": things}) + "\n")
-    monkeypatch.setattr(matching, "load_detector", lambda name: lambda images: [[Region((46.0, 4.0, 60.0, 96.0))]])
+    monkeypatch.setattr(matching, "load_detector", lambda name: name)
+    monkeypatch.setattr(matching, "find_regions", lambda name, images: [[Region((46.0, 4.0, 60.0, 96.0))]])
     monkeypatch.setattr(sys, "argv", ["matching", "--photographs", str(tmp_path), "--detector", "it"])
     matching.main()
     out = capsys.readouterr().out

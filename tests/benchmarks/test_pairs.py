@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.regions import Region
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pairs.py"
@@ -24,18 +25,15 @@ def bench():
 
 
 class LeftHalf:
-    """A detector in two steps."""
+    """A detector."""
 
-    name = source = "left half"
+    spec = DetectorSpec("left half", "left half")
 
-    def prepare(self, image):
+    def prepare(self, image, caption):
         return image.size
 
     def detect(self, prepared):
-        return [[Region((0, 0, width / 2, height), 0.9, "half", self.source)] for width, height in prepared]
-
-    def __call__(self, images):
-        raise AssertionError("the two steps are to be used")
+        return [[Region((0, 0, width / 2, height), 0.9, "half", self.spec.kind)] for width, height in prepared]
 
 
 def test_rounds_compare_the_same_work(bench, tiny_clip, tmp_path, capsys):

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPProcessor
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, Region, Sentence
+from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.matching import batches_by_tokens, embed_crop_stream, embed_texts, pair_up
 
 CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is white."
@@ -24,6 +25,19 @@ def processor(tiny_clip):
 @pytest.fixture(scope="module")
 def model(tiny_clip):
     return FastGoalCLIPModel.from_clip(str(tiny_clip))
+
+
+class Finds:
+    """A detector that finds the same in every image."""
+
+    def __init__(self, regions, **limits):
+        self.regions, self.spec = regions, DetectorSpec("mine", "mine", **limits)
+
+    def prepare(self, image, caption):
+        return image
+
+    def detect(self, prepared):
+        return [self.regions for _ in prepared]
 
 
 def image(size=(64, 48), color="black"):
@@ -84,7 +98,7 @@ def test_lengths_out_of_range(tiny_clip, length):
 
 
 def test_saved_folder_loads_as_ours_and_as_clips(processor, tmp_path):
-    processor.detector = lambda images: [[] for _ in images]
+    processor.detector = Finds([])
     try:
         processor.save_pretrained(tmp_path)
     finally:
@@ -248,16 +262,17 @@ def test_texts_alone_and_together_are_the_same(processor, model):
 
 def test_batches_of_texts_are_full_but_not_of_padding():
     def sizes(lengths, most):
-        texts = [f"{i}" for i in range(len(lengths))]
+        texts = [f"{i:02}" for i in range(len(lengths))]
         batches = list(batches_by_tokens(texts, dict(zip(texts, lengths)), most))
-        assert [text for batch in batches for text in batch] == texts
+        longest_first = sorted(texts, key=lambda text: -lengths[int(text)])
+        assert [text for batch in batches for text in batch] == longest_first
         return [len(batch) for batch in batches]
 
     assert sizes([10] * 25, 100) == [10, 10, 5]
-    assert sizes([5, 5, 300], 100) == [2, 1]
+    assert sizes([5, 300, 5], 100) == [1, 2]
     assert sizes([], 100) == []
-    assert sizes([10] * 5 + [20] * 5, 400) == [5, 5]  # 50 tokens are an eighth of 400, and 20s would pad a lot
-    assert sizes([10] * 3 + [20] * 5, 400) == [4, 4]  # 30 are not, so the batch gets one of them
+    assert sizes([10] * 5 + [20] * 3, 400) == [3, 5]  # 60 tokens are an eighth of 400, and the 10s would be padded
+    assert sizes([10] * 5 + [20] * 2, 400) == [3, 4]  # 40 are not, so the batch gets one of them
     assert sizes([10] * 40 + [11] * 40, 1000) == [80]  # a tenth of padding at most
 
 
@@ -323,13 +338,18 @@ def test_regions_of_a_detector_are_filtered_and_merged(processor):
         Region(all_of_it, 0.9, "room", "yolo"),
         Region((40.0, 5.0, 60.0, 30.0), 0.1, "dog", "yolo"),
     ]
-    processor.detector = lambda images: [found for _ in images]
+    processor.detector = Finds(found)
     try:
         regions = processor.propose_regions([image((80, 40))])[0]
+        assert [region.box for region in regions[:-5]] == [box]
+        assert len(regions) == 6
+        # Its own limits count, those that are given more.
+        processor.detector = Finds(found, min_score=0.05, max_area=0.9, min_area=0.05)
+        assert [region.label for region in processor.propose_regions([image((80, 40))])[0][:-5]] == ["cup", "dog"]
+        (regions,) = processor.propose_regions([image((80, 40))], max_area=1.0, min_score=0.85)
+        assert [region.label for region in regions[:-5]] == ["room"]
     finally:
         processor.detector = None
-    assert [region.box for region in regions[:-5]] == [box]
-    assert len(regions) == 6
 
 
 def test_match_refuses_what_does_not_fit(processor, model):

@@ -1,23 +1,20 @@
 """Embeddings of whole data sets, and the retrieval evaluation of a model on a source of images with captions."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from fastgoal.processing.data.sources import Source, SourceRow
 from fastgoal.processing.images import load_image
-from fastgoal.processing.matching import eval_mode
+from fastgoal.processing.matching import count_longer, cut_crops, embed_crop_stream, embed_texts, eval_mode
 from fastgoal.trainer.evaluation.retrieval import Ranks, retrieval_ranks
-
-logger = logging.get_logger(__name__)
 
 ON_ERROR = ("stop", "skip")
 
@@ -55,7 +52,6 @@ def encode_images(
         return torch.cat([embeds for _, embeds in batches])
 
 
-@torch.no_grad()
 def encode_texts(
     model: Any,
     processor: Any,
@@ -64,16 +60,13 @@ def encode_texts(
     progress: bool = False,
     max_length: int | None = None,
 ) -> Tensor:
-    """Embed captions with the text tower, cut at the model's text length.
-
-    Captions of like length share a batch, which is padded to its own longest. A caption that occurs several times is
-    encoded once, so that equal captions have equal embeddings.
+    """Embed captions with the text tower, cut at the model's text length; see `embed_texts` for which go together.
 
     Args:
         model: A CLIP (`get_text_features`), on its device. Its training mode is restored.
         processor: Its processor; only `processor.tokenizer` is used.
         texts: Captions.
-        batch_size: Captions in a forward.
+        batch_size: Captions of the model's length in a forward; of shorter ones as many as have so many tokens.
         progress: Show a progress bar with captions per second.
         max_length: Cut captions at this many tokens, where it is less than the model reads.
 
@@ -86,23 +79,9 @@ def encode_texts(
     _check_positive("batch_size", batch_size)
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"`texts` is {texts!r}; it must be a sequence of at least one caption.")
-    unique = list(dict.fromkeys(texts))
     limit = max_text_length(model) if max_length is None else min(max_length, max_text_length(model))
-    encoded = processor.tokenizer(unique, truncation=True, max_length=limit, padding=False)
-    ids: list[list[int]] = encoded["input_ids"]
-    order = sorted(range(len(unique)), key=lambda i: len(ids[i]), reverse=True)  # an out-of-memory error comes at once
-    place = {unique[i]: row for row, i in enumerate(order)}
-    embeds = []
-    with eval_mode(model), tqdm(total=len(unique), desc="captions", unit="caption", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = [{"input_ids": ids[i]} for i in order[start : start + batch_size]]
-            inputs = processor.tokenizer.pad(batch, padding=True, return_tensors="pt").to(model.device)
-            features = model.get_text_features(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).pooler_output
-            embeds.append(normalize(features.float(), dim=-1).cpu())
-            bar.update(len(batch))
-    return torch.cat(embeds)[[place[text] for text in texts]]
+    with eval_mode(model), tqdm(total=len(set(texts)), desc="captions", unit="caption", disable=not progress) as bar:
+        return embed_texts(texts, model, processor.tokenizer, batch_size, limit, limit, bar.update)
 
 
 def max_text_length(model: Any) -> int:
@@ -112,9 +91,7 @@ def max_text_length(model: Any) -> int:
 
 def count_truncated(model: Any, processor: Any, texts: Sequence[str]) -> int:
     """How many texts have more tokens than the model reads."""
-    ids = processor.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-    limit = max_text_length(model)
-    return sum(len(row) > limit for row in ids)
+    return count_longer(texts, processor.tokenizer, max_text_length(model))
 
 
 @dataclass(frozen=True)
@@ -252,9 +229,9 @@ def encode_source(
 
 @dataclass
 class _Row:
-    """An image ready for the model, or the message that says why there is none."""
+    """An image of the model's size, `(1, 3, height, width)`, or the message that says why there is none."""
 
-    pixel_values: Tensor | None = None
+    pixels: Tensor | None = None
     captions: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -271,31 +248,29 @@ class _Rows(Dataset[_Row]):
 
     def __getitem__(self, index: int) -> _Row:
         if not isinstance(self.rows, Source):
-            return _Row(self._pixel_values(self.rows[index]))
+            return _Row(self._pixels(self.rows[index]))
         try:
             row: SourceRow = self.rows[index]
         except (ValueError, OSError) as error:
             return _Row(error=str(error))
         try:
-            return _Row(self._pixel_values(row.image, row.name), row.captions)
+            return _Row(self._pixels(row.image, row.name), row.captions)
         except (ValueError, OSError) as error:
             return _Row(error=f"{self.rows.where(index)}: {error}")
 
-    def _pixel_values(self, image: Any, name: str | None = None) -> Tensor:
-        inputs = self.image_processor(images=load_image(image, name=name), return_tensors="pt")
-        pixel_values: Tensor = inputs["pixel_values"][0]
-        return pixel_values
+    def _pixels(self, image: Any, name: str | None = None) -> Tensor:
+        whole = load_image(image, name=name)
+        return cut_crops(whole, [(0, 0, *whole.size)], self.image_processor)
 
 
-def _collate(rows: list[_Row]) -> tuple[list[_Row], Tensor | None]:
+def _collate(rows: list[_Row]) -> tuple[list[_Row], Tensor]:
     """The rows without their pixels, and the pixels as one tensor, so that a worker hands over one and not many."""
-    pixel_values = [row.pixel_values for row in rows if row.pixel_values is not None]
+    pixels = [row.pixels for row in rows if row.pixels is not None]
     for row in rows:
-        row.pixel_values = None
-    return rows, torch.stack(pixel_values) if pixel_values else None
+        row.pixels = None
+    return rows, torch.cat(pixels) if pixels else torch.empty(0)
 
 
-@torch.no_grad()
 def _image_batches(
     model: Any, processor: Any, rows: Any, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[tuple[list[_Row], Tensor]]:
@@ -303,13 +278,16 @@ def _image_batches(
     _check_positive("batch_size", batch_size)
     dataset = _Rows(rows, processor.image_processor)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+    waiting: deque[list[_Row]] = deque()
+
+    def pixels() -> Iterator[Tensor]:
+        for batch, tensor in loader:
+            waiting.append(batch)
+            yield tensor
+
     with tqdm(total=len(rows), desc="images", unit="image", disable=not progress) as bar:
-        for batch, pixel_values in loader:
-            if pixel_values is None:
-                embeds = torch.empty(0, model.config.projection_dim)
-            else:
-                features = model.get_image_features(pixel_values=pixel_values.to(model.device, model.dtype))
-                embeds = normalize(features.pooler_output.float(), dim=-1).cpu()
+        for embeds in embed_crop_stream(pixels(), model, processor.image_processor, batch_size):
+            batch = waiting.popleft()
             yield batch, embeds
             bar.update(len(batch))
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.data.sources import Source, SourceRow
 from fastgoal.processing.geometry import ImageTransform, patch_mask
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import eval_mode
-from fastgoal.processing.regions import regions_from_boxes
 from fastgoal.processing.sentences import split_sentences
 
 from .embeddings import encode_texts

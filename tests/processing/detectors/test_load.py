@@ -1,35 +1,13 @@
-"""Detectors: names, boxes in pixels, and that ultralytics neither prints, writes, downloads nor reports anything."""
+"""Names of detectors: what each stands for, and what is wrong with a name."""
 
-import os
-import pickle
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from transformers import AutoConfig
 
-from fastgoal.processing.detectors import load as detectors
-from fastgoal.processing.detectors.load import (
-    Detector,
-    TransformersDetector,
-    UltralyticsDetector,
-    batches_of_one_shape,
-    letterbox,
-    load_detector,
-)
-from fastgoal.processing.regions import Region
-
-LANDSCAPE, PORTRAIT = Image.new("RGB", (80, 40), (200, 30, 30)), Image.new("RGB", (40, 60), (30, 30, 200))
-
-
-# --- names ---
+from fastgoal.processing.detectors.load import describe_detector, load_detector
+from fastgoal.processing.detectors.spec import DetectorSpec
+from fastgoal.processing.weights import mark_weights
 
 
 @pytest.mark.parametrize("name", [None, "none", "None"])
@@ -61,344 +39,59 @@ def test_folders_without_a_detector(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_detector(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(ValueError, match="cannot be loaded as a transformers object-detection model"):
+    with pytest.raises(ValueError, match=r"is no detector but a model of type 'clip'\. Allowed are"):
+        load_detector(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
+    with pytest.raises(ValueError, match="has no weights in it"):
+        load_detector(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "none of these"}')
+    with pytest.raises(ValueError, match="cannot be loaded: The checkpoint you are trying to load has model type"):
         load_detector(str(tmp_path))
 
 
-@pytest.mark.parametrize("min_score", [-0.1, 1.5, 25])
-def test_scores_are_fractions(tmp_path: Path, min_score: float) -> None:
-    path = tmp_path / "a.pt"
-    path.touch()
-    with pytest.raises(ValueError, match="`min_score` must be between 0 and 1"):
-        UltralyticsDetector(path, min_score=min_score)
-
-
-# --- ultralytics, faked ---
-
-
-class FakeYOLO:
-    """Finds the same three boxes in every frame, one of them outside of it, one larger than it."""
-
-    task = "detect"
-    calls: ClassVar[list[dict[str, Any]]] = []
-
-    def __init__(self, path: str) -> None:
-        if not os.path.isabs(path):
-            raise AssertionError("a bare name may be downloaded")
-        self.path = path
-        self.model = SimpleNamespace(stride=torch.tensor([8.0, 16.0, 32.0]))
-
-    def predict(self, source: list[np.ndarray], **options: Any) -> list[Any]:
-        torch.set_num_threads(1)
-        FakeYOLO.calls.append({"source": source, **options})
-        boxes = torch.tensor([[32.0, 40.0, 164.0, 240.0], [-3.0, -2.0, 9999.0, 9999.0], [900.0, 0.0, 990.0, 9.0]])
-        return [
-            SimpleNamespace(
-                names={0: "cat", 1: "dog"},
-                boxes=SimpleNamespace(
-                    xyxy=boxes, conf=torch.tensor([0.5, 0.75, 0.9]), cls=torch.tensor([1.0, 0.0, 0.0])
-                ),
-            )
-            for _ in source
-        ]
-
-
-@pytest.fixture
-def fake_ultralytics(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    package, utils = ModuleType("ultralytics"), ModuleType("ultralytics.utils")
-    events = ModuleType("ultralytics.utils.events")
-    package.YOLO, events.events = FakeYOLO, SimpleNamespace(enabled=True)  # type: ignore[attr-defined]
-    for module in (package, utils, events):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(FakeYOLO, "calls", [])
-    return events.events  # type: ignore[attr-defined, no-any-return]
-
-
-def test_ultralytics_boxes_are_clipped_and_named(tmp_path: Path, fake_ultralytics: SimpleNamespace) -> None:
-    path = tmp_path / "tiny.pt"
-    path.touch()
-    detector = load_detector(path, device="cpu", min_score=0.3)
-    assert isinstance(detector, UltralyticsDetector)
-    assert isinstance(detector, Detector)
-    assert (detector.name, detector.source) == ("tiny.pt", "ultralytics")
-    threads = torch.get_num_threads()
-    FakeYOLO.calls.clear()
-    # The longer side becomes 640 pixels. The other one, 427 pixels, is padded to 448: 10 pixels on the left.
-    wide, tall = LANDSCAPE, PORTRAIT.convert("L")
-    dog = Region((4, 5, 20.5, 30), 0.5, "dog", "ultralytics")
-    all_of_it = Region((0, 0, 80, 40), 0.75, "cat", "ultralytics")
-    found = detector([wide, tall, wide])
-    assert found[0] == found[2] == [dog, all_of_it]
-    assert found[1][0].box == pytest.approx(
-        ((32 - 10) * 40 / 427, 40 / (640 / 60), (164 - 10) * 40 / 427, 240 / (640 / 60))
-    )
-    assert found[1][1] == Region((0, 0, 40, 60), 0.75, "cat", "ultralytics")
-    # Nobody's frame depends on who else is there.
-    assert [[frame.shape for frame in call["source"]] for call in FakeYOLO.calls] == [
-        [(320, 640, 3)],
-        [(640, 448, 3)],
-        [(320, 640, 3)],
-    ]
-    options = {"conf": 0.3, "imgsz": 640, "verbose": False, "save": False, "device": torch.device("cpu")}
-    assert {key: FakeYOLO.calls[0][key] for key in options} == options
-    assert torch.get_num_threads() == threads
-    assert fake_ultralytics.enabled is False  # no usage statistics
-    assert detector([]) == []
-    # On a GPU images of one shape share a call.
-    FakeYOLO.calls.clear()
-    detector.device = torch.device("cuda")
-    assert detector([wide, tall, wide]) == found
-    assert [len(call["source"]) for call in FakeYOLO.calls] == [2, 1]
-
-
-def test_a_letterbox_pads_and_turns_the_colours_round() -> None:
-    image = Image.new("RGB", (40, 30), (10, 20, 30))
-    boxed = letterbox(image, 64, 32)
-    assert boxed.pixels.shape == (64, 64, 3)  # 64 x 48 pixels with 8 above and below
-    assert (boxed.scale, boxed.offset, boxed.image_size) == ((1.6, 1.6), (0, 8), (40, 30))
-    assert (boxed.pixels[8:56] == (30, 20, 10)).all()
-    assert (boxed.pixels[:8] == 114).all()
-    assert (boxed.pixels[56:] == 114).all()
-    assert boxed.original_boxes([[0.0, 8.0, 64.0, 56.0]]) == [[0.0, 0.0, 40.0, 30.0]]
-    assert letterbox(image, 50, 32).pixels.shape == (64, 64, 3)  # no frame is smaller than asked for
-    assert letterbox(Image.new("RGB", (300, 2)), 64, 32).pixels.shape == (32, 64, 3)
-    whole = letterbox(image, 64, None)
-    assert (whole.pixels.shape, whole.scale, whole.offset) == ((30, 40, 3), (1.0, 1.0), (0, 0))
-
-
-def test_weights_of_other_tasks_are_refused(
-    tmp_path: Path, fake_ultralytics: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cls.pt").touch()
-    monkeypatch.setattr(FakeYOLO, "task", "classify")
-    with pytest.raises(ValueError, match=r"cls\.pt has the task 'classify', which gives no boxes"):
-        load_detector(tmp_path / "cls.pt")
-
-
-def test_missing_ultralytics_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ultralytics", None)
-    monkeypatch.delitem(sys.modules, "ultralytics")
-    monkeypatch.setattr("fastgoal.processing.detectors.load.importlib.import_module", _no_module)
+@pytest.mark.parametrize("limits", [{"min_score": 1.5}, {"min_score": -0.1}, {"min_area": 0.9}, {"max_area": 80}])
+def test_limits_are_fractions(tmp_path: Path, limits: dict[str, float]) -> None:
     (tmp_path / "a.pt").touch()
-    with pytest.raises(ImportError, match="pip install ultralytics"):
-        load_detector(tmp_path / "a.pt")
+    for call in (describe_detector, load_detector):
+        with pytest.raises(ValueError, match=rf"{next(iter(limits))}=.*; expected .* from 0 to 1|0 <= min_area"):
+            call(tmp_path / "a.pt", **limits)  # type: ignore[operator]
 
 
-def _no_module(name: str) -> ModuleType:
-    raise ModuleNotFoundError(f"No module named {name!r}")
+def test_descriptions_without_weights() -> None:
+    assert describe_detector(None) == describe_detector("none") == DetectorSpec("none")
+    column = describe_detector("column:boxes", min_score=0.5, max_area=0.5)
+    assert column == DetectorSpec("column", "boxes", min_score=0.5, max_area=0.5)
 
 
-# --- ultralytics, real ---
-
-SCRIPT = """
-import os, socket, sys
-from pathlib import Path
-
-def no_network(*args, **kwargs):
-    raise AssertionError("network")
-
-socket.getaddrinfo = socket.socket.connect = no_network
-import numpy as np
-import torch
-from PIL import Image
-from fastgoal.processing.detectors.load import UltralyticsDetector, _import_ultralytics, load_detector
-
-assert "ultralytics" not in sys.modules
-before = dict(os.environ), str(np.get_printoptions()), torch.get_num_threads()
-_import_ultralytics()
-from ultralytics import YOLO
-from ultralytics.nn import tasks
-from ultralytics.utils.events import events
-
-# A random YOLO whose classes 0 and 2 are sure of themselves.
-torch.manual_seed(0)
-yolo = YOLO("yolo11n.yaml")
-for key, weight in yolo.model.named_parameters():
-    if weight.ndim == 4 and "dfl" not in key:
-        weight.data *= 2.5  # the usual random weights let nothing of the image through
-for branch in yolo.model.model[-1].cv3:
-    branch[-1].bias.data[:] = -9.0
-    branch[-1].bias.data[[0, 2]] = 1.0
-yolo.model.names = {index: f"class {index}" for index in range(80)}
-yolo.save("random.pt")
-os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-
-detector = UltralyticsDetector("random.pt", device="cpu", min_score=0.3, image_size=128)
-noise = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), dtype=np.uint8)
-found = detector([Image.fromarray(noise[0]), Image.fromarray(noise[1]).resize((50, 200))])
-assert all(found) and {r.label for rs in found for r in rs} <= {"class 0", "class 2"}
-for regions, (width, height) in zip(found, [(120, 90), (50, 200)]):
-    for r in regions:
-        x1, y1, x2, y2 = r.box
-        assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and 0.3 <= r.score <= 1
-
-# ultralytics takes arrays as BGR: the same picture given so must give the same boxes.
-alone = detector([Image.fromarray(noise[0])])[0]
-for flip, same in ((True, True), (False, False)):
-    array = noise[0][:, :, ::-1] if flip else noise[0]
-    result = YOLO("random.pt").predict(np.ascontiguousarray(array), conf=0.3, imgsz=128, device="cpu", verbose=False)[0]
-    scores = result.boxes.conf.tolist()
-    equal = len(scores) == len(alone) and np.allclose(scores, [r.score for r in alone], rtol=0, atol=1e-7)
-    assert equal == same, (flip, scores, alone)
-    if same:  # our frame around the image is the one that ultralytics puts around it
-        assert np.allclose(result.boxes.xyxy.tolist(), [r.box for r in alone], rtol=0, atol=1e-3)
-        assert [r.box for r in found[0]] == [r.box for r in alone], "neighbours in a batch matter"
-os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-
-for name in ("noise.pt", "list.pt", "dict.pt", "empty.pt", "module.pt", "evil.pt"):
-    try:
-        load_detector(name)
-    except ValueError as error:
-        assert name in str(error) and "no ultralytics model" in str(error), error
-    else:
-        raise AssertionError(name)
-assert not (getattr(tasks, "SAFE_LOAD", False) and os.path.exists("ran")), "the pickle ran"
-assert events.enabled is False
-torch.set_num_threads(before[2])  # the plain YOLO above changed it
-assert before == (dict(os.environ), str(np.get_printoptions()), torch.get_num_threads())
-assert not list(Path.home().iterdir()), list(Path.home().rglob("*"))
-"""
+@pytest.mark.parametrize(
+    ("model_type", "kind", "min_score"),
+    [
+        ("yolos", "transformers", 0.25),
+        ("detr", "transformers", 0.25),
+        ("sam", "sam", 0.25),
+        ("owlv2", "open_vocabulary", 0.1),
+        ("grounding-dino", "open_vocabulary", 0.25),
+    ],
+)
+def test_a_checkpoint_says_its_kind(tmp_path: Path, model_type: str, kind: str, min_score: float) -> None:
+    folder = tmp_path / "it"
+    AutoConfig.for_model(model_type).save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"not looked into")
+    mark = mark_weights(str(folder))
+    phrases = 16 if kind == "open_vocabulary" else None
+    assert describe_detector(folder) == DetectorSpec(kind, "it", mark, min_score, max_phrases=phrases)
+    assert describe_detector(f"{folder}/", min_score=0.7).min_score == 0.7
+    # A manifest that was written as one text means the same detector.
+    text = f"sam:{mark} masks 0.01-0.8" if kind == "sam" else f"{mark}, at most 16 phrases" if phrases else mark
+    if kind != "transformers" or model_type == "yolos":
+        old = DetectorSpec.from_settings({"detector": text, "min_score": min_score, "min_area": 0.01, "max_area": 0.8})
+        assert old == describe_detector(folder)
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, ("ran", "w")
-
-
-def test_ultralytics_is_quiet_offline_and_right(tmp_path: Path) -> None:
-    work, home = tmp_path / "work", tmp_path / "home"
-    work.mkdir()
-    home.mkdir()
-    (work / "noise.pt").write_bytes(np.random.default_rng(0).bytes(5000))
-    (work / "empty.pt").touch()
-    torch.save([1, 2, 3], work / "list.pt")
-    torch.save({"model": {"weight": torch.zeros(3)}}, work / "dict.pt")
-    (work / "module.pt").write_bytes(b"\x80\x02cno_such_package\nThing\n.")
-    (work / "evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    kept = {
-        key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV") if key in os.environ
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
-        cwd=work,
-        env={**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert (result.stdout, result.stderr) == ("", "")
-
-
-# --- transformers ---
-
-# (centre x, centre y, width, height) as fractions of the image, then the class and how sure of it the model is
-OBJECTS = [((0.5, 0.5, 0.5, 0.5), 1, 0.9), ((0.9, 0.1, 0.4, 0.4), 0, 0.6), ((0.2, 0.2, 0.1, 0.1), 0, 0.2)]
-
-
-@pytest.fixture(scope="module")
-def yolos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=[32, 32],
-        patch_size=16,
-        num_detection_tokens=3,
-        use_mid_position_embeddings=False,
-        id2label={0: "cat", 1: "dog"},
-        label2id={"cat": 0, "dog": 1},
-    )
-    folder = tmp_path_factory.mktemp("yolos")
-    YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
-    return folder
-
-
-class Known(torch.nn.Module):
-    """Stands in for a YOLOS: gives `OBJECTS` for every image and notes what it was given."""
-
-    def __init__(self, model: YolosForObjectDetection) -> None:
-        super().__init__()
-        self.config, self.dtype, self.weight = model.config, model.dtype, model.vit.layernorm.weight
-        self.shapes: list[tuple[int, ...]] = []
-        self.device = torch.device("cpu")
-
-    def forward(self, pixel_values: torch.Tensor, **_: Any) -> SimpleNamespace:
-        assert not torch.is_grad_enabled()
-        assert not self.training
-        self.shapes.append(tuple(pixel_values.shape))
-        logits = torch.full((len(pixel_values), len(OBJECTS), 3), -30.0)
-        for index, (_box, label, score) in enumerate(OBJECTS):
-            logits[:, index, label] = float(np.log(score))
-            logits[:, index, 2] = float(np.log(1 - score))  # the class "no object"
-        boxes = torch.tensor([box for box, _, _ in OBJECTS]).expand(len(pixel_values), -1, -1)
-        return SimpleNamespace(logits=logits, pred_boxes=boxes)
-
-
-def _close(found: list[Region], expected: list[Region]) -> bool:
-    return [(r.label, r.source) for r in found] == [(r.label, r.source) for r in expected] and np.allclose(
-        [[*r.box, r.score] for r in found], [[*r.box, r.score] for r in expected], atol=1e-4
-    )
-
-
-def test_transformers_boxes_in_pixels_of_each_image(yolos_folder: Path) -> None:
-    loaded = TransformersDetector(yolos_folder, device="cpu")
-    known = Known(loaded.model)
-    detector = TransformersDetector(known, processor=loaded.processor, min_score=0.25)
-    found = detector([LANDSCAPE, PORTRAIT, LANDSCAPE])
-    # 80 x 40: the second box, x 56..88 and y -4..12, is clipped; the third is below the smallest score
-    landscape = [
-        Region((20, 10, 60, 30), 0.9, "dog", "transformers"),
-        Region((56, 0, 80, 12), 0.6, "cat", "transformers"),
-    ]
-    portrait = [
-        Region((10, 15, 30, 45), 0.9, "dog", "transformers"),
-        Region((28, 0, 40, 18), 0.6, "cat", "transformers"),
-    ]
-    for regions, expected in zip(found, (landscape, portrait, landscape), strict=True):
-        assert _close(regions, expected)
-    # nothing is padded
-    assert [shape[0] for shape in known.shapes] == [1, 1, 1]
-    assert {shape[2:] for shape in known.shapes} == {(32, 64), (48, 32)}
-    assert len(TransformersDetector(known, processor=loaded.processor, min_score=0.1)([PORTRAIT])[0]) == 3
-    assert detector([]) == []
-
-
-def as_on_a_gpu(shapes: list[Any], device: torch.device) -> list[list[int]]:
-    return batches_of_one_shape(shapes, torch.device("cuda"))
-
-
-def test_only_on_a_cpu_does_each_input_go_alone() -> None:
-    shapes = [(3, 32, 64), (3, 48, 32), (3, 32, 64), (3, 32, 64)]
-    assert batches_of_one_shape(shapes, torch.device("cpu")) == [[0], [1], [2], [3]]
-    assert batches_of_one_shape(shapes, torch.device("cuda:1")) == [[0, 2, 3], [1]]
-    assert batches_of_one_shape([], torch.device("cuda")) == []
-
-
-def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = load_detector(yolos_folder, device="cpu", min_score=0.0)
-    assert isinstance(detector, TransformersDetector)
-    assert isinstance(detector, Detector)
-    assert (detector.name, detector.source) == (str(yolos_folder), "transformers")
-    assert not detector.model.training
-    noise = np.random.default_rng(0).integers(0, 255, (60, 40, 3), dtype=np.uint8)
-    images = [LANDSCAPE, Image.fromarray(noise), PORTRAIT]
-    together = detector(images)
-    assert all(together)
-    for image, regions in zip(images, together, strict=True):
-        assert _close(detector([image])[0], regions)
-    monkeypatch.setattr(detectors, "batches_of_one_shape", as_on_a_gpu)
-    for shared, regions in zip(detector([*images, *images]), together * 2, strict=True):
-        assert _close(shared, regions)
-
-
-def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> None:
-    model = YolosForObjectDetection.from_pretrained(yolos_folder)
-    with pytest.raises(ValueError, match="`processor` must be given with a model"):
-        TransformersDetector(model)
-    with pytest.raises(ValueError, match="`processor` must have post_process_object_detection, got object"):
-        TransformersDetector(model, processor=object())
+def test_a_file_of_ultralytics_is_described_by_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "yolo.pt"
+    path.write_bytes(b"one")
+    first = describe_detector(path)
+    assert (first.kind, first.name) == ("ultralytics", "yolo.pt")
+    path.write_bytes(b"two")
+    assert describe_detector(path).weights != first.weights

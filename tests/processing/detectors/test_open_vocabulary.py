@@ -1,6 +1,7 @@
 """Open-vocabulary detection: tiny OWLv2 and Grounding DINO of random weights, and outputs with known boxes."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 
 from fastgoal.cli import main
 from fastgoal.commands import pairs
-from fastgoal.processing.detectors import open_vocabulary
-from fastgoal.processing.detectors.load import batches_of_one_shape
-from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector, open_vocabulary_kind
+from fastgoal.processing.detectors import common
+from fastgoal.processing.detectors.common import batches_of_one_shape
+from fastgoal.processing.detectors.load import describe_detector, load_detector
+from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
+from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.regions import Detector, Region, needs_captions
+from fastgoal.processing.regions import Detector, Region, find_regions
 
 CAPTION = "A red cat and two dogs."
 SIDE = 32
@@ -99,7 +102,7 @@ def logit(score):
 class Answers(torch.nn.Module):
     """In place of a model: gives known scores and boxes, and remembers what it was asked."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, scores, boxes):
         super().__init__()
@@ -114,22 +117,9 @@ class Answers(torch.nn.Module):
         )
 
 
-def test_kinds(owlv2, grounding_dino, tiny_clip, tmp_path):
-    assert open_vocabulary_kind(owlv2) == "owlv2"
-    assert open_vocabulary_kind(grounding_dino) == "grounding-dino"
-    assert [open_vocabulary_kind(name) for name in (tiny_clip, tmp_path, "yolo11n.pt", "a/b/c")] == [None] * 4
-    with pytest.raises(ValueError, match=r"open-vocabulary detector \(owlvit, .*such as google/owlv2.*clip"):
-        OpenVocabularyDetector(tiny_clip)
-    with pytest.raises(ValueError, match=r"got 1.5 and 16: the defaults are 0.1 and 16"):
-        OpenVocabularyDetector(owlv2, min_score=1.5)
-    (tmp_path / "config.json").write_text((owlv2 / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"cannot be loaded"):
-        OpenVocabularyDetector(tmp_path)
-
-
 def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
-    detector = OpenVocabularyDetector(owlv2, device="cpu")
-    assert detector.min_score == 0.1
+    detector = load_detector(owlv2, device="cpu")
+    assert detector.spec.min_score == 0.1
     # Columns: red cat, dogs. Boxes: centre, width and height as shares of the padded square of 100 pixels.
     detector.model = Answers(
         [[0.05, 0.9], [0.3, 0.01], [0.2, 0.01], [0.01, 0.08], [0.01, 0.4], [0.5, 0.01]],
@@ -142,7 +132,7 @@ def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
             [0.5, 0.9, 0.1, 0.1],  # in the padding
         ],
     )
-    (regions,) = detector([Image.new("RGB", (100, 40))], [CAPTION])
+    (regions,) = find_regions(detector, [Image.new("RGB", (100, 40))], [CAPTION])
     assert [region.label for region in regions] == ["dogs", "dogs", "red cat"]
     assert [region.box for region in regions] == [
         pytest.approx((0, 0, 50, 40)),
@@ -151,23 +141,24 @@ def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
     ]
     assert [region.score for region in regions] == pytest.approx([0.9, 0.4, 0.3])
     assert {region.source for region in regions} == {"open_vocabulary"}
-    (tall,) = detector([Image.new("RGB", (40, 100))], [CAPTION])
+    (tall,) = find_regions(detector, [Image.new("RGB", (40, 100))], [CAPTION])
     assert tall[0].box == pytest.approx((0, 0, 40, 40))
     letters = detector.processor.tokenizer.batch_decode(detector.model.asked[0]["input_ids"], skip_special_tokens=True)
     assert [text.replace(" ", "").strip("!") for text in letters] == ["redcat", "dogs"]
 
 
 def test_the_least_score_can_be_given(owlv2):
-    detector = OpenVocabularyDetector(owlv2, device="cpu", min_score=0.35, max_phrases=1)
+    loaded = load_detector(owlv2, device="cpu", min_score=0.35)
+    detector = OpenVocabularyDetector(loaded.model, loaded.processor, replace(loaded.spec, max_phrases=1))
     detector.model = Answers([[0.3], [0.4]], [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
-    assert detector([Image.new("RGB", (60, 60))], [CAPTION]) == [
+    assert find_regions(detector, [Image.new("RGB", (60, 60))], [CAPTION]) == [
         [Region((0, 0, 60, 60), pytest.approx(0.4), "red cat", "open_vocabulary")]
     ]
 
 
 def test_grounding_dino_boxes_are_shares_of_the_image(grounding_dino):
-    detector = OpenVocabularyDetector(grounding_dino, device="cpu")
-    assert detector.min_score == 0.25
+    detector = load_detector(grounding_dino, device="cpu")
+    assert detector.spec.min_score == 0.25
     # Columns: [CLS] red cat . dogs . [SEP], and what the model fills up with.
     detector.model = Answers(
         [
@@ -177,7 +168,7 @@ def test_grounding_dino_boxes_are_shares_of_the_image(grounding_dino):
         ],
         [[0.25, 0.5, 0.5, 1.0], [0.9, 0.5, 0.4, 0.5], [0.5, 0.5, 1.0, 1.0]],
     )
-    (regions,) = detector([Image.new("RGB", (100, 40))], [CAPTION])
+    (regions,) = find_regions(detector, [Image.new("RGB", (100, 40))], [CAPTION])
     assert regions == [
         Region((0, 0, 50, 40), pytest.approx(0.6), "red cat", "open_vocabulary"),
         Region(pytest.approx((70, 10, 100, 30)), pytest.approx(0.5), "dogs", "open_vocabulary"),
@@ -190,9 +181,9 @@ def test_grounding_dino_boxes_are_shares_of_the_image(grounding_dino):
 
 @pytest.mark.parametrize("kind", ["owlv2", "grounding_dino"])
 def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
-    detector = OpenVocabularyDetector(request.getfixturevalue(kind), device="cpu", min_score=0.0)
+    detector = load_detector(request.getfixturevalue(kind), device="cpu", min_score=0.0)
     assert isinstance(detector, Detector)
-    assert needs_captions(detector)
+    assert isinstance(detector, OpenVocabularyDetector)
     wide, tall = (Image.effect_noise(size, 90).convert("RGB") for size in ((48, 24), (30, 60)))
     images = [wide, tall, wide, wide, tall]
     captions = [CAPTION, CAPTION, CAPTION, "It is bright.", "A small red house, a cat."]
@@ -203,13 +194,14 @@ def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
             batches.extend(batches_of_one_shape(shapes, torch.device("cuda")))
             return batches
 
-        patch.setattr(open_vocabulary, "batches_of_one_shape", as_on_a_gpu)
-        together = detector(images, captions)
+        patch.setattr(common, "batches_of_one_shape", as_on_a_gpu)
+        together = find_regions(detector, images, captions)
     assert max(map(len, batches)) > 1
     assert together[3] == []
     for image, caption, regions in zip(images, captions, together, strict=True):
-        assert [(r.label, r.source) for r in regions] == [(r.label, r.source) for r in detector([image], [caption])[0]]
-        for region, alone in zip(regions, detector([image], [caption])[0], strict=True):
+        (found,) = find_regions(detector, [image], [caption])
+        assert [(r.label, r.source) for r in regions] == [(r.label, r.source) for r in found]
+        for region, alone in zip(regions, found, strict=True):
             assert region.box == pytest.approx(alone.box, abs=1e-3)
             assert 0 <= region.box[0] < region.box[2] <= image.width
             assert 0 <= region.box[1] < region.box[3] <= image.height
@@ -218,12 +210,10 @@ def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
 
 
 def test_captions_are_needed(owlv2, tiny_clip):
-    detector = OpenVocabularyDetector(owlv2, device="cpu")
+    detector = load_detector(owlv2, device="cpu")
     picture = Image.new("RGB", (60, 30))
-    with pytest.raises(ValueError, match=r"`captions` must be one per image, 1, got none: the detector owlv2"):
-        detector([picture])
     with pytest.raises(ValueError, match=r"one per image, 1, got 2"):
-        detector([picture], [CAPTION, CAPTION])
+        find_regions(detector, [picture], [CAPTION, CAPTION])
     processor = FastGoalProcessor.from_clip(str(tiny_clip))
     processor.detector = detector
     with pytest.raises(ValueError, match=r"`captions` must be given: the detector owlv2 looks for"):
@@ -234,7 +224,7 @@ def test_the_processor_hands_captions_over(owlv2, tiny_clip):
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 
     processor = FastGoalProcessor.from_clip(str(tiny_clip))
-    processor.detector = OpenVocabularyDetector(owlv2, device="cpu")
+    processor.detector = load_detector(owlv2, device="cpu")
     processor.detector.model = Answers([[0.15, 0.01]], [[0.25, 0.25, 0.5, 0.5]])
     picture = Image.new("RGB", (60, 30))
     (regions,) = processor.propose_regions([picture], captions=[CAPTION])
@@ -290,11 +280,11 @@ def test_the_pairs_command(owlv2, data, tiny_clip, tmp_path, tmp_path_factory, m
     printed = capsys.readouterr().out
     assert "8 open_vocabulary" in printed
     assert "1 images whose captions name nothing to look for: default regions only" in printed
-    assert loads[0].min_score == 0.1
+    assert loads[0].spec.min_score == 0.1
     manifest = json.loads((tmp_path / "out" / "fastgoal_pairs.json").read_text())
-    assert manifest["settings"]["min_score"] == 0.1
-    assert manifest["settings"]["detector"].startswith("owlv2#")
-    assert manifest["settings"]["detector"].endswith(", at most 16 phrases")
+    spec = DetectorSpec.from_settings(manifest["settings"])
+    assert spec == describe_detector(owlv2)
+    assert (spec.kind, spec.name, spec.min_score, spec.max_phrases) == ("open_vocabulary", "owlv2", 0.1, 16)
     assert manifest["summary"]["without_phrases"] == 1
 
     def rows():
@@ -315,7 +305,8 @@ def test_the_pairs_command(owlv2, data, tiny_clip, tmp_path, tmp_path_factory, m
     assert "3 shards, 1 written now" in capsys.readouterr().out
     assert rows() == first
     assert main([*options, "--min-score", "0.2"]) == 2
-    assert "min_score was 0.1 and is now 0.2" in capsys.readouterr().err
+    assert "0.1" in (error := capsys.readouterr().err)
+    assert "0.2" in error
     assert main([*options[:-1], str(tmp_path / "other"), "--min-score", "0.2"]) == 0
     assert "4 open_vocabulary" in capsys.readouterr().out
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.processing.detectors.load import Detector
-from fastgoal.processing.detectors.sam import SamRegions, shrink
-from fastgoal.processing.regions import Region
+from fastgoal.processing.detectors.load import describe_detector, load_detector
+from fastgoal.processing.detectors.sam import SamDetector, shrink
+from fastgoal.processing.detectors.spec import DetectorSpec
+from fastgoal.processing.regions import Detector, Region, find_regions
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def mask_of(size, left, top, right, bottom):
 
 
 def test_boxes_of_known_masks(tiny_sam):
-    sam = SamRegions(tiny_sam, device="cpu")
+    sam = load_detector(tiny_sam, device="cpu")
     size = (100, 50)
     ring = mask_of(size, 10, 5, 40, 45) & ~mask_of(size, 15, 10, 35, 40)
     masks = [
@@ -84,7 +85,7 @@ def test_boxes_of_known_masks(tiny_sam):
         return {"masks": masks, "scores": torch.tensor([0.9, 1.01, 0.9, 0.95, 0.9, 0.89, 0.9, 0.9])}
 
     sam.generator = generator
-    (regions,) = sam([Image.new("RGB", size)])
+    (regions,) = find_regions(sam, [Image.new("RGB", size)])
     assert calls == [(size, 128)]
     assert [region.box for region in regions] == [
         (10, 5, 40, 45),
@@ -98,7 +99,7 @@ def test_boxes_of_known_masks(tiny_sam):
 
 
 def test_a_large_image_is_shrunk_and_its_boxes_are_not(tiny_sam):
-    sam = SamRegions(tiny_sam, device="cpu")
+    sam = load_detector(tiny_sam, device="cpu")
     seen = []
 
     def generator(image, points_per_batch):
@@ -106,7 +107,7 @@ def test_a_large_image_is_shrunk_and_its_boxes_are_not(tiny_sam):
         return {"masks": [mask_of(image.size, 0, 0, image.width // 2, image.height)], "scores": torch.tensor([0.9])}
 
     sam.generator = generator
-    (regions,) = sam([Image.new("RGB", (4096, 3072))])
+    (regions,) = find_regions(sam, [Image.new("RGB", (4096, 3072))])
     assert seen == [(2048, 1536)]
     assert regions == [Region((0, 0, 2048, 3072), pytest.approx(0.9), "", "sam")]
 
@@ -125,12 +126,13 @@ def test_shrinking_keeps_the_shape(size, expected):
 
 
 def test_a_real_sam(tiny_sam):
-    sam = SamRegions(tiny_sam, device="cpu")
+    sam = load_detector(tiny_sam, device="cpu")
+    assert isinstance(sam, SamDetector)
     assert isinstance(sam, Detector)
     picture = Image.effect_noise((48, 36), 80).convert("RGB")
     # Random weights find nothing that they are sure of; without thresholds every point has masks.
     sam.generator._forward_params.update(pred_iou_thresh=-10.0, stability_score_thresh=-1.0)
-    found = sam([picture, picture])
+    found = find_regions(sam, [picture, picture])
     assert found[0] == found[1]
     assert found[0]
     for region in found[0]:
@@ -152,19 +154,14 @@ def test_the_pairs_command(tiny_sam, tiny_clip, tmp_path, monkeypatch, capsys):
     options = ["pairs", str(data), "--model", str(tiny_clip), "--device", "cpu", "--regions", "sam"]
     assert main([*options, "--detector", str(tiny_sam), "--output", str(tmp_path / "out")]) == 0
     assert "1 sam" in capsys.readouterr().out
-    settings = json.loads((tmp_path / "out" / "fastgoal_pairs.json").read_text())
-    assert "masks 0.01-0.8" in json.dumps(settings)
+    settings = json.loads((tmp_path / "out" / "fastgoal_pairs.json").read_text())["settings"]
+    assert DetectorSpec.from_settings(settings) == describe_detector(tiny_sam)
 
 
 @pytest.mark.parametrize("detector", ["yolo11n.pt", "none", "column:boxes"])
-def test_other_detectors_are_refused(detector, tiny_clip, tmp_path, capsys):
+def test_other_detectors_are_refused(detector, tiny_clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yolo11n.pt").touch()
     options = ["--model", str(tiny_clip), "--regions", "sam", "--detector", detector, "--output", str(tmp_path / "out")]
-    assert main(["pairs", str(tmp_path), *options]) == 2
+    assert main(["pairs", str(tmp_path / "data"), *options]) == 2
     assert "needs a SAM checkpoint" in capsys.readouterr().err
-
-
-def test_what_is_no_sam_is_refused(tiny_clip, tiny_sam):
-    with pytest.raises(ValueError, match=r"SAM checkpoint.*'clip'"):
-        SamRegions(tiny_clip)
-    with pytest.raises(ValueError, match="min_area"):
-        SamRegions(tiny_sam, min_area=0.9, max_area=0.1)

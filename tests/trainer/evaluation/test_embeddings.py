@@ -120,7 +120,10 @@ def test_encode_texts_pads_to_the_longest_of_like_long_ones(processor):
     texts = ["number 1", "number 2" + " x" * 40, "number 1", "number 3 x", "number 4" + " x" * 100]
     encode_texts(model, processor, texts, batch_size=2)
     # BOS, "number", one digit, the x's and EOS; four different captions, longest first, the longest cut at 77.
-    assert model.text_shapes == [(2, 77), (2, 10)]
+    assert model.text_shapes == [(1, 77), (1, 49), (2, 10)]
+    model.text_shapes.clear()
+    encode_texts(model, processor, [f"number {i} x" for i in range(8)], batch_size=1)
+    assert model.text_shapes == [(7, 10), (1, 10)]  # as many tokens as one caption of 77 has
 
 
 def test_nothing_to_encode(model, processor):

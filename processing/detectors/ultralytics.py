@@ -1,0 +1,217 @@
+"""Detectors of the package ultralytics: YOLO or RT-DETR weights in a local `.pt` file."""
+
+import contextlib
+import importlib
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastgoal.processing.images import load_image
+from fastgoal.processing.regions import Region
+
+from .common import batches_of_one_shape, first_line, regions_inside
+from .spec import DetectorSpec
+
+
+class UltralyticsDetector:
+    """A detector of the package ultralytics (AGPL-3.0): YOLO or RT-DETR weights in a local `.pt` file.
+
+    **A `.pt` file is a pickle, and loading a pickle can run any code that its maker put in.** Load only files whose
+    maker you trust, and never one that came with somebody else's data set. Where the installed ultralytics can load
+    with a list of allowed classes only, that is switched on, unless the environment variable ULTRALYTICS_SAFE_LOAD says
+    otherwise or ultralytics was imported before.
+
+    ultralytics is imported here and kept quiet: it downloads and installs nothing, sends no usage statistics from this
+    process, neither reads nor writes the user's ultralytics settings (unless YOLO_CONFIG_DIR names a place for them),
+    and the environment, the number of torch threads and numpy's print options stay as they were.
+
+    Args:
+        weights: the local file, a `.pt` that exists.
+        spec: its description; `min_score` is the smallest confidence of a region.
+        device: where it runs.
+
+    Attributes:
+        image_size: length in pixels to which the longer side of each image is resized.
+
+    Raises:
+        ValueError: if the file is no ultralytics model or gives no boxes.
+        ImportError: if ultralytics is missing.
+    """
+
+    image_size = 640
+
+    def __init__(self, weights: str, spec: DetectorSpec, device: torch.device) -> None:
+        path = Path(weights)
+        self.spec, self.device = spec, device
+        yolo = _import_ultralytics().YOLO
+        try:
+            with _quiet(), _same_environment():
+                # An absolute path is never taken for the name of a file to download.
+                self.model = yolo(str(path.resolve()))
+                task = str(self.model.task)
+        except MemoryError:
+            raise
+        except Exception as error:  # an unpickler raises whatever the file makes it raise
+            raise ValueError(
+                f"The detector file {path} is no ultralytics model that can be loaded: {first_line(error)} Give a .pt "
+                "file that ultralytics saved. If you trust a file of custom classes, set ULTRALYTICS_SAFE_LOAD=false."
+            ) from error
+        if task not in ("detect", "segment", "pose"):
+            raise ValueError(
+                f"The detector file {path} has the task {task!r}, which gives no boxes: give one of the tasks detect, "
+                "segment or pose."
+            )
+        # An RT-DETR stretches every image to a square by itself; a YOLO wants a frame around it.
+        self.stride = None if "RTDETR" in type(self.model).__name__ else max(32, int(max(self.model.model.stride)))
+        # The first call sets the model up and changes the number of threads, and with it the last bits of its boxes.
+        self.detect([self.prepare(Image.new("RGB", (64, 4)))])
+
+    def prepare(self, image: Image.Image, caption: str | None = None) -> "Letterboxed":
+        """The image as the model sees it; see `Detector`."""
+        # The model's own step takes the smallest frame for one image alone but a square for several of different sizes:
+        # slower, and the boxes of an image would depend on its neighbours in the batch.
+        return letterbox(load_image(image), self.image_size, self.stride)
+
+    def detect(self, prepared: Sequence["Letterboxed"]) -> list[list[Region]]:
+        """See `Detector`; which images share a forward says `batches_of_one_shape`."""
+        regions: list[list[Region]] = [[] for _ in prepared]
+        for group in batches_of_one_shape([item.pixels.shape for item in prepared], self.device):
+            with _quiet():
+                results = self.model.predict(
+                    [prepared[index].pixels for index in group],
+                    conf=self.spec.min_score,
+                    imgsz=self.image_size,
+                    device=self.device,
+                    verbose=False,
+                    save=False,
+                )
+            for index, result in zip(group, results, strict=True):
+                boxes, names = result.boxes, result.names
+                regions[index] = regions_inside(
+                    prepared[index].original_boxes(boxes.xyxy.tolist()),
+                    boxes.conf.tolist(),
+                    [str(names[int(label)]) for label in boxes.cls.tolist()],
+                    prepared[index].image_size,
+                    self.spec.kind,
+                )
+        return regions
+
+
+@dataclass(frozen=True)
+class Letterboxed:
+    """An image in a grey frame.
+
+    Attributes:
+        pixels: `(height, width, 3)` uint8, blue first.
+        image_size: (width, height) of the original image.
+        scale: pixels of the frame per pixel of the original, (x, y).
+        offset: where the image begins in the frame, (left, top).
+    """
+
+    pixels: np.ndarray
+    image_size: tuple[int, int]
+    scale: tuple[float, float]
+    offset: tuple[int, int]
+
+    def original_boxes(self, boxes: list[list[float]]) -> list[list[float]]:
+        """Boxes (x1, y1, x2, y2) in the frame, brought to pixels of the original image."""
+        return [[(value - self.offset[i % 2]) / self.scale[i % 2] for i, value in enumerate(box)] for box in boxes]
+
+
+def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
+    """Resize an image so that its longer side is `size` and pad the other one to a multiple of `stride`, as YOLO does.
+
+    Args:
+        image: an RGB image.
+        size: pixels, rounded up to a multiple of `stride`.
+        stride: pixels; None for the image as it is, without a frame.
+    """
+    if stride is None:
+        return Letterboxed(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]), image.size, (1.0, 1.0), (0, 0))
+    size = math.ceil(size / stride) * stride
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    pixels = np.asarray(image)
+    if (width, height) != image.size:
+        # PIL's filter differs from the one that YOLO models are trained with.
+        pixels = importlib.import_module("cv2").resize(pixels, (width, height))
+    across, down = math.ceil(width / stride) * stride, math.ceil(height / stride) * stride
+    left, top = (across - width) // 2, (down - height) // 2
+    frame = np.full((down, across, 3), 114, dtype=np.uint8)
+    frame[top : top + height, left : left + width] = pixels[:, :, ::-1]
+    return Letterboxed(frame, image.size, (width / image.width, height / image.height), (left, top))
+
+
+def _import_ultralytics() -> Any:
+    """Imports ultralytics without the settings file, DNS look-ups, messages and global changes that come with it."""
+    if "ultralytics" not in sys.modules:
+        # ultralytics creates or migrates its settings file at import; a folder that lasts as long as the process keeps
+        # it away from the user's.
+        own = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "ULTRALYTICS_SAFE_LOAD": "true"}
+        if "YOLO_CONFIG_DIR" not in os.environ:
+            own["YOLO_CONFIG_DIR"] = _settings_folder().name
+        numpy_options = np.get_printoptions()
+        disabled = logging.root.manager.disable
+        with _same_environment():
+            for key, value in own.items():
+                os.environ.setdefault(key, value)
+            logging.disable(logging.WARNING)  # its logger is set up by the import itself and then announces the file
+            try:
+                importlib.import_module("ultralytics")
+            except ImportError as error:
+                raise ImportError(
+                    f"A .pt detector needs the package ultralytics ({error}): pip install ultralytics"
+                ) from error
+            finally:
+                logging.disable(disabled)
+                np.set_printoptions(**numpy_options)
+    for module in ("ultralytics.utils.events", "ultralytics.hub.utils"):  # newer and older home of the statistics
+        with contextlib.suppress(ImportError, AttributeError):
+            importlib.import_module(module).events.enabled = False
+    return sys.modules["ultralytics"]
+
+
+_SETTINGS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _settings_folder() -> tempfile.TemporaryDirectory[str]:
+    """The folder for this process's ultralytics settings, removed when the process ends."""
+    if not _SETTINGS:
+        _SETTINGS.append(tempfile.TemporaryDirectory(prefix="fastgoal-ultralytics-"))
+    return _SETTINGS[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences ultralytics below errors; it also sets the number of torch threads, which is put back."""
+    logger = logging.getLogger("ultralytics")
+    level, threads = logger.level, torch.get_num_threads()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """Puts the environment variables back: ultralytics sets OMP_NUM_THREADS=1 and others for the whole process."""
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update({key: value for key, value in environment.items() if os.environ.get(key) != value})

@@ -1,0 +1,59 @@
+"""Boxes of the data: known regions, and errors that name row and box."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastgoal.processing.data.boxes import regions_from_boxes
+from fastgoal.processing.regions import Region
+
+SIZE = (100, 50)
+
+
+def test_boxes_become_regions() -> None:
+    boxes = [[0, 0, 10, 10], [-1, -0.5, 101, 51]]
+    assert regions_from_boxes(boxes, SIZE, labels=["cat", None], scores=[0.5, 1]) == [
+        Region((0, 0, 10, 10), 0.5, "cat", "column"),
+        Region((0, 0, 100, 50), 1.0, "", "column"),
+    ]
+    assert regions_from_boxes(np.array(boxes[:1], dtype=np.float32), SIZE, labels=[3], source="mine") == [
+        Region((0, 0, 10, 10), 1.0, "3", "mine")
+    ]
+    assert regions_from_boxes(None, SIZE) == regions_from_boxes([], SIZE) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([0, 0, 10], "must be four numbers, got 3"),
+        ([0, 0, 10, 10, 10], "must be four numbers, got 5"),
+        ([0, 0, "a", 10], "must be four numbers, got"),
+        (None, "must be four numbers, got None"),
+        (7.0, "must be four numbers, got 7.0"),
+        ([0, 0, float("nan"), 10], "must be finite"),
+        ([0, 0, float("inf"), 10], "must be finite"),
+        ([10, 0, 10, 10], "has no area"),
+        ([10, 10, 5, 20], "has no area"),
+        ([100, 0, 110, 10], "lies outside the image of 100 x 50"),
+        ([-5, -5, 0, 0], "lies outside the image"),
+        ([0, 0, 101.5, 10], "sticks out of the image"),
+        ([-1.5, 0, 10, 10], "sticks out of the image"),
+        ([0, 0, 10, 51.5], "sticks out of the image"),
+    ],
+)
+def test_bad_boxes_name_row_and_index(box: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        regions_from_boxes([[0, 0, 10, 10], box], SIZE, name="row 12 (a.jpg)")
+    assert str(error.value).startswith("row 12 (a.jpg): box 1 ")
+    assert "(x1, y1, x2, y2) in pixels" in str(error.value)
+
+
+def test_labels_and_scores_are_one_a_box() -> None:
+    with pytest.raises(ValueError, match="row 1: `labels` must be one a box, got 2 for 1 boxes"):
+        regions_from_boxes([[0, 0, 1, 1]], SIZE, labels=["a", "b"], name="row 1")
+    with pytest.raises(ValueError, match="`scores` must be one a box, got 0 for 1 boxes"):
+        regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[])
+    with pytest.raises(ValueError, match="box 0 has the score nan"):
+        regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[math.nan])

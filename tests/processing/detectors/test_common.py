@@ -1,0 +1,25 @@
+"""What detectors share: which inputs go together, and messages of errors."""
+
+import torch
+
+from fastgoal.processing.detectors.common import batches_of_one_shape, first_line, regions_inside
+from fastgoal.processing.regions import Region
+
+
+def test_only_on_a_cpu_does_each_input_go_alone() -> None:
+    shapes = [(3, 32, 64), (3, 48, 32), (3, 32, 64), (3, 32, 64)]
+    assert batches_of_one_shape(shapes, torch.device("cpu")) == [[0], [1], [2], [3]]
+    assert batches_of_one_shape(shapes, torch.device("cuda:1")) == [[0, 2, 3], [1]]
+    assert batches_of_one_shape([], torch.device("cuda")) == []
+
+
+def test_boxes_are_clipped_and_those_without_an_area_left_out() -> None:
+    boxes = [[-3.0, 2.0, 5.0, 90.0], [20.0, 0.0, 30.0, 9.0], [0.0, 0.0, float("nan"), 5.0], [4.0, 4.0, 4.0, 5.0]]
+    found = regions_inside(boxes, [0.5] * 4, ["a", "b", "c", "d"], (20, 10), "mine")
+    assert found == [Region((0, 2, 5, 10), 0.5, "a", "mine")]
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\n no such thing \n more")) == "no such thing."
+    assert first_line(KeyError()) == "KeyError."
+    assert first_line(ValueError("word " * 100)) == "word " * 59 + "word ..."
