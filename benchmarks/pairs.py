@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.random_clip import build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
-from fastgoal.processing.builders.pair_manifest import STAGES
-from fastgoal.processing.builders.pairs import PairSettings, build_pairs, default_workers
+from fastgoal.processing.builders.engine import default_workers
+from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
 from fastgoal.processing.data.sources import open_source
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
@@ -61,7 +61,7 @@ def make_pairs(
     return build_pairs(
         open_source(folder),
         output,
-        PairSettings(model="random", detector="benchmark", shard_size=shard_size),
+        PairSettings(model="random", shard_size=shard_size),
         lambda: (model, processor),
         batch_size=args.batch_size,
         num_workers=args.num_workers,

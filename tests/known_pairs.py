@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from fastgoal.processing.builders.pair_rows import features
+from fastgoal.processing.data.pairs_dataset import features
 from fastgoal.processing.regions import default_regions
 from fastgoal.processing.sentences import split_sentences
 

@@ -96,8 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.data.image_folder import open_images
     from fastgoal.processing.weights import mark_weights
 
-    share, device = join_processes(args.device)
-    device, dtype = choose_numbers(device, args.dtype)
+    device, dtype = choose_numbers(args.device, args.dtype)
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     settings = CaptionSettings(
         model=mark_weights(args.model),
@@ -116,15 +115,9 @@ def run(args: argparse.Namespace) -> int:
         lambda: Captioner.load(args.model, device, dtype, prompt=settings.prompt, **ways),
         on_error=args.on_error,
         batch_size=args.batch_size,
-        share=share,
         show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
     )
-    if share.count > 1:
-        import torch
-
-        torch.distributed.destroy_process_group()
-    if share.index == 0:
-        print(describe(summary, args.output, args.max_new_tokens))
+    print(describe(summary, args.output, args.max_new_tokens))
     return 0
 
 
@@ -145,27 +138,6 @@ def check_places(images: str, output: str) -> None:
         raise ValueError(
             f"output='{output}' lies inside the folder of images '{images}'; choose a place outside of it."
         )
-
-
-def join_processes(device: str) -> tuple[Any, str]:
-    """This process's `Share` and device: all of it unless `accelerate launch` or torchrun started several."""
-    from fastgoal.processing.builders.captions import Share
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes < 2:
-        return Share(), device
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    # Processes wait for the slowest one at the end, and one may have all the long captions.
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
-    if state.num_processes != processes:
-        raise ValueError(f"{processes} processes were started and do not find each other on device='{device}'.")
-    own = str(state.device) if device in ("auto", state.device.type) else device
-    return Share(state.process_index, state.num_processes, state.wait_for_everyone), own
 
 
 def choose_numbers(device: str, dtype: str) -> tuple[str, str]:

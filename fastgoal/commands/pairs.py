@@ -1,7 +1,6 @@
 """`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a data set."""
 
 import argparse
-import os
 from typing import Any
 
 HELP = "match the sentences of captions to regions of their images and save the pairs"
@@ -107,55 +106,33 @@ def run(args: argparse.Namespace) -> int:
 
     check_detector_file(args.detector, args.source, args.output)
     device, dtype = choose_device(args.device, args.dtype)
-    areas = {"min_area": args.min_area, "max_area": args.max_area}
-    spec = describe_detector(args.detector, min_score=args.min_score, **areas)
-    if args.regions == "sam" and spec.kind != "sam":
+    limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
+    detector = describe_detector(args.detector, **limits)
+    if args.regions == "sam" and detector.kind != "sam":
         raise ValueError(
             f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
             "example --detector facebook/sam-vit-huge."
         )
-    detector = spec.weights or spec.name or spec.kind
-    if spec.kind == "column":
-        detector = args.detector
-    elif spec.kind == "sam":
-        detector = f"sam:{detector} masks {args.min_area}-{args.max_area}"
-    elif spec.kind == "open_vocabulary":
-        detector = f"{detector}, at most {spec.max_phrases} phrases"
-    settings = PairSettings(
-        model=mark_weights(args.model),
-        detector=detector,
-        dtype=dtype,
-        split=args.split,
-        limit=args.limit,
-        shard_size=args.shard_size,
-        **spec.box_limits,
-    )
+    settings = PairSettings(mark_weights(args.model), detector, dtype, args.split, args.limit, args.shard_size)
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
     summary = build_pairs(
         source,
         args.output,
         settings,
-        lambda: load_matcher(
-            args.model, None if spec.kind == "column" else args.detector, device, dtype, spec.min_score, **areas
-        ),
+        lambda: load_matcher(args.model, None if detector.kind == "column" else args.detector, device, dtype, **limits),
         on_error=args.on_error,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
-    if int(os.environ.get("RANK") or 0) == 0:
-        print(describe(summary, args.output))
+    print(describe(summary, args.output))
     return 0
 
 
-def load_matcher(
-    name: str,
-    detector: str | None,
-    device: str,
-    dtype: str,
-    min_score: float,
-    **areas: float,
-) -> tuple[Any, Any]:
-    """The CLIP `name` and its processor with the detector set, both stretched to long sentences."""
+def load_matcher(name: str, detector: str | None, device: str, dtype: str, **limits: Any) -> tuple[Any, Any]:
+    """The CLIP `name`, stretched to long sentences, and its processor with the detector set.
+
+    `limits` are those of `load_detector`.
+    """
     import torch
 
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
@@ -163,7 +140,7 @@ def load_matcher(
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions = load_detector(detector, device=device, min_score=min_score, **areas)
+    regions = load_detector(detector, device, **limits)
     processor = FastGoalProcessor.from_clip(name)
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
@@ -171,16 +148,11 @@ def load_matcher(
 
 
 def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there.
-
-    Of several processes on one machine each gets a GPU of its own, by its number.
-    """
+    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there."""
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -66,6 +66,7 @@ def take_tour(
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
+    from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import quiet_trainer
     from fastgoal.trainer.batches.pair_data import PairData
@@ -93,7 +94,7 @@ def take_tour(
         summary = build_pairs(
             train_source,
             output / "pairs",
-            PairSettings(model="quickstart base", detector="column:boxes"),
+            PairSettings(model="quickstart base", detector=DetectorSpec("column", "boxes")),
             lambda: (model, processor),
             progress=False,
         )

@@ -1,10 +1,11 @@
-"""Shards on disk that survive being killed at any moment, and the lock that keeps two runs out of one folder.
+"""An output folder that a long run fills shard by shard, that survives a kill at any moment and is then continued.
 
+    DIR/MANIFEST.json                         settings, versions, source; at the end the summary
     DIR/data/train-00000-of-00016.parquet     a finished shard; it appears by renaming a complete file
     DIR/.fastgoal/train-00000-of-00016.json   its record: rows, bytes, skipped rows, counts, seconds
     DIR/.fastgoal/*.tmp                       files being written
-    DIR/.fastgoal/lock                        who is writing: process, its start time, host
-    DIR/.fastgoal/lock-00001                  the same of each process that helps it
+    DIR/.fastgoal/run.lock                    locked by the process that writes; the system frees it when that ends
+    DIR/.fastgoal/run.json                    which process that is
 
 The record is written first, so a shard that is there always has one. A shard is finished when both exist and agree.
 """
@@ -12,32 +13,181 @@ The record is written first, so a shard that is there always has one. A shard is
 import json
 import os
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
 from transformers.utils import logging
+
+from fastgoal.processing.data.sources import Source
 
 logger = logging.get_logger(__name__)
 
 WORK_FOLDER = ".fastgoal"
+PACKAGES = ("fastgoal", "torch", "transformers", "datasets", "pillow")
+REMEDY = "Choose another --output, or delete this folder to start again."
 # Images per parquet row group: what a reader such as the Hub's viewer has to fetch to show one row.
 ROW_GROUP = 64
 
 
-class ShardFolder:
-    """The shards of one output folder. `count` shards in all; every shard is independent of the others."""
+class RunFolder:
+    """The folder of one data set in the making: one run at a time, always with the same settings and the same data.
 
-    def __init__(self, folder: Path, count: int, split: str = "train") -> None:
+    Args:
+        folder: New, empty, or begun by an earlier run.
+        manifest: Name of the manifest.
+        command: What makes such folders, for messages.
+        made: Patterns of the files whose contents depend on the settings. While there is none, nothing could be mixed,
+            so an option may still be put right after an error in the first rows.
+        read_settings: Gives the settings of an older manifest today's form.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: str,
+        command: str,
+        made: Sequence[str],
+        read_settings: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
+        self.folder = folder
+        self.work = folder / WORK_FOLDER
+        self.manifest = folder / manifest
+        self.command = command
+        self.made = made
+        self.read_settings = read_settings
+
+    @contextmanager
+    def open(self, source: Source, settings: Any) -> Iterator[dict[str, Any]]:
+        """Hold the folder for the length of the block, and give its manifest, new or of the run that is continued.
+
+        Args:
+            source: The rows to work on.
+            settings: A dataclass of what the result depends on.
+
+        Raises:
+            ValueError: The folder is a file, holds other things, other data or settings, or another run writes it.
+            OSError: It cannot be written.
+        """
+        self._refuse_foreign()
+        with self._locked():
+            for leftover in self.work.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield self._start_or_continue(describe_run(source, settings))
+
+    def finish(self, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
+        """Write the summary into the manifest."""
+        write_json(self.manifest, {**manifest, "summary": summary}, self.work)
+
+    def _refuse_foreign(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"output='{self.folder}' is a file; expected a folder.")
+        if self.folder.is_dir() and not self.manifest.exists():
+            others = sorted(path.name for path in self.folder.iterdir() if path.name != WORK_FOLDER)
+            if others:
+                raise ValueError(
+                    f"output='{self.folder}' has files in it that `{self.command}` did not make "
+                    f"({', '.join(others[:5])}). Choose a new or an empty folder."
+                )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path, holder = self.work / "run.lock", self.work / "run.json"
+        lock = FileLock(path)
+        with write_errors(path):
+            self.work.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ValueError(_in_use(path, holder)) from None
+        try:
+            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, self.work)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def _start_or_continue(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        path = self.manifest
+        if not path.exists() or not any(any(self.folder.glob(pattern)) for pattern in self.made):
+            write_json(path, wanted, self.work)
+            return wanted
+        try:
+            found = json.loads(path.read_bytes())
+            settings = self.read_settings(dict(found["settings"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error!r}). {REMEDY}") from None
+        if found.get("format") != wanted["format"]:
+            raise ValueError(f"{path} has format {found.get('format')!r}, this program {wanted['format']}. {REMEDY}")
+        differences = describe_differences(settings, wanted["settings"])
+        if differences:
+            raise ValueError(
+                f"output='{self.folder}' was made from other data or with other settings: {differences}. They are not "
+                f"mixed. {REMEDY}"
+            )
+        if found.get("versions") != wanted["versions"]:
+            logger.warning(
+                f"{self.folder} was begun with {found.get('versions')}; now {wanted['versions']} continues it."
+            )
+        return dict(found)
+
+
+def describe_run(source: Source, settings: Any) -> dict[str, Any]:
+    """The manifest of a run before it has a summary; `settings` is a dataclass."""
+    return {
+        "format": 1,
+        "settings": {
+            **asdict(settings),
+            "image_column": source.image_column,
+            "caption_column": source.caption_column,
+            "source_rows": len(source),
+            "source_fingerprint": source.fingerprint,
+        },
+        "source": source.name,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def describe_differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """In words, where two runs' settings differ; empty if they do not."""
+    differences = []
+    for name, value in wanted.items():
+        before = found.get(name)
+        if before == value:
+            continue
+        if isinstance(before, dict) and isinstance(value, dict):
+            differences.append(f"of the {name}, {describe_differences(before, value)}")
+        elif name == "prompt":
+            differences.append("the prompt was another one")
+        else:
+            why = " (rows or image files of the source have changed since)" if name == "source_fingerprint" else ""
+            differences.append(f"{name} was {before!r} and is now {value!r}{why}")
+    return "; ".join(differences)
+
+
+def refuse_skipped(entries: Sequence[dict[str, Any]]) -> None:
+    """Raise `ValueError` if an earlier run left rows out, for one that stops at such rows."""
+    if entries:
+        raise ValueError(
+            f"an earlier run with on_error='skip' left out {len(entries)} row{'s' if len(entries) > 1 else ''} of this "
+            f"folder, the first: {entries[0]['reason']} Go on with --on-error skip, or write another --output."
+        )
+
+
+class ParquetShards:
+    """The shards of a data set as parquet files. `count` shards in all; every shard is independent of the others."""
+
+    def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
         self.count = count
-        self.split = split
         self.work = folder / WORK_FOLDER
 
     def shard_path(self, index: int) -> Path:
-        return self.folder / "data" / f"{self.split}-{index:05d}-of-{self.count:05d}.parquet"
+        return self.folder / "data" / f"train-{index:05d}-of-{self.count:05d}.parquet"
 
     def record_path(self, index: int) -> Path:
         return self.work / f"{self.shard_path(index).stem}.json"
@@ -71,24 +221,11 @@ class ShardFolder:
     def write(self, index: int, features: Any) -> Iterator["ShardWriter"]:
         """Write a shard; it appears, with its record, when the block ends well, and leaves nothing otherwise."""
         path = self.shard_path(index)
-        with _write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        writer = ShardWriter(self.work / f"{path.name}.{os.getpid()}.tmp", features)
-        try:
+        with whole_file(path, self.work) as file, ShardWriter(path, file, features) as writer:
             yield writer
             writer.close()
-            record = {"rows": writer.rows, "bytes": writer.path.stat().st_size, **writer.record}
+            record = {"rows": writer.rows, "bytes": file.tell(), **writer.record}
             write_json(self.record_path(index), record, self.work)
-            with _write_errors(path):
-                os.replace(writer.path, path)
-            _sync_folder(path.parent)
-        finally:
-            writer.discard()
-
-    def remove_leftovers(self) -> None:
-        """Delete files that a killed run was writing. Only for the holder of the lock."""
-        for path in self.work.glob("*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -97,7 +234,7 @@ class ShardWriter:
     `record` is saved next to the shard when it is finished.
     """
 
-    def __init__(self, path: Path, features: Any) -> None:
+    def __init__(self, path: Path, file: BinaryIO, features: Any) -> None:
         import pyarrow.parquet
 
         self.path = path
@@ -105,199 +242,98 @@ class ShardWriter:
         self.record: dict[str, Any] = {}
         self._schema = features.arrow_schema
         self._buffer: list[dict[str, Any]] = []
-        with _write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb")
-            self._parquet = pyarrow.parquet.ParquetWriter(self._file, self._schema)
+        with write_errors(path):
+            self._parquet = pyarrow.parquet.ParquetWriter(file, self._schema)
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows; each is a dict with a value for every feature, images as `{"bytes", "path"}`."""
-        for row in rows:
-            self._buffer.append(row)
-            if len(self._buffer) == ROW_GROUP:
-                self._flush()
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row, a dict with a value for every feature, images as `{"bytes", "path"}`."""
+        self._buffer.append(row)
+        if len(self._buffer) == ROW_GROUP:
+            self._flush()
 
     def close(self) -> None:
-        """Write what is left and finish the file; a second call does nothing."""
-        if self._file.closed:
-            return
+        """Write what is left; a second call does nothing."""
         self._flush()
-        with _write_errors(self.path):
+        with write_errors(self.path):
             self._parquet.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
 
-    def discard(self) -> None:
-        """Drop the unfinished file; does nothing once it has been renamed."""
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         # On a full disk closing fails as well, and the first error is the one to show.
         with suppress(OSError):
             self._parquet.close()
-        with suppress(OSError):
-            self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         import pyarrow
 
         if self._buffer:
-            with _write_errors(self.path):
+            with write_errors(self.path):
                 self._parquet.write_table(pyarrow.Table.from_pylist(self._buffer, schema=self._schema))
             self.rows += len(self._buffer)
             self._buffer = []
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def whole_file(path: Path, work: Path) -> Iterator[BinaryIO]:
+    """A file in the folder `work` that is renamed to `path`, complete and on the disk, when the block ends well.
+
+    Readers see the old file or the new one, never a part, and an error leaves nothing behind.
+    """
+    draft = work / f"{path.name}.{os.getpid()}.tmp"
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = draft.open("wb")
+    try:
+        yield file
+        with write_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(draft, path)
+        _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            file.close()
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, work: Path) -> None:
+    """Write a file as `whole_file` does."""
+    with whole_file(path, work) as file, write_errors(path):
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any, work: Path) -> None:
+    """Write a value as a file of JSON, as `whole_file` does."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", work)
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Let an `OSError` of the block say which file could not be written, and what to do."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"could not write {path}: {error}. The shards that are finished are kept; make room (or write access) and "
-            "run the same command again: it continues where it stopped."
+            f"could not write {path}: {error}. What is finished is kept; make room (or write access) and run the same "
+            "command again: it continues where it stopped."
         ) from error
 
 
-def write_json(path: Path, value: Any, work: Path) -> None:
-    """Write a JSON file by way of the folder `work`, so that readers see the old one or the new one, never a part."""
-    temporary = work / f"{path.name}.{os.getpid()}.tmp"
+def _in_use(lock: Path, holder: Path) -> str:
+    """What to say about the run that holds the lock."""
     try:
-        with _write_errors(path):
-            work.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(value, file, indent=1, ensure_ascii=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file for the length of the block. A lock whose process is gone (killed) is taken over.
-
-    Raises:
-        ValueError: another live process holds it, or one on another machine, which cannot be checked from here.
-    """
-    with _write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not _make_lock(path):
-            _remove_stale_lock(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def helper_lock(work: Path, rank: int) -> Path:
-    """The lock file of the process that helps the holder of `lock` as number `rank`, from 1."""
-    return work / f"lock-{rank:05d}"
-
-
-def refuse_helpers(work: Path) -> None:
-    """Remove the locks of helpers that are gone, for the holder of `lock`. `ValueError` if one may still be writing."""
-    for path in sorted(work.glob("lock-[0-9][0-9][0-9][0-9][0-9]")):
-        _remove_stale_lock(path)
-
-
-def own_process() -> dict[str, Any]:
-    """Which process this is, for `is_gone` in another one: number, time it began, machine."""
-    return {"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname()}
-
-
-def is_gone(process: dict[str, Any]) -> bool:
-    """Whether a process has ended; False where that cannot be seen because it is on another machine."""
-    pid = int(process["pid"])
-    return process["host"] == socket.gethostname() and not (_start_time(pid) == process["started"] and _is_alive(pid))
-
-
-def _make_lock(path: Path) -> bool:
-    """Make the lock file with this process's name in it; False if there is one already."""
-    own = json.dumps(own_process())
-    complete = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        # A second name for a complete file: a kill in between leaves no lock without an owner.
-        complete.write_text(own)
-        os.link(complete, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        # No hard links on this file system, or the holder of the lock cleared our file away.
-        try:
-            with path.open("x") as file:
-                file.write(own)
-        except FileExistsError:
-            return False
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-    finally:
-        complete.unlink(missing_ok=True)
-    return True
-
-
-def _remove_stale_lock(path: Path) -> None:
-    """Remove the lock of a process that is gone. Raises `ValueError` if its holder may still be running."""
-    try:
-        text = path.read_text()
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return
-    try:
-        holder = json.loads(text)
-        pid, host, gone = int(holder["pid"]), str(holder["host"]), is_gone(holder)
-    except (ValueError, KeyError, TypeError):
-        # Killed between making the file and filling it; a young one may be just about to be filled.
-        if age < 10:
-            raise ValueError(f"{path} was just made by another run. Wait for it or use another folder.") from None
-    else:
-        if host != socket.gethostname():
-            raise ValueError(
-                f"{path} says that process {pid} on the machine '{host}' writes this folder. If that run is over, "
-                "delete the file; otherwise use another folder."
-            )
-        if not gone:
-            raise ValueError(f"process {pid} writes this folder ({path}). Wait for it, stop it, or use another folder.")
-    # Two runs may find the same stale lock: each moves aside what is there and looks whether it is what it had read.
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    try:
-        if aside.read_text() != text:
-            with suppress(FileExistsError):
-                os.link(aside, path)
-            raise ValueError(f"another run took over {path} at this moment. Wait for it or use another folder.")
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process began, in the system's own count, so that a reused process number is not taken for the old one.
-
-    None where the system does not tell (no /proc) or the process is gone.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name in brackets may hold spaces; the 22nd field of the line is the 20th after it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    # A killed process that its parent has not collected is still listed, in state Z.
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+        found = json.loads(holder.read_bytes())
+        who = f"process {found['pid']} on the machine '{found['host']}'"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another run"
+    # Where the file system has no locks, the file itself is the lock, and a run that was killed may leave it.
+    return (
+        f"{who} writes this folder. Wait for it, stop it, or use another folder. If that run is over all the same, "
+        f"delete {lock}."
+    )
 
 
 def _sync_folder(path: Path) -> None:

@@ -51,7 +51,7 @@ class ImageFolder(Source):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), ["file_name"], "file_name", None)
+        super().__init__(str(folder), ["file_name"], with_captions=False)
         self.folder = folder
         self.files = [path.relative_to(folder).as_posix() for path in image_files(folder)]
         if not self.files:
@@ -88,6 +88,3 @@ class ImageFolder(Source):
 
     def _image(self, image: Any, where: str) -> str:
         return str(self.folder / image)
-
-    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
-        return str(image)

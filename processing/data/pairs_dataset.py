@@ -1,27 +1,74 @@
-"""Reads a folder that `fastgoal pairs` wrote, a batch of columns or single rows at a time, never all of it at once."""
+"""A data set of local pairs: its columns, one row of it, and the folder that `fastgoal pairs` wrote, read a batch of
+columns or single rows at a time, never all of it at once."""
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import METADATA, SHARD_NAME
+from .sources import METADATA, SHARD_NAME, parquet_files
 
 MANIFEST = "fastgoal_pairs.json"
-# The columns, and for lists of structs what is in them.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": (),
-    "file_name": (),
-    "caption": (),
-    "width": (),
-    "height": (),
-    "regions": ("box", "score", "label", "source"),
-    "sentences": ("start", "end"),
-    "pairs": ("sentence", "region", "score", "best"),
+# The columns with the names of their types; of lists of structs, those of what is in them.
+COLUMNS: dict[str, str | dict[str, str]] = {
+    "image": "image",
+    "file_name": "string",
+    "caption": "string",
+    "width": "int32",
+    "height": "int32",
+    "regions": {"box": "box", "score": "float32", "label": "string", "source": "string"},
+    "sentences": {"start": "int32", "end": "int32"},
+    "pairs": {"sentence": "int32", "region": "int32", "score": "float32", "best": "bool"},
 }
 _REMEDY = "Delete it and run the same `fastgoal pairs` command again, which makes what is missing."
+
+
+def features() -> Any:
+    """The columns of the data set as `datasets.Features`; boxes are in pixels of the upright image."""
+    from datasets import Features, Image, List, Value
+
+    def feature(kind: str | dict[str, str]) -> Any:
+        if isinstance(kind, dict):
+            return List({name: feature(inner) for name, inner in kind.items()})
+        if kind == "image":
+            return Image()
+        return List(Value("float32"), length=4) if kind == "box" else Value(kind)
+
+    return Features({name: feature(kind) for name, kind in COLUMNS.items()})
+
+
+def check_pairs(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The local pairs of a row, one or more.
+
+    Args:
+        row: Columns of a row.
+        where: The row in words, for the error.
+
+    Raises:
+        ValueError: It is no row of a pairs data set, or one without pairs.
+    """
+    pairs = row.get("pairs")
+    if not pairs or not all(isinstance(row.get(name), list) for name in ("pairs", "sentences", "regions")):
+        raise ValueError(
+            f"{where} has no local pairs. Make them with `fastgoal pairs SOURCE --output DIR --model CLIP`, or with "
+            "FastGoalProcessor.pair_rows in Python."
+        )
+    return list(pairs)
+
+
+def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The pair of a row that training uses.
+
+    Raises:
+        ValueError: As for `check_pairs`, or none of the pairs is marked best.
+    """
+    pairs = check_pairs(row, where)
+    best = next((pair for pair in pairs if pair["best"]), None)
+    if best is None:
+        raise ValueError(f"{where} has no best pair among its {len(pairs)}.")
+    return dict(best)
 
 
 class PairsFolder:
@@ -46,7 +93,7 @@ class PairsFolder:
         import pyarrow.parquet
 
         self.folder = folder
-        self.files = _parquet_files(folder)
+        self.files = _find_files(folder)
         self._opened: list[Any] = []
         for path in self.files:
             try:
@@ -109,11 +156,10 @@ class PairsFolder:
             raise _unreadable(self.files[number], error) from None
 
 
-def _parquet_files(folder: Path) -> list[Path]:
+def _find_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that `fastgoal pairs` wrote.")
-    files = sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
-    if files:
+    if files := parquet_files(folder):
         return files
     if not any(folder.iterdir()):
         raise ValueError(f"{folder} is empty; name a folder that `fastgoal pairs` wrote.")
@@ -133,11 +179,11 @@ def _check_columns(schema: Any, path: Path) -> None:
         if column not in schema.names:
             lacks.append(column)
             continue
-        kind = schema.field(column).type
-        if fields:
+        if isinstance(fields, dict):
+            kind = schema.field(column).type
             is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-            inner = kind.value_type if is_list else None
-            found = {inner.field(place).name for place in range(inner.num_fields)} if is_list and inner else set()
+            inner = kind.value_type if is_list else kind
+            found = {inner.field(place).name for place in range(inner.num_fields)} if is_list else set()
             lacks += [f"{column}.{field}" for field in fields if field not in found]
     if lacks:
         raise ValueError(
@@ -148,15 +194,9 @@ def _check_columns(schema: Any, path: Path) -> None:
 
 def _missing_files(files: Sequence[Path]) -> list[str]:
     there = {path.name for path in files}
-    missing = []
-    for split, count in sorted({(match["split"], match["count"]) for name in there if (match := _match(name))}):
-        names = [f"{split}-{index:05d}-of-{count}.parquet" for index in range(int(count))]
-        missing += [name for name in names if name not in there]
-    return missing
-
-
-def _match(name: str) -> Any:
-    return SHARD_NAME.fullmatch(name)
+    series = sorted({(match["split"], match["count"]) for match in map(SHARD_NAME.fullmatch, there) if match})
+    names = [f"{split}-{index:05d}-of-{count}.parquet" for split, count in series for index in range(int(count))]
+    return [name for name in names if name not in there]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

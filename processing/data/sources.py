@@ -55,14 +55,32 @@ class SourceRow:
 class Source:
     """Rows by number. `fingerprint` changes when the rows or the image files change; `columns` are all there are.
 
-    Without a `caption_column` its rows are pictures with no captions.
+    Args:
+        name: for messages and manifests.
+        columns: of all rows together.
+        image_column: the one asked for, else the first of `image_candidates` that is there.
+        caption_column: likewise of `CAPTION_COLUMNS`.
+        with_captions: without them `caption_column` is None, and rows are pictures alone.
+        where: what has the columns, for messages; by default the name.
     """
 
-    def __init__(self, name: str, columns: Iterable[str], image_column: str, caption_column: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        columns: Iterable[str],
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        with_captions: bool = True,
+        image_candidates: Iterable[str] = ("file_name",),
+        where: str = "",
+    ) -> None:
         self.name = name
         self.columns = list(columns)
-        self.image_column = image_column
-        self.caption_column = caption_column
+        self._where = where or name
+        self.image_column = self._choose("image_column", image_column, image_candidates)
+        self.caption_column = None
+        if with_captions:
+            self.caption_column = self._choose("caption_column", caption_column, CAPTION_COLUMNS)
 
     @property
     def fingerprint(self) -> str:
@@ -80,11 +98,11 @@ class Source:
         image = values.pop(self.image_column, None)
         if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
             raise ValueError(f"{where}: there is no image in column '{self.image_column}'.")
-        if self.caption_column is None:
-            return SourceRow(self._row_name(index, image, values), self._image(image, where), [], values)
-        if self.caption_column not in values:
-            raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
-        captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
+        captions = []
+        if self.caption_column is not None:
+            if self.caption_column not in values:
+                raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
+            captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
         return SourceRow(self._row_name(index, image, values), self._image(image, where), captions, values)
 
     def caption(self, index: int) -> str:
@@ -95,6 +113,16 @@ class Source:
         """The row in words, for messages: the source, the row and its file."""
         raise NotImplementedError
 
+    def _choose(self, argument: str, asked: str | None, candidates: Iterable[str]) -> str:
+        wanted = list(candidates) if asked is None else [asked]
+        for column in wanted:
+            if column in self.columns:
+                return column
+        raise ValueError(
+            f"{argument}={asked!r}: {self._where} has no column {' or '.join(map(repr, wanted))}; its columns are "
+            f"{self.columns}. Name the right one with {argument} (--{argument.replace('_', '-')})."
+        )
+
     def _values(self, index: int) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -102,7 +130,7 @@ class Source:
         return image
 
     def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
-        raise NotImplementedError
+        return str(image)
 
 
 class FolderSource(Source):
@@ -117,31 +145,19 @@ class FolderSource(Source):
     ) -> None:
         self.folder = folder
         self.metadata = folder / METADATA
-        self._lines: list[bytes] = []
-        self._numbers: list[int] = []
-        columns: dict[str, None] = {}
-        for number, line in enumerate(self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-            if line.strip():
-                columns.update(dict.fromkeys(self._parse(line, number)))
-                self._lines.append(line)
-                self._numbers.append(number)
+        lines = self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        self._lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
         if not self._lines:
             raise ValueError(f"{self.metadata} has no rows; expected one JSON object a line.")
-        super().__init__(
-            str(folder),
-            columns,
-            _choose_column("image_column", image_column, ["file_name"], columns, str(self.metadata)),
-            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, columns, str(self.metadata))
-            if with_captions
-            else None,
-        )
+        columns = dict.fromkeys(column for index in range(len(self)) for column in self._values(index))
+        super().__init__(str(folder), columns, image_column, caption_column, with_captions, where=str(self.metadata))
 
     @property
     def fingerprint(self) -> str:
         """Hash of the metadata and of the size of every image file (their pixels are not read)."""
         digest = hashlib.sha256()
-        for line, number in zip(self._lines, self._numbers, strict=True):
-            name = self._parse(line, number).get(self.image_column)
+        for index, (_, line) in enumerate(self._lines):
+            name = self._values(index).get(self.image_column)
             try:
                 size = (self.folder / name).stat().st_size if isinstance(name, str) else -1
             except (OSError, ValueError):
@@ -154,12 +170,10 @@ class FolderSource(Source):
 
     def where(self, index: int) -> str:
         name = self._values(index).get(self.image_column)
-        return f"{self.metadata} line {self._numbers[index]}" + (f" ({name})" if name else "")
+        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({name})" if name else "")
 
     def _values(self, index: int) -> dict[str, Any]:
-        return self._parse(self._lines[index], self._numbers[index])
-
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        number, line = self._lines[index]
         try:
             values = json.loads(line)
         except ValueError as error:
@@ -177,9 +191,6 @@ class FolderSource(Source):
                 f"{where}: '{self.image_column}' leads out of the folder; expected a path relative to {self.folder}."
             )
         return str(self.folder / image)
-
-    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
-        return str(image)
 
 
 class DatasetSource(Source):
@@ -199,14 +210,7 @@ class DatasetSource(Source):
         images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         # One picture column needs no name; of several only 'image' is taken without being asked for.
         candidates = images if len(images) == 1 else ["image"]
-        super().__init__(
-            name,
-            dataset.column_names,
-            _choose_column("image_column", image_column, candidates, dataset.column_names, name),
-            _choose_column("caption_column", caption_column, CAPTION_COLUMNS, dataset.column_names, name)
-            if with_captions
-            else None,
-        )
+        super().__init__(name, dataset.column_names, image_column, caption_column, with_captions, candidates)
         self._fingerprint = fingerprint or str(dataset._fingerprint)
         for column in images:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -260,51 +264,59 @@ def open_source(
         ValueError: names the file, the line and the column or split that is wrong, and what there is.
     """
     text, folder = os.fspath(source), Path(source)
+    fingerprint = None
     if folder.is_file():
         raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
     if not folder.is_dir():
         dataset = _load_from_hub(text, split)
-        return DatasetSource(dataset, text, image_column, caption_column, with_captions=with_captions)
-    if (folder / METADATA).is_file():
+    elif (folder / METADATA).is_file():
         if split is not None:
             raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
         return FolderSource(folder, image_column, caption_column, with_captions)
-    if (folder / CAPTIONS_MANIFEST).is_file():
+    elif (folder / CAPTIONS_MANIFEST).is_file():
         raise ValueError(
             f"source='{text}': its captions are not finished. Run `fastgoal caption` again as before: it continues "
             "where it stopped."
         )
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         import datasets
 
         dataset = _pick_split(datasets.load_from_disk(text), split, text)
-        return DatasetSource(dataset, text, image_column, caption_column, with_captions=with_captions)
-    files = _parquet_files(folder)
-    if files:
+    elif files := parquet_files(folder):
         import datasets
 
-        chosen = files[_pick_name(list(files), split, text)]
+        by_split = _split_files(files, folder)
+        chosen = by_split[_pick_name(list(by_split), split, text)]
         dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
-        return DatasetSource(dataset, text, image_column, caption_column, hash_files(chosen), with_captions)
-    raise ValueError(f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}.")
+        fingerprint = hash_files(chosen)
+    else:
+        raise ValueError(
+            f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}."
+        )
+    return DatasetSource(dataset, text, image_column, caption_column, fingerprint, with_captions)
 
 
-def _parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files of a folder by split; `train` for names without one. Complains about missing shards."""
-    files: dict[str, list[Path]] = {}
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files of a folder and of its sub-folder `data`, in order."""
+    return sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
+
+
+def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """Parquet files by split; `train` for names without one. Complains about missing shards."""
+    by_split: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}
-    for path in sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")]):
+    for path in files:
         match = SHARD_NAME.fullmatch(path.name)
         split = match["split"] if match else "train"
-        files.setdefault(split, []).append(path)
+        by_split.setdefault(split, []).append(path)
         counts[split] = int(match["count"]) if match else 0
     for split, count in counts.items():
-        if count > len(files[split]):
+        if count > len(by_split[split]):
             raise ValueError(
-                f"source='{folder}' has {len(files[split])} of the {count} '{split}' shards that its file names speak "
-                "of. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
+                f"source='{folder}' has {len(by_split[split])} of the {count} '{split}' shards that its file names "
+                "speak of. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
             )
-    return files
+    return by_split
 
 
 def _load_from_hub(name: str, split: str | None) -> Any:
@@ -337,20 +349,6 @@ def _pick_name(splits: list[str], split: str | None, name: str) -> str:
     if split is None or split not in splits:
         raise ValueError(f"split={split!r}: {name} has the splits {splits}; choose one of them.")
     return split
-
-
-def _choose_column(
-    argument: str, asked: str | None, candidates: Iterable[str], columns: Iterable[str], where: str
-) -> str:
-    columns = list(columns)
-    for column in candidates if asked is None else [asked]:
-        if column in columns:
-            return column
-    wanted = " or ".join(f"'{column}'" for column in (candidates if asked is None else [asked]))
-    raise ValueError(
-        f"{argument}={asked!r}: {where} has no column {wanted}; its columns are {columns}. Name the right one with "
-        f"{argument} (--{argument.replace('_', '-')})."
-    )
 
 
 def _checked_captions(value: Any, column: str, where: str) -> list[str]:

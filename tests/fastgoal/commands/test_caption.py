@@ -1,8 +1,6 @@
 """`fastgoal caption` from the command line, and on to `fastgoal pairs`, with tiny models of random weights."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -124,21 +122,10 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
     assert "No such file" in error(*options(photographs, output, tiny_vlm), "--prompt-file", tmp_path / "absent.txt")
 
 
-def test_one_process_has_all_the_work(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    share, device = caption.join_processes("auto")
-    assert (share.index, share.count, device) == (0, 1, "auto")
-
-
-def test_two_processes_write_what_one_writes(photographs, tiny_vlm, tmp_path):
-    arguments = [str(argument) for argument in options(photographs, tmp_path / "two", tiny_vlm)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastgoal", *arguments]
-    done = subprocess.run([*command, "--batch-size", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("first caption") == done.stdout.count("5 images done now") == 1
-    assert call(*options(photographs, tmp_path / "one", tiny_vlm)) == 0
-    one, two = ((tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "two"))
-    assert one == two
+def test_several_processes_are_refused(photographs, tiny_vlm, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(*options(photographs, tmp_path / "out", tiny_vlm)) == 2
+    assert "WORLD_SIZE=2 says that several processes were started" in capsys.readouterr().err
 
 
 def test_number_formats():

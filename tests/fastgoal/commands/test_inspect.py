@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS
-from fastgoal.processing.builders.pair_rows import features
+from fastgoal.processing.data.pairs_dataset import features
 from tests.known_pairs import LONG, jpeg, row, rows, write
 
 

@@ -139,16 +139,28 @@ def test_help_tells_of_pickles(capsys):
     assert "column:NAME" in printed
 
 
+def test_several_processes_are_refused(data, tiny_clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", "none") == 2
+    assert "WORLD_SIZE=2 says that several processes were started" in capsys.readouterr().err
+
+
+def test_regions_sam_checks_the_kind(data, tiny_clip, tmp_path, capsys):
+    options = (data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--regions", "sam")
+    assert call(*options, "--detector", "none") == 2
+    assert "regions='sam' needs a SAM checkpoint, got detector='none'" in capsys.readouterr().err
+
+
 def test_dtype_and_detector_reach_the_matcher(tiny_clip, monkeypatch):
     asked = SimpleNamespace()
 
-    def load_detector(name, device=None, min_score=None, **areas):
-        asked.detector = (name, device, min_score)
+    def load_detector(name, device=None, **limits):
+        asked.detector = (name, device, limits)
         return "the detector"
 
     monkeypatch.setattr("fastgoal.processing.detectors.load.load_detector", load_detector)
-    model, processor = pairs.load_matcher(str(tiny_clip), "yolo11n.pt", "cpu", "bfloat16", 0.4)
-    assert asked.detector == ("yolo11n.pt", "cpu", 0.4)
+    model, processor = pairs.load_matcher(str(tiny_clip), "yolo11n.pt", "cpu", "bfloat16", min_score=0.4)
+    assert asked.detector == ("yolo11n.pt", "cpu", {"min_score": 0.4})
     assert processor.detector == "the detector"
     assert model.dtype == torch.bfloat16
     assert not model.training

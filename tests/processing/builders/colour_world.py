@@ -6,7 +6,7 @@ The matcher is a model that only sees colours: a crop's embedding is its mean co
 import hashlib
 import json
 import os
-import socket
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,8 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-SETTINGS = PairSettings(model="colours", detector="halves", shard_size=3)
+HALVES = DetectorSpec("halves", "thirds of the image")
+SETTINGS = PairSettings("colours", HALVES, shard_size=3)
 
 
 class ColourModel:
@@ -50,28 +51,31 @@ class ColourModel:
 
 
 class Halves:
-    """A detector that finds the left and the right third; it can break or kill the process at an image, or be slow."""
+    """A detector that finds the left and the right third; it can break or kill the process at an image, or be slow.
 
-    spec = DetectorSpec("halves", "halves")
+    Captions with the word `nothing` name nothing to look for.
+    """
+
+    spec = HALVES
 
     def __init__(self, act_at=None, action=None, pause=0.0):
         self.seen, self.act_at, self.action, self.pause = 0, act_at, action, pause
 
     def prepare(self, image, caption):
-        return image
+        return None if "nothing" in caption else image.size
 
-    def detect(self, images):
+    def detect(self, prepared):
         found = []
-        for image in images:
+        for width, height in prepared:
             self.seen += 1
             time.sleep(self.pause)
             if self.seen == self.act_at:
                 self.action()
-            third = image.width / 3
+            third = width / 3
             found.append(
                 [
-                    Region((0, 0, third, image.height), 0.9, "left", self.spec.kind),
-                    Region((2 * third, 0, image.width, image.height), 0.8, "right", self.spec.kind),
+                    Region((0, 0, third, height), 0.9, "left", "halves"),
+                    Region((2 * third, 0, width, height), 0.8, "right", "halves"),
                 ]
             )
         return found
@@ -135,21 +139,8 @@ def without_times(summary):
     }
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def run_as_process(rank, size, port, folder, output, reports, settings=SETTINGS, act_at=None, action=None, pause=0.0):
-    """One of `size` processes that make a folder together; what it returned or said is in `reports/RANK.json`."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def run_as_process(folder, output, settings=SETTINGS, act_at=None, pause=0.0):
+    """Make a folder in a process of its own, which kills itself at an image."""
     torch.set_num_threads(1)
-    detector = Halves(act_at, action and (lambda: os.kill(os.getpid(), action)), pause)
-    report = {"pid": os.getpid()}
-    try:
-        report["summary"] = run(Path(folder), Path(output), matcher(detector), settings)
-    except (ValueError, OSError) as error:
-        report["error"] = str(error)
-    report["images"] = detector.seen
-    Path(reports, f"{rank}.json").write_text(json.dumps(report))
+    detector = Halves(act_at, lambda: os.kill(os.getpid(), signal.SIGKILL), pause)
+    run(Path(folder), Path(output), matcher(detector), settings)

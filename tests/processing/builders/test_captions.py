@@ -4,15 +4,15 @@ import json
 import multiprocessing
 import os
 import random
-import threading
 import time
 
 import pytest
 from datasets import Dataset, load_dataset
 from PIL import Image
 
+from fastgoal.processing.builders import captions
 from fastgoal.processing.builders.captioner import Caption
-from fastgoal.processing.builders.captions import CaptionSettings, Share, build_captions
+from fastgoal.processing.builders.captions import CaptionSettings, build_captions
 from fastgoal.processing.data.image_folder import open_images
 from fastgoal.processing.data.sources import open_source
 
@@ -88,7 +88,7 @@ def test_every_image_gets_its_own_caption(photographs, tmp_path):
     assert seconds >= 4 * 0.05
     assert rate == pytest.approx(11 / seconds, rel=0.05)
     assert summary == {"images": 11, "skipped": [], "words": 8.0, "sentences": 3.0, "cut": 5, "made": 11}
-    assert os.listdir(tmp_path / "out" / ".fastgoal") == []
+    assert os.listdir(tmp_path / "out" / ".fastgoal") == ["run.lock"]
 
     again = Captioner()
     assert build(photographs, tmp_path / "out", again)["made"] == 0
@@ -147,22 +147,56 @@ def unbroken(photographs, tmp_path):
     return captioner.batches
 
 
-def test_a_batch_that_was_half_written_is_written_again(photographs, tmp_path):
+def test_a_damaged_batch_is_named_and_written_again(photographs, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(captions.logger, "warning", said.append)
     with pytest.raises(KeyboardInterrupt):
         build(photographs, tmp_path / "out", Captioner(3))
-    part = tmp_path / "out" / ".fastgoal" / "captions-00000.jsonl"
-    whole = part.read_bytes()
-    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
-    cuts = random.Random(0).sample(range(len(whole)), 25)
-    for cut in [0, *ends, *(end - 1 for end in ends), *cuts]:
+    batches = sorted((tmp_path / "out" / ".fastgoal").glob("captions-*.json"))
+    assert [path.name for path in batches] == [f"captions-0000000{row}.json" for row in (0, 3, 6)]
+    batches[1].write_bytes(batches[1].read_bytes()[:50])
+    captioner = Captioner()
+    build(photographs, tmp_path / "out", captioner)
+    assert f"{batches[1]} is damaged; what cannot be read is captioned again" in said[0]
+    assert len(captioner.seen) == 11 - 6
+    assert rows_of(tmp_path / "out") == expected(range(11))
+
+
+def test_batches_of_version_0_1_are_kept_as_far_as_they_are_whole(photographs, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(photographs, output, Captioner(3))
+    batches = sorted((output / ".fastgoal").glob("captions-*.json"))
+    lines = [json.dumps(json.loads(path.read_text())).encode() + b"\n" for path in batches]
+    for path in batches:
+        path.unlink()
+    part, whole = output / ".fastgoal" / "captions-00000.jsonl", b"".join(lines)
+    ends = [len(b"".join(lines[: number + 1])) for number in range(3)]
+    for cut in [0, *ends, *random.Random(0).sample(range(len(whole)), 10)]:
         for rest in (b"", b"\0" * 40):
             part.write_bytes(whole[:cut] + rest)
             captioner = Captioner()
-            build(photographs, tmp_path / "out", captioner)
+            build(photographs, output, captioner)
             kept = sum(end <= cut for end in ends)
-            assert len(captioner.seen) == 11 - 3 * kept
-            assert rows_of(tmp_path / "out") == expected(range(11))
-            (tmp_path / "out" / "metadata.jsonl").unlink()
+            assert len(captioner.seen) in (11 - 3 * kept, 11 - 3 * (kept + (cut + 1 in ends)))
+            assert rows_of(output) == expected(range(11))
+            assert not part.exists()
+            (output / "metadata.jsonl").unlink()
+
+
+def test_a_run_that_ended_before_its_summary_is_finished(photographs, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastgoal.processing.builders.shards.RunFolder.finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(photographs, tmp_path / "out", Captioner())
+    captioner = Captioner()
+    summary = build(photographs, tmp_path / "out", captioner)
+    assert (summary["images"], summary["made"], captioner.seen) == (11, 0, [])
+    assert os.listdir(tmp_path / "out" / ".fastgoal") == ["run.lock"]
+    assert rows_of(tmp_path / "out") == expected(range(11))
 
 
 class Slow(Captioner):
@@ -196,7 +230,7 @@ def test_kill_9_at_any_moment_loses_and_repeats_nothing(tmp_path):
     assert kills > 2
     assert rows_of(output) == expected(range(90))
     assert len(list(output.glob("*.png"))) == 90
-    assert os.listdir(output / ".fastgoal") == []
+    assert os.listdir(output / ".fastgoal") == ["run.lock"]
     # Only a batch that a kill caught before it was written down was asked about again.
     assert len(log.read_text().split()) <= 90 + 3 * kills
 
@@ -244,7 +278,7 @@ def test_a_broken_image_stops_or_is_listed(photographs, tmp_path):
     assert len(captioner.seen) == 10
     assert not (tmp_path / "out" / "004.png").exists()
     assert build(photographs, tmp_path / "out", captioner, on_error="skip")["skipped"] == summary["skipped"]
-    with pytest.raises(ValueError, match="left out 1 images of this folder"):
+    with pytest.raises(ValueError, match="left out 1 row of this folder"):
         build(photographs, tmp_path / "out", captioner)
 
 
@@ -307,35 +341,13 @@ def test_rows_of_a_data_set_get_names_of_their_own(photographs, tmp_path):
         assert (tmp_path / "out" / row["file_name"]).read_bytes() == (photographs / name).read_bytes()
 
 
-def test_processes_share_the_work(photographs, tmp_path):
-    barrier = threading.Barrier(3)
-    captioners = [Captioner() for _ in range(3)]
-    summaries = {}
-
-    def work(index):
-        share = Share(index, 3, lambda: barrier.wait(20))
-        summaries[index] = build(photographs, tmp_path / "out", captioners[index], share=share, batch_size=2)
-
-    with pytest.raises(KeyboardInterrupt):  # what was done alone before is kept
-        build(photographs, tmp_path / "out", Captioner(1), batch_size=2)
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert rows_of(tmp_path / "out") == expected(range(11))
-    assert [len(captioner.seen) for captioner in captioners] == [4, 3, 2]
-    assert summaries[0] == summaries[1] == summaries[2]
-    assert summaries[0]["images"] == 11
-
-
 def test_two_runs_do_not_write_one_folder(photographs, tmp_path):
     inside = []
 
     def captioner(images, seed):
         if not inside:
             inside.append(True)
-            with pytest.raises(ValueError, match=f"process {os.getpid()} writes this folder"):
+            with pytest.raises(ValueError, match=f"process {os.getpid()} on the machine .* writes this folder"):
                 build(photographs, tmp_path / "out", Captioner())
         return Captioner()(images)
 
@@ -343,19 +355,24 @@ def test_two_runs_do_not_write_one_folder(photographs, tmp_path):
     assert rows_of(tmp_path / "out") == expected(range(11))
 
 
-def test_a_full_disk_is_said_and_what_is_done_is_kept(photographs, tmp_path, monkeypatch):
-    def full(path, record):
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_said_and_what_is_done_is_kept(photographs, tmp_path, monkeypatch, call):
+    def full(*_):
         raise OSError(28, "No space left on device")
+
+    def captioner(images, seed):
+        monkeypatch.setattr(os, call, full)
+        return Captioner()(images)
 
     with pytest.raises(KeyboardInterrupt):
         build(photographs, tmp_path / "out", Captioner(2))
-    with monkeypatch.context() as patch:
-        patch.setattr("fastgoal.processing.builders.captions._append", full)
-        with pytest.raises(OSError, match=r"No space left on device.* it continues where it stopped"):
-            build(photographs, tmp_path / "out", Captioner())
+    with pytest.raises(OSError, match=r"No space left on device.* it continues where it stopped"):
+        build(photographs, tmp_path / "out", captioner)
+    monkeypatch.undo()
     captioner = Captioner()
     build(photographs, tmp_path / "out", captioner)
     assert len(captioner.seen) == 5
+    assert rows_of(tmp_path / "out") == expected(range(11))
 
 
 def test_foreign_folders_are_left_alone(photographs, tmp_path):

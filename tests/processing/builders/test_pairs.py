@@ -1,16 +1,16 @@
 """`build_pairs`: known matches, resuming after errors and kills, bad rows, locks and full disks.
 
-The matcher only sees colours, see `colour_world`; several processes are in `test_pairs_in_processes`.
+The matcher only sees colours, see `colour_world`.
 """
 
 import errno
 import json
+import multiprocessing
 import os
+import random
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -19,13 +19,25 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from fastgoal.processing.builders import pair_manifest, shards
 from fastgoal.processing.builders import pairs as pair_builder
+from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.pairs import PairSettings
-from fastgoal.processing.builders.shards import folder_lock
 from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.detectors.spec import DetectorSpec
 
-from .colour_world import SETTINGS, ColourModel, Halves, make_folder, matcher, rows_of, run, unused, without_times
+from .colour_world import (
+    HALVES,
+    SETTINGS,
+    ColourModel,
+    Halves,
+    make_folder,
+    matcher,
+    rows_of,
+    run,
+    run_as_process,
+    unused,
+    without_times,
+)
 
 
 @pytest.fixture
@@ -68,7 +80,7 @@ def test_summary_counts_what_is_in_the_data(made):
     assert set(made.summary["stage_seconds"]) == {"decode", "detect", "crop", "sentences", "image", "write"}
     saved = json.loads((made.output / "fastgoal_pairs.json").read_text())
     assert without_times(saved["summary"]) == without_times(made.summary)
-    assert saved["settings"]["min_area"] == 0.01
+    assert saved["settings"]["detector"] == asdict(HALVES)
     assert "transformers" in saved["versions"]
 
 
@@ -90,29 +102,9 @@ def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, mon
         run(made.folder, tmp_path / "pairs", num_workers=0)
 
 
-def test_operations_in_worker_threads_take_one_core():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with pair_builder._single_threaded(3) as pool:
-            assert list(pool.map(lambda _: torch.get_num_threads(), range(6))) == [1] * 6
-            assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_a_stage_inside_another_one_counts_alone(monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
-    monkeypatch.setattr(pair_builder.time, "perf_counter", lambda: next(now))
-    clock = pair_builder._Clock()
-    with clock("image"), clock("crop"):
-        pass
-    assert clock.seconds == {"": 1.0, "image": 2.0 + 4.0, "crop": 3.0}
-
-
 def test_time_on_the_clock_is_counted_once():
     spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 30.0), (40.0, 41.0)]
-    assert pair_manifest._covered(spans) == 21.0
+    assert pair_builder._covered(spans) == 21.0
 
 
 def test_images_keep_the_bytes_of_their_files(made):
@@ -152,23 +144,63 @@ def test_an_interrupted_run_continues_and_equals_an_uninterrupted_one(made, tmp_
     assert without_times(summary) == without_times(made.summary)
 
 
-def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, tmp_path):
+@pytest.fixture(scope="module")
+def context():
+    """Processes that begin with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run_as_process.__module__, "datasets", "pyarrow.parquet"])
+    return context
+
+
+def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, context, tmp_path):
     output = tmp_path / "pairs"
     # The detector kills the process at the fifth image, with no chance to clean up.
-    arguments = f"0, 1, 0, {str(made.folder)!r}, {str(output)!r}, '.', act_at=5, action={int(signal.SIGKILL)}"
-    code = f"import colour_world; colour_world.run_as_process({arguments})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    process = context.Process(target=run_as_process, args=(made.folder, output), kwargs={"act_at": 5})
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [path.name for path in (output / "data").iterdir()] == ["train-00000-of-00003.parquet"]
-    assert (output / ".fastgoal/lock").exists()
+    assert (output / ".fastgoal/run.json").exists()
     assert list(output.rglob("*.tmp"))
     summary = run(made.folder, output)
     assert summary["shards_made"] == 2
     assert rows_of(output) == rows_of(made.output)
     assert without_times(summary) == without_times(made.summary)
     assert not list(output.rglob("*.tmp"))
-    assert not (output / ".fastgoal/lock").exists()
+    assert not (output / ".fastgoal/run.json").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_moment_nothing_is_lost_or_mixed(context, tmp_path, seed):
+    settings = replace(SETTINGS, shard_size=2)
+    folder, output = make_folder(tmp_path / "data", 24), tmp_path / "pairs"
+    whole = without_times(run(folder, tmp_path / "whole", settings=settings))
+    chance, before = random.Random(seed), {}
+    for _ in range(6):
+        process = context.Process(target=run_as_process, args=(folder, output, settings), kwargs={"pause": 0.01})
+        process.start()
+        process.join(chance.uniform(0.05, 0.7))
+        process.kill()
+        process.join()
+        now = rows_of(output) if (output / "data").is_dir() else {}
+        assert before.items() <= now.items() <= rows_of(tmp_path / "whole").items()
+        before = now
+    assert without_times(run(folder, output, settings=settings)) == whole
+    assert rows_of(output) == rows_of(tmp_path / "whole")
+
+
+def test_a_second_run_is_refused_while_the_first_one_lives(context, tmp_path):
+    settings = replace(SETTINGS, shard_size=2)
+    folder, output = make_folder(tmp_path / "data", 24), tmp_path / "pairs"
+    process = context.Process(target=run_as_process, args=(folder, output, settings), kwargs={"pause": 0.2})
+    process.start()
+    while process.is_alive() and not (output / ".fastgoal/run.json").exists():
+        process.join(0.01)
+    with pytest.raises(ValueError, match=f"process {process.pid} on the machine .* writes this folder"):
+        run(folder, output, unused, settings=settings)
+    process.kill()
+    process.join()
+    assert run(folder, output, settings=settings)["images"] == 24
 
 
 def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
@@ -193,14 +225,12 @@ def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
 
 
 def test_other_settings_or_data_are_refused(made, tmp_path):
-    from dataclasses import replace
-
     output = tmp_path / "pairs"
     folder = make_folder(tmp_path / "data", count=2)
     run(folder, output)
     before = rows_of(output)
-    with pytest.raises(ValueError, match=r"min_area was 0.01 and is now 0.2.*--output, or delete"):
-        run(folder, output, unused, settings=replace(SETTINGS, min_area=0.2))
+    with pytest.raises(ValueError, match=r"of the detector, min_area was 0.01 and is now 0.2\..*--output, or delete"):
+        run(folder, output, unused, settings=replace(SETTINGS, detector=replace(HALVES, min_area=0.2)))
     with pytest.raises(ValueError, match="model was 'colours' and is now 'shapes'"):
         run(folder, output, unused, settings=replace(SETTINGS, model="shapes"))
     with pytest.raises(ValueError, match="source_rows was 2 and is now 8"):
@@ -219,7 +249,7 @@ def test_settings_may_be_put_right_while_no_shard_is_finished(made, tmp_path):
         raise RuntimeError("wrong detector")
 
     with pytest.raises(RuntimeError, match="wrong detector"):
-        run(made.folder, tmp_path / "pairs", matcher(Halves(1, fail)), PairSettings(model="colours", shard_size=2))
+        run(made.folder, tmp_path / "pairs", matcher(Halves(1, fail)), PairSettings("colours", shard_size=2))
     run(made.folder, tmp_path / "pairs")
     assert rows_of(tmp_path / "pairs") == rows_of(made.output)
 
@@ -248,7 +278,7 @@ def bad_folder(tmp_path):
     return folder
 
 
-COLUMN = PairSettings(model="colours", detector="column:boxes", shard_size=3)
+COLUMN = PairSettings("colours", DetectorSpec("column", "boxes"), shard_size=3)
 
 
 def test_bad_rows_are_skipped_counted_and_listed(bad_folder, tmp_path, load):
@@ -324,50 +354,43 @@ def test_a_rotated_photograph_is_stored_as_it_is_and_measured_upright(tmp_path, 
 
 
 def test_limit_takes_the_first_rows_and_default_regions_always_take_part(made, tmp_path, load):
-    settings = PairSettings(model="colours", limit=4, shard_size=3, max_area=0.2)
+    settings = PairSettings("colours", replace(HALVES, max_area=0.2), limit=4, shard_size=3)
     summary = run(made.folder, tmp_path / "pairs", settings=settings)
     assert (summary["images"], summary["shards"], summary["regions"]) == (4, 2, {"default": 20})
     assert load(tmp_path / "pairs")["file_name"] == [f"{number}.png" for number in range(4)]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"limit": 0}, {"shard_size": 0}, {"min_area": 0.9}, {"max_area": 1.5}, {"min_score": 2}]
-)
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"shard_size": 0}])
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}.*expected"):
         PairSettings(model="x", **wrong)
 
 
-def test_one_process_at_a_time(made, tmp_path):
-    with (
-        folder_lock(tmp_path / "pairs/.fastgoal/lock"),
-        pytest.raises(ValueError, match=f"process {os.getpid()} writes"),
-    ):
-        run(made.folder, tmp_path / "pairs", unused)
+def test_a_folder_that_version_0_1_began_is_continued(made, tmp_path):
+    output = tmp_path / "pairs"
+    run(made.folder, output)
+    (output / "data/train-00001-of-00003.parquet").unlink()
+    path = output / "fastgoal_pairs.json"
+    manifest = json.loads(path.read_text())
+    limits = {"min_score": 0.25, "min_area": 0.01, "max_area": 0.8}
+    manifest["settings"] = {**manifest["settings"], "detector": "yolo11n.pt#0123", **limits}
+    path.write_text(json.dumps(manifest))
+    (output / ".fastgoal/lock").write_text(json.dumps({"pid": os.getpid(), "started": "x", "host": "elsewhere"}))
+    with pytest.raises(ValueError, match="of the detector, kind was 'ultralytics' and is now 'halves'"):
+        run(made.folder, output, unused)
+    settings = replace(SETTINGS, detector=DetectorSpec("ultralytics", "yolo11n.pt", "yolo11n.pt#0123"))
+    assert run(made.folder, output, settings=settings)["shards_made"] == 1
+    assert rows_of(output) == rows_of(made.output)
 
 
-def test_a_lock_is_only_broken_when_its_process_is_gone(tmp_path):
-    lock = tmp_path / "lock"
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    holder = {"pid": process.pid, "started": "x", "host": os.uname().nodename}
-    lock.write_text(json.dumps(holder))
-    with folder_lock(lock):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
-    assert not lock.exists()
-    # The number of a process that is gone may belong to another one now: this one, for example.
-    lock.write_text(json.dumps({**holder, "pid": os.getpid()}))
-    with folder_lock(lock):
-        pass
-    lock.write_text(json.dumps({**holder, "host": "elsewhere"}))
-    with pytest.raises(ValueError, match=r"on the machine 'elsewhere'.*delete"), folder_lock(lock):
-        pass
-    lock.write_text("")
-    with pytest.raises(ValueError, match="just made"), folder_lock(lock):
-        pass
-    os.utime(lock, (1, 1))
-    with folder_lock(lock):
-        pass
+def test_captions_that_name_nothing_are_counted(tmp_path, load):
+    folder = make_folder(tmp_path / "data", 3, {1: {"caption": "Red, nothing else. It is blue."}})
+    summary = run(folder, tmp_path / "pairs")
+    assert (summary["without_phrases"], summary["regions"]) == (1, {"default": 15, "halves": 4})
+    assert (
+        run(folder, tmp_path / "column", matcher(), settings=replace(COLUMN, detector=HALVES))["without_phrases"] == 0
+    )
+    assert [region["source"] for region in load(tmp_path / "pairs")[1]["regions"]] == ["default"] * 5
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_finished(made, tmp_path):
@@ -378,7 +401,7 @@ def test_a_full_disk_says_so_and_keeps_what_is_finished(made, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not write .*shards that are finished are kept"):
+        with pytest.raises(OSError, match=r"could not write .*What is finished is kept"):
             run(made.folder, tmp_path / "pairs")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -401,14 +424,15 @@ def test_no_space_left_names_the_file_and_the_way_out(made, tmp_path, monkeypatc
 
         return maybe
 
-    # Rows are written once for each of these small shards; a shard and its record are synced, after the manifest.
+    # Rows are written once for each of these small shards. Synced are the name of the process, the manifest, and of
+    # each shard the record and the shard, every time the file and its folder.
     if where == "rows":
         writer = pyarrow.parquet.ParquetWriter
         monkeypatch.setattr(writer, "write_table", fail_later(writer.write_table, 2))
     else:
-        monkeypatch.setattr(os, "fsync", fail_later(os.fsync, {"end of a shard": 5, "record": 6}[where]))
+        monkeypatch.setattr(os, "fsync", fail_later(os.fsync, {"record": 9, "end of a shard": 11}[where]))
     name = r"train-00001-of-00003\.(json|parquet)"
-    with pytest.raises(OSError, match=f"could not write .*{name}.*No space left.*are kept; make room"):
+    with pytest.raises(OSError, match=f"could not write .*{name}.*No space left.*is kept; make room"):
         run(made.folder, tmp_path / "pairs")
     monkeypatch.undo()
     assert list(rows_of(tmp_path / "pairs")) == ["train-00000-of-00003.parquet"]

@@ -1,0 +1,89 @@
+"""The output folder of a run: its lock, and files that appear whole."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from fastgoal.processing.builders.captions import CaptionSettings
+from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped, whole_file, write_json
+from fastgoal.processing.data.image_folder import ImageFolder
+
+SETTINGS = CaptionSettings("a model", "What is it?")
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    return ImageFolder(tmp_path / "images")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "out", "run.json", "fastgoal run", ["data/*"])
+
+
+def test_one_run_at_a_time(source, folder):
+    holder = folder.work / "run.json"
+    with folder.open(source, SETTINGS):
+        assert json.loads(holder.read_text())["pid"] == os.getpid()
+        with pytest.raises(
+            ValueError, match=f"^process {os.getpid()} on the machine .*Wait for it, stop it.* delete .*run.lock"
+        ):
+            folder.open(source, SETTINGS).__enter__()
+        holder.unlink()
+        with pytest.raises(ValueError, match="another run writes this folder"):
+            folder.open(source, SETTINGS).__enter__()
+    with folder.open(source, SETTINGS):
+        pass
+    assert not holder.exists()
+
+
+def test_the_system_frees_the_lock_of_a_process_that_was_killed(source, folder):
+    code = (
+        "from pathlib import Path; from fastgoal.processing.builders.shards import RunFolder\n"
+        f"with RunFolder(Path({str(folder.folder)!r}), 'run.json', 'x', [])._locked():\n"
+        "    print('mine', flush=True); input()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment, text=True)
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(ValueError, match=f"process {process.pid} on the machine '.*' writes this folder"):
+        folder.open(source, SETTINGS).__enter__()
+    process.kill()
+    process.communicate()
+    with folder.open(source, SETTINGS):
+        pass
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "sub" / "a.txt"
+    with pytest.raises(TypeError), whole_file(path, tmp_path) as file:
+        file.write("half")
+    assert os.listdir(tmp_path) == ["sub"]
+    assert os.listdir(path.parent) == []
+    with whole_file(path, tmp_path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(OSError, match=r"could not write .* it continues where it stopped"):
+        write_json(tmp_path / "a.json", {}, tmp_path / "absent")
+
+
+def test_where_settings_differ_in_words():
+    found = {"model": "a", "detector": {"kind": "none", "min_area": 0.01}, "prompt": "What?", "limit": 3}
+    wanted = {"model": "b", "detector": {"kind": "sam", "min_area": 0.01}, "prompt": "Where?", "limit": 3}
+    assert describe_differences(found, found) == ""
+    assert describe_differences(found, wanted) == (
+        "model was 'a' and is now 'b'; of the detector, kind was 'none' and is now 'sam'; the prompt was another one"
+    )
+
+
+def test_left_out_rows_stop_a_run_that_stops_at_such_rows():
+    refuse_skipped([])
+    with pytest.raises(ValueError, match=r"left out 1 row of this folder, the first: a is broken\. Go on with"):
+        refuse_skipped([{"row": 0, "reason": "a is broken."}])
