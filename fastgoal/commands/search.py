@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add
+
 HELP = "find images of a folder by a description or an image"
 
 EPILOG = """\
@@ -10,33 +12,30 @@ The folder is encoded once; later calls encode only new and changed files. The i
 unless --index names another place, and belongs to one model. Without a query the index is only brought up to date.
 
 examples:
-  fastgoal search photographs/ "A brown dog runs over a meadow. Behind it there is a lake." --model outputs/
-  fastgoal search photographs/ --query-image dog.jpg --model outputs/ -k 20 --html found.html
+  fastgoal search photographs/ --model outputs/ \\
+      "A brown dog runs over a meadow. Behind it there is a lake."
+  fastgoal search photographs/ --model outputs/ --query-image dog.jpg \\
+      --top-k 20 --html found.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder with images, sub-folders included")
     parser.add_argument("query", nargs="?", metavar="TEXT", help="what to look for")
-    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
+    add(parser, "--model")
     parser.add_argument("--query-image", type=Path, metavar="FILE", help="look for images like this one")
-    parser.add_argument("-k", type=int, default=5, metavar="N", help="how many images to show (default: 5)")
-    parser.add_argument("--html", type=Path, metavar="out.html", help="show the images on a page, too")
+    add(parser, "--top-k", help="how many images to show")
+    add(parser, "--html", type=Path, help="show the images on a page, too")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: in IMAGES)")
     parser.add_argument("--rebuild", action="store_true", help="make the index anew, also of another model")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in a forward (default: 32)")
-    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+    add(parser, "--batch-size")
+    add(parser, "--num-workers", default=0, help="processes that read images")
+    add(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import load_model, prepare_output, write_text
+    from fastgoal.tools.files import prepare_output, write_text
 
-    for name, lowest in (("k", 1), ("batch_size", 1), ("num_workers", 0)):
-        if getattr(args, name) < lowest:
-            option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is {getattr(args, name)}; it must be at least {lowest}.")
     if args.query is not None and args.query_image is not None:
         raise ValueError("there are two queries, a text and --query-image; give one of them.")
     query = None if args.query is None else args.query.strip()
@@ -54,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.images import load_image
     from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
     from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
+    from fastgoal.trainer.evaluation.models import load_model
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)
@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         return 0
     encoded = time.perf_counter()
-    hits = index.search(vector, args.k)
+    hits = index.search(vector, args.top_k)
     found = time.perf_counter()
     print(f"\n{'score':>7}  image")
     for hit in hits:
         print(f"{hit.score:>7.3f}  {hit.path}")
-    if args.k > len(index):
-        print(f"There are only {len(index):,} images, fewer than the {args.k:,} asked for.")
+    if args.top_k > len(index):
+        print(f"There are only {len(index):,} images, fewer than the {args.top_k:,} asked for.")
     print(
         f"\nSearched {len(index):,} images in {1000 * (found - encoded):.1f} ms; the query was encoded in"
         f" {1000 * (encoded - start):.1f} ms; model and index were ready after {ready:.1f} s."
