@@ -145,7 +145,7 @@ def _flags_of(path: Path) -> list[str]:
     unknown = sorted(key for key in map(str, settings) if key.replace("-", "_") not in known)
     if unknown:
         named = ", ".join(key + did_you_mean(key, known) for key in unknown)
-        raise ValueError(f"{path} has unknown settings: {named} `fastgoal train --help` lists all.")
+        raise ValueError(f"{path} has unknown settings (`fastgoal train --help` lists all): {named}")
     _refuse_two_names(list(settings), str(path))
     flags: list[str] = []
     for key, value in settings.items():

@@ -83,10 +83,12 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.data.image_folder import open_images
+    from fastgoal.processing.devices import choose_device, choose_dtype
     from fastgoal.processing.weights import mark_weights
 
     share, device = join_processes(args.device)
-    device, dtype = choose_numbers(device, args.dtype)
+    device = choose_device(device)
+    dtype = choose_dtype(args.dtype, device, bfloat16=True)
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     settings = CaptionSettings(
         model=mark_weights(args.model),
@@ -155,18 +157,6 @@ def join_processes(device: str) -> tuple[Any, str]:
         raise ValueError(f"{processes} processes were started and do not find each other on device='{device}'.")
     own = str(state.device) if device in ("auto", state.device.type) else device
     return Share(state.process_index, state.num_processes, state.wait_for_everyone), own
-
-
-def choose_numbers(device: str, dtype: str) -> tuple[str, str]:
-    """The device and number format that `auto` stands for here."""
-    from fastgoal.commands.pairs import choose_device
-
-    chosen = choose_device(device, dtype)
-    if dtype == "auto" and chosen[0].startswith("cuda"):
-        import torch
-
-        return chosen[0], "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return chosen
 
 
 def describe(summary: dict[str, Any], output: str, limit: int) -> str:

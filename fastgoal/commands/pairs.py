@@ -85,10 +85,12 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.detectors.open_vocabulary import MIN_SCORES, open_vocabulary_kind
     from fastgoal.processing.detectors.phrases import MAX_PHRASES
+    from fastgoal.processing.devices import choose_device, choose_dtype
     from fastgoal.processing.weights import PICKLES, check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
-    device, dtype = choose_device(args.device, args.dtype)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
     own_boxes = args.detector == "none" or args.detector.startswith(COLUMN_PREFIX)
     sam = args.regions == "sam"
     if sam and (own_boxes or args.detector.lower().endswith(PICKLES)):
@@ -174,29 +176,6 @@ def load_matcher(
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
     return model.to(device).eval(), processor
-
-
-def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there.
-
-    Of several processes on one machine each gets a GPU of its own, by its number.
-    """
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device='{device}' cannot be used: {reason} Use auto, cpu, or a device that is there."
-        ) from None
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    return device, dtype
 
 
 def describe(summary: dict[str, Any], output: str) -> str:

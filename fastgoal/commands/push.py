@@ -19,7 +19,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder of a saved model, or what `fastgoal pairs` wrote")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
-    add(parser, "--private", "--message")
+    add(parser, "--dry-run", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def test_flags_overrule_the_file(tmp_path):
         (
             "model: clip\nlerning_rate: 1.0\nxyz: 1\n",
             [],
-            "has unknown settings: lerning_rate: did you mean learning_rate? xyz",
+            "has unknown settings (`fastgoal train --help` lists all): lerning_rate: did you mean learning_rate?, xyz",
         ),
         ("just a text", [], "must hold `key: value` lines, got str"),
         ("model: a\nmodel_name_or_path: a\n", [], "gives model and model_name_or_path, two names of one setting"),

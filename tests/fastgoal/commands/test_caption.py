@@ -141,11 +141,6 @@ def test_two_processes_write_what_one_writes(photographs, tiny_vlm, tmp_path):
     assert one == two
 
 
-def test_number_formats():
-    assert caption.choose_numbers("cpu", "auto") == ("cpu", "float32")
-    assert caption.choose_numbers("cpu", "bfloat16") == ("cpu", "bfloat16")
-
-
 def test_help_says_what_comes_out(capsys):
     with pytest.raises(SystemExit):
         call("caption", "--help")

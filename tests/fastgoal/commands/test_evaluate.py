@@ -104,7 +104,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
         (tiny_clip, folder, ["--joint"], "has no local pairs; the joint test needs"),
         (tiny_clip, folder, ["--localisation"], "no column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
-        (tiny_clip, folder, ["--resamples", 1], "--resamples is 1"),
+        (tiny_clip, folder, ["--resamples", 1], "resamples is 1"),
         (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),
         (tiny_clip, folder, ["--against", tmp_path / "none"], "none"),
         (broken, folder, [], "NaN or infinite values in 4 of 4 rows"),
