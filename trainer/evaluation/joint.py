@@ -1,12 +1,12 @@
 """GOAL's joint test: global and local pairs in one gallery, scored by mean average precision (arXiv 2503.17782)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 
@@ -129,18 +129,18 @@ class _Crops(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         row = self.source[self.rows[index]]
-        pair = best_pair(row, self.source.where(self.rows[index]))
+        pair = best_pair(row.columns, self.source.where(self.rows[index]))
         return crop_box(load_image(row.image, name=row.name), row.columns["regions"][pair["region"]]["box"])
 
 
-def best_pair(row: SourceRow, where: str) -> dict[str, Any]:
+def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The pair for training of a row of a pairs data set.
 
     Raises:
         ValueError: The row is of another kind of data set.
     """
-    pairs = row.columns.get("pairs")
-    if not isinstance(pairs, list) or not all(isinstance(row.columns.get(key), list) for key in _PAIR_COLUMNS):
+    pairs = row.get("pairs")
+    if not isinstance(pairs, list) or not all(isinstance(row.get(key), list) for key in _PAIR_COLUMNS):
         raise ValueError(
             f"{where} has no local pairs; the joint test needs a data set that `fastgoal pairs` wrote (build it with"
             " the same model for all models that are compared)."
@@ -179,7 +179,7 @@ def evaluate_joint(
     sentences = []
     for number in encoded.rows:
         row = source[number]
-        pair = best_pair(row, source.where(number))
+        pair = best_pair(row.columns, source.where(number))
         span = row.columns["sentences"][pair["sentence"]]
         sentences.append(row.caption[span["start"] : span["end"]])
     crops = encode_images(model, processor, _Crops(source, encoded.rows), batch_size, num_workers, progress)

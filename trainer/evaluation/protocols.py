@@ -9,7 +9,7 @@ Imports nothing heavy, as `fastgoal evaluate --help` lists the protocols.
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,27 +75,6 @@ class Opened:
         )
 
 
-class ListSource(Source):
-    """Rows that a reader has made: image files with their captions."""
-
-    def __init__(self, name: str, rows: Iterable[tuple[Path, list[str]]]) -> None:
-        super().__init__(name, ["file_name", "captions"], "file_name", "captions")
-        self._rows = list(rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def where(self, index: int) -> str:
-        return f"{self.name} row {index} ({self._rows[index][0].name})"
-
-    def _values(self, index: int) -> dict[str, Any]:
-        path, captions = self._rows[index]
-        return {"file_name": str(path), "captions": list(captions)}
-
-    def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
-        return Path(image).name
-
-
 class ChosenRows(Source):
     """Some rows of a source, in the given order, with at most so many captions each."""
 
@@ -144,9 +123,10 @@ def open_protocol(
     if protocol.read is None:
         source = _open(data, image_column, caption_column, split)
     elif isinstance(data, str | os.PathLike) and Path(data).is_dir() and not _is_plain(Path(data)):
-        source = ListSource(str(data), protocol.read(Path(data)))
-        if not len(source):
+        rows = [{"image": str(path), "captions": captions} for path, captions in protocol.read(Path(data))]
+        if not rows:
             raise ValueError(f"{data} has no row of the protocol {name}. Expected: {protocol.about}")
+        source = _open(rows, None, None, None, str(data))
     else:
         source = _open_table(protocol, data, image_column, caption_column, split)
     if limit is not None and limit < len(source):
@@ -154,8 +134,10 @@ def open_protocol(
     return Opened(protocol, source, protocol.images is None or len(source) == protocol.images)
 
 
-def _open(data: Any, image_column: str | None, caption_column: str | None, split: str | None) -> Source:
-    """Any data as a source."""
+def _open(
+    data: Any, image_column: str | None, caption_column: str | None, split: str | None, name: str = "data"
+) -> Source:
+    """Any data as a source; the name is for rows that have none."""
     if isinstance(data, Source):
         return data
     if isinstance(data, str | os.PathLike):
@@ -164,7 +146,7 @@ def _open(data: Any, image_column: str | None, caption_column: str | None, split
 
     if not isinstance(data, datasets.Dataset):
         data = datasets.Dataset.from_list([dict(row) for row in data])
-    return DatasetSource(data, "data", image_column, caption_column)
+    return DatasetSource(data, name, image_column, caption_column)
 
 
 def _is_plain(folder: Path) -> bool:

@@ -108,14 +108,11 @@ def measure_robustness(
     """Retrieval with changed captions, for each of `CHANGES`.
 
     Args:
-        model: A CLIP.
-        processor: Its processor.
+        model: As all that are not named here, for `encode_texts`.
         encoded: Images, and captions as they are.
         ranks: Of these.
         ks: The k of recall@k.
-        batch_size: Captions in a forward.
         seed: Of the changes.
-        progress: Show progress bars.
     """
     captions, text_to_image = encoded.captions, encoded.text_to_image
     image_embeds = encoded.image_embeds.to(model.device)
