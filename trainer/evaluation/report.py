@@ -98,7 +98,7 @@ class EvaluationReport(ModelResult):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values by name; what was not asked for is left out."""
-        values = {"split": self.split, **_given(self)}
+        values = {**_given(self), "split": self.split}
         if self.robustness is not None:
             values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
         if self.localisation is not None:
