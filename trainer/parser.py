@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             arguments[place] = self._spelled(argument)
         found, rest = super().parse_known_args(arguments, namespace)
         if rest:
-            self.error(f"nothing takes {' '.join(map(repr, rest))}")
+            self.error(f"unexpected {' '.join(map(repr, rest))}")
         return found, rest
 
     def _spelled(self, argument: str) -> str:

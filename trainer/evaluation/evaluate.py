@@ -6,12 +6,14 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+
+from fastgoal.processing.data.sources import Source
 
 from .embeddings import EncodedSource, count_truncated, encode_source, max_text_length
 from .intervals import bootstrap_intervals, compare
@@ -24,6 +26,9 @@ from .report import EvaluationReport, ModelResult
 from .retrieval import KS, Ranks
 from .rivals import check_positive
 from .robustness import measure_robustness
+
+Checkpoint = str | os.PathLike[str] | torch.nn.Module
+Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datasets.Dataset` has no type
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ class _Measured:
 
 
 def evaluate(
-    model: Any,
-    data: Any,
+    model: Checkpoint,
+    data: Data,
     protocol: str = "folder",
-    against: Any = None,
+    against: Checkpoint | None = None,
     *,
     processor: Any = None,
     against_processor: Any = None,
@@ -111,13 +116,15 @@ def evaluate(
     opened = open_protocol(protocol, data, image_column, caption_column, split, limit)
     source = opened.source
 
-    def measure(which: Any, its_processor: Any, option: str) -> _Measured:
-        model, processor, name = which, its_processor, getattr(which, "name_or_path", "") or type(which).__name__
-        if isinstance(which, str | os.PathLike):
-            name = os.fspath(which)
+    def measure(checkpoint: Checkpoint, processor: Any, option: str) -> _Measured:
+        model: Any = checkpoint
+        if isinstance(checkpoint, str | os.PathLike):
+            name = os.fspath(checkpoint)
             model, processor = load_model(name, device, dtype, option)
-        elif its_processor is None:
+        elif processor is None:
             raise ValueError(f"{option} is a loaded model; give its processor, too.")
+        else:
+            name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
         workers = choose_workers(num_workers, model)
         reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "progress": progress}
         encoded = encode_source(model, processor, source, on_error=on_error, **reading)
