@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage line and the message, and exit with 2."""
-        super().error(re.sub(r"^argument ([^\s/:]+)\S*: (?=is )", r"\1 ", message))
+        super().error(re.sub(r"^argument (?:-\w/)?([^\s/:]+)\S*: (?=is )", r"\1 ", message))
 
     def format_usage(self) -> str:
         """What the command needs, in one line; `--help` explains the options."""

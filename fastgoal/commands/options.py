@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from fastgoal.processing.devices import DTYPES
 from fastgoal.trainer.evaluation.protocols import PROTOCOLS
 
 
@@ -59,10 +60,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "cpu, cuda, cuda:1, mps ... (default: auto, the accelerator if there is one)",
     },
     "--dtype": {
-        "choices": ("auto", "float32", "float16", "bfloat16"),
+        "choices": DTYPES,
         "default": "float32",
         "metavar": "TYPE",
-        "help": "number format of the model: auto, float32, float16 or bfloat16",
+        "help": f"number format of the model: {', '.join(DTYPES)}",
     },
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the random numbers"},
     "--on-error": {

@@ -112,7 +112,7 @@ def test_no_command_shows_the_help(capsys):
         (
             ["gallery", "--model", "m", "--data", "d", "--top_k", "0"],
             "fastgoal gallery --model CLIP --data DATA [options]",
-            "-k is 0; it must be at least 1",
+            "--top-k is 0; it must be at least 1",
         ),
         (
             ["train", "--model", "m", "--learning_rat", "1"],
