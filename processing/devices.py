@@ -21,7 +21,7 @@ def choose_device(device: str | None = None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device is {device!r}, which cannot be used here: {reason} Use auto, cpu, or a device that is there."
+            f"device={device!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
         ) from None
     return device
 
