@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fastgoal.processing.regions import Region
     from fastgoal.processing.sentences import Sentence, split_sentences
     from fastgoal.trainer.batches.collator import FastGoalCollator
+    from fastgoal.trainer.evaluation.evaluate import evaluate
+    from fastgoal.trainer.evaluation.report import EvaluationReport
     from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
     from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
     from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "EvaluationReport",
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
     "FastGoalCollator",
@@ -33,11 +36,13 @@ __all__ = [
     "Region",
     "Sentence",
     "__version__",
+    "evaluate",
     "retrieval_metrics",
     "split_sentences",
 ]
 
 _MODULES = {
+    "EvaluationReport": "fastgoal.trainer.evaluation.report",
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalCollator": "fastgoal.trainer.batches.collator",
@@ -48,6 +53,7 @@ _MODULES = {
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
+    "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "retrieval_metrics": "fastgoal.trainer.evaluation.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }

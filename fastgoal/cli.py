@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fastgoal.trainer.parser import Parser
+
 COMMANDS = (
     "caption",
     "pairs",
@@ -28,7 +30,7 @@ COMMANDS = (
 EPILOG = """\
 examples:
   fastgoal quickstart
-  fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16 --detector yolo11n.pt
+  fastgoal pairs photos/ --output pairs/ --model openai/clip-vit-base-patch16
   fastgoal train config.yaml
   fastgoal evaluate --model outputs/ --data test/ --output report.json
   fastgoal push outputs/ OWNER/NAME
@@ -47,35 +49,31 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of `fastgoal` with all its sub-commands."""
     # SUPPRESS: the option may come before or after the sub-command, and neither place may reset the other.
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--traceback",
         action="store_true",
         default=argparse.SUPPRESS,
         help="show the whole Python traceback of an error instead of one line",
     )
-    parser = argparse.ArgumentParser(
-        prog="fastgoal",
-        description="Fine-tune CLIP for long, detailed captions (FAST-GOAL, GOAL).",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
-        allow_abbrev=False,
+    about = "Fine-tune CLIP for long, detailed captions (FAST-GOAL, GOAL)."
+    usage = "%(prog)s COMMAND [options]"
+    parser = Parser(prog="fastgoal", usage=usage, description=about, epilog=EPILOG, parents=[common])
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit"
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    subparsers = parser.add_subparsers(dest="command", prog="fastgoal", metavar="COMMAND", title="commands")
     for name in COMMANDS:
         module = importlib.import_module(f"fastgoal.commands.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(
             name,
             help=module.HELP,
             description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=getattr(module, "EPILOG", None),
             parents=[common],
-            allow_abbrev=False,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
@@ -85,26 +83,30 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fastgoal` with `argv` (without the program's name; `sys.argv[1:]` if None).
 
-    Returns the exit code: 0, what the command returned, 2 for wrong input, 130 when interrupted. Wrong arguments and
-    `--help` leave through `SystemExit`, as argparse does.
+    Returns the exit code: 0, what the command returned, 2 for wrong arguments or input, 130 when interrupted. `--help`
+    and `--version` leave through `SystemExit`, as argparse does.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    arguments, passed_on = _split_train(arguments)
-    args = parser.parse_args(arguments)
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    show_traceback = getattr(args, "traceback", False)
-    if args.command == "train":
-        show_traceback = show_traceback or "--traceback" in passed_on
-        args.arguments = [argument for argument in passed_on if argument != "--traceback"]
+    arguments, passed_on = _split_train(list(sys.argv[1:] if argv is None else argv))
+    name, show_traceback = "", False
     try:
+        parser = build_parser()
+        args = parser.parse_args(arguments)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        name, show_traceback = f" {args.command}", getattr(args, "traceback", False)
+        if args.command == "train":
+            show_traceback = show_traceback or "--traceback" in passed_on
+            args.arguments = [argument for argument in passed_on if argument != "--traceback"]
         code: int = args.run(args)
         sys.stdout.flush()
         return code
+    except SystemExit as stop:
+        if stop.code == 2:  # the parser has said what is wrong
+            return 2
+        raise
     except KeyboardInterrupt:
-        print(f"fastgoal {args.command}: interrupted", file=sys.stderr)
+        print(f"fastgoal{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone: leave quietly, also when Python flushes at exit.
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if show_traceback:
             raise
-        print(f"fastgoal {args.command}: error: {error}", file=sys.stderr)
+        print(f"fastgoal{name}: error: {error}", file=sys.stderr)
         return 2
 
 

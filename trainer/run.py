@@ -25,6 +25,7 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+from fastgoal.trainer.parser import Parser, did_you_mean
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -34,8 +35,20 @@ logger = logging.get_logger(__name__)
 class RunArguments:
     """What to train, and on which data."""
 
-    model: str = field(metadata={"help": "CLIP checkpoint to start from: a folder or a Hub id."})
-    train_data: str = field(metadata={"help": "Data set to train on: what `fastgoal pairs` wrote."})
+    model: str = field(
+        metadata={
+            "help": "CLIP checkpoint to start from: a folder or a Hub id.",
+            "metavar": "CLIP",
+            "aliases": "--model_name_or_path",
+        }
+    )
+    train_data: str = field(
+        metadata={
+            "help": "Data set to train on: what `fastgoal pairs` wrote.",
+            "metavar": "DIR",
+            "aliases": "--dataset_name",
+        }
+    )
     eval_data: str | None = field(default=None, metadata={"help": "Data set for the evaluations, of the same kind."})
     max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
@@ -46,17 +59,30 @@ class RunArguments:
     )
 
 
+class RunParser(Parser, HfArgumentParser):
+    """The settings of a run as flags."""
+
+
+OTHER_NAMES = {"model_name_or_path": "model", "dataset_name": "train_data"}
+
+
 def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:
     """Arguments from a YAML file, from flags, or from a file and flags that overrule it.
 
     Raises:
-        ValueError: The file has an unknown or a misspelt key.
-        FileNotFoundError: There is no such file.
+        SystemExit: Something is wrong with them, as argparse does it: two lines on stderr, and the exit code 2.
     """
-    parser = HfArgumentParser([RunArguments, FastGoalTrainingArguments])  # type: ignore[list-item]
+    parser = RunParser(
+        [RunArguments, FastGoalTrainingArguments],
+        usage="%(prog)s [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]",
+    )
     flags = list(argv)
-    if flags and flags[0].endswith((".yaml", ".yml")):
-        flags = [*_flags_of(Path(flags[0])), *flags[1:]]
+    try:
+        _refuse_two_names([flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")], "the command line")
+        if flags and flags[0].endswith((".yaml", ".yml")):
+            flags = [*_flags_of(Path(flags[0])), *flags[1:]]
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     run, training = parser.parse_args_into_dataclasses(flags)
     return run, training
 
@@ -115,9 +141,12 @@ def _flags_of(path: Path) -> list[str]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
     known = {name for kind in (RunArguments, FastGoalTrainingArguments) for name in kind.__dataclass_fields__}
-    unknown = sorted(set(settings) - known)
+    known |= set(OTHER_NAMES)
+    unknown = sorted(key for key in map(str, settings) if key.replace("-", "_") not in known)
     if unknown:
-        raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}. `fastgoal train --help` lists all.")
+        named = ", ".join(key + did_you_mean(key, known) for key in unknown)
+        raise ValueError(f"{path} has unknown settings (`fastgoal train --help` lists all): {named}")
+    _refuse_two_names(list(settings), str(path))
     flags: list[str] = []
     for key, value in settings.items():
         if isinstance(value, list):
@@ -125,6 +154,16 @@ def _flags_of(path: Path) -> list[str]:
         elif value is not None:
             flags += [f"--{key}", str(value)]
     return flags
+
+
+def _refuse_two_names(names: Sequence[str], where: str) -> None:
+    """Refuse a setting that one place gives under two of its names."""
+    given: dict[str, str] = {}
+    for name in names:
+        spelled = name.replace("-", "_")
+        own = OTHER_NAMES.get(spelled, spelled)
+        if given.setdefault(own, name) != name:
+            raise ValueError(f"{where} gives {given[own]} and {name}, two names of one setting; keep one of them.")
 
 
 if __name__ == "__main__":

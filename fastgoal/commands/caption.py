@@ -5,18 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .options import add, number
+
 HELP = "write long captions for images with an image-text-to-text model"
 
 EPILOG = """\
 IMAGES is one of
   a folder of images, sub-folders included (jpg, png, webp, bmp, gif, tif)
-  a folder with metadata.jsonl, a folder written by datasets' save_to_disk, a folder of parquet files, or OWNER/NAME of
-  a data set on the Hugging Face Hub; captions that are there already are not looked at
+  a folder with metadata.jsonl, a folder written by datasets' save_to_disk,
+  a folder of parquet files, or OWNER/NAME of a data set on the Hugging Face
+  Hub; captions that are there already are not looked at
 
 The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links to the
 originals where the disk allows it, else as copies: what `fastgoal pairs DIR` and datasets' "imagefolder" read.
 metadata.jsonl appears when all images are done. A run that was interrupted continues where it stopped when the same
-command is given again; --batch-size, --device and the number of processes may be others then.
+command is given again; --batch-size and --device may be others then.
 
 A caption that reaches --max-new-tokens is cut back to its last whole sentence, and its "finish" is "length", else
 "stop". CLIP reads 248 tokens once stretched, some 180 words; fastgoal's prompt asks for about 150 words.
@@ -24,20 +27,17 @@ A caption that reaches --max-new-tokens is cut back to its last whole sentence, 
 The first caption is shown as soon as it is there; --limit 5 with another --output tries a model or a prompt out.
 
 examples:
-  fastgoal caption photographs/ --output captions/ --model HuggingFaceTB/SmolVLM2-2.2B-Instruct
-  accelerate launch --num_processes 4 -m fastgoal caption photographs/ --output captions/ --model MODEL
+  fastgoal caption photographs/ --output captions/ \\
+      --model HuggingFaceTB/SmolVLM2-2.2B-Instruct
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for captions and images, new or to be continued"
     )
-    parser.add_argument(
-        "--model", required=True, help="image-text-to-text checkpoint of transformers: a folder or a Hub id"
-    )
+    add(parser, "--model", metavar="MODEL", help="image-text-to-text checkpoint of transformers: a folder or a Hub id")
     parser.add_argument(
         "--prompt-file",
         type=Path,
@@ -45,43 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text that asks for the caption, in place of fastgoal's, which asks for everything that is visible and "
         "nothing else",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=512, metavar="N", help="longest caption (default: %(default)s)"
-    )
+    parser.add_argument("--max-new-tokens", type=number(1), default=512, metavar="N", help="longest caption")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=number(0, kind=float),
         default=0.0,
         metavar="T",
-        help="0 takes the likeliest token each time, more samples (default: 0)",
+        help="0 takes the likeliest token each time, more samples",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=number(0, 1, float),
         default=1.0,
         metavar="P",
-        help="sample from the likeliest tokens, up to this probability (default: 1)",
+        help="sample from the likeliest tokens, up to this probability",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
-    parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
-    parser.add_argument("--split", help="which split of IMAGES, if it has several")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at an image that cannot be read or gets no caption: stop, or skip it and list it at the end (default: "
-        "%(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images described at once (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps ...")
-    parser.add_argument(
+    add(parser, "--seed", help="of the sampling")
+    add(parser, "--split", "--image-column")
+    add(parser, "--limit", help="only the first N images")
+    add(parser, "--on-error", help="at an image that cannot be read or gets no caption: stop, or skip and list it")
+    add(parser, "--batch-size", default=8, help="images described at once")
+    add(parser, "--device")
+    add(
+        parser,
         "--dtype",
-        choices=("auto", "float32", "float16", "bfloat16"),
         default="auto",
-        help="number format of the model; auto is bfloat16 on a GPU that has it, else float16 there, else float32",
+        help="float32, float16, bfloat16, or auto: bfloat16 on a GPU that has it, else float16 there, else float32",
     )
 
 
@@ -94,9 +83,11 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.data.image_folder import open_images
+    from fastgoal.processing.devices import choose_device, choose_dtype
     from fastgoal.processing.weights import mark_weights
 
-    device, dtype = choose_numbers(args.device, args.dtype)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device, bfloat16=True)
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     settings = CaptionSettings(
         model=mark_weights(args.model),
@@ -138,18 +129,6 @@ def check_places(images: str, output: str) -> None:
         raise ValueError(
             f"output='{output}' lies inside the folder of images '{images}'; choose a place outside of it."
         )
-
-
-def choose_numbers(device: str, dtype: str) -> tuple[str, str]:
-    """The device and number format that `auto` stands for here."""
-    from fastgoal.commands.pairs import choose_device
-
-    chosen = choose_device(device, dtype)
-    if dtype == "auto" and chosen[0].startswith("cuda"):
-        import torch
-
-        return chosen[0], "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return chosen
 
 
 def describe(summary: dict[str, Any], output: str, limit: int) -> str:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import number
+
 HELP = "turn weights of GOAL, Long-CLIP or open_clip into a folder that transformers loads"
 
 EPILOG = """\
@@ -9,22 +11,23 @@ Reads tensors only: a pickle is never executed. The base gives configuration, to
 must be the CLIP that the weights were trained from, or one of the same shape and activation.
 
 examples:
-  fastgoal convert longclip-B.pt --base openai/clip-vit-base-patch16 --output longclip-b
-  fastgoal convert open_clip_pytorch_model.bin --base laion/CLIP-ViT-B-32-laion2B-s34B-b79K --output laion-b32-248
+  fastgoal convert longclip-B.pt --output longclip-b \\
+      --base openai/clip-vit-base-patch16
+  fastgoal convert open_clip_pytorch_model.bin --output laion-b32-248 \\
+      --base laion/CLIP-ViT-B-32-laion2B-s34B-b79K
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("file", metavar="FILE", help="GOAL's .pth, Long-CLIP's .pt, an open_clip file, .safetensors")
     parser.add_argument("--base", required=True, metavar="CLIP", help="folder or Hub id of the CLIP of that shape")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument(
         "--max-text-length",
-        type=int,
+        type=number(77, 248),
         default=248,
         metavar="N",
-        help="tokens the model shall read, 77 to 248; weights of more than 77 positions keep theirs (default: 248)",
+        help="tokens the model shall read, 77 to 248; weights of more than 77 positions keep theirs",
     )
     parser.add_argument(
         "--drop-unmatched",

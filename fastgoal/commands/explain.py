@@ -3,38 +3,39 @@
 import argparse
 from pathlib import Path
 
+from .options import add
+
 HELP = "show where a model sees each sentence of a caption in an image"
 
 EPILOG = """\
-Each region has one colour: of its frame, and of the texts and patch heat maps (pale: least similar patch, full colour:
-most similar) of the sentences whose best region it is. Sentences are numbered. Numbers after them are cosines. Compare
-heat maps by place, not by strength: each has its own range, which is printed with it.
+Each sentence has one colour and one number, the same for both models: of its text, of the frame of its best region, and
+of its patch heat map (pale: least similar patch, full colour: most similar). A striped frame is the best region of
+several sentences. Numbers after the sentences are cosines. Compare heat maps by place, not by strength: each has its own
+range, which is printed with it.
 
 examples:
-  fastgoal explain --model outputs/ --image dog.jpg --caption "A brown dog. A red ball lies beside it." --output dog.png
-  fastgoal explain --model outputs/ --against openai/clip-vit-base-patch16 --image dog.jpg --caption-file dog.txt \\
-      --output dog.png --html dog.html
+  fastgoal explain --model outputs/ --image dog.jpg --output dog.png \\
+      --caption "A brown dog. A red ball lies beside it."
+  fastgoal explain --model outputs/ --against openai/clip-vit-base-patch16 \\
+      --image dog.jpg --caption-file dog.txt --html dog.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
-    parser.add_argument("--image", required=True, type=Path, metavar="I", help="image file")
+    add(parser, "--model")
+    parser.add_argument("--image", required=True, type=Path, metavar="FILE", help="image file")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--caption", metavar="TEXT", help="the caption")
     text.add_argument("--caption-file", type=Path, metavar="FILE", help="text file with the caption")
     parser.add_argument("--output", type=Path, metavar="out.png", help="write a picture here")
-    parser.add_argument("--html", type=Path, metavar="out.html", help="write a page here; it needs no other file")
-    parser.add_argument("--against", metavar="BASE", help="show this checkpoint next to the model")
-    parser.add_argument(
-        "--detector", default="none", metavar="D", help="proposes regions, as for `fastgoal pairs` (default: none)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+    add(parser, "--html", type=Path)
+    add(parser, "--against", help="show this checkpoint next to the model")
+    parser.add_argument("--detector", default="none", metavar="D", help="proposes regions, as for `fastgoal pairs`")
+    add(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import prepare_output, write_text
+    from fastgoal.tools.files import prepare_output, write_text
 
     if args.output is None and args.html is None:
         raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
@@ -48,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if not caption:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
-    from fastgoal.commands.evaluate import load_model
     from fastgoal.hub_cards.wording import number
     from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
     from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.images import load_image
+    from fastgoal.trainer.evaluation.models import load_model
 
     image = load_image(args.image)
     explanations = []

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add
+
 HELP = "export both towers of a model to ONNX, checked against PyTorch"
 
 EPILOG = """\
@@ -15,9 +17,8 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("--onnx", action="store_true", required=True, help="the format; ONNX is the only one")
-    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of a CLIP checkpoint")
+    add(parser, "--model")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the files (default: onnx/ in the model's)"
     )

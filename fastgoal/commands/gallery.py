@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add, number
+
 HELP = "draw retrieval examples and error cases of one or two models"
 
 EPILOG = """\
@@ -10,43 +12,35 @@ Examples are queries that the model answers right; with --against those first th
 are those that the model answers wrong, the worst first. Right answers have a green frame, wrong ones a red one.
 
 examples:
-  fastgoal gallery --model outputs/ --against openai/clip-vit-base-patch16 --data test/ --output gallery.png
-  fastgoal gallery --model outputs/ --data test/ --show errors --direction image-to-text --output errors.png
+  fastgoal gallery --model outputs/ --against openai/clip-vit-base-patch16 \\
+      --data test/ --output gallery.png
+  fastgoal gallery --model outputs/ --data test/ --show errors \\
+      --direction image-to-text --output errors.png
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
-    parser.add_argument("--data", required=True, metavar="DIR", help="images with captions, as for `fastgoal evaluate`")
+    add(parser, "--model", "--data")
     parser.add_argument("--output", type=Path, metavar="out.png", help="write the figure here")
-    parser.add_argument("--html", type=Path, metavar="out.html", help="write it as a page; it needs no other file")
-    parser.add_argument("--against", metavar="OTHER", help="show the answers of this checkpoint, too")
+    add(parser, "--html", type=Path)
+    add(parser, "--against", help="show the answers of this checkpoint, too")
     parser.add_argument(
-        "--direction", choices=("text-to-image", "image-to-text"), default="text-to-image", help="(default: the first)"
+        "--direction",
+        choices=("text-to-image", "image-to-text"),
+        default="text-to-image",
+        metavar="WAY",
+        help="text-to-image or image-to-text",
     )
-    parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="(default: both)")
-    parser.add_argument("--count", type=int, default=6, metavar="N", help="queries to draw (default: 6)")
-    parser.add_argument(
-        "-k", dest="top_k", type=int, default=5, metavar="N", help="answers to show of each model (default: 5)"
-    )
-    parser.add_argument("--protocol", default="folder", metavar="NAME", help="as for `fastgoal evaluate`")
-    parser.add_argument("--split", help="split of the data set, where it has several")
-    parser.add_argument("--image-column", metavar="NAME", help="column with the image (default: found by itself)")
-    parser.add_argument("--caption-column", metavar="NAME", help="column with the caption (default: found by itself)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in a forward (default: 32)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="at a broken row: stop or leave it out"
-    )
+    parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="which queries")
+    parser.add_argument("--count", type=number(1), default=6, metavar="N", help="queries to draw")
+    add(parser, "--top-k", help="answers to show of each model")
+    add(parser, "--protocol", "--split", "--image-column", "--caption-column", "--limit", "--on-error")
+    add(parser, "--batch-size", "--num-workers", "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import load_model, prepare_output, write_text
+    from fastgoal.tools.files import prepare_output, write_text
 
-    for option, value in (("--count", args.count), ("--top-k", args.top_k), ("--batch-size", args.batch_size)):
-        if value < 1:
-            raise ValueError(f"{option} is {value}; it must be at least 1.")
     if args.output is None and args.html is None:
         raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
     for path in (args.output, args.html):
@@ -57,14 +51,17 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
     from fastgoal.pages.render import save_picture
     from fastgoal.trainer.evaluation.embeddings import encode_source
+    from fastgoal.trainer.evaluation.models import choose_workers, load_model
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
-    source = open_protocol(args.protocol, args.data, args.image_column, args.caption_column, args.split).source
+    columns = (args.image_column, args.caption_column, args.split)
+    source = open_protocol(args.protocol, args.data, *columns, args.limit).source
     contestants = []
     for option, name in (("--model", args.model), ("--against", args.against)):
         if name is not None:
             model, processor = load_model(name, args.device, option=option)
-            encoded = encode_source(model, processor, source, args.batch_size, 0, args.on_error, progress=True)
+            workers = choose_workers(args.num_workers, model)
+            encoded = encode_source(model, processor, source, args.batch_size, workers, args.on_error, progress=True)
             contestants.append(contestant(name, encoded, model.device))
     queries = choose_queries(contestants, args.direction, args.show, args.count)
     gallery = draw_gallery(contestants, source, queries, args.direction, args.top_k)

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import add, number
+
 HELP = "look at a data set of local pairs: a page with sample rows, scores, lengths, repetitions"
 
 EPILOG = """\
@@ -21,32 +23,25 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("folder", type=Path, metavar="DIR", help="what `fastgoal pairs` wrote")
     parser.add_argument("--output", type=Path, metavar="page.html", help="the page (default: NAME-inspect.html here)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
-    parser.add_argument("--rows", type=int, default=12, metavar="N", help="rows to show (default: 12)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the rows drawn (default: 0)")
+    parser.add_argument("--rows", type=number(0), default=12, metavar="N", help="rows to show")
+    add(parser, "--seed", help="of the rows drawn")
     parser.add_argument("--tokenizer", metavar="NAME", help="counts tokens: a folder or a Hub id")
-    parser.add_argument(
-        "--model", metavar="CLIP", help="also measure the mean cosine of images and captions under this CLIP"
-    )
-    parser.add_argument(
-        "--sample", type=int, default=1000, metavar="N", help="rows for --model, drawn at random (default: 1000)"
-    )
-    parser.add_argument("--device", help="for --model: cpu, cuda... (default: the accelerator, if there is one)")
+    add(parser, "--model", required=False, help="also measure the mean cosine of images and captions under this CLIP")
+    parser.add_argument("--sample", type=number(1), default=1000, metavar="N", help="rows for --model, drawn at random")
+    add(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import load_model, prepare_output, write_json, write_text
     from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
     from fastgoal.processing.data.figures import inspect_pairs
     from fastgoal.processing.data.pairs_dataset import PairsFolder
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
+    from fastgoal.tools.files import prepare_output, write_json, write_text
+    from fastgoal.trainer.evaluation.models import load_model
 
-    for name, lowest in (("rows", 0), ("sample", 1)):
-        if getattr(args, name) < lowest:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {lowest}.")
     folder = PairsFolder(args.folder)
     name = page_name(args.folder)
     output = args.output or Path(f"{name}-inspect.html")

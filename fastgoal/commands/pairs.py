@@ -3,23 +3,20 @@
 import argparse
 from typing import Any
 
+from .options import add, number
+
 HELP = "match the sentences of captions to regions of their images and save the pairs"
 
 EPILOG = """\
 SOURCE is one of
-  a folder with metadata.jsonl: a JSON object a line with "file_name" and "caption" (or "captions", joined into one)
+  a folder with metadata.jsonl: a JSON object a line with "file_name" and
+    "caption" (or "captions", joined into one)
   a folder written by datasets' save_to_disk, or a folder of parquet files
   OWNER/NAME of a data set on the Hugging Face Hub
 
 The output is a folder of parquet shards that datasets.load_dataset(DIR) reads, with the original image files in them.
 A run that was interrupted, even killed, continues where it stopped when the same command is given again; a shard that
 was damaged since is made again. Nothing is mixed: a folder begun with other data or settings is refused.
-
-Several processes share the shards of one folder out among themselves, one GPU each or all on the CPU:
-  accelerate launch --multi_gpu --num_processes 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
-  torchrun --nproc_per_node 4 -m fastgoal pairs SOURCE --output DIR --model CLIP
-(on CPUs use torchrun: accelerate launch --cpu starts a single process). A process takes one shard after the other, so
-there should be several for each, see --shard-size. A run may be continued with another number of processes.
 
 A .pt detector file is a pickle: loading it runs the code inside it. Only use one whose origin you trust. A .pt file
 that lies inside the data folder is refused. A transformers detector (a folder or Hub id with safetensors) has no such
@@ -28,84 +25,70 @@ risk.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the data set, new or to be continued"
     )
-    parser.add_argument("--model", required=True, metavar="CLIP", help="CLIP that matches: a folder or a Hub id")
+    add(parser, "--model", help="CLIP that matches: a folder or a Hub id")
     parser.add_argument(
         "--detector",
         default="yolo11n.pt",
+        metavar="D",
         help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector "
         "(an open-vocabulary one, such as OWLv2 or Grounding DINO, looks for the noun phrases of each image's English "
-        "caption), column:NAME for boxes in the data, or none; five default regions always take part "
-        "(default: %(default)s)",
+        "caption), column:NAME for boxes in the data, or none; five default regions always take part",
     )
     parser.add_argument(
         "--regions",
         choices=("objects", "sam"),
         default="objects",
         help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL) that --detector names, "
-        "the area of each mask between --min-area and --max-area (default: %(default)s)",
+        "the area of each mask between --min-area and --max-area",
     )
-    parser.add_argument("--image-column", metavar="NAME", help="default: file_name or the image column")
-    parser.add_argument("--caption-column", metavar="NAME", help="default: caption, else captions")
-    parser.add_argument("--split", help="which split of SOURCE, if it has several")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error")
     parser.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a row that cannot be used: stop, or skip it and list it at the end (default: %(default)s)",
+        "--min-score",
+        type=number(0, 1, float),
+        metavar="S",
+        help="lowest detection score (default: 0.25; 0.1 for OWL, whose scores are low)",
     )
-    parser.add_argument(
-        "--min-score", type=float, help="lowest detection score (default: 0.25; 0.1 for OWL, whose scores are low)"
-    )
-    parser.add_argument(
-        "--min-area", type=float, default=0.01, help="smallest region, share of the image (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-area", type=float, default=0.80, help="largest region, share of the image (default: %(default)s)"
-    )
-    parser.add_argument(
+    for name, default, which in (("--min-area", 0.01, "smallest"), ("--max-area", 0.80, "largest")):
+        parser.add_argument(
+            name,
+            type=number(0, 1, float),
+            default=default,
+            metavar="SHARE",
+            help=f"{which} region, share of the image",
+        )
+    add(
+        parser,
         "--batch-size",
-        type=int,
         default=64,
         help="crops in one forward of CLIP, a quarter as many images in one call of the detector; a large GPU takes "
-        "256 or more (default: %(default)s)",
+        "256 or more",
     )
-    parser.add_argument(
-        "--shard-size", type=int, default=256, metavar="N", help="images in one output file (default: %(default)s)"
-    )
-    parser.add_argument(
+    parser.add_argument("--shard-size", type=number(1), default=256, metavar="N", help="images in one output file")
+    add(
+        parser,
         "--num-workers",
-        type=int,
-        metavar="N",
+        type=number(1),
         help="threads that decode images and cut crops while the models work (default: the processor's cores, at most "
-        "16, shared with the other processes of this machine)",
+        "16)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="auto (a GPU if there is one; of several processes each its own), cpu, cuda, cuda:1, mps ...",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        default="auto",
-        help="number format of CLIP; auto is float16 on CUDA, else float32",
-    )
+    add(parser, "--device")
+    add(parser, "--dtype", default="auto", help="of CLIP: float32, float16, bfloat16, or auto: float16 on CUDA")
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.detectors.load import describe_detector
+    from fastgoal.processing.devices import choose_device, choose_dtype
     from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
-    device, dtype = choose_device(args.device, args.dtype)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
     limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
     detector = describe_detector(args.detector, **limits)
     if args.regions == "sam" and detector.kind != "sam":
@@ -145,24 +128,6 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, **lim
     processor.detector = regions
     model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
     return model.to(device).eval(), processor
-
-
-def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """The names that `auto` stands for here. Raises `ValueError` for a device that is not there."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device='{device}' cannot be used: {reason} Use auto, cpu, or a device that is there."
-        ) from None
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    return device, dtype
 
 
 def describe(summary: dict[str, Any], output: str) -> str:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import add
+
 HELP = "send a model, with processor, card and code, or a pairs data set to the Hugging Face Hub"
 
 EPILOG = """\
@@ -15,11 +17,9 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("folder", metavar="DIR", help="folder of a saved model, or what `fastgoal pairs` wrote")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--message", default="Upload with fastgoal", help="message of the commit")
+    add(parser, "--dry-run", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import add
+
 HELP = "send a pairs data set, with a card of its figures and licences, to the Hugging Face Hub"
 
 EPILOG = """\
@@ -18,21 +20,16 @@ The access token is the one of `hf auth login` or HF_TOKEN.
 
 examples:
   fastgoal push-data pairs/ OWNER/NAME --license cc-by-4.0 --dry-run
-  fastgoal push-data pairs/ OWNER/NAME --license cc-by-nc-4.0 --image-license "CC BY 2.0, by their photographers" \\
+  fastgoal push-data pairs/ OWNER/NAME --license cc-by-nc-4.0 \\
+      --image-license "CC BY 2.0, by their photographers" \\
       --caption-license "CC BY-NC 4.0"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("folder", metavar="DIR", help="what `fastgoal pairs` wrote")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
-    parser.add_argument(
-        "--license",
-        required=True,
-        metavar="ID",
-        help="licence of the data set, by its name on the Hub, see below",
-    )
+    parser.add_argument("--license", required=True, metavar="ID", help="licence of the data set, see below")
     parser.add_argument("--image-license", metavar="TEXT", help="licence of the images, if it is another")
     parser.add_argument("--caption-license", metavar="TEXT", help="licence of the captions, if it is another")
     parser.add_argument(
@@ -44,13 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         default="openai/clip-vit-base-patch16",
         metavar="CLIP",
-        help="CLIP that counts tokens, a folder or a Hub id, or none (default: %(default)s)",
+        help="CLIP that counts tokens, a folder or a Hub id, or none",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="write the card and list what would be sent; send nothing"
-    )
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--message", default="Upload with fastgoal", help="message of the commit")
+    add(parser, "--dry-run", help="write the card and list what would be sent; send nothing")
+    add(parser, "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add
+
 HELP = "try the whole path in a few minutes on drawn scenes, without a network"
 
 EPILOG = """\
@@ -13,15 +15,14 @@ with FAST-GOAL for the same number of steps, and prints recall on scenes that ne
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("quickstart-output"),
         metavar="DIR",
-        help="folder for scenes, pairs, pictures, report and checkpoints (default: quickstart-output)",
+        help="folder for scenes, pairs, pictures, report and checkpoints",
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws other scenes, other orders of batches (default: 0)")
+    add(parser, "--seed", help="draws other scenes, other orders of batches")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .options import add
+
 HELP = "find images of a folder by a description or an image"
 
 EPILOG = """\
@@ -10,38 +12,30 @@ The folder is encoded once; later calls encode only new and changed files. The i
 unless --index names another place, and belongs to one model. Without a query the index is only brought up to date.
 
 examples:
-  fastgoal search photographs/ "A brown dog runs over a meadow. Behind it there is a lake." --model outputs/
-  fastgoal search photographs/ --query-image dog.jpg --model outputs/ -k 20 --html found.html
+  fastgoal search photographs/ --model outputs/ \\
+      "A brown dog runs over a meadow. Behind it there is a lake."
+  fastgoal search photographs/ --model outputs/ --query-image dog.jpg \\
+      --top-k 20 --html found.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder with images, sub-folders included")
     parser.add_argument("query", nargs="?", metavar="TEXT", help="what to look for")
-    parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
+    add(parser, "--model")
     parser.add_argument("--query-image", type=Path, metavar="FILE", help="look for images like this one")
-    parser.add_argument(
-        "-k", dest="top_k", type=int, default=5, metavar="N", help="how many images to show (default: 5)"
-    )
-    parser.add_argument("--html", type=Path, metavar="out.html", help="show the images on a page, too")
+    add(parser, "--top-k", help="how many images to show")
+    add(parser, "--html", type=Path, help="show the images on a page, too")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: in IMAGES)")
     parser.add_argument("--rebuild", action="store_true", help="make the index anew, also of another model")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in a forward (default: 32)")
-    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps... (default: the accelerator, if there is one)")
+    add(parser, "--batch-size")
+    add(parser, "--num-workers", default=0, help="processes that read images")
+    add(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.commands.evaluate import load_model, prepare_output, write_text
+    from fastgoal.tools.files import prepare_output, write_text
 
-    for option, value, lowest in (
-        ("--top-k", args.top_k, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--num-workers", args.num_workers, 0),
-    ):
-        if value < lowest:
-            raise ValueError(f"{option} is {value}; it must be at least {lowest}.")
     if args.query is not None and args.query_image is not None:
         raise ValueError("there are two queries, a text and --query-image; give one of them.")
     query = None if args.query is None else args.query.strip()
@@ -61,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.images import load_image
     from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint
     from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
+    from fastgoal.trainer.evaluation.models import load_model
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)

@@ -13,11 +13,13 @@ USAGE = """\
 usage: fastgoal train CONFIG.yaml
        fastgoal train --OPTION VALUE ...
 
-Fine-tunes a CLIP with the FAST-GOAL losses on the data set that `fastgoal pairs` wrote. The options come from one YAML
-file, from flags, or from a file and flags that overrule it. On several devices, start the same program with
+Fine-tunes a CLIP with the FAST-GOAL losses on the data set that `fastgoal
+pairs` wrote. The options come from one YAML file, from flags, or from a file
+and flags that overrule it. On several devices, start the same program with
 `accelerate launch trainer/run.py CONFIG.yaml`.
 
-The complete list of options follows; it takes a few seconds, because it is read from the training arguments.
+The complete list of options follows; it takes a few seconds, because it is
+read from the training arguments.
 """
 
 

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from fastgoal import cli
-from fastgoal.cli import COMMANDS, main
+from fastgoal.cli import COMMANDS, build_parser, main
 
 LIGHT = """
 import sys
@@ -77,11 +77,71 @@ def test_no_command_shows_the_help(capsys):
     assert "commands:" in capsys.readouterr().err
 
 
-def test_unknown_command(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["guess"])
-    assert stop.value.code == 2
-    assert "invalid choice: 'guess'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "usage", "message"),
+    [
+        (["guess"], "fastgoal COMMAND [options]", "unknown command guess; `fastgoal --help` lists them"),
+        (["evalute"], "fastgoal COMMAND [options]", "unknown command evalute: did you mean evaluate?"),
+        (["--versoin"], "fastgoal COMMAND [options]", "unknown option --versoin: did you mean --version?"),
+        (
+            ["pairs", "data/", "--detectr", "none"],
+            "fastgoal pairs SOURCE --output DIR --model CLIP [options]",
+            "unknown option --detectr: did you mean --detector?",
+        ),
+        (
+            ["search", "images/", "--model", "m", "--k", "3"],
+            "fastgoal search IMAGES [TEXT] --model CLIP [options]",
+            "unknown option --k: did you mean -k?",
+        ),
+        (
+            ["push-data", "pairs/", "OWNER/NAME"],
+            "fastgoal push-data DIR REPO --license ID [options]",
+            "the following arguments are required: --license",
+        ),
+        (
+            ["explain", "--model", "m", "--image", "i.jpg"],
+            "fastgoal explain --model CLIP --image FILE (--caption TEXT | --caption-file FILE) [options]",
+            "one of the arguments --caption --caption-file is required",
+        ),
+        (
+            ["evaluate", "--model", "m", "--data", "d", "--protocol", "doci"],
+            "fastgoal evaluate --model CLIP --data DATA [options]",
+            "--protocol is 'doci'; it must be one of docci, dci-7805, dci-7602, dci-2k, urban1k, sharegpt4v-1k, "
+            "coco-5k, flickr30k-1k, folder: did you mean docci?",
+        ),
+        (
+            ["gallery", "--model", "m", "--data", "d", "--top_k", "0"],
+            "fastgoal gallery --model CLIP --data DATA [options]",
+            "--top-k is 0; it must be at least 1",
+        ),
+        (
+            ["train", "--model", "m", "--learning_rat", "1"],
+            "fastgoal train [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]",
+            "unknown option --learning_rat: did you mean --learning_rate?",
+        ),
+    ],
+)
+def test_wrong_arguments_are_two_lines(capsys, monkeypatch, arguments, usage, message):
+    monkeypatch.setattr(sys, "argv", ["fastgoal"])
+    assert main(arguments) == 2
+    prog = usage.split(" ")[0 : 2 if usage.split(" ")[1].islower() else 1]
+    assert capsys.readouterr().err == f"usage: {usage}\n{' '.join(prog)}: error: {message}\n"
+
+
+@pytest.mark.parametrize("name", ["", *(name for name in COMMANDS if name != "train")])
+def test_help_reads_well_in_80_columns(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage.startswith(f"usage: fastgoal {name}".rstrip())
+    assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("spelling", ["--batch_size", "--batch-size"])
+def test_both_spellings_of_an_option(spelling):
+    args = build_parser().parse_args(["pairs", "data/", "--output", "o", "--model", "m", spelling, "3"])
+    assert args.batch_size == 3
 
 
 def test_returns_the_exit_code_of_the_command(command):
@@ -90,9 +150,8 @@ def test_returns_the_exit_code_of_the_command(command):
 
 
 def test_options_are_not_abbreviated(command, capsys):
-    with pytest.raises(SystemExit):
-        main(["pairs", "--num", "7"])
-    assert "unrecognized arguments: --num 7" in capsys.readouterr().err
+    assert main(["pairs", "--num", "7"]) == 2
+    assert "unknown option --num: did you mean --number?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError("row 3 is bad"), ImportError("row 3 is bad"), OSError("row 3 is bad")])

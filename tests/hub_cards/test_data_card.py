@@ -227,8 +227,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
 
 
 def test_the_licence_has_to_be_stated(folder, capsys):
-    with pytest.raises(SystemExit):
-        main(["push-data", str(folder), "me/pairs"])
+    assert main(["push-data", str(folder), "me/pairs"]) == 2
     assert "required: --license" in capsys.readouterr().err
 
 

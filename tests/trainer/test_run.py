@@ -27,15 +27,35 @@ def test_flags_overrule_the_file(tmp_path):
     assert (training.learning_rate, training.objective, training.max_steps) == (0.5, "local", 2)
 
 
-def test_unknown_settings_are_named(tmp_path):
-    path = config(tmp_path, "model: clip\ntrain_data: pairs\nlerning_rate: 1.0\nevaluation_strategy: no\n")
-    with pytest.raises(ValueError, match="evaluation_strategy, lerning_rate"):
-        parse([path])
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (
+            "model: clip\nlerning_rate: 1.0\nxyz: 1\n",
+            [],
+            "has unknown settings (`fastgoal train --help` lists all): lerning_rate: did you mean learning_rate?, xyz",
+        ),
+        ("just a text", [], "must hold `key: value` lines, got str"),
+        ("model: a\nmodel_name_or_path: a\n", [], "gives model and model_name_or_path, two names of one setting"),
+        ("max-steps: 1\nmax_steps: 2\n", [], "gives max-steps and max_steps, two names of one setting"),
+        ("model: a\n", ["--train_data", "a", "--dataset-name", "b"], "the command line gives train_data and dataset-"),
+        ("model: a\n", ["--train", "a"], "unknown option --train"),
+        ("model: a\n", ["--objective", "gaol"], "--objective is 'gaol'; it must be one of"),
+    ],
+)
+def test_wrong_settings_are_two_lines(tmp_path, capsys, text, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        parse([config(tmp_path, text), *flags])
+    assert stop.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith("[CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]")
+    assert message in error
 
 
-def test_a_file_without_settings_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="key: value"):
-        parse([config(tmp_path, "just a text")])
+def test_names_of_the_ecosystem_and_both_spellings(tmp_path):
+    path = config(tmp_path, "model_name_or_path: clip\ndataset-name: pairs\nmax-steps: 3\nuse_cpu: true\n")
+    run, training = parse([path, "--model-name-or-path", "other", "--learning-rate", "0.5"])
+    assert (run.model, run.train_data, training.max_steps, training.learning_rate) == ("other", "pairs", 3, 0.5)
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):

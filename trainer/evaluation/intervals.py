@@ -5,15 +5,15 @@ What is drawn again is the image with all its captions, as captions of one image
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .retrieval import KS, Ranks
+from .retrieval import KS, WAYS, Ranks
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """The middle 95 % of a metric over resamples: `low` to `high`."""
 
     low: float
@@ -28,7 +28,7 @@ class Difference:
         ours: Of the first model.
         theirs: Of the second.
         difference: `ours - theirs`.
-        interval: 95 % interval of the difference, both models resampled together.
+        interval: 95 % interval of the difference, both models resampled together; None without resamples.
         only_ours: Queries that only the first model gets right; 0 for ranks.
         only_theirs: Queries that only the second gets right.
     """
@@ -36,14 +36,14 @@ class Difference:
     ours: float
     theirs: float
     difference: float
-    interval: Interval
+    interval: Interval | None
     only_ours: int = 0
     only_theirs: int = 0
 
     @property
-    def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.interval.low > 0 or self.interval.high < 0
+    def certain(self) -> bool | None:
+        """Whether the interval leaves out 0; None without one."""
+        return None if self.interval is None else self.interval.low > 0 or self.interval.high < 0
 
 
 def bootstrap_intervals(
@@ -64,8 +64,7 @@ def bootstrap_intervals(
         ValueError: `resamples` is less than 2.
     """
     sums = _Resampler(ranks, ks)
-    low, high = _quantiles(sums.resampled(resamples, seed))
-    return {key: Interval(float(a), float(b)) for key, a, b in zip(sums.keys, low.tolist(), high.tolist(), strict=True)}
+    return dict(zip(sums.keys, _intervals(sums.resampled(resamples, seed)), strict=True))
 
 
 def compare(
@@ -73,10 +72,11 @@ def compare(
 ) -> dict[str, Difference]:
     """The metrics of two models on the same images and captions, with intervals of their differences.
 
-    The models' embeddings may have different widths: only ranks are compared.
+    The models' embeddings may have different widths: only ranks are compared. With `resamples` 0 there are no
+    intervals.
 
     Raises:
-        ValueError: The ranks belong to different captions or images, or `resamples` is less than 2.
+        ValueError: The ranks belong to different captions or images, or `resamples` is 1 or negative.
     """
     if not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()) or len(
         ours.image_to_text
@@ -87,20 +87,24 @@ def compare(
             " comparison needs the same queries."
         )
     mine, others = _Resampler(ours, ks), _Resampler(theirs, ks)
-    low, high = _quantiles(mine.resampled(resamples, seed) - others.resampled(resamples, seed))
+    intervals: list[Interval] | list[None] = [None] * len(mine.keys)
+    if resamples != 0:
+        intervals = _intervals(mine.resampled(resamples, seed) - others.resampled(resamples, seed))
     result = {}
-    values = zip(mine.keys, mine.values(), others.values(), low.tolist(), high.tolist(), strict=True)
-    for key, first, second, a, b in values:
+    for key, first, second, interval in zip(mine.keys, mine.values(), others.values(), intervals, strict=True):
         only = (0, 0)
         if "_R@" in key:
-            k = int(key.split("@")[1])
-            right = [
-                (rank <= k) & (rank > 0)
-                for rank in (getattr(which, key.split("_R@")[0]).cpu() for which in (ours, theirs))
-            ]
-            only = (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
-        result[key] = Difference(first, second, first - second, Interval(a, b), *only)
+            right, theirs_right = _right(ours, key), _right(theirs, key)
+            only = (int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum()))
+        result[key] = Difference(first, second, first - second, interval, *only)
     return result
+
+
+def _right(ranks: Ranks, key: str) -> Tensor:
+    """Which queries count for a recall such as `text_to_image_R@5`."""
+    way, k = key.split("_R@")
+    rank: Tensor = getattr(ranks, way).cpu()
+    return (rank > 0) & (rank <= int(k))
 
 
 class _Resampler:
@@ -111,31 +115,23 @@ class _Resampler:
     """
 
     def __init__(self, ranks: Ranks, ks: Sequence[int]) -> None:
-        owner, text = ranks.text_to_image_owner.cpu(), ranks.text_to_image.cpu()
         image = ranks.image_to_text.cpu()
-        asked = (image > 0).double()
-        images, texts = len(image), len(text)
-        per_image = torch.zeros(images, dtype=torch.float64)
-        captions = per_image.index_add(0, owner, torch.ones(texts, dtype=torch.float64))
+        asked = image.nonzero().flatten()  # 0 stands for an image that was not asked for
+        text = ranks.text_to_image.cpu()
+        none = torch.zeros(len(image), dtype=torch.float64)
         self.keys: list[str] = []
         sums, counts = [], []
         self.sorted: list[tuple[Tensor, Tensor]] = []  # ranks in order, and the image of each
-        for direction, candidates in (("text_to_image", images), ("image_to_text", texts)):
-            for k in (*ks, None):
-                if k is not None and k > candidates:
-                    continue
-                self.keys.append(f"{direction}_mean_rank" if k is None else f"{direction}_R@{k}")
-                if direction == "text_to_image":
-                    value = text.double() if k is None else (text <= k).double()
-                    sums.append(per_image.index_add(0, owner, value))
-                    counts.append(captions)
-                else:
-                    sums.append((image.double() if k is None else (image <= k).double()) * asked)
-                    counts.append(asked)
-            values, owners = (text, owner) if direction == "text_to_image" else (image, torch.arange(images))
-            order = values.argsort()[(values == 0).sum() :]  # 0 stands for an image that was not asked for
-            self.sorted.append((values[order].double(), owners[order]))
-        self.keys += [f"{direction}_median_rank" for direction in ("text_to_image", "image_to_text")]
+        questions = ((text, ranks.text_to_image_owner.cpu(), len(image)), (image[asked], asked, len(text)))
+        for way, (found, owner, candidates) in zip(WAYS, questions, strict=True):
+            values = {f"{way}_R@{k}": (found <= k).double() for k in ks if k <= candidates}
+            values[f"{way}_mean_rank"] = found.double()
+            self.keys += values
+            sums += [none.index_add(0, owner, value) for value in values.values()]
+            counts += [none.index_add(0, owner, torch.ones(len(found), dtype=torch.float64))] * len(values)
+            order = found.argsort()
+            self.sorted.append((found[order].double(), owner[order]))
+        self.keys += [f"{way}_median_rank" for way in WAYS]
         self.table = torch.stack([*sums, *counts], dim=1)  # (images, 2 x metrics without the medians)
 
     def values(self) -> list[float]:
@@ -171,6 +167,7 @@ def _median(values: Tensor, times: Tensor) -> Tensor:
     return values[middle].mean()
 
 
-def _quantiles(values: Tensor) -> tuple[Tensor, Tensor]:
-    quantiles = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0)
-    return quantiles[0], quantiles[1]
+def _intervals(values: Tensor) -> list[Interval]:
+    """Of `(resamples, metrics)`, the middle 95 % of each metric."""
+    low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0).tolist()
+    return [Interval(*ends) for ends in zip(low, high, strict=True)]

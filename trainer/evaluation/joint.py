@@ -1,17 +1,18 @@
 """GOAL's joint test: global and local pairs in one gallery, scored by mean average precision (arXiv 2503.17782)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 
 from .embeddings import EncodedSource, encode_images, encode_texts
-from .rivals import TIE, count_rivals, unit_rows
+from .retrieval import WAYS
+from .rivals import TIE, check_positive, count_rivals, unit_rows
 
 _PAIR_COLUMNS = ("pairs", "sentences", "regions")
 
@@ -55,10 +56,7 @@ def joint_map(
             f"image_embeds has shape {tuple(images.shape)} and text_embeds {tuple(texts.shape)}; an item has one image"
             " and one text, embedded by the same model."
         )
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is {k!r}; it must be a positive integer.")
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size!r}; it must be a positive integer.")
+    check_positive(k=k, chunk_size=chunk_size)
     device = images.device
     texts = texts.to(device)
     relevant = _relevant(torch.as_tensor(group), torch.as_tensor(is_global), len(images)).to(device)
@@ -76,21 +74,14 @@ def joint_map(
     pairs = torch.stack([valid.nonzero()[:, 0], relevant[valid]], dim=1)  # the relation holds both ways
     before_text, before_image = count_rivals(texts, images, of_text, of_image, pairs, chunk_size)
 
-    metrics = {}
-    for direction, similarity, before in (
-        ("text_to_image", of_text, before_text),
-        ("image_to_text", of_image, before_image),
-    ):
-        metrics[f"joint_{direction}_mAP@{k}"] = float(_average_precision(similarity, before, valid, k).mean())
-    for direction, similarity, before in (
-        ("text_to_image", of_text, before_text),
-        ("image_to_text", of_image, before_image),
-    ):
-        # An item's other right answers now stand in the way of its own counterpart.
+    whole, own = {}, {}
+    for way, similarity, before in zip(WAYS, (of_text, of_image), (before_text, before_image), strict=True):
+        whole[f"joint_{way}_mAP@{k}"] = float(_average_precision(similarity, before, valid, k).mean())
+        # For its own counterpart alone, an item's other right answers stand in the way.
         others = similarity.where(valid, -torch.inf)[:, 1:]
         rank = 1 + before[:, 0] + (others >= similarity[:, :1] - TIE).sum(1)
-        metrics[f"joint_{direction}_own_mAP@{k}"] = float(torch.where(rank <= k, 1 / rank.double(), 0.0).mean())
-    return metrics
+        own[f"joint_{way}_own_mAP@{k}"] = float(torch.where(rank <= k, 1 / rank.double(), 0.0).mean())
+    return {**whole, **own}
 
 
 def _average_precision(similarity: Tensor, before: Tensor, valid: Tensor, k: int) -> Tensor:
@@ -138,18 +129,18 @@ class _Crops(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         row = self.source[self.rows[index]]
-        pair = best_pair(row, self.source.where(self.rows[index]))
+        pair = best_pair(row.columns, self.source.where(self.rows[index]))
         return crop_box(load_image(row.image, name=row.name), row.columns["regions"][pair["region"]]["box"])
 
 
-def best_pair(row: SourceRow, where: str) -> dict[str, Any]:
+def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The pair for training of a row of a pairs data set.
 
     Raises:
         ValueError: The row is of another kind of data set.
     """
-    pairs = row.columns.get("pairs")
-    if not isinstance(pairs, list) or not all(isinstance(row.columns.get(key), list) for key in _PAIR_COLUMNS):
+    pairs = row.get("pairs")
+    if not isinstance(pairs, list) or not all(isinstance(row.get(key), list) for key in _PAIR_COLUMNS):
         raise ValueError(
             f"{where} has no local pairs; the joint test needs a data set that `fastgoal pairs` wrote (build it with"
             " the same model for all models that are compared)."
@@ -173,14 +164,9 @@ def evaluate_joint(
     """`joint_map` of a pairs data set: every image with its caption, and its best region crop with its sentence.
 
     Args:
-        model: A CLIP.
-        processor: Its processor.
+        model: As all that follow, for `encode_source`; `k` as for `joint_map`.
         source: A data set that `fastgoal pairs` wrote.
         encoded: Its images and captions.
-        k: As for `joint_map`.
-        batch_size: Images in a forward.
-        num_workers: Processes that read images.
-        progress: Show progress bars.
 
     Raises:
         ValueError: A row has no local pairs or several captions.
@@ -193,7 +179,7 @@ def evaluate_joint(
     sentences = []
     for number in encoded.rows:
         row = source[number]
-        pair = best_pair(row, source.where(number))
+        pair = best_pair(row.columns, source.where(number))
         span = row.columns["sentences"][pair["sentence"]]
         sentences.append(row.caption[span["start"] : span["end"]])
     crops = encode_images(model, processor, _Crops(source, encoded.rows), batch_size, num_workers, progress)

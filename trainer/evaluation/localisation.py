@@ -111,14 +111,10 @@ def localise(
     """Sentence to patch hit rates of a source whose rows have boxes.
 
     Args:
-        model: A CLIP, on its device and in its dtype.
-        processor: Its processor.
-        source: From `open_source`.
+        model: As all that are not named here, for `encode_source`.
         rows: The rows to use; all of them by default.
         boxes_column: See `localisation_queries`.
         top: The k of the hit rates.
-        batch_size: Images in a forward.
-        progress: Show a progress bar.
 
     Raises:
         ValueError: A box is not one of its image, a row has no boxes, or no sentence has one.

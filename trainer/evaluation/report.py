@@ -1,185 +1,300 @@
-"""The report of `fastgoal evaluate` as tables, for a terminal and as Markdown."""
+"""The report of an evaluation: what was measured, as plain values, as JSON, for a terminal and as Markdown."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-DIRECTIONS = (("text_to_image", "text to image"), ("image_to_text", "image to text"))
+from .intervals import Difference, Interval
+from .localisation import Localisation
+from .published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, PublishedRow
+from .retrieval import WAYS
+from .robustness import Change
+
 Table = tuple[str, list[str], list[list[str]]]
+LABELS = [way.replace("_", " ") for way in WAYS]
 
 
-def tables(report: dict[str, Any]) -> list[Table]:
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """What was measured of one model; None where it was not asked for.
+
+    Attributes:
+        model: Name of the checkpoint.
+        max_text_length: Tokens that it reads.
+        metrics: Of `retrieval_metrics`.
+        joint: GOAL's joint test, of `joint_map`.
+        robustness: By the name of the change (`CHANGES`).
+        localisation: Sentences that find their boxes.
+    """
+
+    model: str
+    max_text_length: int
+    metrics: dict[str, float]
+    joint: dict[str, float] | None = None
+    robustness: dict[str, Change] | None = None
+    localisation: Localisation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport(ModelResult):
+    """What `evaluate` measured, and what the numbers depend on.
+
+    Attributes:
+        protocol: Its name.
+        protocol_title: Its name for people.
+        complete: Whether the data have as many images as the protocol.
+        remark: What to say beside a result of incomplete data, else empty.
+        data: Folder or Hub id.
+        split: Of the data, if one was asked for.
+        limit: The first rows that were taken, if not all.
+        images: Images in the gallery.
+        captions: Captions in the gallery.
+        duplicate_captions: Captions that occur before.
+        truncated_captions: Captions that have more tokens than the model reads.
+        truncated_share: Their share, 0 to 1.
+        ks: The k of recall@k.
+        skipped: The message of each row that was left out.
+        resamples: Of the intervals; None without them.
+        intervals: 95 % intervals of `metrics`.
+        checked: Whether a second implementation has found the same `metrics`.
+        published: Published results of this protocol, if there are any and the data are complete.
+        against: The other model, if there is one.
+        differences: Of the two models' metrics.
+        seconds: Wall-clock time, loading included.
+        device: Of the model.
+        dtype: Of the model.
+        batch_size: Images in a forward.
+        seed: Of resamples and changes.
+        versions: Of the libraries.
+    """
+
+    protocol: str
+    protocol_title: str
+    complete: bool
+    remark: str
+    data: str
+    split: str | None
+    limit: int | None = None
+    images: int
+    captions: int
+    duplicate_captions: int
+    truncated_captions: int
+    truncated_share: float
+    ks: list[int]
+    skipped: list[str] = field(default_factory=list)
+    resamples: int | None = None
+    intervals: dict[str, Interval] | None = None
+    checked: bool | None = None
+    published: list[PublishedRow] | None = None
+    against: ModelResult | None = None
+    differences: dict[str, Difference] | None = None
+    seconds: float
+    device: str
+    dtype: str
+    batch_size: int
+    seed: int
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values by name; what was not asked for is left out."""
+        values = {**_given(self), "split": self.split}
+        if self.robustness is not None:
+            values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
+        if self.localisation is not None:
+            values["published_localisation"] = PUBLISHED_LOCALISATION
+        if self.against is not None:
+            values["against"] = _given(self.against)
+        if self.differences is not None:
+            values["differences"] = {
+                key: {**asdict(value), "certain": value.certain} for key, value in self.differences.items()
+            }
+        return values
+
+    def to_json(self) -> str:
+        """The report as JSON, as `fastgoal evaluate --output` writes it."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def to_text(self) -> str:
+        """The report for a terminal."""
+        lines = [f"{name:<10}{value}" for name, value in _facts(self)]
+        for title, head, rows in _tables(self):
+            widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+            lines += ["", title]
+            for row in [head, *rows]:
+                cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+                lines.append("  ".join(cells).rstrip())
+        if self.skipped:
+            lines += ["", f"{len(self.skipped):,} rows were left out:"]
+            lines += [f"  {message}" for message in self.skipped]
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """The report as Markdown."""
+        lines = [f"# {self.model} on {self.protocol_title}", ""]
+        lines += [f"- {name}: {value}" for name, value in _facts(self)]
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines += [f"- {self.dtype}, seed {self.seed}; {versions}"]
+        for title, head, rows in _tables(self):
+            lines += ["", f"## {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
+            lines += [_line(row) for row in rows]
+        if self.skipped:
+            lines += ["", f"## {len(self.skipped):,} rows were left out", ""]
+            lines += [f"- {message}" for message in self.skipped]
+        return "\n".join(lines) + "\n"
+
+
+def _given(result: ModelResult) -> dict[str, Any]:
+    return {key: value for key, value in asdict(result).items() if value is not None}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
+    """What the numbers depend on."""
+    data = report.data
+    data += f", split {report.split}" if report.split else ""
+    data += f", the first {report.limit:,} rows" if report.limit else ""
+    cut = f"{report.truncated_captions:,} ({report.truncated_share:.1%})"
+    lines = [
+        ("model", report.model),
+        ("protocol", f"{report.protocol_title} ({report.protocol})"),
+        ("data", data),
+        ("images", f"{report.images:,}"),
+        ("captions", f"{report.captions:,}, of which {cut} were cut at {report.max_text_length} tokens"),
+    ]
+    if report.duplicate_captions:
+        lines.append(("repeated", f"{report.duplicate_captions:,} captions occur before; equal ones tie, against us"))
+    if report.checked:
+        lines.append(("checked", "the metric retrieval_recall finds the same recalls and ranks"))
+    if report.remark:
+        lines.append(("note", report.remark))
+    speed = report.images / report.seconds
+    lines.append(("time", f"{report.seconds:.1f} s on {report.device}, {speed:.1f} images/s"))
+    return lines
+
+
+def _tables(report: EvaluationReport) -> list[Table]:
     """The report's numbers as tables of (title, head, rows)."""
-    made = [_recall_table(report)]
-    if "published" in report:
-        rows = [
-            [
-                f"{row['model']} (published, {row['source']})",
-                f"{row['text_to_image']:.2f}",
-                f"{row['image_to_text']:.2f}",
-            ]
-            for row in report["published"]
-        ]
-        ours = [f"{100 * report['metrics'][f'{way}_R@1']:.2f}" for way, _ in DIRECTIONS]
-        made.append(
-            (
-                f"R@1 beside published results of {report['protocol_title']}, in percent",
-                ["", *(name for _, name in DIRECTIONS)],
-                [[f"{report['model']} (measured here)", *ours], *rows],
-            )
-        )
-    if "differences" in report:
-        made.append(_difference_table(report))
-    measured = [("this model", report)]
-    if "against" in report:
-        measured.append(("the other model", report["against"]))
-    if "joint" in report:
-        keys = list(report["joint"])
-        made.append(
-            (
-                "Joint test: global and local pairs in one gallery, in percent",
-                ["", *(name for name, _ in measured)],
-                [[_joint_name(key), *(f"{100 * which['joint'][key]:.2f}" for _, which in measured)] for key in keys],
-            )
-        )
-    if "robustness" in report:
-        rows = []
-        for how, change in report["robustness"].items():
-            drops = [f"{100 * which['robustness'][how]['drop']:.2f}" for _, which in measured]
-            rows.append([change["what"], f"{change['changed']:,}", *drops])
-        for name, drop in report["published_false_sentence_drop"].items():
-            rows.append([f"{name}, one false sentence (published, on other data)", "", f"{drop:.2f}"])
-        made.append(
-            (
-                "Drop of R@1 with changed captions, mean of both directions, in points",
-                ["", "captions changed", *(name for name, _ in measured)],
-                rows,
-            )
-        )
-    if "localisation" in report:
-        found = report["localisation"]
-        tops = list(found["hit_rate"])
-        rows = [
-            [name, *(f"{100 * which['localisation']['hit_rate'][k]:.2f}" for k in tops)] for name, which in measured
-        ]
-        rows.append(["patches in random order", *(f"{100 * found['chance'][k]:.2f}" for k in tops)])
-        for name, values in report["published_localisation"].items():
-            rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
-        made.append(
-            (
-                f"Sentences that find their boxes among the first k of {found['patches']} patches, in percent;"
-                f" {found['sentences']:,} sentences, {found['outside']:,} more outside of the crop",
-                ["", *(f"top {k}" for k in tops)],
-                rows,
-            )
-        )
-    return [(title, head, [row + [""] * (len(head) - len(row)) for row in rows]) for title, head, rows in made]
+    measured: list[tuple[str, ModelResult]] = [("this model", report)]
+    if report.against is not None:
+        measured.append(("the other model", report.against))
+    tables = [
+        _recall_table(report),
+        _published_table(report),
+        _difference_table(report),
+        _joint_table(report, measured),
+        _robustness_table(report, measured),
+        _localisation_table(report, measured),
+    ]
+    return [table for table in tables if table is not None]
 
 
-def _recall_table(report: dict[str, Any]) -> Table:
-    metrics, intervals = report["metrics"], report.get("intervals", {})
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _scale(name: str) -> tuple[int, int]:
+    """What a metric is multiplied with for people, and its digits: recalls are in percent, ranks as they are."""
+    return (100, 2) if "R@" in name else (1, 1)
+
+
+def _recall_table(report: EvaluationReport) -> Table:
+    intervals = report.intervals or {}
     rows = []
-    for name in (*(f"R@{k}" for k in report["ks"]), "mean_rank", "median_rank"):
+    for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
         row = [name.replace("_", " ")]
-        for way, _ in DIRECTIONS:
-            key, percent = f"{way}_{name}", name.startswith("R@")
-            if key not in metrics:
+        scale, digits = _scale(name)
+        for key in (f"{way}_{name}" for way in WAYS):
+            if key not in report.metrics:
                 row.append("-")
                 continue
-            scale, digits = (100, 2) if percent else (1, 1)
-            cell = f"{scale * metrics[key]:.{digits}f}" + (" %" if percent else "")
+            cell = f"{scale * report.metrics[key]:.{digits}f}" + (" %" if scale == 100 else "")
             if key in intervals:
                 low, high = (scale * value for value in intervals[key])
                 cell += f"  ({low:.{digits}f} to {high:.{digits}f})"
             row.append(cell)
         rows.append(row)
-    title = "Retrieval" + (f", 95 % intervals of {report['resamples']:,} resamples" if intervals else "")
-    return title, ["", *(name for _, name in DIRECTIONS)], rows
+    title = "Retrieval" + (f", 95 % intervals of {report.resamples:,} resamples" if intervals else "")
+    return title, ["", *LABELS], rows
 
 
-def _difference_table(report: dict[str, Any]) -> Table:
+def _published_table(report: EvaluationReport) -> Table | None:
+    if not report.published:
+        return None
+    rows = [[f"{report.model} (measured here)", *(_percent(report.metrics[f"{way}_R@1"]) for way in WAYS)]]
+    for row in report.published:
+        name = f"{row.model} (published, {row.source})"
+        rows.append([name, f"{row.text_to_image:.2f}", f"{row.image_to_text:.2f}"])
+    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *LABELS], rows
+
+
+def _difference_table(report: EvaluationReport) -> Table | None:
+    if report.against is None or report.differences is None:
+        return None
     rows = []
-    for key, value in report["differences"].items():
-        way, name = next((label, key[len(way) + 1 :]) for way, label in DIRECTIONS if key.startswith(way))
-        percent = name.startswith("R@")
-        scale, digits = (100, 2) if percent else (1, 1)
+    for key, value in report.differences.items():
+        way, label = next((way, label) for way, label in zip(WAYS, LABELS, strict=True) if key.startswith(way))
+        name = key.removeprefix(f"{way}_")
+        scale, digits = _scale(name)
         interval = "-"
-        if value["interval"] is not None:
-            low, high = (scale * bound for bound in value["interval"])
+        if value.interval is not None:
+            low, high = (scale * bound for bound in value.interval)
             interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append(
             [
-                f"{name.replace('_', ' ')}, {way}",
-                f"{scale * report['metrics'][key]:.{digits}f}",
-                f"{scale * report['against']['metrics'][key]:.{digits}f}",
-                f"{scale * value['difference']:+.{digits}f}",
+                f"{name.replace('_', ' ')}, {label}",
+                f"{scale * value.ours:.{digits}f}",
+                f"{scale * value.theirs:.{digits}f}",
+                f"{scale * value.difference:+.{digits}f}",
                 interval,
-                {True: "yes", False: "no", None: "-"}[value["certain"]],
-                f"{value['only_ours']:,} / {value['only_theirs']:,}" if percent else "",
+                {True: "yes", False: "no", None: "-"}[value.certain],
+                f"{value.only_ours:,} / {value.only_theirs:,}" if scale == 100 else "",
             ]
         )
     head = ["", "this model", "the other", "difference", "95 % interval", "differs", "found by this / other only"]
-    return f"Against {report['against']['model']}, on the same queries", head, rows
+    return f"Against {report.against.model}, on the same queries", head, rows
 
 
-def _joint_name(key: str) -> str:
-    way = next(label for name, label in DIRECTIONS if name in key)
-    own = ", own counterpart only" if "_own_" in key else ", own picture's pairs"
-    return f"mAP@{key.split('@')[1]}, {way}{own}"
+def _joint_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
+    if report.joint is None:
+        return None
+    rows = []
+    for key in report.joint:
+        label = next(label for way, label in zip(WAYS, LABELS, strict=True) if way in key)
+        pairs = "own counterpart only" if "_own_" in key else "own picture's pairs"
+        values = [_percent(which.joint[key]) for _, which in measured if which.joint]
+        rows.append([f"mAP@{key.split('@')[1]}, {label}, {pairs}", *values])
+    title = "Joint test: global and local pairs in one gallery, in percent"
+    return title, ["", *(name for name, _ in measured)], rows
 
 
-def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the numbers depend on."""
-    cut = f"{report['truncated_captions']:,} ({report['truncated_share']:.1%})"
-    lines = [
-        ("model", str(report["model"])),
-        ("protocol", f"{report['protocol_title']} ({report['protocol']})"),
-        ("data", f"{report['data']}" + (f", split {report['split']}" if report["split"] else "")),
-        ("images", f"{report['images']:,}"),
-        ("captions", f"{report['captions']:,}, of which {cut} were cut at {report['max_text_length']} tokens"),
-    ]
-    if report["duplicate_captions"]:
-        lines.append(
-            ("repeated", f"{report['duplicate_captions']:,} captions occur before; equal ones tie, against us")
-        )
-    if report["remark"]:
-        lines.append(("note", report["remark"]))
-    lines.append(
-        (
-            "time",
-            f"{report['seconds']:.1f} s on {report['device']}, {report['images'] / report['seconds']:.1f} images/s",
-        )
+def _robustness_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
+    if report.robustness is None:
+        return None
+    rows = []
+    for how, change in report.robustness.items():
+        drops = [_percent(which.robustness[how].drop) for _, which in measured if which.robustness]
+        rows.append([change.what, f"{change.changed:,}", *drops])
+    for name, drop in PUBLISHED_FALSE_SENTENCE.items():
+        empty = [""] * (len(measured) - 1)
+        rows.append([f"{name}, one false sentence (published, on other data)", "", f"{drop:.2f}", *empty])
+    title = "Drop of R@1 with changed captions, mean of both directions, in points"
+    return title, ["", "captions changed", *(name for name, _ in measured)], rows
+
+
+def _localisation_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
+    found = report.localisation
+    if found is None:
+        return None
+    rates = [(name, which.localisation.hit_rate) for name, which in measured if which.localisation]
+    rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", found.chance)]]
+    for name, values in PUBLISHED_LOCALISATION.items():
+        rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
+    title = (
+        f"Sentences that find their boxes among the first k of {found.patches} patches, in percent;"
+        f" {found.sentences:,} sentences, {found.outside:,} more outside of the crop"
     )
-    return lines
-
-
-def as_text(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
-    lines = [f"{name:<10}{value}" for name, value in facts(report)]
-    for title, head, rows in tables(report):
-        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        lines += ["", title]
-        for row in [head, *rows]:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-            lines.append("  ".join(cells).rstrip())
-    if report["skipped"]:
-        lines += ["", f"{len(report['skipped']):,} rows were left out:"]
-        lines += [f"  {message}" for message in report["skipped"]]
-    return "\n".join(lines)
-
-
-def as_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [f"# {report['model']} on {report['protocol_title']}", ""]
-    lines += [f"- {name}: {value}" for name, value in facts(report)]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines += [f"- {report['dtype']}, seed {report['seed']}; {versions}"]
-    for title, head, rows in tables(report):
-        lines += ["", f"## {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
-        lines += [_line(row) for row in rows]
-    if report["skipped"]:
-        lines += ["", f"## {len(report['skipped']):,} rows were left out", ""]
-        lines += [f"- {message}" for message in report["skipped"]]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return title, ["", *(f"top {k}" for k in found.hit_rate)], rows

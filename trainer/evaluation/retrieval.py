@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .rivals import count_rivals, unit_rows
+from .rivals import check_positive, count_rivals, is_positive, unit_rows
 
 logger = logging.get_logger(__name__)
 
 KS = (1, 5, 10, 25, 50)
+WAYS = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ def retrieval_ranks(
             " projected embeddings of the same model."
         )
     owner = _owners(text_to_image, len(images), len(texts)).to(images.device)
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size!r}; it must be a positive integer.")
+    check_positive(chunk_size=chunk_size)
 
     # (captions,) similarity of each caption to its own image; (images,) that of each image to its best caption.
     of_text = torch.cat(
@@ -121,7 +121,7 @@ def retrieval_ranks(
 
 
 def _check_ks(ks: Sequence[int]) -> None:
-    if len(ks) == 0 or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+    if len(ks) == 0 or not all(map(is_positive, ks)):
         raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 
 

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from fastgoal.processing.sentences import split_sentences
 
-from .embeddings import encode_texts
-from .retrieval import Ranks, retrieval_ranks
+from .embeddings import EncodedSource, encode_texts
+from .retrieval import WAYS, Ranks, retrieval_ranks
 
 SHORT = 77  # tokens of the original CLIP
 
@@ -31,11 +29,13 @@ class Change:
     """The result for captions changed in one way.
 
     Attributes:
+        what: The change in words.
         metrics: Recall and ranks with the changed captions.
         drop: R@1 of the captions as they are, less R@1 with the changed ones, the mean of both directions (fraction).
         changed: Captions that the change could be made to (a single sentence can be neither shuffled nor dropped).
     """
 
+    what: str
     metrics: dict[str, float]
     drop: float
     changed: int
@@ -95,12 +95,10 @@ def _sentence_of_another(
     return None
 
 
-def robustness(
+def measure_robustness(
     model: Any,
     processor: Any,
-    image_embeds: Tensor,
-    captions: Sequence[str],
-    text_to_image: Sequence[int],
+    encoded: EncodedSource,
     ranks: Ranks,
     ks: Sequence[int] = (1, 5, 10),
     batch_size: int = 128,
@@ -110,30 +108,27 @@ def robustness(
     """Retrieval with changed captions, for each of `CHANGES`.
 
     Args:
-        model: A CLIP.
-        processor: Its processor.
-        image_embeds: `(images, width)`, which do not change.
-        captions: As they are.
-        text_to_image: The image of each.
-        ranks: Of the captions as they are.
+        model: As all that are not named here, for `encode_texts`.
+        encoded: Images, and captions as they are.
+        ranks: Of these.
         ks: The k of recall@k.
-        batch_size: Captions in a forward.
         seed: Of the changes.
-        progress: Show progress bars.
     """
+    captions, text_to_image = encoded.captions, encoded.text_to_image
+    image_embeds = encoded.image_embeds.to(model.device)
     whole = ranks.summary((1,))
     results = {}
-    for how in CHANGES:
+    for how, what in CHANGES.items():
         length = None
         if how == "truncated":
-            texts, length = list(captions), SHORT
-            ids = processor.tokenizer(list(captions), truncation=False, padding=False, verbose=False)["input_ids"]
+            texts, length = captions, SHORT
+            ids = processor.tokenizer(captions, truncation=False, padding=False, verbose=False)["input_ids"]
             changed = sum(len(row) > SHORT for row in ids)
         else:
             texts = change_captions(captions, text_to_image, how, seed)
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
         embeds = encode_texts(model, processor, texts, batch_size, progress, max_length=length)
-        metrics = retrieval_ranks(image_embeds, embeds.to(image_embeds.device), text_to_image).summary(ks)
-        drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in ("text_to_image", "image_to_text")]
-        results[how] = Change(metrics, sum(drops) / 2, changed)
+        metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary(ks)
+        drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in WAYS]
+        results[how] = Change(what, metrics, sum(drops) / 2, changed)
     return results

@@ -8,7 +8,6 @@ from datasets import load_dataset
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.commands import caption
 from fastgoal.processing.builders.captioner import PROMPT, Captioner
 
 LENGTH = 24
@@ -117,7 +116,7 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
     assert "lies inside the folder of images" in error(*options(photographs, photographs / "out", tiny_vlm))
     assert "lies inside the folder of images" in error(*options(photographs, photographs, tiny_vlm))
     assert "device='nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")
-    assert "batch_size=0" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
+    assert "--batch-size is 0" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
     assert "plain folder of images" in error(*options(photographs, output, tiny_vlm), "--split", "test")
     assert "No such file" in error(*options(photographs, output, tiny_vlm), "--prompt-file", tmp_path / "absent.txt")
 
@@ -126,11 +125,6 @@ def test_several_processes_are_refused(photographs, tiny_vlm, tmp_path, capsys, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(*options(photographs, tmp_path / "out", tiny_vlm)) == 2
     assert "WORLD_SIZE=2 says that several processes were started" in capsys.readouterr().err
-
-
-def test_number_formats():
-    assert caption.choose_numbers("cpu", "auto") == ("cpu", "float32")
-    assert caption.choose_numbers("cpu", "bfloat16") == ("cpu", "bfloat16")
 
 
 def test_help_says_what_comes_out(capsys):

@@ -268,7 +268,7 @@ class TestCommand:
             ((tiny_clip, data, "--caption-column", "text"), "'text'"),
             ((other, data), "type 'bert'; it must be a CLIP"),
             ((half, data), "weights of a CLIP"),
-            ((tiny_clip, data, "--device", "abacus"), "--device is 'abacus'"),
+            ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "--batch-size is 0"),
             ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
         ]:

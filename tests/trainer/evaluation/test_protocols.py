@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fastgoal.commands.evaluate import PROTOCOLS as NAMED
+from fastgoal.cli import main
 from fastgoal.trainer.evaluation.protocols import PROTOCOLS, open_protocol
 
 
@@ -17,8 +17,11 @@ def write(path, value):
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
 
 
-def test_the_command_names_all_protocols():
-    assert tuple(PROTOCOLS) == NAMED
+def test_the_help_lists_all_protocols(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in PROTOCOLS)
 
 
 def test_docci(tmp_path):
@@ -141,6 +144,17 @@ def test_folder_is_anybodys_data(tmp_path):
     opened = open_protocol("folder", str(tmp_path))
     assert opened.complete
     assert rows_of(opened) == [("a.jpg", ["One.", "Two."])]
+
+
+def test_rows_from_python_and_a_limit():
+    rows = [{"image": f"{number}.jpg", "captions": [f"{number}.", "Two.", "Three."]} for number in range(4)]
+    opened = open_protocol("folder", rows, limit=2)
+    assert [row.captions for row in opened.source] == [["0.", "Two.", "Three."], ["1.", "Two.", "Three."]]
+    assert opened.source[1].image == "1.jpg"
+    assert open_protocol("folder", opened.source).source is opened.source
+    part = open_protocol("urban1k", opened.source)  # of one caption an image
+    assert [row.captions for row in part.source] == [["0."], ["1."]]
+    assert "1,000 images and this data 2" in part.remark
 
 
 def test_errors(tmp_path):

@@ -1,0 +1,86 @@
+"""Options that several commands share: one name, one explanation and one check each.
+
+`add(parser, "--batch-size", default=8)` declares one, with what differs in this command. In `args` they are
+`batch_size`, `top_k` and so on.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from fastgoal.processing.devices import DTYPES
+from fastgoal.trainer.evaluation.protocols import PROTOCOLS
+
+
+def number(lowest: float, highest: float | None = None, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """The argparse type of an integer (or a float, with `kind`) in a range, both ends included."""
+    wanted = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {what}, {wanted}") from None
+        if not (lowest <= value and (highest is None or value <= highest)):
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {wanted}")
+        return value
+
+    return parse
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP checkpoint, a folder or a Hub id"},
+    "--against": {"metavar": "CLIP", "help": "compare with this checkpoint"},
+    "--data": {
+        "required": True,
+        "metavar": "DATA",
+        "help": "the protocol's data; for 'folder' one with metadata.jsonl (file_name and caption or captions), a saved"
+        " data set, a folder of parquet files as `fastgoal pairs` writes, or a Hub data set",
+    },
+    "--protocol": {
+        "choices": tuple(PROTOCOLS),
+        "default": "folder",
+        "metavar": "NAME",
+        "help": "what is tested how, see `fastgoal evaluate --help`",
+    },
+    "--split": {"metavar": "NAME", "help": "split of the data set, where it has several"},
+    "--image-column": {"metavar": "NAME", "help": "column with the image (default: found by itself)"},
+    "--caption-column": {"metavar": "NAME", "help": "column with the caption (default: found by itself)"},
+    "--limit": {"type": number(1), "metavar": "N", "help": "only the first N rows"},
+    "--batch-size": {"type": number(1), "default": 32, "metavar": "N", "help": "images in a forward"},
+    "--num-workers": {
+        "type": number(0),
+        "metavar": "N",
+        "help": "processes that read images (default: 4, and none beside a model on the CPU)",
+    },
+    "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "how many answers to show"},
+    "--device": {
+        "default": "auto",
+        "help": "cpu, cuda, cuda:1, mps ... (default: auto, the accelerator if there is one)",
+    },
+    "--dtype": {
+        "choices": DTYPES,
+        "default": "float32",
+        "metavar": "TYPE",
+        "help": f"number format of the model: {', '.join(DTYPES)}",
+    },
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the random numbers"},
+    "--on-error": {
+        "choices": ("stop", "skip"),
+        "default": "stop",
+        "help": "at a row that cannot be used: stop, or leave it out and list it",
+    },
+    "--html": {"metavar": "out.html", "help": "write a page here; it needs no other file"},
+    "--dry-run": {"action": "store_true", "help": "list what would be sent, and send nothing"},
+    "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
+    "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},
+}
+SHORT = {"--top-k": "-k"}
+
+
+def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Declare shared options; `changes` are arguments of `add_argument` in place of the shared ones."""
+    for name in names:
+        flags = [SHORT[name], name] if name in SHORT else [name]
+        parser.add_argument(*flags, **{**SHARED[name], **changes})

@@ -1,0 +1,48 @@
+"""What `auto` stands for here: the device and the number format of a model."""
+
+from typing import Any
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def choose_device(device: str | None = None) -> str:
+    """The name of a device that is there; None and `auto` stand for the accelerator, or the CPU without one.
+
+    Raises:
+        ValueError: The device cannot be used here.
+    """
+    import torch
+
+    if device is None or device == "auto":
+        accelerator: Any = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = "cpu" if accelerator is None else str(accelerator.type)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
+        ) from None
+    return device
+
+
+def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
+    """The name of a number format; `auto` is a half one on CUDA and float32 elsewhere.
+
+    Args:
+        dtype: One of `DTYPES`.
+        device: Of `choose_device`.
+        bfloat16: Let `auto` be bfloat16 where the GPU has it, for models whose numbers may outgrow float16.
+
+    Raises:
+        ValueError: There is no such format.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    if dtype != "auto":
+        return dtype
+    if not device.startswith("cuda"):
+        return "float32"
+    return "bfloat16" if bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

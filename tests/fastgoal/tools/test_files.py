@@ -1,0 +1,22 @@
+import json
+
+import pytest
+
+from fastgoal.tools.files import prepare_output, write_json, write_text
+
+
+def test_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    prepare_output(path)
+    write_json(path, {"name": "größer"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "größer"}
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "no text: \ud800")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        prepare_output(tmp_path)

@@ -1,0 +1,92 @@
+"""`fastgoal.evaluate`, what the command is a shell of."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+import fastgoal
+from fastgoal.trainer.evaluation.embeddings import encode_source
+from fastgoal.trainer.evaluation.evaluate import check_again
+from fastgoal.trainer.evaluation.protocols import open_protocol
+from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_clip):
+    return CLIPModel.from_pretrained(tiny_clip).eval(), CLIPProcessor.from_pretrained(tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [
+        {"image": Image.new("RGB", (40, 36), (60 * n, 9, 200 - 40 * n)), "caption": f"Picture {n}."} for n in range(4)
+    ]
+
+
+def test_a_loaded_model_and_rows(loaded, pictures):
+    """The numbers are those of the embeddings that the model itself gives."""
+    model, processor = loaded
+    report = fastgoal.evaluate(model, pictures, processor=processor, ks=(1, 2), resamples=20, check=True)
+    inputs = processor(
+        images=[row["image"] for row in pictures],
+        text=[row["caption"] for row in pictures],
+        return_tensors="pt",
+        padding=True,
+    )
+    with torch.no_grad():
+        outputs = model(**inputs)
+    expected = retrieval_metrics(outputs.image_embeds, outputs.text_embeds, ks=(1, 2))
+    assert report.metrics == pytest.approx(expected, abs=1e-9)
+    assert isinstance(report, fastgoal.EvaluationReport)
+    assert (report.images, report.captions, report.device, report.dtype) == (4, 4, "cpu", "float32")
+    assert report.checked
+    assert report.joint is report.against is report.differences is report.published is None
+    low, high = report.intervals["text_to_image_R@1"]
+    assert low <= report.metrics["text_to_image_R@1"] <= high
+    assert json.loads(report.to_json()) == json.loads(json.dumps(report.to_dict()))
+    assert report.to_markdown().startswith(f"# {report.model} on own data")
+
+
+def test_against_itself_nothing_differs(tiny_clip, loaded, pictures):
+    model, processor = loaded
+    report = fastgoal.evaluate(
+        str(tiny_clip), pictures, against=model, against_processor=processor, limit=3, resamples=0, device="cpu"
+    )
+    assert report.images == report.limit == 3
+    assert all(
+        (value.difference, value.interval, value.certain) == (0, None, None) for value in report.differences.values()
+    )
+    values = report.to_dict()
+    assert values["differences"]["image_to_text_R@1"]["certain"] is None
+    assert not {"intervals", "resamples", "joint", "checked"} & set(values)
+    assert "the first 3 rows" in report.to_text()
+
+
+def test_the_check_finds_a_wrong_number(loaded, pictures):
+    model, processor = loaded
+    encoded = encode_source(model, processor, open_protocol("folder", pictures).source)
+    metrics = encoded.ranks().summary((1, 2))
+    check_again(encoded, metrics, (1, 2))
+    metrics["text_to_image_mean_rank"] += 0.25
+    with pytest.raises(ValueError, match=r"finds other numbers than ours.*text_to_image_mean_rank"):
+        check_again(encoded, metrics, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processor": None}, "--model is a loaded model; give its processor"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a positive integer"),
+        ({"limit": 0}, "limit is 0"),
+        ({"resamples": 1}, "resamples is 1; it must be 0, for no intervals, or at least 2"),
+        ({"protocol": "dci"}, "protocol is 'dci'"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+    ],
+)
+def test_errors(loaded, pictures, changes, message):
+    model, processor = loaded
+    with pytest.raises(ValueError, match=message):
+        fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})

@@ -1,0 +1,219 @@
+"""Everything that `fastgoal evaluate` measures, from Python."""
+
+import importlib.metadata
+import importlib.resources
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from fastgoal.processing.data.sources import Source
+
+from .embeddings import EncodedSource, count_truncated, encode_source, max_text_length
+from .intervals import bootstrap_intervals, compare
+from .joint import evaluate_joint
+from .localisation import localise
+from .models import choose_workers, load_model
+from .protocols import open_protocol
+from .published import published_rows
+from .report import EvaluationReport, ModelResult
+from .retrieval import KS, Ranks
+from .rivals import check_positive
+from .robustness import measure_robustness
+
+Checkpoint = str | os.PathLike[str] | torch.nn.Module
+Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datasets.Dataset` has no type
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One model's result, and what a comparison or the rest of the report needs of it."""
+
+    result: ModelResult
+    encoded: EncodedSource
+    ranks: Ranks
+    truncated: int
+    device: str
+    dtype: str
+
+
+def evaluate(
+    model: Checkpoint,
+    data: Data,
+    protocol: str = "folder",
+    against: Checkpoint | None = None,
+    *,
+    processor: Any = None,
+    against_processor: Any = None,
+    joint: bool = False,
+    robustness: bool = False,
+    localisation: bool = False,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    boxes_column: str = "boxes",
+    limit: int | None = None,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    ks: Sequence[int] = KS,
+    resamples: int = 1000,
+    seed: int = 0,
+    on_error: str = "stop",
+    check: bool = False,
+    progress: bool = False,
+) -> EvaluationReport:
+    """Measure retrieval between the images and captions of a data set, and what else is asked for.
+
+        report = fastgoal.evaluate("outputs/", "test/", against="openai/clip-vit-base-patch16")
+        print(report.metrics["text_to_image_R@1"], report.differences["text_to_image_R@1"].interval)
+        pathlib.Path("report.md").write_text(report.to_markdown())
+
+    Every caption of an image is a text of its own, cut at the number of tokens that the model reads. Ties count
+    against the model (`retrieval_metrics`).
+
+    Args:
+        model: Folder or Hub id of a CLIP checkpoint, or a loaded CLIP with its `processor`.
+        data: The protocol's data, see `open_protocol`: a folder, a Hub id, a `Source`, a `datasets.Dataset` or a list
+            of rows such as `{"image": PIL image or file name, "caption": text}`.
+        protocol: What is tested how, one of `PROTOCOLS`.
+        against: Another checkpoint to compare with on the same queries, in the same forms as `model`.
+        processor: Of a loaded `model`.
+        against_processor: Of a loaded `against`.
+        joint: Also GOAL's joint test, mAP@10, which needs data that `fastgoal pairs` wrote.
+        robustness: Also with a false sentence in each caption, sentences shuffled or dropped, and text cut.
+        localisation: Also how often a sentence finds its boxes.
+        split: Split of the data, where there are several.
+        image_column: Column with the image; found by itself.
+        caption_column: Column with the caption; found by itself.
+        boxes_column: Column with boxes, for `localisation`.
+        limit: Use the first rows only.
+        batch_size: Images in a forward.
+        num_workers: Processes that read images; by default 4, and none beside a model on the CPU.
+        device: For a checkpoint: `cpu`, `cuda`, ... The accelerator by default.
+        dtype: For a checkpoint: `float32`, `bfloat16`, `float16` or `auto`.
+        ks: The k of recall@k.
+        resamples: For the 95 % intervals; 0 for none.
+        seed: Of resamples and changed captions.
+        on_error: At a broken row `"stop"`, or `"skip"` it and list it.
+        check: Compute recalls and ranks again with the second implementation, `fastgoal/retrieval_recall`.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: An argument is wrong, a model or the data cannot be used, a row is broken, or the check fails.
+    """
+    check_positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
+    if resamples < 0 or resamples == 1:
+        raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
+    started = time.perf_counter()
+    opened = open_protocol(protocol, data, image_column, caption_column, split, limit)
+    source = opened.source
+
+    def measure(checkpoint: Checkpoint, processor: Any, option: str) -> _Measured:
+        model: Any = checkpoint
+        if isinstance(checkpoint, str | os.PathLike):
+            name = os.fspath(checkpoint)
+            model, processor = load_model(name, device, dtype, option)
+        elif processor is None:
+            raise ValueError(f"{option} is a loaded model; give its processor, too.")
+        else:
+            name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
+        workers = choose_workers(num_workers, model)
+        reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "progress": progress}
+        encoded = encode_source(model, processor, source, on_error=on_error, **reading)
+        ranks = encoded.ranks(model.device)
+        result = ModelResult(
+            model=name,
+            max_text_length=max_text_length(model),
+            metrics=ranks.summary(ks),
+            joint=evaluate_joint(model, processor, source, encoded, **reading) if joint else None,
+            robustness=measure_robustness(
+                model, processor, encoded, ranks, batch_size=4 * batch_size, seed=seed, progress=progress
+            )
+            if robustness
+            else None,
+            localisation=localise(
+                model, processor, source, encoded.rows, boxes_column, batch_size=batch_size, progress=progress
+            )
+            if localisation
+            else None,
+        )
+        truncated = count_truncated(model, processor, encoded.captions)
+        return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))
+
+    ours = measure(model, processor, "--model")
+    encoded = ours.encoded
+    if check:
+        check_again(encoded, ours.result.metrics, ks)
+    theirs, differences = None, None
+    if against is not None:
+        theirs = measure(against, against_processor, "--against")
+        if theirs.encoded.rows != encoded.rows:
+            raise ValueError("the two models could not read the same rows; mend the data, or use --on-error stop.")
+        differences = compare(ours.ranks, theirs.ranks, ks, resamples, seed)
+    return EvaluationReport(
+        **vars(ours.result),
+        protocol=protocol,
+        protocol_title=opened.protocol.title,
+        complete=opened.complete,
+        remark=opened.remark,
+        data=os.fspath(data) if isinstance(data, str | os.PathLike) else source.name,
+        split=split,
+        limit=limit,
+        images=len(encoded.rows),
+        captions=len(encoded.captions),
+        duplicate_captions=sum(times - 1 for times in Counter(encoded.captions).values()),
+        truncated_captions=ours.truncated,
+        truncated_share=ours.truncated / len(encoded.captions),
+        ks=list(ks),
+        skipped=encoded.skipped,
+        resamples=resamples or None,
+        intervals=bootstrap_intervals(ours.ranks, ks, resamples, seed) if resamples else None,
+        checked=check or None,
+        published=(published_rows(protocol) or None) if opened.complete else None,
+        against=None if theirs is None else theirs.result,
+        differences=differences,
+        seconds=round(time.perf_counter() - started, 3),
+        device=ours.device,
+        dtype=ours.dtype,
+        batch_size=batch_size,
+        seed=seed,
+        versions={
+            "fastgoal": importlib.metadata.version("fastgoal"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[int]) -> None:
+    """Compute recalls and ranks again with `fastgoal/retrieval_recall`, the metric for Hugging Face's `evaluate`.
+
+    It is written in numpy and shares no line with `retrieval_ranks`.
+
+    Raises:
+        ValueError: It finds something else.
+    """
+    import evaluate as hugging_face_evaluate
+
+    folder = importlib.resources.files("fastgoal") / "retrieval_recall"
+    metric = hugging_face_evaluate.load(str(folder), keep_in_memory=True)
+    again = metric.compute(
+        predictions=encoded.text_embeds.numpy(),
+        references=encoded.text_to_image,
+        image_embeds=encoded.image_embeds.numpy(),
+        ks=list(ks),
+    )
+    wrong = [f"{key} {value} and {again[key]}" for key, value in metrics.items() if abs(again[key] - value) > 1e-9]
+    if wrong:
+        raise ValueError(
+            f"the metric {folder} finds other numbers than ours, so one of both has a fault: {'; '.join(wrong)}."
+        )

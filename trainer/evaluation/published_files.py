@@ -1,0 +1,71 @@
+"""Reading the files of published data sets: what is not as it should be is an error that names file and line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def find_file(folder: Path, name: str, *places: str) -> Path:
+    """A file in the folder itself or in the first of some sub-folders that has it."""
+    for place in ("", *places):
+        if (folder / place / name).is_file():
+            return folder / place / name
+    raise ValueError(f"{folder} has no file {name}. Download it into this folder, or check --data and --protocol.")
+
+
+def image_file(folder: Path, name: str, *places: str) -> Path:
+    """The image's file in the first of some sub-folders that has it. Only names inside of the folder are followed."""
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts or any(".." in Path(place).parts for place in places):
+        raise ValueError(f"the image {name!r} leads out of {folder}; expected a path inside it.")
+    for place in (*places, ""):
+        if (folder / place / relative).is_file():
+            return folder / place / relative
+    return folder / (places[0] if places else "") / relative  # loading it gives an error that names it
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}.") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's place in words, and its object."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path} line {number}"
+                yield where, as_object(parse_json(line, where), where)
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """The value, which must be a JSON object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+def as_list(value: Any, where: str) -> list[Any]:
+    """The value, which must be a JSON list."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is a {type(value).__name__}; expected a JSON list.")
+    return value
+
+
+def text_of(row: dict[str, Any], key: str, where: str, empty: bool = False) -> str:
+    """The text under a key, stripped; with `empty` there may be none."""
+    value = row.get(key)
+    if empty and value is None:
+        return ""
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise ValueError(f"{where}: {key!r} is {value!r}; expected text. The row has {sorted(map(str, row))}.")
+    return value.strip()
