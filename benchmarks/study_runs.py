@@ -30,8 +30,8 @@ from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, embed_crop_stream, embed_texts, eval_mode, pair_up
 from fastgoal.processing.regions import Region, regions_from_boxes
-from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
-from fastgoal.trainer.batches.near_batches import NearPairSampler, nearest_rows
+from fastgoal.trainer.batches.neighbours import nearest_rows
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
 from fastgoal.trainer.evaluation.retrieval import retrieval_ranks
 
 SOURCES = ("default", "detected", "true")
@@ -366,7 +366,7 @@ class StudyTrainer(FastGoalTrainer):
             parts = super()._loss_of_rows(rows, logit_scale, gather)
             loss = parts["loss"]
             if "detach" in extras:
-                weight = self.objective.tsl_weight
+                weight = self.objective.weights.tsl_weight
                 for tokens, target, valid, name in (
                     ("region_embeds", crops, "region_valid", "loss_tsl_image"),
                     ("sentence_embeds", texts, "sentence_valid", "loss_tsl_text"),
@@ -374,8 +374,8 @@ class StudyTrainer(FastGoalTrainer):
                     loss = loss - weight * parts[name]
                     loss = loss + weight * token_similarity_loss(rows[tokens], target, rows[valid])
             if "masked" in extras:
-                loss = loss - self.objective.local_weight * parts["loss_local"]
-                loss = loss + self.objective.local_weight * masked_clip_loss(
+                loss = loss - self.objective.weights.local_weight * parts["loss_local"]
+                loss = loss + self.objective.weights.local_weight * masked_clip_loss(
                     rows["local_image_embeds"], rows["local_text_embeds"], logit_scale, extras["masked"]
                 )
             if "sub" in extras:
