@@ -96,15 +96,15 @@ class LossTerm:
         name: Its key among the losses: field of `FastGoalLosses`, and line of the log.
         weight: Field of `LossWeights`.
         needs: Tensors among the rows of `loss_rows` without which it cannot be computed.
-        compute: Its function, of these tensors and of `last`; returns a scalar.
-        last: `logit_scale`, or the mask of the valid rows (None where the rows have no such mask: all are valid).
+        compute: Its function, of these tensors and where there is one of `last`; returns a scalar.
+        last: `logit_scale`, or the mask of the valid rows (None is handed on where the rows have it not).
     """
 
     name: str
     weight: str
     needs: tuple[str, ...]
     compute: Callable[..., torch.Tensor]
-    last: str
+    last: str | None = None
 
 
 TERMS = (
@@ -190,14 +190,17 @@ def fast_goal_loss(
         ValueError: There is nothing that a loss could be made of.
     """
     weights = weights or LossWeights()
-    given = {**rows, "logit_scale": logit_scale}
+    given: dict[str, torch.Tensor] = {**rows, "logit_scale": logit_scale}
     terms = [term for term in TERMS if all(name in rows for name in term.needs)]
     if not terms:
         raise ValueError(
             "`rows` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), got "
             f"{sorted(rows)}."
         )
-    parts = {term.name: term.compute(*(rows[name] for name in term.needs), given.get(term.last)) for term in terms}
+    parts = {
+        term.name: term.compute(*(rows[name] for name in term.needs), *([given.get(term.last)] if term.last else []))
+        for term in terms
+    }
     # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
     weighted = [(getattr(weights, term.weight), parts[term.name]) for term in terms]
     summands = [weight * part for weight, part in weighted if weight]

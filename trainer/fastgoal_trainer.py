@@ -83,7 +83,12 @@ class FastGoalTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
             data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, str(args.pair_choice))
-        _check_model(model)
+        # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
+        if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
+            raise TypeError(
+                f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
+                "`FastGoalCLIPModel.from_clip(model)`."
+            )
         if isinstance(data_collator, FastGoalCollator):
             for name in ("train_dataset", "eval_dataset"):
                 check_rows(kwargs.get(name), name, self.objective.needs_pairs)
@@ -196,13 +201,8 @@ class FastGoalTrainer(Trainer):
         return NearPairSampler(self._neighbours, batch_size, self.args.seed, lengths)
 
     def _find_neighbours(self, data: Any) -> torch.Tensor:
-        processor: Any = self.processing_class
-        if processor is None:
-            raise ValueError(
-                "`near_batches` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
-            )
         model = self.accelerator.unwrap_model(self.model)
-        return training_neighbours(model, data, FastGoalCollator(processor).pixel_values, self.accelerator, self.args)
+        return training_neighbours(model, self.processing_class, data, self.accelerator, self.args)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All parameters with `decay_all`; else all but biases and norms, as `Trainer` has it."""
@@ -391,21 +391,8 @@ class FastGoalTrainer(Trainer):
         self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
 
 
-def _check_model(model: nn.Module | None) -> None:
-    """Raise a `TypeError` for a model whose forward takes no local pairs; a wrapped one is not looked into."""
-    # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
-    if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
-        raise TypeError(
-            f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
-            "`FastGoalCLIPModel.from_clip(model)`."
-        )
-
-
 def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
     """Retrieval metrics of an evaluation in which row i of the images belongs to row i of the captions."""
     image_embeds, text_embeds = cast(Any, prediction.predictions)
     ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
     return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
-
-
-__all__ = ["FastGoalTrainer", "retrieval_of_predictions"]

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers.utils import logging
 from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
+from .collator import FastGoalCollator
 from .pair_data import captions_of
 
 logger = logging.get_logger(__name__)
@@ -33,7 +33,7 @@ SAME_PICTURE = 0.9999
 
 
 def training_neighbours(
-    model: Any, data: Any, collate: Callable[[Any], torch.Tensor], accelerator: Accelerator, args: TrainingArguments
+    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
 ) -> torch.Tensor:
     """The neighbours of every training image, by its embedding from the model as it is now.
 
@@ -42,8 +42,8 @@ def training_neighbours(
 
     Args:
         model: The model, not wrapped.
+        processor: The model's `FastGoalProcessor`.
         data: The training data, rows by number.
-        collate: From rows to the pixels of their images.
         accelerator: The processes that share the work.
         args: The output folder, and how data are loaded.
 
@@ -51,10 +51,15 @@ def training_neighbours(
         `(rows, count)` on the CPU, as `nearest_rows` gives it; the same in every process.
 
     Raises:
-        ValueError: An image cannot be read (the message names its row), or the rows have no numbers.
+        ValueError: An image cannot be read (the message names its row), the rows have no numbers, or there is no
+            processor.
     """
     if isinstance(data, IterableDataset):
         raise ValueError("`near_batches` needs a data set whose rows are read by number, got one that is streamed.")
+    if processor is None:
+        raise ValueError(
+            "`near_batches` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
+        )
     main = accelerator.is_main_process
     file = Path(args.output_dir or ".") / FILE
     mark = _mark(model, data) if main else ""
@@ -67,7 +72,7 @@ def training_neighbours(
         start = time.monotonic()
         if main:
             logger.warning(f"Near batches: looking for the training images that look alike, {len(data):,} in all.")
-        embeds = _image_embeds(model, data, collate, accelerator, args)
+        embeds = _image_embeds(model, processor, data, accelerator, args)
         if main:
             table = nearest_rows(embeds).cpu()
             _write(file, table, mark)
@@ -102,14 +107,14 @@ def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBOURS, chunk: int = 204
 
 @torch.no_grad()
 def _image_embeds(
-    model: Any, data: Any, collate: Callable[[Any], torch.Tensor], accelerator: Accelerator, args: TrainingArguments
+    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
 ) -> torch.Tensor:
     """Embeddings of all images, `(rows, dim)` in every process, each of which embeds a share."""
     first, end = (len(data) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
     loader: DataLoader = DataLoader(
         Subset(data, range(first, end)),
         batch_size=args.per_device_eval_batch_size,
-        collate_fn=collate,
+        collate_fn=FastGoalCollator(processor).pixel_values,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,

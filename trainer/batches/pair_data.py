@@ -107,12 +107,16 @@ def _holds(data: Any, key: str) -> Iterator[bool]:
         table = data.source.dataset if isinstance(data.source, DatasetSource) else None
     if table is None:
         yield from (bool(data[index].get(key)) for index in range(len(data)))
-    elif key not in table.column_names:
+    elif key not in table.column_names or (key == "pairs" and not _is_list(table, key)):
         yield from [False] * len(data)
     elif key == "pairs":
         table = table.select_columns([key]).with_format("arrow").select(range(len(data)))
         for part in table.iter(READ_AT_ONCE):
             yield from (bool(length) for length in pyarrow.compute.list_value_length(part[key]).to_pylist())
+
+
+def _is_list(table: Any, column: str) -> bool:
+    return hasattr(table.features.arrow_schema.field(column).type, "value_type")
 
 
 def _is_table(data: Any) -> bool:

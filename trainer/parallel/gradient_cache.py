@@ -81,8 +81,9 @@ def cached_backward(
 
 
 def _random_state(piece: Batch) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
-    """The state of the random numbers of the CPU, and of the device that the piece is on."""
-    return torch.get_rng_state(), *get_device_states(next(iter(piece.values())))
+    """The state of the random numbers of the CPU, and of the GPU that the piece is on."""
+    first = next(iter(piece.values()))
+    return torch.get_rng_state(), *(get_device_states(first) if first.is_cuda else ([], []))
 
 
 @contextmanager

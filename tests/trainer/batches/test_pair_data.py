@@ -60,6 +60,13 @@ def test_any_row_without_pairs_is_named(rows, broken, tmp_path, kind):
     assert "pair_rows" in str(error.value)
 
 
+@pytest.mark.parametrize("pairs", [[None, None], [[], None], [{"score": 1.0}] * 2])
+def test_pairs_that_are_no_list_of_pairs(rows, pairs):
+    data = datasets.Dataset.from_list([{**row, "pairs": pair} for row, pair in zip(rows, pairs)])
+    with pytest.raises(ValueError, match="2 of 2 rows have no local pairs"):
+        check_rows(data, "train_dataset", True)
+
+
 def test_rows_past_the_limit_are_not_asked(broken, tmp_path):
     write_pairs(broken, tmp_path)
     check_rows(PairData(str(tmp_path), limit=5), "train_dataset", True)
