@@ -153,13 +153,12 @@ def loss_rows(
     Args:
         embeds: Embeddings under the names of `FastGoalOutput`, which may be one.
         logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
-        region_mask: `(batch, patches)`; where there are `region_embeds`.
-        sentence_mask: `(batch, tokens)`; where there are `sentence_embeds`.
+        region_mask: `(batch, patches)`, as the model takes it.
+        sentence_mask: `(batch, tokens)`, likewise.
 
     Returns:
-        The embeddings that some term needs; `region_valid` and `sentence_valid`, False where the mask is empty; and of
-        the embeddings of all patches and tokens `sparc_rows`, each row's fine-grained loss, and `sparc_valid`, False
-        where a caption has no words.
+        The embeddings that some term needs; `region_valid` and `sentence_valid`, False where the mask is empty; of the
+        embeddings of patches and tokens `sparc_rows`, each row's loss, and `sparc_valid`, False where there is no word.
     """
     rows = {name: embeds.get(name) for term in TERMS for name in term.needs}
     for side, mask in (("region", region_mask), ("sentence", sentence_mask)):
@@ -178,8 +177,7 @@ def fast_goal_loss(
     """The weighted sum of the losses: `w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine`.
 
     Args:
-        rows: Tensors with one row per sample, as `loss_rows` gives them. A missing one leaves out the terms that need
-            it; without a mask of valid rows all are valid.
+        rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
         logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
         weights: FAST-GOAL's by default.
 
@@ -197,12 +195,12 @@ def fast_goal_loss(
             "`rows` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), got "
             f"{sorted(rows)}."
         )
-    parts = {
-        term.name: term.compute(*(rows[name] for name in term.needs), *([given.get(term.last)] if term.last else []))
-        for term in terms
-    }
-    # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
-    weighted = [(getattr(weights, term.weight), parts[term.name]) for term in terms]
-    summands = [weight * part for weight, part in weighted if weight]
-    loss = torch.stack(summands).sum() if summands else 0.0 * weighted[0][1]
+    parts, weighted = {}, []
+    for term in terms:
+        last = [given.get(term.last)] if term.last else []
+        part = parts[term.name] = term.compute(*(rows[name] for name in term.needs), *last)
+        # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
+        if weight := getattr(weights, term.weight):
+            weighted.append(weight * part)
+    loss = torch.stack(weighted).sum() if weighted else 0.0 * next(iter(parts.values()))
     return {"loss": loss, **parts}

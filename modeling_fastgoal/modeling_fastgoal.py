@@ -148,9 +148,7 @@ class FastGoalCLIPModel(CLIPModel):
             attention_mask = None if attention_mask is None else attention_mask[:, :limit]
             position_ids = None if position_ids is None else position_ids[:, :limit]
             logger.warning_once(f"Some texts have more than {limit} tokens and were cut there.")
-        return super().get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-        )
+        return super().get_text_features(input_ids, attention_mask, position_ids, **kwargs)
 
     @can_return_tuple
     def forward(
