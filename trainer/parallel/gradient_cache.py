@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 Rows = dict[str, torch.Tensor]
 Batch = Mapping[str, torch.Tensor]
@@ -58,7 +57,7 @@ def cached_backward(
     states, outputs = [], []
     with torch.no_grad():
         for piece in pieces:
-            states.append(_random_state(piece))
+            states.append(_RandomState(next(iter(piece.values())).device))
             outputs.append(embed(piece))
     rows = {name: torch.cat([output[name] for output, _ in outputs]) for name in outputs[0][0]}
     leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in rows.items()}
@@ -70,7 +69,7 @@ def cached_backward(
     gradients = split_batch({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, chunk)
     for index, (piece, gradient, state) in enumerate(zip(pieces, gradients, states, strict=True)):
         last = index == len(pieces) - 1
-        with nullcontext() if last else no_sync(), _replayed(*state):
+        with nullcontext() if last else no_sync(), state.replayed():
             again, chunk_scale = embed(piece)
             # A sum whose gradient at each embedding is the one that the loss of the whole batch has there.
             terms = [(again[name] * value).sum().float() for name, value in gradient.items()]
@@ -80,17 +79,20 @@ def cached_backward(
     return {name: value.detach() for name, value in parts.items()}
 
 
-def _random_state(piece: Batch) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
-    """The state of the random numbers of the CPU, and of the GPU that the piece is on."""
-    first = next(iter(piece.values()))
-    return torch.get_rng_state(), *(get_device_states(first) if first.is_cuda else ([], []))
+class _RandomState:
+    """The state of the random numbers at one moment, so that dropout drops the same units in both forwards."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-@contextmanager
-def _replayed(cpu: torch.Tensor, devices: list[int], states: list[torch.Tensor]) -> Iterator[None]:
-    """Within, the random numbers of that moment come again, so that dropout drops the same units in both forwards;
-    afterwards those that were due go on."""
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(cpu)
-        set_device_states(devices, states)
-        yield
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Within, the random numbers of that moment come again; afterwards those that were due go on."""
+        devices = [] if self.cuda is None else [self.device]
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield
