@@ -1,7 +1,7 @@
 """How often FLISM pairs a sentence with the right region, where the right one is known.
 
-    python benchmarks/matching.py --tuned OUT/fast-goal                      # the quickstart's drawn scenes
-    python benchmarks/matching.py --photographs DIR --detector yolo11n.pt    # what true boxes the candidates cover
+    python -m benchmarks.matching --tuned OUT/fast-goal                      # the quickstart's drawn scenes
+    python -m benchmarks.matching --photographs DIR --detector yolo11n.pt    # what true boxes the candidates cover
 
 On drawn scenes the object of every sentence is known: a region is right if it overlaps the object's box with an IoU of
 at least 0.5 or contains it. `--tuned` is a model that the quickstart left behind: would a second round of matching with
@@ -20,7 +20,8 @@ from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.regions import Region, default_regions, regions_from_boxes
-from fastgoal.quickstart.scenes import Scene, draw_scenes
+from fastgoal.quickstart.drawing import Scene
+from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, COLOURS, SHAPES
 
 SMALLEST = 0.01  # of the image's area, as candidates are filtered
@@ -40,9 +41,9 @@ def right_share(scenes: Sequence[Scene], matches: Sequence[Sequence[LocalPair]],
     hits = []
     for scene, pairs in zip(scenes, matches, strict=True):
         for pair in pairs:
-            thing = scene.sentence_objects[pair.sentence_index]
-            if thing is not None and (pair.best or not best):
-                hits.append(any(overlap(pair.region.box, scene.boxes[thing])))
+            for thing in scene.sentence_things[pair.sentence_index]:
+                if pair.best or not best:
+                    hits.append(any(overlap(pair.region.box, scene.boxes[thing])))
     return sum(hits) / max(len(hits), 1)
 
 

@@ -1,6 +1,6 @@
 """How fast local pairs are made, side by side with the least that it could cost and with the SAM way.
 
-    python benchmarks/pairs.py --images PHOTOGRAPHS --detector yolo11n.pt --tokenizer openai/clip-vit-base-patch32
+    python -m benchmarks.pairs --images PHOTOGRAPHS --detector yolo11n.pt --tokenizer openai/clip-vit-base-patch32
 
 `--images` is a folder with metadata.jsonl. The matcher has the shape of ViT-B/32 and random weights, which changes no
 time. Each round takes the next photographs and times, in turn, the whole of `fastgoal pairs` on them (read, decode,
@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, SamConfig, SamModel
+from transformers import SamConfig, SamModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from benchmarks.random_clip import build_model, build_processor
+from benchmarks.timing import Rounds, now, timed
 from fastgoal.processing.builders.pair_manifest import STAGES
 from fastgoal.processing.builders.pairs import PairSettings, build_pairs, default_workers
 from fastgoal.processing.data.sources import open_source
@@ -45,16 +46,27 @@ STAGE_MEANINGS = {
 }
 
 
-def build_matcher(tokenizer: str, dtype: torch.dtype, device: str, tiny: bool = False) -> tuple[Any, Any]:
-    """A CLIP of random weights, of the shape of ViT-B/32 or with two thin layers, and its processor."""
-    thin = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    size = thin if tiny else {}
-    config = CLIPConfig(text_config={"eos_token_id": 49407, **size}, vision_config={"patch_size": 32, **size})
-    tokens = AutoTokenizer.from_pretrained(tokenizer)
-    tokens.model_max_length = 248
-    images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    model: Any = FastGoalCLIPModel.from_clip(CLIPModel(config), 248)
-    return model.to(device, dtype).eval(), FastGoalProcessor(images, tokens, patch_size=32)
+def build_matcher(args: argparse.Namespace, thin: bool = False) -> tuple[Any, Any]:
+    """A CLIP of random weights, as ViT-B/32 or with two thin layers, and its processor with the detector."""
+    dtype = torch.float32 if thin else getattr(torch, args.dtype)
+    processor = build_processor(args.tokenizer, 32)
+    processor.detector = load_detector(args.detector, device=args.device)
+    return build_model(32, thin).to(args.device, dtype).eval(), processor
+
+
+def make_pairs(
+    folder: Path, output: Path, model: Any, processor: Any, shard_size: int, args: argparse.Namespace
+) -> Any:
+    """The whole of `fastgoal pairs` on a folder; the summary."""
+    return build_pairs(
+        open_source(folder),
+        output,
+        PairSettings(model="random", detector="benchmark", shard_size=shard_size),
+        lambda: (model, processor),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        progress=False,
+    )
 
 
 def take_rows(folder: Path, start: int, count: int, place: Path) -> Path:
@@ -65,13 +77,6 @@ def take_rows(folder: Path, start: int, count: int, place: Path) -> Path:
     for top in {Path(json.loads(line)["file_name"]).parts[0] for line in lines}:
         (place / top).symlink_to((folder / top).resolve())
     return place
-
-
-def now(device: str) -> np.ndarray:
-    """Seconds on the clock and of the processor, when the device is done with what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 class Parts:
@@ -107,10 +112,8 @@ class Parts:
 
     def detect(self) -> list[Any]:
         step = max(1, self.batch_size // 4)
-        found = []
-        for start in range(0, len(self.prepared), step):
-            found.extend(self.detector.detect(self.prepared[start : start + step]))
-        return found
+        starts = range(0, len(self.prepared), step)
+        return [regions for start in starts for regions in self.detector.detect(self.prepared[start : start + step])]
 
     @torch.inference_mode()
     def embed_crops(self) -> None:
@@ -124,78 +127,61 @@ class Parts:
 
     def times(self) -> dict[str, np.ndarray]:
         """Seconds of each model on all inputs, on the clock and of the processor."""
-        seconds = {}
-        work: dict[str, Callable[[], Any]] = {"crops": self.embed_crops, "sentences": self.embed_texts}
-        for name, call in ({"detector": self.detect} | work if self.detector else work).items():
-            start = now(str(self.model.device))
-            call()
-            seconds[name] = now(str(self.model.device)) - start
-        return seconds
+        work: dict[str, Callable[[], Any]] = {"detector": self.detect} if self.detector else {}
+        work |= {"crops": self.embed_crops, "sentences": self.embed_texts}
+        return {name: timed(run, str(self.model.device)) for name, run in work.items()}
+
+
+WHOLE, ALONE = "**`fastgoal pairs`, all of it**", "detector + CLIP alone"
 
 
 def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path) -> float:
     """Pipeline and parts in turn on the same photographs; prints the tables, returns images/s of the pipeline."""
-    whole, alone = [], []
-    by_part: dict[str, list[np.ndarray]] = {}
-    stages: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
+    rounds, stages, totals = Rounds(), Counter[str](), Counter[str]()
     for number in range(args.rounds):
         folder = take_rows(args.images, number * args.images_per_round, args.images_per_round, work / f"rows{number}")
         parts = Parts(folder, model, processor, args.batch_size)
-        settings = PairSettings(model="random", detector="benchmark", shard_size=args.images_per_round)
-
-        def run(folder: Path = folder, settings: PairSettings = settings, number: int = number) -> dict[str, Any]:
-            return build_pairs(
-                open_source(folder),
-                work / f"pairs{number}",
-                settings,
-                lambda: (model, processor),
-                batch_size=args.batch_size,
-                num_workers=args.num_workers,
-                progress=False,
-            )
-
         times = parts.times() if number % 2 else {}  # who comes first changes from round to round
         start = now(args.device)
-        summary = run()
-        whole.append((now(args.device) - start) / parts.images)
+        summary = make_pairs(folder, work / f"pairs{number}", model, processor, args.images_per_round, args)
+        rounds.add(WHOLE, (now(args.device) - start) / parts.images)
         times = times or parts.times()
         if sum(summary["regions"].values()) != parts.crops:
             raise RuntimeError("the pipeline and the models alone had different crops")
-        alone.append(np.sum(list(times.values()), axis=0) / parts.images)
+        rounds.add(ALONE, np.sum(list(times.values()), axis=0) / parts.images)
         for name, seconds in times.items():
-            by_part.setdefault(name, []).append(seconds / parts.images)
+            rounds.add(f"of these, {name}", seconds / parts.images)
         stages.update(summary["stage_seconds"])
         totals.update(images=parts.images, crops=parts.crops, texts=parts.sentences, sentences=summary["sentences"])
-        print(f"round {number + 1}: {1 / whole[-1][0]:.2f} images/s, models alone {1 / alone[-1][0]:.2f}", flush=True)
+        whole, alone = (1 / rounds.seconds[name][-1][0] for name in (WHOLE, ALONE))
+        print(f"round {number + 1}: {whole:.2f} images/s, models alone {alone:.2f}", flush=True)
     images = totals["images"]
     print(
         f"\n{images} photographs with {totals['crops'] / images:.1f} crops and {totals['sentences'] / images:.1f} "
         f"sentences each ({totals['texts']} of {totals['sentences']} different in their shard); medians of the rounds\n"
         "\n| | s/image | images/s | processor s/image |\n|---|---|---|---|"
     )
-    rows = {"**`fastgoal pairs`, all of it**": whole, "detector + CLIP alone": alone}
-    for title, values in (rows | {f"of these, {name}": values for name, values in by_part.items()}).items():
-        clock, processor_time = np.median(values, axis=0)
+    for title in rounds.seconds:
+        clock, processor_time = rounds.median(title)
         print(f"| {title} | {clock:.4f} | {1 / clock:.2f} | {processor_time:.4f} |")
-    ratios = np.array(alone) / np.array(whole)
     print("\nShare of what the models alone allow, round by round:")
-    for title, values in zip(("on the clock", "of the processor"), ratios.T):
+    for title, values in zip(("on the clock", "of the processor"), rounds.ratios(ALONE, WHOLE).T):
         print(f"- {title}: **{np.median(values):.1%}** (from {values.min():.1%} to {values.max():.1%})")
     print("\n| stage | ms/image | share | what |\n|---|---|---|---|")
     for name in STAGES:
         share = stages[name] / max(sum(stages.values()), 1e-9)
         print(f"| {name} | {1000 * stages[name] / images:.2f} | {share:.1%} | {STAGE_MEANINGS[name]} |")
-    return float(1 / np.median(whole, axis=0)[0])
+    return float(1 / rounds.median(WHOLE)[0])
 
 
 @torch.inference_mode()
-def time_sam(args: argparse.Namespace, dtype: torch.dtype) -> float:
+def time_sam(args: argparse.Namespace) -> float:
     """Seconds that SAM's ViT-B takes for an image: image encoder once, mask decoder for every point of the grid.
 
     Random weights make masks of noise, of which the later steps would drop all or none; so those steps are left out:
     filtering and de-duplicating 3,072 masks, drawing them at full size, and CLIP on their boxes.
     """
+    dtype = getattr(torch, args.dtype)
     model = SamModel(SamConfig()).to(args.device, dtype).eval()
     pixels = torch.randn(1, 3, 1024, 1024, device=args.device, dtype=dtype)
     points = torch.rand(SAM_POINTS, 1, 2, device=args.device, dtype=dtype) * 1024
@@ -221,8 +207,7 @@ def resident_mb() -> float:
 
 def watch_memory(args: argparse.Namespace, work: Path) -> None:
     """The whole pipeline with a tiny matcher over many photographs, memory looked at ten times a second."""
-    model, processor = build_matcher(args.tokenizer, torch.float32, args.device, tiny=True)
-    processor.detector = load_detector(args.detector, device=args.device)
+    model, processor = build_matcher(args, thin=True)
     folder = take_rows(args.images, 0, args.memory_images, work / "many")
     samples: list[tuple[float, float]] = []
     over = threading.Event()
@@ -235,15 +220,7 @@ def watch_memory(args: argparse.Namespace, work: Path) -> None:
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        summary = build_pairs(
-            open_source(folder),
-            work / "many-pairs",
-            PairSettings(model="tiny", detector="benchmark"),
-            lambda: (model, processor),
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            progress=False,
-        )
+        summary = make_pairs(folder, work / "many-pairs", model, processor, 256, args)
     finally:
         over.set()
         thread.join()
@@ -275,7 +252,6 @@ def main() -> None:
     disable_progress_bar()
     set_verbosity_error()
     torch.manual_seed(0)
-    dtype = getattr(torch, args.dtype)
     print(
         f"ViT-B/32, {args.dtype}, {args.device}, {torch.get_num_threads()} threads of torch, "
         f"{args.num_workers} workers, batches of {args.batch_size} crops, torch {torch.__version__}\n"
@@ -284,14 +260,13 @@ def main() -> None:
         work = Path(temporary)
         speed = 0.0
         if args.rounds:
-            model, processor = build_matcher(args.tokenizer, dtype, args.device)
-            processor.detector = load_detector(args.detector, device=args.device)
+            model, processor = build_matcher(args)
             Parts(take_rows(args.images, 0, 4, work / "warm-up"), model, processor, args.batch_size).times()
             speed = time_rounds(args, model, processor, work)
             del model, processor
         if args.sam_images:
             print()
-            seconds = time_sam(args, dtype)
+            seconds = time_sam(args)
             if speed:
                 print(f"`fastgoal pairs` is {seconds * speed:.0f} times as fast as SAM's encoder and decoder alone.")
         if args.memory_images:

@@ -1,6 +1,6 @@
 """How long a training step takes, side by side with what it could cost at best and with the reference style.
 
-    python benchmarks/train_step.py --model b32 --captions CAPTIONS.jsonl --tokenizer openai/clip-vit-base-patch32
+    python -m benchmarks.train_step --model b32 --captions CAPTIONS.jsonl --tokenizer openai/clip-vit-base-patch32
 
 Weights are random and pictures are noise, which changes no time; captions are real where `--captions` names a JSON
 lines file with a `caption` in each line, else of like lengths. Each round takes a new batch and times every step on
@@ -11,34 +11,29 @@ share of the measured matmul peak, and `--compile` adds our step under `torch.co
 
 import argparse
 import copy
-import io
-import json
 import logging
 import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.loader import add_caption_options, make_row, make_rows, parse, read_captions
+from benchmarks.random_clip import TOKENS, build_model, build_processor
+from benchmarks.timing import Rounds, timed
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.modeling_fastgoal.towers_fastgoal import pool_patches, pool_text
-from fastgoal.processing.sentences import split_sentences
-from fastgoal.trainer.batches.samplers import CaptionLengthSampler
 
-TOKENS = 248
-LOADER_ROWS = 64
+OURS, FLOOR = "our step", "the two towers alone"
 
 
 @dataclass
@@ -59,60 +54,6 @@ class Batch:
 
 
 Step = Callable[[Any, Batch], torch.Tensor]
-
-
-def build_model(patch_size: int) -> FastGoalCLIPModel:
-    """A CLIP ViT-B with random weights that reads 248 tokens."""
-    config = CLIPConfig(text_config={"eos_token_id": 49407}, vision_config={"patch_size": patch_size})
-    return FastGoalCLIPModel.from_clip(CLIPModel(config), TOKENS)
-
-
-def build_processor(tokenizer: str | None, patch_size: int) -> FastGoalProcessor:
-    """CLIP's processor; without a tokenizer one that knows letters, each letter of a text being a word."""
-    if tokenizer:
-        tokens = AutoTokenizer.from_pretrained(tokenizer)
-    else:
-        letters = [f"{letter}</w>" for letter in ".abcdefghijklmnopqrstuvwxyz"]
-        vocab = {token: index for index, token in enumerate([*letters, *(x.removesuffix("</w>") for x in letters)])}
-        vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-        tokens = CLIPTokenizer(vocab=vocab, merges=[])
-    tokens.model_max_length = TOKENS
-    images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    return FastGoalProcessor(images, tokens, patch_size=patch_size)
-
-
-def read_captions(path: str | None, rng: random.Random) -> list[tuple[str, list[tuple[int, int]]]]:
-    """Captions with the spans of their sentences; without a file, texts of letters as long as DOCCI's captions are."""
-    if path:
-        with open(path, encoding="utf-8") as lines:
-            captions = [json.loads(line)["caption"] for line in lines if line.strip()]
-        return [(caption, [(s.start, s.end) for s in split_sentences(caption)]) for caption in captions]
-    made = []
-    for _ in range(1000):
-        text, spans = "", []
-        for _ in range(max(2, round(rng.gauss(7, 2)))):
-            sentence = " ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=max(4, round(rng.gauss(18, 6))))) + " ."
-            spans.append((len(text), len(text) + len(sentence)))
-            text += sentence + " "
-        made.append((text.rstrip(), spans))
-    return made
-
-
-def make_row(caption: str, spans: list[tuple[int, int]], rng: random.Random) -> dict[str, Any]:
-    """A row of a pairs data set: a 1024x768 JPEG of noise with one pair in the part that CLIP's crop keeps."""
-    noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((1024, 768), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    width, height = rng.randint(150, 600), rng.randint(150, 600)
-    x, y = rng.randint(128, 896 - width), rng.randint(0, 768 - height)
-    return {
-        "image": {"bytes": buffer.getvalue(), "path": None},
-        "caption": caption,
-        "regions": [{"box": [x, y, x + width, y + height]}],
-        "sentences": [{"start": start, "end": end} for start, end in spans],
-        # One of the first sentences: a late one may lie beyond the last token that the model reads.
-        "pairs": [{"sentence": rng.randrange(min(3, len(spans))), "region": 0, "score": 1.0}],
-    }
 
 
 def make_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> Batch:
@@ -194,11 +135,11 @@ def build_steps(
         return torch.stack([embed.float().square().mean() for embed in embeds]).sum()
 
     steps: dict[str, Step] = {
-        "our step": lambda model, batch: fast_goal.compute_loss(model, dict(batch.ours)),
+        OURS: lambda model, batch: fast_goal.compute_loss(model, dict(batch.ours)),
         "our step without TSL": lambda model, batch: global_local.compute_loss(
             model, without(batch, "region", "sentence")
         ),
-        "the two towers alone": towers,
+        FLOOR: towers,
         "plain CLIP fine-tuning": lambda model, batch: plain.compute_loss(
             model, without(batch, "region", "sentence", "local_")
         ),
@@ -220,17 +161,6 @@ def check_equal(model: FastGoalCLIPModel, trainer: FastGoalTrainer, batch: Batch
     if not gap < 1e-3:
         raise RuntimeError(f"The reference style does not compute our loss: {theirs} against {ours}.")
     return gap
-
-
-def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
-    """Wall-clock and processor seconds of a call."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> float:
@@ -261,14 +191,14 @@ def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> flo
     run()
     seconds = statistics.median(timed(run, device)[0] for _ in range(repeats))
     model.zero_grad()
-    return seconds
+    return float(seconds)
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
     seconds = [timed(lambda: [a @ b for _ in range(10)], device)[0] for _ in range(4)]
-    return 10 * 2 * 8192**3 / min(seconds)
+    return 10 * 2 * 8192**3 / float(min(seconds))
 
 
 def count_flops(model: Any, step: Step, batch: Batch) -> int:
@@ -303,165 +233,116 @@ def kept_bytes(model: Any, step: Step, batch: Batch) -> int:
 def report_flops(model: Any, steps: dict[str, Step], batches: list[Batch]) -> None:
     """Operations of each step, medians over the batches."""
     work = {name: statistics.median(count_flops(model, step, b) for b in batches) for name, step in steps.items()}
-    base, towers = work["our step"], work["the two towers alone"]
+    base, towers = work[OURS], work[FLOOR]
     print("| step | TFLOP | against our step | against the towers |\n|---|---|---|---|")
     for name, value in work.items():
         print(f"| {name} | {value / 1e12:.3f} | {value / base:.3f}x | {value / towers:.4f}x |")
 
 
-def loader_rate(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> float:
-    """Samples per second that one loader process makes: decode, cut out, resize, tokenise."""
-    collate, threads = FastGoalCollator(processor), torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    collate(rows[:batch_size])
-    start = time.perf_counter()
-    for first in range(0, len(rows), batch_size):
-        collate(rows[first : first + batch_size])
-    rate = len(rows) / (time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    return rate
+def time_steps(model: Any, steps: dict[str, Step], draw: Callable[[], Batch], args: argparse.Namespace) -> None:
+    """Times the steps in interleaved rounds, each on a batch of its own, and prints the table."""
+    device, on_gpu = args.device, args.device != "cpu"
+    # A learning rate of 0 keeps the weights, so that every step of every round does the same work.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
+    def train(name: str, batch: Batch) -> None:
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
+            loss = steps[name](model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-def padded_share(batches: list[torch.Tensor]) -> float:
-    """Share of the tokens of some batches that is padding, from the lengths of each batch's captions."""
-    real = sum(int(lengths.sum()) for lengths in batches)
-    return 1 - real / sum(len(lengths) * int(lengths.max()) for lengths in batches)
+    for name in steps if on_gpu else [OURS]:  # warm up
+        for _ in range(3 if on_gpu else 1):
+            train(name, draw())
+    rounds = Rounds()
+    flops: dict[str, list[int]] = {name: [] for name in steps}
+    rng = random.Random(0)
+    for turn in range(args.rounds):
+        batch = draw()
+        for name in rng.sample([*steps], len(steps)):
+            seconds = timed(lambda name=name, batch=batch: train(name, batch), device)
+            rounds.add(name, seconds)
+            flops[name].append(count_flops(model, steps[name.removesuffix(", compiled")], batch))
+            print(f"round {turn + 1}: {name} {seconds[0]:.2f} s, {seconds[1]:.2f} CPU s", file=sys.stderr, flush=True)
 
-
-def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size: int) -> None:
-    """Share of padding in the captions with each way to make batches."""
-    ids = processor.tokenizer(captions, truncation=True)["input_ids"]
-    lengths = torch.tensor([len(row) for row in ids])
-    shuffled = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
-    grouped = lengths[list(CaptionLengthSampler([len(caption) for caption in captions], batch_size))]
-    print(f"\nTokens of a caption: mean {lengths.float().mean():.0f}, longest {lengths.max()}; share of padding:\n")
-    print("| batches | padded tokens |\n|---|---|")
-    print(f"| all to {TOKENS} tokens | {1 - lengths.float().mean() / TOKENS:.1%} |")
-    print(f"| each to its own longest | {padded_share(list(shuffled.split(batch_size))):.1%} |")
-    print(f"| the same, `--group_by_caption_length` | {padded_share(list(grouped.split(batch_size))):.1%} |")
+    work = {name: statistics.median(values) for name, values in flops.items()}
+    columns = ["step", "seconds", "CPU seconds", "samples/s", "against our step", "against the towers", "TFLOP"]
+    columns += ["peak memory", "share of matmul peak"] if on_gpu else []
+    peak = matmul_peak(device, torch.bfloat16 if args.precision == "bf16" else torch.float32) if on_gpu else 0.0
+    print(f"Medians of {args.rounds} interleaved rounds, of seconds and of each round's ratio of seconds;")
+    print("in brackets the same of the CPU seconds:\n")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name in steps:
+        wall, cpu = rounds.median(name)
+        cells = [name, f"{wall:.3f}", f"{cpu:.3f}", f"{args.batch_size / wall:.2f}"]
+        for other in (OURS, FLOOR):
+            against = [statistics.median(column) for column in rounds.ratios(name, other).T]
+            cells.append(f"{against[0]:.3f}x" + ("" if on_gpu else f" ({against[1]:.3f}x)"))
+        cells.append(f"{work[name] / 1e12:.2f} ({work[name] / work[OURS]:.3f}x)")
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            train(name, draw())
+            cells.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            cells.append(f"{work[name] / wall / peak:.0%}")
+        print(f"| {' | '.join(cells)} |")
+    own = tsl_seconds(model, draw(), device)
+    print(f"\nTSL's own work takes {1000 * own:.1f} ms, {own / rounds.median(OURS)[0]:.2%} of our step.")
+    if on_gpu:
+        print(f"\nMeasured matmul peak: {peak / 1e12:.0f} TFLOP/s.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("b32", "b16"), default="b32", help="ViT-B with patches of 32 or 16 pixels")
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--group-by-length", action="store_true", help="take batches as --group_by_caption_length makes them"
-    )
     parser.add_argument("--count", action="store_true", help="count operations and memory, time nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="also time our step under torch.compile")
-    parser.add_argument("--captions", metavar="FILE", help="JSON lines with `caption`; needs --tokenizer")
-    parser.add_argument("--tokenizer", metavar="NAME", help="CLIP's tokenizer: a folder or a Hub id")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="as transformers names them")
     parser.add_argument("--floor", action="store_true", help="only our step, without TSL, and the towers alone")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if bool(options.captions) != bool(options.tokenizer):
-        parser.error("--captions and --tokenizer go together; without both, texts of letters are made up.")
+    add_caption_options(parser)
+    args = parse(parser)
     # Random weights have gradients whose squares are denormal numbers, with which processors are many times slower; a
     # trained model has none. Threads take this setting from the one that starts them, so it comes first.
     torch.set_flush_denormal(True)
     disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    torch.manual_seed(options.seed)
-    rng = random.Random(options.seed)
-    device, size = options.device, options.batch_size
-
-    patch_size = int(options.model[1:])
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    device, patch_size = args.device, int(args.model[1:])
     model: Any = build_model(patch_size).to(device)
-    processor = build_processor(options.tokenizer, patch_size)
-    captions = read_captions(options.captions, rng)
-    pool = [make_row(*captions[i], rng) for i in rng.sample(range(len(captions)), min(len(captions), LOADER_ROWS))]
+    processor = build_processor(args.tokenizer, patch_size)
+    captions = read_captions(args.captions, rng)
+    if len(captions) < args.batch_size:
+        raise ValueError(f"There are {len(captions)} captions; a batch takes {args.batch_size} (--batch-size).")
+
+    def draw() -> Batch:
+        taken = rng.sample(captions, args.batch_size)
+        return make_batch(processor, [make_row(*caption, rng) for caption in taken]).to(device)
 
     with tempfile.TemporaryDirectory() as folder:
         steps, trainer = build_steps(model, processor, device, folder)
-        gap = check_equal(model, trainer, make_batch(processor, pool[:4]).to(device), processor.tokenizer)
+        few = make_batch(processor, make_rows(captions[:4], rng)).to(device)
+        gap = check_equal(model, trainer, few, processor.tokenizer)
         threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f" ({torch.cuda.get_device_name()})"
-        grouped = ", grouped by length" if options.group_by_length else ""
-        print(f"ViT-B/{patch_size}, batch {size}{grouped}, {options.precision}, {device}{threads}")
+        print(f"ViT-B/{patch_size}, batch {args.batch_size}, {args.precision}, {device}{threads}")
         print(f"The reference style's losses equal ours to {gap:.0e}.\n")
         model.train()
-        model.set_attn_implementation(options.attention)
-        if options.floor:
-            steps = {name: steps[name] for name in ("our step", "our step without TSL", "the two towers alone")}
-        if options.compile:
+        model.set_attn_implementation(args.attention)
+        if args.floor:
+            steps = {name: steps[name] for name in (OURS, "our step without TSL", FLOOR)}
+        if args.compile:
             compiled = torch.compile(model)
             steps["our step, compiled"] = lambda _, batch: trainer.compute_loss(compiled, dict(batch.ours))
-        # A learning rate of 0 keeps the weights, so that every step of every round does the same work.
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-
-        def train(step: Step, batch: Batch) -> None:
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=options.precision == "bf16"):
-                loss = step(model, batch)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(options.seed)).tolist()
-        if options.group_by_length:
-            order = list(CaptionLengthSampler([len(caption) for caption, _ in captions], size, options.seed))
-        starts = rng.sample(range(0, len(order) - size + 1, size), len(order) // size)
-
-        def draw() -> Batch:
-            start = starts.pop()
-            return make_batch(processor, [make_row(*captions[i], rng) for i in order[start : start + size]]).to(device)
-
-        warm_up = [*steps] if device != "cpu" else ["our step"]
-        if options.count:
-            report_flops(model, steps, [draw() for _ in range(options.rounds)])
-            report_padding(processor, [caption for caption, _ in captions], size)
+        if args.count:
+            report_flops(model, steps, [draw() for _ in range(args.rounds)])
             row = make_row(*max(captions, key=lambda caption: len(caption[0])), rng)
-            kept = [kept_bytes(model.train(), steps["our step"], make_batch(processor, [row] * n)) for n in (1, 3)]
+            kept = [kept_bytes(model, steps[OURS], make_batch(processor, [row] * n).to(device)) for n in (1, 3)]
             print(f"\nA pair with a caption of {TOKENS} tokens keeps {(kept[1] - kept[0]) / 2 / 1e6:.0f} MB in bf16.")
-            return
-        for name in warm_up:
-            for _ in range(3 if device != "cpu" else 1):
-                train(steps[name], draw())
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-        flops: dict[str, list[int]] = {name: [] for name in steps}
-        for turn in range(options.rounds):
-            batch = draw()
-            for name in rng.sample([*steps], len(steps)):
-                times[name].append(timed(lambda name=name, batch=batch: train(steps[name], batch), device))
-                same = "our step" if name == "our step, compiled" else name
-                flops[name].append(count_flops(model, steps[same], batch))
-                wall, cpu = times[name][-1]
-                print(f"round {turn + 1}: {name} {wall:.2f} s, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
-
-        medians = {name: [statistics.median(column) for column in zip(*values)] for name, values in times.items()}
-        base = medians["our step"]
-        work = {name: statistics.median(values) for name, values in flops.items()}
-        columns = ["step", "seconds", "CPU seconds", "samples/s", "against our step", "against the towers", "TFLOP"]
-        extra = ["peak memory", "share of matmul peak"] if device != "cpu" else []
-        peak = matmul_peak(device, torch.bfloat16 if options.precision == "bf16" else torch.float32) if extra else 0.0
-        print(f"Medians of {options.rounds} interleaved rounds, of seconds and of each round's ratio of seconds;")
-        print("in brackets the same of the CPU seconds:\n")
-        print(f"| {' | '.join([*columns, *extra])} |\n|{'---|' * len([*columns, *extra])}")
-        for name, (wall, cpu) in medians.items():
-            cells = [name, f"{wall:.3f}", f"{cpu:.3f}", f"{size / wall:.2f}"]
-            for other in ("our step", "the two towers alone"):
-                # Rounds have batches of their own: each time is compared with the other on the same batch.
-                ratios = [[a / b for a, b in zip(x, y)] for x, y in zip(times[name], times[other], strict=True)]
-                against = [statistics.median(column) for column in zip(*ratios)]
-                cells.append(f"{against[0]:.3f}x" + ("" if extra else f" ({against[1]:.3f}x)"))
-            cells.append(f"{work[name] / 1e12:.2f} ({work[name] / work['our step']:.3f}x)")
-            if extra:
-                torch.cuda.reset_peak_memory_stats()
-                train(steps[name], draw())
-                cells.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-                cells.append(f"{work[name] / wall / peak:.0%}")
-            print(f"| {' | '.join(cells)} |")
-        own = tsl_seconds(model, draw(), device)
-        print(f"\nTSL's own work takes {1000 * own:.1f} ms, {own / base[0]:.2%} of our step.")
-        if extra:
-            print(f"\nMeasured matmul peak: {peak / 1e12:.0f} TFLOP/s.")
-
-    rate = loader_rate(processor, pool, size)
-    print(f"\nOne loader process makes {rate:.1f} samples/s (1024x768 JPEG); our step takes {size / base[0]:.2f}.")
-    report_padding(processor, [caption for caption, _ in captions], size)
+        else:
+            time_steps(model, steps, draw, args)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
-"""Pictures of local pairs: the image with its regions drawn, beside it the caption in the same colours."""
+"""Pictures of local pairs, and the blocks that every sheet of pictures and texts is put together from.
+
+A block is a picture on white. `stack` and `flow` make one of several; sheets that a page shows, too, place the same
+pictures there.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from fastgoal.hub_cards.wording import number
 from fastgoal.processing.images import load_image
 
 # Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three colour-vision
 # deficiencies. The first ones differ most.
 COLOURS = ("#027caf", "#db0184", "#7d7a00", "#402279", "#7a4403", "#8632fe", "#6e0c35", "#0106c7")
-GREY = "#757575"
-FONT_SIZE = 15
-LINE = 20
+GREY, PALE = "#757575", "#d0d0d0"
+FONT_SIZE = 16
+LINE = 22
 MARGIN = 16
 TAG = (24, 20)  # width and height of a sentence's number on an image
-LEGEND = "* thick frame: the pair for training.  [region, cosine of sentence and region]"
+STRIPE = 12  # pixels along a frame of several colours after which the colour changes
+LEGEND = "Thick frame and *: the pair for training. In brackets: region, cosine of sentence and region."
 
 
 @dataclass(frozen=True)
@@ -26,46 +33,102 @@ class Frame:
     Attributes:
         region: Which one it is.
         box: (x1, y1, x2, y2) in pixels of the picture.
-        colour: Of the frame and the numbers.
         numbers: Of the sentences that belong to it.
+        colours: Of the numbers, in turn. The frame has all of them, as stripes if they are several.
         best: Whether the frame is thick.
     """
 
     region: int
     box: Sequence[float]
-    colour: str
     numbers: Sequence[int]
+    colours: Sequence[str]
     best: bool = False
 
     @property
     def area(self) -> float:
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
+    @property
+    def tags(self) -> list[tuple[int, str]]:
+        """The numbers with their colours."""
+        return [(one, self.colours[place % len(self.colours)]) for place, one in enumerate(self.numbers)]
 
-def region_colours(regions: Iterable[Any]) -> dict[Any, str]:
-    """A colour for each region, in the order in which the sentences name them."""
-    return {region: COLOURS[place % len(COLOURS)] for place, region in enumerate(dict.fromkeys(regions))}
 
+@dataclass(frozen=True)
+class Line:
+    """A sentence beside a picture.
 
-def row_frames(row: Mapping[str, Any]) -> list[Frame]:
-    """The frames of a row of a pairs data set: one for each region that a sentence was matched to.
-
-    Pairs that name a region that is not there are left out.
+    Attributes:
+        number: Of the sentence in its caption, from 1.
+        text: The sentence.
+        colour: Of its number on the picture.
+        region: That it was matched to; None: to none.
+        label: What that region is called.
+        score: Cosine of sentence and region.
+        best: Whether it is the pair for training.
+        note: What else there is to say.
     """
-    regions = row["regions"] or []
-    pairs = [pair for pair in row["pairs"] or [] if pair["region"] is not None and 0 <= pair["region"] < len(regions)]
-    pairs.sort(key=lambda pair: pair["sentence"])
-    colours = region_colours(pair["region"] for pair in pairs)
-    return [
+
+    number: int
+    text: str
+    colour: str = GREY
+    region: int | None = None
+    label: str = ""
+    score: float = 0.0
+    best: bool = False
+    note: str = ""
+
+    def __str__(self) -> str:
+        place = "" if self.region is None else f"  [{self.label}, {number(self.score, 3)}]"
+        note = f"  ({self.note})" if self.note else ""
+        return f"{'* ' if self.best else ''}{self.number}. {self.text}{place}{note}"
+
+
+def in_turn(place: int) -> str:
+    """The colour of the n-th thing, from 0."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def row_figure(row: Mapping[str, Any]) -> tuple[list[Frame], list[Line]]:
+    """What to draw of a row of a pairs data set: frames of the regions that a sentence was matched to, and sentences.
+
+    One colour stands for one region. Pairs that name a region that is not there are left out.
+    """
+    caption, regions = row["caption"] or "", row["regions"] or []
+    pairs = {
+        pair["sentence"]: pair
+        for pair in sorted(row["pairs"] or [], key=lambda pair: pair["sentence"])
+        if pair["region"] is not None and 0 <= pair["region"] < len(regions)
+    }
+    of_region: dict[int, list[Mapping[str, Any]]] = {}
+    for pair in pairs.values():
+        of_region.setdefault(pair["region"], []).append(pair)
+    frames = [
         Frame(
             region,
             regions[region]["box"],
-            colour,
-            [pair["sentence"] + 1 for pair in pairs if pair["region"] == region],
-            any(pair["best"] for pair in pairs if pair["region"] == region),
+            [pair["sentence"] + 1 for pair in members],
+            (in_turn(place),),
+            any(pair["best"] for pair in members),
         )
-        for region, colour in colours.items()
+        for place, (region, members) in enumerate(of_region.items())
     ]
+    colours = {frame.region: frame.colours[0] for frame in frames}
+    lines = []
+    for place, sentence in enumerate(row["sentences"] or []):
+        text, pair = caption[sentence["start"] : sentence["end"]], pairs.get(place)
+        if pair is None:
+            lines.append(Line(place + 1, text))
+            continue
+        region = pair["region"]
+        label = plain_label(regions[region]["label"] or regions[region]["source"] or "")
+        lines.append(Line(place + 1, text, colours[region], region, label, pair["score"], pair["best"]))
+    return frames, lines
+
+
+def plain_label(label: str) -> str:
+    """A region's label as people write it."""
+    return label.replace("_", " ")
 
 
 def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> None:
@@ -74,7 +137,7 @@ def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> No
     White lines on both sides keep a frame visible on a picture of its colour. Numbers lie above all frames and inside
     the image; those of regions whose corners nearly coincide lie under one another.
     """
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE - 1)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE - 2)
     taken: dict[tuple[int, int], int] = {}
     tags = []
     for frame in sorted(frames, key=lambda frame: -frame.area):
@@ -82,19 +145,42 @@ def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> No
         x2, y2 = max(x2, x1 + 10), max(y2, y1 + 10)
         width = 5 if frame.best else 3
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="white", width=width + 2)
-        draw.rectangle((x1 + 1, y1 + 1, x2 - 2, y2 - 2), outline=frame.colour, width=width)
-        count = len(frame.numbers)
-        in_row = max(1, min(count, image.width // TAG[0]))
+        ring = Image.new("L", image.size, 0)
+        ImageDraw.Draw(ring).rectangle((x1 + 1, y1 + 1, x2 - 2, y2 - 2), outline=255, width=width)
+        image.paste(_stripes(image.size, frame.colours), mask=ring)
+        in_row = max(1, min(len(frame.numbers), image.width // TAG[0]))
         corner = (x1 // 40, y1 // 40)
         left = max(0, min(x1, image.width - in_row * TAG[0]))
-        rows = -(-count // in_row)
+        rows = -(-len(frame.numbers) // in_row)
         top = max(0, min(y1 + TAG[1] * taken.get(corner, 0), image.height - rows * TAG[1]))
         taken[corner] = taken.get(corner, 0) + rows
-        for place, number in enumerate(frame.numbers):
-            tags.append((left + TAG[0] * (place % in_row), top + TAG[1] * (place // in_row), number, frame.colour))
-    for left, top, number, colour in tags:
+        for place, tag in enumerate(frame.tags):
+            tags.append((left + TAG[0] * (place % in_row), top + TAG[1] * (place // in_row), *tag))
+    for left, top, of_sentence, colour in tags:
         draw.rectangle((left, top, left + TAG[0] - 2, top + TAG[1] - 2), fill=colour, outline="white")
-        draw.text((left + TAG[0] // 2 - 1, top + TAG[1] // 2 - 1), str(number), fill="white", font=font, anchor="mm")
+        middle = (left + TAG[0] // 2 - 1, top + TAG[1] // 2 - 1)
+        draw.text(middle, str(of_sentence), fill="white", font=font, anchor="mm")
+
+
+def _stripes(size: tuple[int, int], colours: Sequence[str]) -> Image.Image:
+    """Diagonal stripes of all colours; along every side of a frame they follow each other."""
+    values = np.array([ImageColor.getrgb(colour) for colour in colours], dtype=np.uint8)
+    places = (np.arange(size[0]) + np.arange(size[1])[:, None]) // STRIPE % len(colours)
+    return Image.fromarray(values[places])
+
+
+def fitted(image: Image.Image, width: float, height: float) -> Image.Image:
+    """The picture, scaled as large as fits into `width` and `height`."""
+    scale = min(width / image.width, height / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def framed(image: Image.Image, frames: Iterable[Frame], width: float, height: float) -> Image.Image:
+    """The picture with frames, scaled as large as fits into `width` and `height`."""
+    shown = fitted(image, width, height)
+    draw_frames(shown, frames, min(width / image.width, height / image.height))
+    return shown
 
 
 def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, width: int = 1100) -> Image.Image:
@@ -113,62 +199,100 @@ def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, widt
     """
     if not rows:
         raise ValueError("`rows` must hold at least one row of a pairs data set, got none.")
-    shown = [_scaled(row, image_height, 0.45 * width) for row in rows]
-    text_left = max(image.width for image in shown) + 3 * MARGIN
-    panels = [_panel(row, image, text_left, width) for row, image in zip(rows, shown, strict=True)]
-    top = LINE + MARGIN
-    sheet = Image.new("RGB", (width, top + sum(panel.height for panel in panels) + MARGIN // 2), "white")
-    font = ImageFont.load_default(FONT_SIZE)
-    ImageDraw.Draw(sheet).text((MARGIN, MARGIN // 2), LEGEND, fill=GREY, font=font)
-    for panel in panels:
-        sheet.paste(panel, (0, top))
-        top += panel.height
+    inside = width - 2 * MARGIN
+    figures = [row_figure(row) for row in rows]
+    images = [load_image(row["image"], name=row.get("file_name")) for row in rows]
+    shown = [framed(image, figure[0], 0.45 * inside, image_height) for image, figure in zip(images, figures)]
+    left = max(picture.width for picture in shown)
+    blocks = [text_block([(LEGEND, GREY)], inside)]
+    for picture, (_, lines) in zip(shown, figures, strict=True):
+        texts = lines_block(lines, inside - left - MARGIN)
+        blocks += [flow([stack([picture], width=left), texts], inside), rule(inside)]
+    return padded(stack(blocks[:-1], MARGIN // 2))
+
+
+def text_block(texts: Iterable[tuple[str, str]], width: int, size: int = FONT_SIZE, most: int = 0) -> Image.Image:
+    """Texts with their colours, one under the other, broken into lines.
+
+    Args:
+        texts: Text and colour of each.
+        width: Of the block in pixels.
+        size: Of the letters.
+        most: Lines to show of each text; 0: all of them.
+    """
+    font = ImageFont.load_default(size)
+    lines = []
+    for text, colour in texts:
+        wrapped = wrap_text(text, font, width)
+        if 0 < most < len(wrapped):
+            # What is left out makes room for the dots.
+            last = wrap_text(wrapped[most - 1], font, width - round(font.getlength(" ...")))[0]
+            wrapped = [*wrapped[: most - 1], f"{last} ..."]
+        lines += [(line, colour) for line in wrapped]
+    height = LINE + size - FONT_SIZE
+    block = Image.new("RGB", (width, height * len(lines)), "white")
+    draw = ImageDraw.Draw(block)
+    for place, (line, colour) in enumerate(lines):
+        draw.text((0, place * height), line, fill=colour, font=font)
+    return block
+
+
+def lines_block(lines: Iterable[Line], width: int) -> Image.Image:
+    """Sentences in their colours, each with its region and score."""
+    return text_block([(str(line), line.colour) for line in lines], width)
+
+
+def stack(blocks: Sequence[Image.Image], gap: int = 0, width: int = 0) -> Image.Image:
+    """Blocks one under the other, flush left; as wide as the widest one, but at least `width`."""
+    height = sum(block.height for block in blocks) + gap * (len(blocks) - 1)
+    sheet = Image.new("RGB", (max(width, *(block.width for block in blocks)), height), "white")
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height + gap
     return sheet
 
 
-def _scaled(row: Mapping[str, Any], height: float, width: float) -> Image.Image:
-    """The row's image with its regions drawn, scaled to fit into `height` and `width`."""
-    image = load_image(row["image"], name=row.get("file_name"))
-    scale = min(height / image.height, width / image.width)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    shown = image.resize(size, Image.Resampling.LANCZOS)
-    draw_frames(shown, row_frames(row), scale)
-    return shown
+def flow(blocks: Iterable[Image.Image], width: int, gap: int = MARGIN) -> Image.Image:
+    """Blocks beside each other in as many rows as they need, like the words of a paragraph `width` pixels wide."""
+    places: list[tuple[Image.Image, int, int]] = []
+    left = top = height = 0
+    for block in blocks:
+        if left and left + block.width > width:
+            left, top, height = 0, top + height + gap, 0
+        places.append((block, left, top))
+        left += block.width + gap
+        height = max(height, block.height)
+    sheet = Image.new("RGB", (width, top + height), "white")
+    for block, x, y in places:
+        sheet.paste(block, (x, y))
+    return sheet
 
 
-def _panel(row: Mapping[str, Any], shown: Image.Image, text_left: int, width: int) -> Image.Image:
-    font = ImageFont.load_default(FONT_SIZE)
-    lines: list[tuple[str, str]] = []
-    pair_of = {pair["sentence"]: pair for pair in row["pairs"]}
-    colours = {frame.region: frame.colour for frame in row_frames(row)}
-    for index, sentence in enumerate(row["sentences"]):
-        text = f"{index + 1}. {row['caption'][sentence['start'] : sentence['end']]}"
-        colour = GREY
-        if index in pair_of:
-            pair = pair_of[index]
-            region = row["regions"][pair["region"]]
-            colour = colours[pair["region"]]
-            place_name = (region["label"] or region["source"]).replace("_", " ")
-            text = f"{'* ' if pair['best'] else ''}{text}  [{place_name}, {pair['score']:.2f}]"
-        lines += [(line, colour) for line in wrap_text(text, font, width - text_left - MARGIN)]
+def rule(width: int) -> Image.Image:
+    """A line between two blocks."""
+    return Image.new("RGB", (width, 1), PALE)
 
-    height = max(shown.height, LINE * len(lines)) + MARGIN
-    panel = Image.new("RGB", (width, height), "white")
-    panel.paste(shown, (MARGIN, MARGIN // 2))
-    draw = ImageDraw.Draw(panel)
-    for number, (line, colour) in enumerate(lines):
-        draw.text((text_left, MARGIN // 2 + number * LINE), line, fill=colour, font=font)
-    draw.line((MARGIN, height - 1, width - MARGIN, height - 1), fill="#e0e0e0")
-    return panel
+
+def padded(block: Image.Image, margin: int = MARGIN, colour: str = "white") -> Image.Image:
+    """The block with a margin on all sides."""
+    sheet = Image.new("RGB", (block.width + 2 * margin, block.height + 2 * margin), colour)
+    sheet.paste(block, (margin, margin))
+    return sheet
 
 
 def wrap_text(text: str, font: Any, width: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels; a word longer than that stands alone."""
-    lines: list[str] = []
+    """Break a text into lines of at most `width` pixels, between words, or inside one that is longer than a line."""
+    lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines or [""]
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

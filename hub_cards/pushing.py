@@ -14,7 +14,12 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from .cards import CARD, DataFacts, ModelFacts, copy_handler, rename_card, write_data_card, write_model_card
+from fastgoal.processing.data.pairs_dataset import MANIFEST
+
+from .cards import CARD, rename_card
+from .data_card import DataFacts, write_data_card
+from .model_card import ModelFacts, copy_handler, write_model_card
+from .wording import count, size_in_words
 
 MODEL_FILES = (
     CARD,
@@ -39,18 +44,20 @@ class Pushed:
     """What `push` sent.
 
     Attributes:
-        repo: Full id on the Hub.
-        url: Of the repository.
+        kind: `model` or `dataset`.
+        repo: Full id on the Hub; after a dry run the one that was asked for.
         sent: Files of the commit, paths inside the folder.
         left_out: Files of the folder that are not sent.
-        commit: Of the Hub.
+        url: Of the repository; None after a dry run.
+        commit: Of the Hub; None after a dry run.
     """
 
+    kind: str
     repo: str
-    url: str
     sent: list[str]
     left_out: list[str]
-    commit: CommitInfo
+    url: str | None = None
+    commit: CommitInfo | None = None
 
 
 def push(
@@ -60,6 +67,7 @@ def push(
     token: str | None = None,
     message: str = "Upload with fastgoal",
     revision: str | None = None,
+    dry_run: bool = False,
 ) -> Pushed:
     """Send a folder to the Hub: a saved model with its processor, card and code, or what `fastgoal pairs` wrote.
 
@@ -72,6 +80,7 @@ def push(
         token: Access token with the right to write; the one that is logged in by default.
         message: Of the commit.
         revision: Branch, the main one by default.
+        dry_run: Get the folder ready and say what would be sent; send nothing, ask the Hub nothing, need no token.
 
     Raises:
         ValueError: There is no token, the folder is neither of the two, or a file holds a secret.
@@ -79,13 +88,13 @@ def push(
     """
     folder = Path(folder)
     kind = kind_of(folder)
+    if dry_run:
+        return Pushed(kind, repo, *_get_ready(folder, kind, repo, token or get_token()))
     secret = require_token(token)
     api = HfApi(token=secret, library_name="fastgoal")
     try:
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
-        _prepare(folder, kind, url.repo_id)
-        files, left_out = choose_files(folder, kind)
-        refuse_secrets(folder, files, secret)
+        files, left_out = _get_ready(folder, kind, url.repo_id, secret)
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
         commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
     except HfHubHTTPError as error:
@@ -96,7 +105,7 @@ def push(
             f"'{repo}' could not be sent: {reason} Nothing was changed there. Repeat the command: what has arrived is "
             "not sent again."
         ) from None
-    return Pushed(url.repo_id, str(url), files, left_out, commit)
+    return Pushed(kind, url.repo_id, files, left_out, str(url), commit)
 
 
 def require_token(token: str | None = None) -> str:
@@ -120,7 +129,7 @@ def kind_of(folder: Path) -> str:
     Raises:
         ValueError: It is neither, or the model's weights are not safetensors.
     """
-    if (folder / "fastgoal_pairs.json").is_file():
+    if (folder / MANIFEST).is_file():
         return "dataset"
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -142,8 +151,8 @@ def choose_files(folder: Path, kind: str) -> tuple[list[str], list[str]]:
     return sent, [name for name in names if name not in sent]
 
 
-def refuse_secrets(folder: Path, files: Sequence[str], token: str) -> None:
-    """Look for access tokens in the text files.
+def refuse_secrets(folder: Path, files: Sequence[str], token: str | None) -> None:
+    """Look for access tokens in the text files, one's own among them.
 
     Raises:
         ValueError: One of them holds one; the message names the file and not the token.
@@ -152,12 +161,16 @@ def refuse_secrets(folder: Path, files: Sequence[str], token: str) -> None:
         path = folder / name
         if path.suffix in TEXT_FILES:
             text = path.read_text(encoding="utf-8", errors="replace")
-            if token in text or SECRET.search(text):
+            if (token and token in text) or SECRET.search(text):
                 raise ValueError(f"'{path}' holds an access token; it is not sent. Remove it from there first.")
 
 
-def _prepare(folder: Path, kind: str, repo: str) -> None:
-    """Write what is missing of card and handler, and name the repository in the card."""
+def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[list[str], list[str]]:
+    """Write what is missing of card and handler, name the repository in the card, and choose the files.
+
+    Returns:
+        Files to send, looked through for secrets, and files left out.
+    """
     card = folder / CARD
     if not card.exists() and kind == "model":
         write_model_card(folder, ModelFacts.of_folder(folder))
@@ -169,6 +182,9 @@ def _prepare(folder: Path, kind: str, repo: str) -> None:
     renamed = rename_card(text, repo)
     if renamed != text:
         card.write_text(renamed, encoding="utf-8")
+    files, left_out = choose_files(folder, kind)
+    refuse_secrets(folder, files, token)
+    return files, left_out
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -187,3 +203,18 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
         f"The Hub answered '{repo}' with an error: {error}. Nothing was changed there; repeat the command later, what "
         "has arrived is not sent again."
     )
+
+
+def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
+    """What was sent, or would be, and what was not, in lines to read."""
+    files = count(len(pushed.sent), "file")
+    lines = [f"{pushed.url}: {files}"]
+    if pushed.url is None:
+        kind = "data set" if pushed.kind == "dataset" else pushed.kind
+        sizes = [(Path(folder) / name).stat().st_size for name in pushed.sent]
+        lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
+        lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
+    if pushed.left_out:
+        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
+        lines.append(f"not sent: {', '.join(top)}")
+    return "\n".join(lines)

@@ -1,15 +1,16 @@
 """Splits a long caption into sentences and keeps where each of them lies in the caption.
 
-The library sentencex proposes boundaries; the rules in this file then decide the cases that long captions are full of
-and that it gets wrong or cannot know: lists, signs quoted in the middle of a sentence, inch marks, a missing space
-after a full stop, captions written without capitals, abbreviations that may also end a sentence.
+The library sentencex proposes where sentences start. The rules in this file correct it where captions need it: lists
+and bullets, line breaks, quotation marks without a partner, a missing space after a full stop, units, and the words
+that it takes for abbreviations although captions end sentences with them.
 """
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 
@@ -28,76 +29,78 @@ class Sentence:
     end: int
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+# Words that open sentences and do not open names, of those that sentencex does not know.
+_OPENERS = (
+    r"(?:A|Above|Across|Along|Around|Behind|Below|Beneath|Beside|Beyond|Daytime|Directly|Further|Inside|Near|Nearby"
+    r"|Outside|Overhead|Past|Surrounding|Towards?|Under|Underneath|Up|Upper)\b(?!\.)"
+)
+# Small words that show a full stop to be the end of a sentence although no space or no capital follows it.
+_SMALL_OPENERS = r"(?:the|there|this|these|those|they|an?|it|he|she|his|her|its)\s"
+_CAPITAL = r"(?=[\"“(]?[A-Z])"
 
-
-# Abbreviations, without their last full stop and in lower case.
-# These never end a sentence.
-_NEVER_FINAL = _words(
-    "mr mrs ms dr prof gen col capt cpt lt sgt rev hon gov sen messrs mme mlle vs e.g eg i.e ie approx appx ca cf viz "
-    "figs nos vols"
+# What ends where a sentence starts, beyond what sentencex proposes. The patterns begin with the full stop and look back
+# from there, since that is many times faster than to try one at each word.
+_STARTS = re.compile(
+    rf"""[.!?…](?:
+      (?<=\.)\s+ (?=["“(]?{_OPENERS})                   # "on the left of the F. A rail", but "by A. A. Milne"
+    # words that sentencex takes for abbreviations: "street art. Posters", "trees, etc. Birds"
+    | (?:(?<=\b(?:al|hr|id|me|mm|no|ok)\.)|(?<=\b(?:arc|art|con|etc|ill|min|ore)\.))\s+ {_CAPITAL}
+    | (?<=\d\s[ACFKLVgm]\.)\s* (?=[A-Z][a-z])          # "at 10 C. Bread", not "120 W. Main Street"
+    | (?:(?<=\bof\sthe\s[A-Z]\.)|(?<=\bletter\s[A-Z]\.))\s+ (?=[A-Z][a-z])  # "on top of the U. White walls"
+    | ["”’')\]»*″]+\s+ {_CAPITAL}                       # 'bound for "Main St." This', "(It is big.) He"
+    | (?<=…)\s+ {_CAPITAL}                              # "leads on… Then"
+    | (?<=[^\W\d_]{{2}}\.)(?={_SMALL_OPENERS})          # "the wall.the dog"
+    )""",
+    re.VERBOSE,
 )
-# These end one only before a capitalised word that often opens a sentence ("in the U.S. The flag", not "U.S. Navy").
-_FINAL_BEFORE_STARTER = _words(
-    "st mt ft jr sr inc ltd co corp bros ave blvd rd hwy dept univ govt assn intl natl pres rep ed ph.d bldg"
+# What ends where no sentence starts, whatever proposes it.
+_GOES_ON = re.compile(
+    rf"""[.!?](?:
+      (?:(?<=\bvs\.)|(?<=\b(?i:e\.g|i\.e|www)\.)|(?<=\b(?i:approx)\.))\s*
+    | (?<=(?i:[ap]\.m)\.)\s+ (?=\w+day\b)               # "from 9 a.m. Monday"
+    # units: "a 12V. supply", "5 cm. thick"
+    | (?:(?<=\d[^\W\d_]\.)|(?<=\d[^\W\d_]{{2}}\.)|(?<=\d\s[^\W\d_]{{2}}\.)|(?<=\d\s(?:hrs|lbs)\.))
+      \s+ (?!{_SMALL_OPENERS})(?=[a-z])
+    | (?:(?<=[\s$]\d\.)|(?<=\$\d\d\.))\s (?=\d)         # "$19. 95", "1. 5 feet", but "in 1990. 3 cars"
+    | (?<=["”″][!?])\s+ (?=[a-z])                        # 'the words "YOU ROCK"! are'
+    )""",
+    re.VERBOSE,
 )
-# These end one before any capital ("trees, etc. Birds fly"), never before a small letter or a digit.
-_FINAL_BEFORE_CAPITAL = _words(
-    "etc lb lbs oz cm mm km kg yd yds mi hr hrs mins secs sq cu misc incl excl esp avg max min temp alt al"
+# Quotations and brackets hold together what is in them; an inch mark (6") follows a digit, so it opens nothing. Single
+# marks count only around whole sentences: an apostrophe looks like them.
+_PAIRS = "|".join(
+    rf"(?<={a})[^{a}{b}\n\r]{{1,300}}{b}" for a, b in ("“”", "«»", "「」", (r"\(", r"\)"), (r"\[", r"\]"))
 )
-# Ordinary words unless a number follows ("No. 5").
-_BEFORE_NUMBER = _words(
-    "no fig vol ch sec p pp art est ext tel ver pt rm apt c jan feb mar apr jun jul aug sep sept oct nov dec"
-)
-_STARTERS = _words(
-    "a an the this that these those there here it its he his she her hers they their theirs we our i my you your who "
-    "what which where when while why how in on at by to from of for with without within into onto upon under "
-    "underneath beneath below above over across along around about after before behind beside besides between beyond "
-    "near next inside outside off against among through throughout towards toward past opposite down up as if but and "
-    "or so yet not no also then thus however although though since because until some several many most much more few "
-    "both each every all another other others one two three four five six seven eight nine ten only just even "
-    "directly further farther closer overall additionally meanwhile everything everyone everybody nothing nobody "
-    "someone something somebody is are was were has have had does do did can will would"
-)
-# Small-letter words that show a full stop without a space after it to be the end of a sentence, not of a host name.
-_UNSPACED_STARTERS = _words("the there this these those they a an she he his her its")
-_FILE_OR_HOST = _words(
-    "com org net edu gov io co uk de fr jp jpg jpeg png gif pdf txt doc html htm php js py exe zip mp csv"
-)
-_CONTINUES = _words(
-    "and or but nor of in on at by to from for with without within into onto over under above below behind beside "
-    "between near next through across along around against as is are was were be been has have had which who whose "
-    "that where while when than because so it's"
-)
-_DANGLING = _words("a an the and or but of in on at by to from for with is are was were as its his her their")
-
-_HAS_WORD = re.compile(r"[^\W_]")
-_TERMINATORS = re.compile(r"[.!?…]+|[。！？]+")
-_CLOSERS = re.compile("[\"'”’)\\]»」』*]*")
-_OPENERS = "\"'“‘([«「『*_-–—#"
-_WORD_BEFORE = re.compile(r"(?:[^\W_]|(?<=[^\W_])[.'’](?=[^\W_]))+$")
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]$")
-_LINE_BREAK = re.compile(r"(?:\r\n|[\n\r\v\f\u2028\u2029\x85])\s*")
-_ONE_BREAK = re.compile(r"(?:\r\n|[\n\r\u2028\x85])[ \t]*")
-# A bullet or a number at the start of a line.
-_LINE_MARKER = re.compile(
-    r"(?:[-*+•‣●◦▪·–—]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{2,4})[.)])(?=\s)|#{1,6}\s|\d{1,2}[.)](?=\D)"
-)
-# What stands before a terminator when that is part of a list number: "1", "(2", "2.1", "b".
-_MARKER = re.compile(r"\(?(?:\d{1,2}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{2,4})")
-_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?=\s*[^\W\d])")
-_UNIT = re.compile(r"[\d.,]*\d([^\W\d_]+)")
-_BULLET = re.compile(r"(?<!\S)[•‣●◦▪](?=\s)")
-# What quotation marks and brackets hold together. An inch mark (6") follows a digit, so it opens nothing.
 _ENCLOSED = re.compile(
-    r"(?<!\w)\"(?=\S)[^\"]{1,300}(?:(?<=\S)\"(?!\w)|\"(?=[\s.,;:!?)]|$))|“[^“”]{1,300}”|«[^«»]{1,300}»|「[^「」]{1,300}」"
-    r"|\([^()]{1,300}\)|\[[^\[\]]{1,300}\]|(?<!\w)[‘'](?=\S)[^'‘’\"]{1,120}(?<=[.!?…])[’'](?!\w)"
+    rf"""["“«「(\[‘'](?:
+      (?<=")(?<!\w")(?=\S)[^"\n\r]{{1,300}}(?:(?<=\S)"(?!\w)|(?<=[.!?…])"|"(?=[\s.,;:!?)]|$))
+    | {_PAIRS}
+    | (?<=[‘'])(?<!\w[‘'])(?=\S)[^'‘’"\n\r]{{1,120}}(?<=[.!?…])[’'](?!\w)
+    | (?<=["“])                                         # one without a partner
+    )""",
+    re.VERBOSE,
 )
-_SPEECH_TAG = re.compile(
-    r"(?:[A-Z]\w*|[Tt]he \w+)\s(?:said|says|asked|asks|shouted|shouts|cried|cries|replied|replies|yelled|yells)\b"
+_INNER_END = re.compile(r"[.!?…。！？•‣●◦▪)](?![\W_]*$)")
+_LINE_BREAK = re.compile(r"(?:\r\n|[\n\r\v\f\u2028\u2029\x85])\s*")
+_WRAPPED = re.compile(r"(?:\r\n|[\n\r\u2028\x85])[ \t]*")
+_WRAPPED_WORD = re.compile(
+    r"(?:and|or|but|of|in|on|at|by|to|from|for|with|into|over|under|above|below|behind|beside|between|near|through"
+    r"|across|along|around|against|as|is|are|was|were|has|have|which|who|that|where|while)\b"
 )
+_BULLET = re.compile(r"(?<!\S)[•‣●◦▪](?=\s)")
+_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)]\s*(?=[^\W\d])")
+_ENUMERATED = re.compile(r"(?:,|\b(?:and|or))$")
+_AFTER_ITEM = re.compile(r"(?:[.!?:;,][\"”)]?|\b(?:and|or))$")
+# Numbers that belong to the words around them: "the first shows 1. The second", "for number 2."
+_NO_LIST = re.compile(
+    rf"\d[.)]\s*(?i:{_SMALL_OPENERS})|\b(?:number|at|by|for|from|in|is|are|of|on|than|to|shows|reads)\s\d"
+)
+_MARKER = re.compile(r"\s*\(?(?:\d{1,3}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{2,4})[.)]*\s*")
+_HAS_WORD = re.compile(r"[^\W_]")
+# For sentencex, which takes a line with a bullet for one sentence, and looks for the partner of some quotation marks to
+# the end of the text again and again.
+_ONE_LINE = str.maketrans("\n\r\v\f\x85\u2028\u2029•‣●◦▪‘‹«»„", '       -----\'\'"""')
+_GAP = re.compile(r"(?:[\"”’')\]»*″]+(?=\s))?\s*")  # closing marks that sentencex left behind, and white space
 
 
 def split_sentences(caption: str) -> list[Sentence]:
@@ -121,266 +124,80 @@ def split_sentences(caption: str) -> list[Sentence]:
     if not isinstance(caption, str):
         raise TypeError(f"`caption` must be a str, got {type(caption).__name__}: join lists of captions into one text.")
     sentences = []
-    for block_start, block_end in _blocks(caption):
-        block = caption[block_start:block_end]
-        start = 0
-        for end in [*_boundaries(block), len(block)]:
-            text = block[start:end]
-            stripped = text.strip()
-            if stripped:
-                first = block_start + start + len(text) - len(text.lstrip())
-                sentences.append(Sentence(stripped, first, first + len(stripped)))
-            start = end
+    for start, end in pairwise([*_sentence_starts(caption), len(caption)]):
+        text = caption[start:end]
+        stripped = text.strip()
+        if stripped:
+            first = start + len(text) - len(text.lstrip())
+            sentences.append(Sentence(stripped, first, first + len(stripped)))
     return sentences
 
 
-def _blocks(caption: str) -> Iterator[tuple[int, int]]:
-    """Spans of the caption that a line break separates, wrapped lines put together again."""
-    start = line_start = 0
-    for match in _LINE_BREAK.finditer(caption):
-        line, rest = caption[line_start : match.start()], match.end()
+def _sentence_starts(caption: str) -> list[int]:
+    """Indices at which sentences start, the first one being 0."""
+    text = _ENCLOSED.sub(_hide, caption)  # as long as the caption
+    items, inside = _list_items(text)
+    proposed = _proposals(text) | {match.end() for match in _STARTS.finditer(text)}
+    refused = inside | {match.end() for match in _GOES_ON.finditer(text)}
+    places = sorted((proposed - refused) | items | _line_starts(text))
+    # Bare punctuation and a bare list number are no sentences: they stay with, or wait for, one that has words.
+    starts, complete = [0], False
+    for start, end in pairwise([0, *places, len(text)]):
+        if not _HAS_WORD.search(text, start, end):
+            continue
+        if complete:
+            starts.append(start)
+        complete = not _MARKER.fullmatch(text, start, end)
+    return starts
+
+
+def _hide(match: re.Match[str]) -> str:
+    """What is enclosed, with no sign in it that could end a sentence before the closing mark."""
+    enclosed = match.group()
+    return _INNER_END.sub(",", enclosed[:-1]) + enclosed[-1] if len(enclosed) > 1 else "″"
+
+
+def _line_starts(text: str) -> set[int]:
+    """Where a line starts that does not continue the sentence of the line before it."""
+    starts, line_start = set(), 0
+    for match in _LINE_BREAK.finditer(text):
+        line, rest = text[line_start : match.start()].rstrip(), match.end()
         line_start = rest
-        if not _goes_on(line.strip(), match.group(), caption, rest):
-            yield start, match.start()
-            start = rest
-    yield start, len(caption)
-
-
-def _goes_on(line: str, line_break: str, caption: str, rest: int) -> bool:
-    """Whether the text at `rest` continues the sentence of the line before it."""
-    if not line:
-        return False
-    if not _HAS_WORD.search(line):
-        return True  # a bullet alone on its line
-    marker = _LINE_MARKER.match(line + " ")
-    if marker and marker.end() >= len(line):
-        return True
-    if not _ONE_BREAK.fullmatch(line_break) or line[-1] in ".!?…:;。！？" or _LINE_MARKER.match(caption, rest):
-        return False
-    following = _WORD.match(caption, rest)
-    if following is None or not following.group()[0].islower():
-        return False
-    last_word = line.rsplit(None, 1)[-1].lower()
-    return line[-1] == "," or last_word in _DANGLING or following.group() in _CONTINUES or len(line) >= 60
-
-
-def _boundaries(block: str) -> list[int]:
-    """Indices in a block at which a new sentence starts (leading white space included), in order."""
-    terminators = list(_TERMINATORS.finditer(block))
-    bullets = [m.start() for m in _BULLET.finditer(block)]
-    if len(bullets) < 2:
-        bullets = []
-    numbers = _list_numbers(block)
-    bullets += list(numbers)[1:]
-    inside_numbers = set(numbers.values())
-    if not terminators and not bullets:
-        return []
-    enclosed = [m.span() for m in _ENCLOSED.finditer(block)]
-    small_letters_only = block.islower()
-    proposed: set[int] | None = None
-    boundaries: list[int] = []
-    start = 0
-    while start < len(block) and block[start].isspace():
-        start += 1
-    for match in terminators:
-        run_start, run_end = match.span()
-        if run_start < start or run_end in inside_numbers:
-            continue
-        end = _end_of_closers(block, run_end, enclosed)
-        following = end
-        while following < len(block) and block[following].isspace():
-            following += 1
-        if following == len(block):
-            break
-        if any(first < run_start and end < last for first, last in enclosed):
-            continue
-        decision = _decide(block, start, run_start, run_end, end, following, enclosed, small_letters_only)
-        if decision is None:
-            if proposed is None:
-                proposed = _proposals(block)
-            decision = following in proposed
-        if decision:
-            boundaries.append(following)
-            start = following
-    if bullets:
-        boundaries = sorted({*boundaries, *(b for b in bullets if not any(s < b < e for s, e in enclosed))})
-    kept = [0]  # bare punctuation is no sentence: it stays with the one before it, or goes to the one after it
-    for boundary, last in zip(boundaries, [*boundaries[1:], len(block)], strict=False):
-        if _HAS_WORD.search(block, boundary, last) and _HAS_WORD.search(block, kept[-1], boundary):
-            kept.append(boundary)
-    return kept[1:]
-
-
-def _list_numbers(block: str) -> dict[int, int]:
-    """Start and end of each number of a list in running text: "on it: 1. a cup 2. a pen"; empty if there is none."""
-    numbers: dict[int, int] = {}
-    for match in _NUMBER.finditer(block):
-        opens = (
-            block[max(match.start() - 9, 0) : match.start()].rstrip()[-1:] in ("", *".!?:;,") if not numbers else True
+        wrapped = (
+            _WRAPPED.fullmatch(match.group())
+            and line
+            and line[-1] not in ".!?…:;。！？"
+            and text[rest : rest + 1].islower()
+            and (line[-1] == "," or len(line) >= 60 or _WRAPPED_WORD.match(text, rest))
         )
-        if opens and int(match.group(1)) == len(numbers) + 1:
-            numbers[match.start()] = match.end()
-    return numbers if len(numbers) > 1 else {}
+        if not wrapped:
+            starts.add(rest)
+    return starts
 
 
-def _end_of_closers(block: str, run_end: int, enclosed: list[tuple[int, int]]) -> int:
-    """Index after the closing marks that follow a terminator; a mark that opens a quotation is not one of them."""
-    if not enclosed and (run_end == len(block) or block[run_end].isspace() or block[run_end].isalnum()):
-        return run_end
-    closers = _CLOSERS.match(block, run_end)
-    end = closers.end() if closers else run_end
-    for first, last in enclosed:
-        if run_end <= first < end:
-            return first
-        if end < last and first < run_end and block[run_end : last - 1].isspace():
-            return last  # a space before the closing mark: "STOP! "
-    return end
+def _list_items(text: str) -> tuple[set[int], set[int]]:
+    """Where the items of lists in running text start, and the places after their numbers, where no sentence starts.
 
-
-def _decide(
-    block: str,
-    start: int,
-    run_start: int,
-    run_end: int,
-    end: int,
-    following: int,
-    enclosed: list[tuple[int, int]],
-    small_letters_only: bool,
-) -> bool | None:
-    """Whether the terminator ends a sentence; None when the rules have no opinion.
-
-    Args:
-        block: the text.
-        start: where the current sentence starts.
-        run_start: where the run of terminators starts.
-        run_end: where the run ends.
-        end: where the closing marks after the run end.
-        following: where the next text starts; equal to `end` when there is no space.
-        enclosed: spans of quotations and brackets.
-        small_letters_only: whether the block has no capital at all.
+    Numbers that count up from 1 are a list: "on it: 1. a cup 2. a pen". After a comma, or "and", the list is part of
+    one sentence: "there are 1. a cup, 2. a pen, and 3. a book".
     """
-    run = block[run_start:run_end]
-    if run[0] in "。！？":
-        return True
-    head = following
-    while head < len(block) and (block[head] in _OPENERS or block[head].isspace()):
-        head += 1
-    if head == len(block):
-        return False
-    next_char = block[head]
-    if end == following and not next_char.isalpha():
-        # "3.5", "Go!,", but also `the wall."76" is`
-        return any(first == following for first, _ in enclosed) and block[run_start - 1 : run_start].isalpha()
-    next_match = _WORD.match(block, head)
-    next_word = next_match.group() if next_match else ""
-    is_capital = next_char.isupper()
-    is_starter = is_capital and next_word.lower() in _STARTERS
-    before = block[max(start, run_start - 80) : run_start].rstrip()  # the rules look no further back
-    quoted = end > run_end
-
-    if run == "." and not quoted and run_start - start < 12 and _MARKER.fullmatch(before):
-        return False  # a list number goes with its item
-    if end == following:
-        return _decide_unspaced(block, start, run_start, run, before, head, next_word, quoted)
-    if quoted and _opens_sentence(start, end, enclosed) and _SPEECH_TAG.match(block, head):
-        return False
-    if "…" in run or ".." in run:
-        return not next_char.islower()
-    if run != ".":
-        if next_char.islower():
-            return small_letters_only and not quoted
-        return True
-    if quoted:
-        return not next_char.islower()
-
-    word = _last_word(before)
-    verdict = _decide_abbreviation(word, before, next_char, is_capital, is_starter)
-    if verdict is not None:
-        return verdict
-    if word.isdigit() and next_char.isdigit() and before[: -len(word)][-1:] in ("$", "€", "£", "¥"):
-        return False  # "$19. 95"
-    if is_starter or not word or word[-1].isdigit():
-        return True
-    if is_capital and len(word) > 5:
-        return True
-    if is_capital or next_char.isdigit():
-        # A short word before a capital may be an abbreviation that only the library knows.
-        return True if word.islower() or word.isupper() else None
-    return True
-
-
-def _last_word(before: str) -> str:
-    """The word at the very end of a text, inner full stops and apostrophes included; empty if there is none."""
-    token = before[-40:].rsplit(None, 1)[-1:]
-    match = _WORD_BEFORE.search(token[0]) if token else None
-    return match.group() if match else ""
-
-
-def _decide_abbreviation(word: str, before: str, next_char: str, is_capital: bool, is_starter: bool) -> bool | None:
-    """What the tables say of `word` + full stop; None when it is no abbreviation that they know."""
-    lower = word.lower()
-    unit = _UNIT.fullmatch(lower)
-    if unit and unit.group(1) in ("in", "ft", *_FINAL_BEFORE_CAPITAL):
-        return is_capital  # "5.5in. wide"
-    if lower in _NEVER_FINAL:
-        return False
-    if lower in _BEFORE_NUMBER and next_char.isdigit():
-        return False
-    if lower in ("in", "ft") and before[:-2].rstrip()[-1:].isdigit():
-        return is_capital  # "6 in. wide", but "Come in. The"
-    if lower in _FINAL_BEFORE_STARTER:
-        return is_starter
-    if lower in _FINAL_BEFORE_CAPITAL:
-        return is_capital
-    if _DOTTED.match(lower):
-        return is_starter
-    if len(word) == 1 and word.isalpha():
-        named = before[:-1].split()[-1:]  # "the letter F. White walls", but "by J. Smith"
-        is_letter = bool(named) and named[0].lower() in ("the", "letter", "letters", "an")
-        return is_starter if word.isupper() and not is_letter else is_capital
-    return None
-
-
-def _decide_unspaced(
-    block: str, start: int, run_start: int, run: str, before: str, head: int, next_word: str, quoted: bool
-) -> bool:
-    """Whether a terminator with a letter right after it ends a sentence: "the wall.The dog", not "www.Example.com"."""
-    token_start = max(block.rfind(" ", start, run_start) + 1, start)
-    token = block[token_start:run_start]
-    if "/" in token or "@" in token or "_" in token:
-        return False
-    if next_word[0].islower():
-        after = block[head + len(next_word) : head + len(next_word) + 1]
-        return (
-            run == "."
-            and not quoted
-            and len(token) > 2
-            and "." not in token
-            and (next_word in _UNSPACED_STARTERS and after.isspace())
-        )
-    if run != ".":
-        return True
-    if quoted or token[-1:] in ")]\"'”’%":
-        return True
-    tail = block[head + len(next_word) : head + len(next_word) + 2]
-    if next_word.lower() in _FILE_OR_HOST or (tail[:1] == "." and tail[1:2].isalnum()) or tail[:1] in ("@", "/", "_"):
-        return False
-    word = _last_word(before)
-    if "." in word:
-        return (
-            bool(_DOTTED.match(word)) and word.islower() and next_word.lower() in _STARTERS and word not in _NEVER_FINAL
-        )
-    if len(word) == 1 and word.isalpha() and not before[:-1].rstrip()[-1:].isdigit():
-        return False
-    if next_word.isupper() and len(next_word) > 1 and word.isupper():
-        return False  # "ACME.INC"
-    verdict = _decide_abbreviation(word, before, next_word[0], True, next_word.lower() in _STARTERS)
-    return True if verdict is None else verdict
-
-
-def _opens_sentence(start: int, end: int, enclosed: list[tuple[int, int]]) -> bool:
-    """Whether the quotation that ends at `end` is also the start of the sentence."""
-    return any(first == start and last == end for first, last in enclosed)
+    items = {match.start() for match in _BULLET.finditer(text)}
+    if len(items) == 1:
+        items = set()
+    numbers: list[re.Match[str]] = []
+    for match in _NUMBER.finditer(text):
+        if int(match.group(1)) == len(numbers) + 1:
+            numbers.append(match)
+    before = [text[max(match.start() - 9, 0) : match.start()].rstrip() for match in numbers]
+    if len(numbers) > 1 and (
+        before[0][-1:] in ("", *".!?:;,")
+        or all(_AFTER_ITEM.search(words) for words in before[1:])
+        or not _NO_LIST.search(text, numbers[0].start(), numbers[-1].end() + 9)
+    ):
+        pairs = zip(numbers[1:], before[1:], strict=True)
+        items |= {match.start() for match, words in pairs if not _ENUMERATED.search(words)}
+        return items, {match.end() for match in numbers}
+    return items, set()
 
 
 @lru_cache(maxsize=1)
@@ -394,12 +211,9 @@ def _library() -> Callable[[str, str], list[dict[str, Any]]]:
     return module.get_sentence_boundaries
 
 
-def _proposals(block: str) -> set[int]:
-    """Where sentencex starts a new sentence in the block."""
-    starts = set()
-    for boundary in _library()("en", block):
-        end = boundary["end_index"]
-        while end < len(block) and block[end].isspace():
-            end += 1
-        starts.add(end)
-    return starts
+def _proposals(text: str) -> set[int]:
+    """Where sentencex starts a new sentence."""
+    # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
+    line = "x " + text.translate(_ONE_LINE)
+    ends = [boundary["end_index"] for boundary in _library()("en", line)]
+    return {gap.end() - 2 for end in ends if (gap := _GAP.match(line, end))}

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from fastgoal.hub_cards import cards
+from fastgoal.hub_cards import model_card as cards
+from fastgoal.hub_cards.cards import public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.processing.images import load_image
 
@@ -141,7 +142,7 @@ def _pictures(run: TrainingRun, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     train = _rows(run.train_data)
     if run.objective.needs_pairs and train and all(row.get("pairs") for row in train):
-        facts["pictures"] = cards.save_pairs_sheet(folder, train)
+        facts["pictures"] = save_pairs_sheet(folder, train)
     shown = _rows(run.eval_data) or train
     if shown and run.model is not None:
         facts["examples"] = cards.save_examples(
@@ -174,4 +175,4 @@ def _length(data: Any) -> int:
 
 
 def _data_name(data: Any) -> str:
-    return cards.public_name(data.source.name) if isinstance(data, PairData) else "a data set in memory"
+    return public_name(data.source.name) if isinstance(data, PairData) else "a data set in memory"

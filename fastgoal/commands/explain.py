@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
     from fastgoal.commands.evaluate import load_model
-    from fastgoal.pages.explain import explain, explanation_page, explanation_picture, save_picture
+    from fastgoal.hub_cards.wording import number
+    from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
+    from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.images import load_image
 
@@ -60,15 +62,16 @@ def run(args: argparse.Namespace) -> int:
             model, processor = load_model(name, args.device, option=option)
             detector = load_detector(args.detector, device=str(model.device))
             explanations.append(explain(model, processor, image, caption, name, detector))
-    for explanation in explanations:
-        print(f"{explanation.model}: image and caption {explanation.score:.3f}")
-        for number, sentence in enumerate(explanation.sentences, start=1):
-            unread = "" if sentence.read else f"  (past {explanation.max_text_length} tokens: not read)"
-            print(f"  {number}. {sentence.score:.3f}  {sentence.label:<14} {sentence.text}{unread}")
+    panels = draw_explanations(image, explanations)
+    for made in explanations:
+        print(f"{made.model}: image and caption {number(made.score, 3)}")
+        for line in made.lines:
+            note = f"  ({line.note})" if line.note else ""
+            print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {line.text}{note}")
     if args.output is not None:
-        save_picture(explanation_picture(image, explanations), args.output)
+        save_picture(explanation_picture(image, panels), args.output)
         print(f"Picture: {args.output}")
     if args.html is not None:
-        write_text(args.html, explanation_page(image, explanations, caption))
+        write_text(args.html, explanation_page(image, panels, caption))
         print(f"Page: {args.html}")
     return 0

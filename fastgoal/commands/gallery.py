@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="(default: both)")
     parser.add_argument("--count", type=int, default=6, metavar="N", help="queries to draw (default: 6)")
-    parser.add_argument("-k", type=int, default=5, metavar="N", help="answers to show of each model (default: 5)")
+    parser.add_argument(
+        "-k", dest="top_k", type=int, default=5, metavar="N", help="answers to show of each model (default: 5)"
+    )
     parser.add_argument("--protocol", default="folder", metavar="NAME", help="as for `fastgoal evaluate`")
     parser.add_argument("--split", help="split of the data set, where it has several")
     parser.add_argument("--image-column", metavar="NAME", help="column with the image (default: found by itself)")
@@ -42,17 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.commands.evaluate import load_model, prepare_output, write_text
 
-    for name, option in (("count", "--count"), ("k", "-k"), ("batch_size", "--batch-size")):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{option} is {getattr(args, name)}; it must be at least 1.")
+    for option, value in (("--count", args.count), ("--top-k", args.top_k), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise ValueError(f"{option} is {value}; it must be at least 1.")
     if args.output is None and args.html is None:
         raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
     for path in (args.output, args.html):
         if path is not None:
             prepare_output(path)
 
-    from fastgoal.pages.explain import save_picture
-    from fastgoal.pages.gallery import choose_queries, contestant, gallery_page, gallery_picture
+    from fastgoal.hub_cards.wording import count
+    from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
+    from fastgoal.pages.render import save_picture
     from fastgoal.trainer.evaluation.embeddings import encode_source
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
@@ -64,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
             encoded = encode_source(model, processor, source, args.batch_size, 0, args.on_error, progress=True)
             contestants.append(contestant(name, encoded, model.device))
     queries = choose_queries(contestants, args.direction, args.show, args.count)
+    gallery = draw_gallery(contestants, source, queries, args.direction, args.top_k)
+    drawn = count(len(queries), "query", "queries")
     if args.output is not None:
-        save_picture(gallery_picture(contestants, source, queries, args.direction, args.k), args.output)
-        print(f"{len(queries)} queries: {args.output}")
+        save_picture(gallery_picture(gallery), args.output)
+        print(f"{drawn}: {args.output}")
     if args.html is not None:
-        write_text(args.html, gallery_page(contestants, source, queries, args.direction, args.k))
-        print(f"{len(queries)} queries, as a page: {args.html}")
+        write_text(args.html, gallery_page(gallery))
+        print(f"{drawn}, as a page: {args.html}")
     return 0

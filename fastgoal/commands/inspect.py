@@ -1,14 +1,10 @@
 """`fastgoal inspect`: a page about a data set of local pairs."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HELP = "look at a data set of local pairs: a page with sample rows, scores, lengths, repetitions"
-
-# All of OpenAI's CLIPs, and most others, share one tokenizer.
-USUAL_TOKENIZER = "openai/clip-vit-base-patch32"
 
 EPILOG = """\
 The page is one file that needs no other and asks the network for nothing. Columns are read a batch at a time, and only
@@ -44,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.commands.evaluate import load_model, prepare_output, write_json, write_text
     from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
-    from fastgoal.processing.data.figures import inspect_pairs, mean_cosine
+    from fastgoal.processing.data.figures import inspect_pairs
     from fastgoal.processing.data.pairs_dataset import PairsFolder
+    from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
 
     for name, lowest in (("rows", 0), ("sample", 1)):
         if getattr(args, name) < lowest:
@@ -56,17 +53,23 @@ def run(args: argparse.Namespace) -> int:
     for path in (output, args.json):
         if path is not None:
             prepare_output(path)
-    tokenizer_name, tokenizer = find_tokenizer(args.tokenizer, args.model, folder.manifest)
+    counter = find_counter(args.tokenizer or args.model, folder.manifest)
+    if counter is None and args.tokenizer is None:
+        print(
+            "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"
+            f" {USUAL_TOKENIZERS[0]}."
+        )
     model = None if args.model is None else load_model(args.model, args.device)
 
-    count = None if tokenizer is None else token_counter(tokenizer)
-    facts: dict[str, Any] = {"name": name, "seed": args.seed, "tokenizer": tokenizer_name}
-    facts.update(inspect_pairs(folder, count, args.rows, args.seed, progress=True))
+    facts: dict[str, Any] = {"name": name, "seed": args.seed, "tokenizer": None if counter is None else counter.name}
+    facts.update(inspect_pairs(folder, counter, args.rows, args.seed, progress=True))
     if model is not None:
+        from fastgoal.trainer.evaluation.quality import mean_cosine
+
         facts["cosine"] = mean_cosine(folder, *model, args.model, args.sample, args.seed, progress=True)
     rows = dict(folder.read(shown_rows(facts)))
     broken: list[str] = []
-    page = inspection_page(name, facts, rows, broken, None if tokenizer is None else token_ends(tokenizer))
+    page = inspection_page(name, facts, rows, broken, None if counter is None else counter.ends)
     facts["broken_images"] = broken
     write_text(output, page)
     if args.json is not None:
@@ -76,67 +79,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_tokenizer(asked: str | None, model: str | None, manifest: dict[str, Any]) -> tuple[str | None, Any]:
-    """The tokenizer that counts, and its name; (None, None) where none can be had.
-
-    Raises:
-        ValueError: A tokenizer was asked for by name and cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    settings = manifest.get("settings")
-    matcher = str(settings.get("model", "")) if isinstance(settings, dict) else ""
-    # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
-    matcher = "" if "#" in matcher or "/" not in matcher else matcher.partition("@")[0]
-    wanted = asked or model
-    for name in [wanted] if wanted else [matcher, USUAL_TOKENIZER]:
-        if not name:
-            continue
-        try:
-            # What nobody asked for is not worth the network.
-            return name, AutoTokenizer.from_pretrained(name, local_files_only=not wanted)
-        except (OSError, ValueError) as error:
-            if wanted:
-                option, reason = "--tokenizer" if asked else "--model", str(error).strip().splitlines()[0]
-                raise ValueError(f"{option} {name}: its tokenizer cannot be loaded: {reason}") from None
-    print(
-        "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"
-        f" {USUAL_TOKENIZER}."
-    )
-    return None, None
-
-
-def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
-    """Gives the number of tokens of captions, start and end marks included."""
-
-    def count(captions: list[str]) -> list[int]:
-        encoded = tokenizer(captions, truncation=False, padding=False, return_attention_mask=False, verbose=False)
-        return [len(ids) for ids in encoded["input_ids"]]
-
-    return count
-
-
-def token_ends(tokenizer: Any) -> Callable[[str], list[tuple[int, int]]] | None:
-    """Gives, for a caption, (limit, end in characters of what is read) for the limits that cut it."""
-    from fastgoal.processing.data.figures import TOKEN_LIMITS
-
-    if not getattr(tokenizer, "is_fast", False):
-        return None
-
-    def ends(caption: str) -> list[tuple[int, int]]:
-        encoded = tokenizer(caption, truncation=False, return_offsets_mapping=True, verbose=False)
-        places = [end for _, end in encoded["offset_mapping"]]
-        # The last token read is the end mark, which takes the place of a word.
-        return [(limit, places[limit - 2]) for limit in TOKEN_LIMITS if len(places) > limit]
-
-    return ends
-
-
 def describe(facts: dict[str, Any]) -> str:
     """The most important numbers as a few lines to read."""
+    from fastgoal.hub_cards.wording import count, number
+
     captions, pairs, regions = facts["captions"], facts["pairs"], facts["regions"]["by_source"]
     lines = [
-        f"{facts['rows']:,} rows in {facts['shards']:,} shards, {pairs['count']:,} pairs,"
+        f"{count(facts['rows'], 'row')} in {count(facts['shards'], 'shard')}, {count(pairs['count'], 'pair')},"
         f" {captions['sentences']['mean']:.1f} sentences and {captions['words']['mean']:.0f} words a caption"
     ]
     if captions["tokens"]:
@@ -145,20 +94,21 @@ def describe(facts: dict[str, Any]) -> str:
             f"{captions['tokens']['mean']:.0f} tokens a caption; "
             + ", ".join(f"{100 * value['share']:.1f} % cut at {limit}" for limit, value in cut.items())
         )
+    sources = [
+        f"from {source}: {count(row['candidates'], 'candidate')}, {row['best']:,} best"
+        for source, row in regions.items()
+    ]
+    undetected = facts["no_detection"]["rows"]
+    lines.append(f"regions {'; '.join(sources)}; {count(undetected, 'image')} with default regions only")
     lines.append(
-        "regions, best pairs': "
-        + ", ".join(f"{source} {row['candidates']:,}, {row['best']:,}" for source, row in regions.items())
-        + f"; {facts['no_detection']['rows']:,} images with default regions only"
-    )
-    lines.append(
-        f"repetitions: {facts['duplicate_captions']['rows']:,} rows with equal captions,"
+        f"repetitions: {count(facts['duplicate_captions']['rows'], 'row')} with equal captions,"
         f" {facts['near_duplicate_captions']['rows']:,} with nearly equal ones,"
         f" {facts['duplicate_images']['rows']:,} with equal image files"
     )
     if "cosine" in facts:
         found = facts["cosine"]
-        interval = "" if found["interval"] is None else " ({:.4f} to {:.4f})".format(*found["interval"])
-        lines.append(f"mean image-caption cosine {found['mean']:.4f}{interval} on {found['rows']:,} rows")
+        interval = "" if found["interval"] is None else " ({} to {})".format(*(number(x, 4) for x in found["interval"]))
+        lines.append(f"mean image-caption cosine {number(found['mean'], 4)}{interval} on {count(found['rows'], 'row')}")
     if facts["missing_shards"]:
         lines.append(f"not complete, shards missing: {len(facts['missing_shards'])}")
     if facts["skipped"]:

@@ -23,11 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.hub_cards.pushing import push
+    from fastgoal.hub_cards.pushing import describe_push, push
 
-    pushed = push(args.folder, args.repo, private=args.private, message=args.message)
-    print(f"{pushed.url}: {len(pushed.sent)} files")
-    if pushed.left_out:
-        top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
-        print(f"not sent: {', '.join(top)}")
+    dry_run = getattr(args, "dry_run", False)
+    pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=dry_run)
+    print(describe_push(pushed, args.folder))
     return 0

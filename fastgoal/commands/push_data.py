@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from fastgoal.hub_cards.cards import CARD
-    from fastgoal.hub_cards.data_figures import prepare_data_card
-    from fastgoal.hub_cards.pushing import choose_files, push, require_token
+    from fastgoal.hub_cards.data_card import prepare_data_card
+    from fastgoal.hub_cards.pushing import describe_push, push, require_token
 
     if not args.dry_run:
         # Before the work, not after it.
@@ -73,25 +73,7 @@ def run(args: argparse.Namespace) -> int:
         args.captions,
         None if args.tokenizer == "none" else args.tokenizer,
     )
-    state = "written" if written else "changed by hand, kept as it is"
-    print(f"{folder / CARD}: {state}")
-    if args.dry_run:
-        files, _ = choose_files(folder, "dataset")
-        sizes = [(folder / name).stat().st_size for name in files]
-        print(f"would be sent to {args.repo} as a data set, {len(files)} files, {size_in_words(sum(sizes))}:")
-        for name, size in zip(files, sizes, strict=True):
-            print(f"  {name}  {size_in_words(size)}")
-        return 0
-    pushed = push(folder, args.repo, private=args.private, message=args.message)
-    print(f"{pushed.url}: {len(pushed.sent)} files")
+    print(f"{folder / CARD}: {'written' if written else 'changed by hand, kept as it is'}")
+    pushed = push(folder, args.repo, private=args.private, message=args.message, dry_run=args.dry_run)
+    print(describe_push(pushed, folder))
     return 0
-
-
-def size_in_words(size: int) -> str:
-    """Bytes as a person says them."""
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

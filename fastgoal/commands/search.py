@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="TEXT", help="what to look for")
     parser.add_argument("--model", required=True, metavar="M", help="folder or Hub id of any CLIP checkpoint")
     parser.add_argument("--query-image", type=Path, metavar="FILE", help="look for images like this one")
-    parser.add_argument("-k", type=int, default=5, metavar="N", help="how many images to show (default: 5)")
+    parser.add_argument(
+        "-k", dest="top_k", type=int, default=5, metavar="N", help="how many images to show (default: 5)"
+    )
     parser.add_argument("--html", type=Path, metavar="out.html", help="show the images on a page, too")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: in IMAGES)")
     parser.add_argument("--rebuild", action="store_true", help="make the index anew, also of another model")
@@ -33,10 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.commands.evaluate import load_model, prepare_output, write_text
 
-    for name, lowest in (("k", 1), ("batch_size", 1), ("num_workers", 0)):
-        if getattr(args, name) < lowest:
-            option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is {getattr(args, name)}; it must be at least {lowest}.")
+    for option, value, lowest in (
+        ("--top-k", args.top_k, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--num-workers", args.num_workers, 0),
+    ):
+        if value < lowest:
+            raise ValueError(f"{option} is {value}; it must be at least {lowest}.")
     if args.query is not None and args.query_image is not None:
         raise ValueError("there are two queries, a text and --query-image; give one of them.")
     query = None if args.query is None else args.query.strip()
@@ -51,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
     import time
 
+    from fastgoal.hub_cards.wording import count, number
+    from fastgoal.pages.search import results_page
     from fastgoal.processing.images import load_image
-    from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint, results_page
+    from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint
     from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
 
     started = time.perf_counter()
@@ -61,13 +68,16 @@ def run(args: argparse.Namespace) -> int:
     place = args.index or args.images / FOLDER
     index = ImageIndex(args.images, place, args.model, model_fingerprint(model, processor), args.rebuild)
     update = index.update(file_encoder(model, processor, args.batch_size, args.num_workers))
-    print(f"{update.images:,} images, {update.encoded:,} encoded now, {update.removed:,} gone since the last time")
+    images = count(update.images, "image")
+    print(f"{images}, {update.encoded:,} encoded now, {update.removed:,} gone since the last time")
     for name, error in update.broken.items():
         print(f"  left out {name}: {error}")
     start = time.perf_counter()
     ready = start - started
+    itself: list[str] = []
     if picture is not None:
         vector = encode_images(model, processor, [picture])[0]
+        itself = index.names_of(args.query_image)
     elif query is not None:
         vector = encode_texts(model, processor, [query])[0]
         if count_truncated(model, processor, [query]):
@@ -75,18 +85,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         return 0
     encoded = time.perf_counter()
-    hits = index.search(vector, args.k)
+    hits = index.search(vector, args.top_k, itself)
     found = time.perf_counter()
     print(f"\n{'score':>7}  image")
     for hit in hits:
-        print(f"{hit.score:>7.3f}  {hit.path}")
-    if args.k > len(index):
-        print(f"There are only {len(index):,} images, fewer than the {args.k:,} asked for.")
+        print(f"{number(hit.score, 3):>7}  {hit.path}")
+    if itself:
+        print(f"Left out, as it is the query: {', '.join(itself)}")
+    if args.top_k > len(hits):
+        print(f"There is no more: {count(len(hits), 'image')}, fewer than the {args.top_k:,} asked for.")
     print(
-        f"\nSearched {len(index):,} images in {1000 * (found - encoded):.1f} ms; the query was encoded in"
+        f"\nSearched {images} in {1000 * (found - encoded):.1f} ms; the query was encoded in"
         f" {1000 * (encoded - start):.1f} ms; model and index were ready after {ready:.1f} s."
     )
     if args.html is not None:
-        write_text(args.html, results_page(hits, query or str(args.query_image), picture))
+        page = results_page(index, hits, query or str(args.query_image), args.html.parent, picture, bool(itself))
+        write_text(args.html, page)
         print(f"Page: {args.html}")
     return 0

@@ -1,27 +1,25 @@
 """Retrieval examples and error cases as figures: a query, the first answers of each model, right and wrong framed.
 
-`gallery_picture` draws them, `gallery_page` lays the same out as a page whose text can be searched and copied.
+`draw_gallery` finds the answers and their pictures, `gallery_picture` and `gallery_page` place them.
 """
 
-import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from fastgoal.hub_cards.pictures import GREY, wrap_text
-from fastgoal.pages.page_style import data_url, page
+from fastgoal.hub_cards.pictures import GREY, MARGIN, fitted, flow, padded, rule, stack, text_block
+from fastgoal.hub_cards.wording import count, number
+from fastgoal.pages.render import render
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.embeddings import EncodedSource
 from fastgoal.trainer.evaluation.retrieval import Ranks
 
 RIGHT, WRONG = "#2e7d32", "#c62828"
-MARGIN = 16
-FONT_SIZE = 16
-LINE = 22
 SHOW = ("examples", "errors", "both")
 DIRECTIONS = ("text-to-image", "image-to-text")
 
@@ -33,6 +31,48 @@ class Contestant:
     name: str
     encoded: EncodedSource
     ranks: Ranks
+
+    def rank_of(self, direction: str) -> list[int]:
+        """The rank of the right answer by query, 0 where there is none."""
+        ranks: list[int] = getattr(self.ranks, direction.replace("-", "_")).tolist()
+        return ranks
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, an image or a caption: its place and cosine in words, and whether it is right."""
+
+    shown: Image.Image | str
+    mark: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The first answers of one model; `note` says where the right one is, if not among them."""
+
+    model: str
+    note: str
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A caption or an image, the right answers where a model missed them, and what each model found."""
+
+    number: int
+    asked: Image.Image | str
+    right: Sequence[Image.Image | str]
+    found: list[Found]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All that the figure shows; `groups` are headings with their queries."""
+
+    title: str
+    lead: str
+    groups: list[tuple[str, list[Query]]]
 
 
 def choose_queries(contestants: Sequence[Contestant], direction: str, show: str, count: int) -> list[int]:
@@ -56,8 +96,7 @@ def choose_queries(contestants: Sequence[Contestant], direction: str, show: str,
         raise ValueError(f"show is {show!r}; it must be one of {', '.join(map(repr, SHOW))}.")
     if count < 1:
         raise ValueError(f"count is {count}; it must be a positive integer.")
-    name = direction.replace("-", "_")
-    ranks = [getattr(contestant.ranks, name).tolist() for contestant in contestants]
+    ranks = [contestant.rank_of(direction) for contestant in contestants]
     asked = [query for query, rank in enumerate(ranks[0]) if rank > 0]
     others = [max(column[query] for column in ranks[1:]) if ranks[1:] else 0 for query in range(len(ranks[0]))]
     examples = sorted((query for query in asked if ranks[0][query] == 1), key=lambda query: -others[query])
@@ -75,224 +114,129 @@ def choose_queries(contestants: Sequence[Contestant], direction: str, show: str,
     return chosen
 
 
-def gallery_picture(
+def draw_gallery(
     contestants: Sequence[Contestant],
     source: Source,
     queries: Sequence[int],
     direction: str = "text-to-image",
     k: int = 5,
-    width: int = 1400,
-) -> Image.Image:
-    """A figure with a block for each query: the query, then for each model its first k answers.
+) -> Gallery:
+    """The queries with the first k answers of each model, those that the first model answers right before the others.
 
-    Answers have a green frame if right and a red one if wrong, with place and cosine. Where the right one is not among
-    them, the rank is said, and the right answer stands beside the query.
+    Where a right answer is not among them, its rank is said, and it stands beside the query.
     """
-    blocks = [_block(contestants, source, query, direction, k, width) for query in queries]
-    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
-    top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
-    return sheet
 
+    @cache
+    def picture(row: int) -> Image.Image:
+        entry = source[row]
+        return fitted(load_image(entry.image, name=entry.name), 480, 400)
 
-def _block(
-    contestants: Sequence[Contestant], source: Source, query: int, direction: str, k: int, width: int
-) -> Image.Image:
-    font, bold = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(FONT_SIZE + 2)
-    encoded = contestants[0].encoded
-    parts: list[Image.Image] = []
-    missed = _missed(contestants, query, direction, k)
-    if direction == "text-to-image":
-        right = _thumbnail(source, encoded.rows[encoded.text_to_image[query]], 240, 180) if missed else None
-        left = MARGIN if right is None else right.width + 2 * MARGIN + 10
-        lines = wrap_text(encoded.captions[query], bold, width - left - MARGIN)
-        height = max(25 * len(lines), 0 if right is None else right.height + LINE + 12)
-        part = Image.new("RGB", (width, MARGIN + height), "white")
-        draw = ImageDraw.Draw(part)
-        if right is not None:
-            frame = (MARGIN, MARGIN // 2, MARGIN + right.width + 9, MARGIN // 2 + right.height + 9)
-            draw.rectangle(frame, outline=RIGHT, width=4)
-            part.paste(right, (MARGIN + 5, MARGIN // 2 + 5))
-            draw.text((MARGIN + 5, MARGIN // 2 + right.height + 11), "the right answer", fill=RIGHT, font=font)
-    else:
-        shown = _thumbnail(source, encoded.rows[query], 420, 280)
-        left = shown.width + 2 * MARGIN
-        lines = []
-        if missed:
-            right_texts = [encoded.captions[text] for text in _texts_of(encoded, query)]
-            lines = [line for text in right_texts for line in wrap_text(text, bold, width - left - MARGIN)]
-            lines.insert(0, "The right answer:" if len(right_texts) == 1 else "The right answers:")
-        part = Image.new("RGB", (width, MARGIN + max(shown.height, 25 * len(lines))), "white")
-        part.paste(shown, (MARGIN, MARGIN // 2))
-        draw = ImageDraw.Draw(part)
-    for number, line in enumerate(lines):
-        draw.text((left, MARGIN // 2 + 25 * number), line, fill="black", font=bold)
-    parts.append(part)
-    for contestant in contestants:
-        row = _images_row if direction == "text-to-image" else _texts_row
-        scores, answers, rank = _answers(contestant, query, direction, k)
-        title = Image.new("RGB", (width, LINE + 4), "white")
-        ImageDraw.Draw(title).text((MARGIN, 0), f"{contestant.name}{_note(rank, k)}", fill=GREY, font=font)
-        parts += [title, row(contestant, source, query, scores, answers, width)]
-    height = sum(part.height for part in parts) + MARGIN
-    block = Image.new("RGB", (width, height), "white")
-    top = 0
-    for part in parts:
-        block.paste(part, (0, top))
-        top += part.height
-    ImageDraw.Draw(block).line((MARGIN, height - 1, width - MARGIN, height - 1), fill="#bdbdbd")
-    return block
-
-
-def _missed(contestants: Sequence[Contestant], query: int, direction: str, k: int) -> bool:
-    """Whether a model has no right answer among its first k."""
-    name = direction.replace("-", "_")
-    return any(int(getattr(contestant.ranks, name)[query]) > k for contestant in contestants)
-
-
-def _texts_of(encoded: EncodedSource, image: int) -> list[int]:
-    return [text for text, owner in enumerate(encoded.text_to_image) if owner == image]
-
-
-def _note(rank: int, k: int) -> str:
-    return "" if rank <= k else f"; the right answer is at place {rank:,}"
-
-
-def _answers(contestant: Contestant, query: int, direction: str, k: int) -> tuple[list[float], list[int], int]:
-    encoded, ranks = contestant.encoded, contestant.ranks
-    if direction == "text-to-image":
-        similarity, rank = encoded.image_embeds @ encoded.text_embeds[query], ranks.text_to_image[query]
-    else:
-        similarity, rank = encoded.text_embeds @ encoded.image_embeds[query], ranks.image_to_text[query]
-    scores, answers = torch.topk(similarity, min(k, len(similarity)))
-    return scores.tolist(), answers.tolist(), int(rank)
-
-
-def _images_row(
-    contestant: Contestant, source: Source, query: int, scores: list[float], answers: list[int], width: int
-) -> Image.Image:
-    encoded, font = contestant.encoded, ImageFont.load_default(FONT_SIZE)
-    cell = (width - (len(answers) + 1) * MARGIN) // max(len(answers), 5)
-    height = round(0.75 * cell)
-    row = Image.new("RGB", (width, height + LINE + MARGIN), "white")
-    draw = ImageDraw.Draw(row)
-    for place, (score, answer) in enumerate(zip(scores, answers, strict=True)):
-        right = answer == encoded.text_to_image[query]
-        colour, left = RIGHT if right else WRONG, MARGIN + place * (cell + MARGIN)
-        shown = _thumbnail(source, encoded.rows[answer], cell - 10, height - 10)
-        corner = (left + (cell - shown.width) // 2, (height - shown.height) // 2)
-        frame = (corner[0] - 5, corner[1] - 5, corner[0] + shown.width + 4, corner[1] + shown.height + 4)
-        draw.rectangle(frame, outline=colour, width=4)
-        row.paste(shown, corner)
-        mark = "right" if right else "wrong"  # not by colour alone
-        draw.text((left + 5, height + 1), f"{place + 1}: {score:.3f} {mark}", fill=colour, font=font)
-    return row
-
-
-def _texts_row(
-    contestant: Contestant, source: Source, query: int, scores: list[float], answers: list[int], width: int
-) -> Image.Image:
-    encoded, font = contestant.encoded, ImageFont.load_default(FONT_SIZE)
-    entries = []
-    for place, (score, answer) in enumerate(zip(scores, answers, strict=True)):
-        right = encoded.text_to_image[answer] == query
-        text = f"{place + 1}: {score:.3f} {'right' if right else 'wrong'}  {encoded.captions[answer]}"
-        entries.append((RIGHT if right else WRONG, wrap_text(text, font, width - 4 * MARGIN)))
-    row = Image.new("RGB", (width, sum(LINE * len(lines) + 18 for _, lines in entries)), "white")
-    draw, top = ImageDraw.Draw(row), 0
-    for colour, lines in entries:
-        height = LINE * len(lines) + 10
-        draw.rectangle((MARGIN, top, width - MARGIN, top + height), outline=colour, width=3)
-        for number, line in enumerate(lines):
-            draw.text((2 * MARGIN, top + 6 + number * LINE), line, fill="black", font=font)
-        top += height + 8
-    return row
-
-
-def gallery_page(
-    contestants: Sequence[Contestant],
-    source: Source,
-    queries: Sequence[int],
-    direction: str = "text-to-image",
-    k: int = 5,
-) -> str:
-    """The same figure as a web page that needs no other file."""
-    style = (
-        f":root{{--right:{RIGHT};--wrong:{WRONG}}}"
-        "@media screen and (prefers-color-scheme:dark){:root{--right:#7fc97f;--wrong:#ff8a80}}"
-        ".query{border-top:1px solid var(--line);padding:24px 0;break-inside:avoid}"
-        ".query img{max-width:100%;display:block;margin:auto}"
-        ".asked{display:flex;flex-wrap:wrap;gap:20px}.asked p{flex:1 1 320px;margin:0;max-width:none;font-size:17px}"
-        ".asked figure{margin:0;max-width:min(100%,420px)}.asked img{max-height:280px}"
-        ".asked .right img{max-height:190px}"
-        "h3{font-size:15px;font-weight:600;margin:20px 0 8px;overflow-wrap:anywhere}"
-        "h3 small{color:var(--soft);font-weight:400}"
-        ".answers{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(45%,190px),1fr));gap:14px;"
-        "list-style:none;padding:0;margin:0}.answers img{max-height:170px}"
-        ".answers li,figure.right{border:4px solid var(--wrong);border-radius:4px;padding:4px}"
-        ".answers .right,figure.right{border-color:var(--right)}"
-        ".answers b{color:var(--wrong);font-size:14px;display:block;margin-top:4px}"
-        ".answers .right b,figure.right figcaption{color:var(--right);margin-top:4px}"
-        ".answers.texts{grid-template-columns:1fr;gap:8px}.texts li{padding:6px 12px}"
-    )
-    parts = [
-        _query_section(contestants, source, query, direction, k, number) for number, query in enumerate(queries, 1)
-    ]
-    what = "captions and the images found for them" if direction == "text-to-image" else "images and the captions found"
-    models = html.escape(" and of ".join(contestant.name for contestant in contestants))
-    body = (
-        f"<h1>Retrieval: {what}</h1><p>The first {k} answers of {models} among"
-        f" {len(contestants[0].encoded.rows):,} images, with their cosine to the query. Green: right. Red: wrong.</p>"
-    )
-    return page(f"Retrieval: {what}", body + "".join(parts), style)
-
-
-def _query_section(
-    contestants: Sequence[Contestant], source: Source, query: int, direction: str, k: int, number: int
-) -> str:
-    encoded = contestants[0].encoded
-    missed = _missed(contestants, query, direction, k)
     texts = direction == "image-to-text"
+    model, ranks = contestants[0].name, contestants[0].rank_of(direction)
+    right = [query for query in queries if ranks[query] == 1]
+    wrong = [query for query in queries if ranks[query] != 1]
+    groups = [
+        (
+            f"{kind}: {model} puts a {verdict} answer first",
+            [_query(contestants, picture, query, direction, k, queries.index(query) + 1) for query in chosen],
+        )
+        for kind, verdict, chosen in (("Examples", "right", right), ("Errors", "wrong", wrong))
+        if chosen
+    ]
+    what = "images and the captions found for them" if texts else "captions and the images found for them"
+    answers = "The first answer" if k == 1 else f"The first {k} answers"
+    lead = (
+        f"{answers} of {' and of '.join(one.name for one in contestants)} among"
+        f" {count(len(contestants[0].encoded.rows), 'image')}, with their cosine to the query. Green frame: right. Red"
+        " frame: wrong."
+    )
+    return Gallery(f"Retrieval: {what}", lead, groups)
+
+
+def _query(
+    contestants: Sequence[Contestant],
+    picture: Callable[[int], Image.Image],
+    query: int,
+    direction: str,
+    k: int,
+    place: int,
+) -> Query:
+    encoded, texts = contestants[0].encoded, direction == "image-to-text"
+
+    def shown(item: int, text: bool) -> Image.Image | str:
+        return encoded.captions[item] if text else picture(encoded.rows[item])
+
     if texts:
-        picture = _thumbnail(source, encoded.rows[query], 640, 480)
-        asked = f'<figure><img alt="query {number}" src="{data_url(picture)}"></figure>'
-        if missed:
-            captions = "<br>".join(html.escape(encoded.captions[text]) for text in _texts_of(encoded, query))
-            asked += f"<p><small>The right answer:</small><br>{captions}</p>"
+        right = [text for text, owner in enumerate(encoded.text_to_image) if owner == query]
     else:
-        asked = f"<p>{html.escape(encoded.captions[query])}</p>"
-        if missed:
-            picture = _thumbnail(source, encoded.rows[encoded.text_to_image[query]], 420, 340)
-            asked += (
-                f'<figure class="right"><img alt="the right answer" src="{data_url(picture)}">'
-                "<figcaption>the right answer</figcaption></figure>"
-            )
-    parts = [f'<section class="query"><div class="asked">{asked}</div>']
+        right = [encoded.text_to_image[query]]
+    missed, found = False, []
     for contestant in contestants:
-        scores, answers, rank = _answers(contestant, query, direction, k)
-        parts.append(f"<h3>{html.escape(contestant.name)}<small>{_note(rank, k)}</small></h3>")
-        parts.append(f'<ol class="answers{" texts" if texts else ""}">')
-        for place, (score, answer) in enumerate(zip(scores, answers, strict=True), start=1):
-            right = (encoded.text_to_image[answer] == query) if texts else (answer == encoded.text_to_image[query])
-            mark = f"<b>{place}: {score:.3f} {'right' if right else 'wrong'}</b>"
-            if texts:
-                shown = mark + html.escape(encoded.captions[answer])
-            else:
-                picture = _thumbnail(source, encoded.rows[answer], 400, 340)
-                shown = f'<img alt="answer {place}" src="{data_url(picture)}">{mark}'
-            parts.append(f'<li class="{"right" if right else "wrong"}">{shown}</li>')
-        parts.append("</ol>")
-    return "".join(parts) + "</section>"
+        images, captions = contestant.encoded.image_embeds, contestant.encoded.text_embeds
+        similarity = captions @ images[query] if texts else images @ captions[query]
+        scores, chosen = torch.topk(similarity, min(k, len(similarity)))
+        answers = []
+        for order, (score, item) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
+            verdict = "right" if item in right else "wrong"  # not by colour alone
+            answers.append(Answer(shown(item, texts), f"{order}: {number(score, 3)} {verdict}", item in right))
+        rank = contestant.rank_of(direction)[query]
+        missed = missed or rank > k
+        note = f"; the right answer is at place {rank:,}" if rank > k else ""
+        found.append(Found(contestant.name, note, answers))
+    return Query(place, shown(query, not texts), [shown(item, texts) for item in right] if missed else [], found)
 
 
-def _thumbnail(source: Source, row: int, width: int, height: int) -> Image.Image:
-    entry = source[row]
-    image = load_image(entry.image, name=entry.name)
-    scale = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def gallery_picture(gallery: Gallery, width: int = 1400) -> Image.Image:
+    """The figure as one picture."""
+    inside = width - 2 * MARGIN
+    blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.lead, GREY)], inside)]
+    for text, queries in gallery.groups:
+        heading = text_block([(text, "black")], inside, 20)
+        blocks.append(stack([Image.new("RGB", (1, MARGIN), "white"), heading]))
+        for query in queries:
+            blocks += [rule(inside), *_query_blocks(query, inside)]
+    return padded(stack(blocks, MARGIN))
+
+
+def _query_blocks(query: Query, width: int) -> list[Image.Image]:
+    top = []
+    texts = [right for right in query.right if isinstance(right, str)]
+    if isinstance(query.asked, str):
+        for right in query.right:
+            if not isinstance(right, str):
+                shown = padded(fitted(right, 240, 180), 4, RIGHT)
+                top.append(stack([text_block([("the right answer", RIGHT)], 240), shown]))
+        texts = [query.asked]
+    else:
+        top.append(fitted(query.asked, 420, 280))
+        if texts:
+            texts.insert(0, "The right answer:" if len(texts) == 1 else "The right answers:")
+    if texts:
+        beside = width - sum(block.width + MARGIN for block in top)
+        top.append(text_block([(text, "black") for text in texts], beside, 18))
+    blocks = [flow(top, width)]
+    for found in query.found:
+        answers = [_answer_block(answer, len(found.answers), width) for answer in found.answers]
+        title = text_block([(f"{found.model}{found.note}", GREY)], width)
+        blocks.append(stack([title, flow(answers, width)], 4))
+    return blocks
+
+
+def _answer_block(answer: Answer, answers: int, width: int) -> Image.Image:
+    """An answer with its mark above, so that all marks of a row are in line."""
+    colour = RIGHT if answer.right else WRONG
+    if isinstance(answer.shown, str):
+        text = text_block([(answer.mark, colour), (answer.shown, "black")], width - 22)
+        return padded(padded(text, 8), 3, colour)
+    in_row = min(max(answers, 4), 6)
+    cell = (width - (in_row - 1) * MARGIN) // in_row
+    shown = padded(padded(fitted(answer.shown, cell - 12, 0.75 * cell), 2), 4, colour)
+    return stack([text_block([(answer.mark, colour)], cell), shown])
+
+
+def gallery_page(gallery: Gallery) -> str:
+    """The figure as a web page that needs no other file, whose text can be searched and copied."""
+    return render("gallery", title=gallery.title, gallery=gallery)
 
 
 def contestant(name: str, encoded: EncodedSource, device: Any = "cpu") -> Contestant:

@@ -4,11 +4,14 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,9 @@ class TourSettings:
     seed: int = 0
 
 
-def take_tour(output: Path, settings: TourSettings | None = None, say: Any = logger.info) -> dict[str, Any]:
+def take_tour(
+    output: Path, settings: TourSettings | None = None, say: Callable[[str], None] = logger.info
+) -> dict[str, Any]:
     """Run the quickstart and leave everything it made in `output`.
 
     Args:
@@ -51,8 +56,8 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
         say: Takes a line of text at every step.
 
     Returns:
-        The report: `settings`, `scenes`, `pairs` (summary), `results` (retrieval of the base, of fine-tuning with the
-        global loss alone and of FAST-GOAL, by name), `steps`, `seconds` by stage.
+        The report: `settings`, `pairs` (summary), `steps`, `results` (retrieval of the base, of fine-tuning with the
+        global loss alone and of FAST-GOAL, by name), `seconds` by stage, and a `note`.
 
     Raises:
         OSError: A file cannot be written.
@@ -62,29 +67,31 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+    from fastgoal.quickstart.training import quiet_trainer
     from fastgoal.trainer.batches.pair_data import PairData
+    from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.evaluation.embeddings import evaluate_source
 
     settings = settings or TourSettings()
     seconds: dict[str, float] = {}
-    clock = _Clock(seconds)
+    results: dict[str, dict[str, float]] = {}
 
     say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
-    with clock("scenes"):
-        train = draw_scenes(settings.train_scenes, settings.seed, "train", shapes=SHAPES, colours=COLOURS)
-        test = draw_scenes(settings.test_scenes, settings.seed, "test", shapes=SHAPES, colours=COLOURS)
-        for name, scenes in (("train", train), ("test", test)):
-            shutil.rmtree(output / "scenes" / name, ignore_errors=True)
-            write_folder(scenes, output / "scenes" / name)
-        test_source = open_source(output / "scenes" / "test")
+    with _timed(seconds, "scenes"):
+        counts: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
+        for split, count in counts.items():
+            scenes = draw_scenes(count, settings.seed, split, shapes=SHAPES, colours=COLOURS)
+            shutil.rmtree(output / "scenes" / split, ignore_errors=True)
+            write_folder(scenes, output / "scenes" / split)
+        train_source, test_source = (open_source(output / "scenes" / split) for split in counts)
 
     say("2. Finding local pairs with FLISM: five default regions and the objects' boxes, the small CLIP matches.")
-    with clock("pairs"):
+    with _timed(seconds, "pairs"):
         model = FastGoalCLIPModel.from_clip(str(BASE))
         processor = FastGoalProcessor.from_clip(str(BASE))
         shutil.rmtree(output / "pairs", ignore_errors=True)
         summary = build_pairs(
-            open_source(output / "scenes" / "train"),
+            train_source,
             output / "pairs",
             PairSettings(model="quickstart base", detector="column:boxes"),
             lambda: (model, processor),
@@ -96,28 +103,37 @@ def take_tour(output: Path, settings: TourSettings | None = None, say: Any = log
     found = ", ".join(f"{count} {source}" for source, count in summary["regions"].items())
     say(f"   {summary['pairs']} pairs, from {found} regions; see {output / 'pairs.png'}")
 
-    def measure(name: str, tuned: Any) -> dict[str, float]:
-        with clock("evaluation"):
-            metrics = evaluate_source(tuned, processor, test_source, batch_size=50).metrics
-        results[name] = metrics
-        return metrics
+    def measure(name: str, tuned: Any) -> None:
+        with _timed(seconds, "evaluation"):
+            results[name] = evaluate_source(tuned, processor, test_source, batch_size=50).metrics
 
-    results: dict[str, dict[str, float]] = {}
-    steps = 0
     measure("base", model)
     for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):
         say(f"{number}. Fine-tuning with {title}, {settings.epochs} epochs.")
-        with clock(objective):
-            trainer = _trainer(objective, output, settings, pairs, processor)
+        folder = output / objective.replace("_", "-")
+        with _timed(seconds, objective):
+            # A fresh copy of the base: the two trainings differ in the objective alone.
+            trainer = quiet_trainer(
+                FastGoalCLIPModel.from_clip(str(BASE)),
+                processor,
+                pairs,
+                output_dir=str(folder),
+                objective=objective,
+                num_train_epochs=settings.epochs,
+                per_device_train_batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                seed=settings.seed,
+                logging_steps=20,
+            )
+            trainer.card = CardOptions(note=CARD_NOTE)
             trainer.train()
-            steps = trainer.state.global_step
             trainer.save_model()
         measure(objective, trainer.model)
-        last = trainer.state.log_history[-1]
-        say(f"   {steps} steps in {last['train_runtime']:.0f} s; the checkpoint is {output / _folder(objective)}")
+        steps = trainer.state.global_step
+        say(f"   {steps} steps in {trainer.state.log_history[-1]['train_runtime']:.0f} s; the checkpoint is {folder}")
 
     report = {
-        "settings": settings.__dict__,
+        "settings": asdict(settings),
         "pairs": {key: value for key, value in summary.items() if key != "stage_seconds"},
         "steps": steps,
         "results": results,
@@ -145,54 +161,9 @@ def result_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _folder(objective: str) -> str:
-    return objective.replace("_", "-")
-
-
-def _trainer(objective: str, output: Path, settings: TourSettings, pairs: Any, processor: Any) -> Any:
-    """A trainer of a fresh copy of the base; the two trainings differ in the objective alone."""
-    from transformers import PrinterCallback, set_seed
-
-    from fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.trainer.card import CardOptions
-    from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
-    from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
-
-    set_seed(settings.seed)
-    args = FastGoalTrainingArguments(
-        output_dir=str(output / _folder(objective)),
-        objective=objective,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        dataloader_num_workers=0,
-        dataloader_drop_last=True,
-        save_strategy="no",
-        logging_steps=20,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(str(BASE)), args=args, processing_class=processor, train_dataset=pairs
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.card = CardOptions(note=CARD_NOTE)
-    return trainer
-
-
-class _Clock:
-    """Adds up the seconds of named stages."""
-
-    def __init__(self, seconds: dict[str, float]):
-        self.seconds = seconds
-
-    def __call__(self, name: str) -> "_Clock":
-        self.name = name
-        return self
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the seconds that its block takes to those of the stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

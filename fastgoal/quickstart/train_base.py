@@ -3,7 +3,7 @@
     python -m fastgoal.quickstart.train_base --output DIR
 
 It reads 77 tokens and sees an object enlarged or a whole scene, half and half; each caption names one or two of the
-objects. It never sees a caption of several sentences.
+objects. It never sees a caption of several sentences. The study's base (`benchmarks.study.base`) is trained alike.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from fastgoal.quickstart.scenes import Scene, SceneObject, draw_scenes, short_caption
+from fastgoal.quickstart.drawing import Scene
+from fastgoal.quickstart.scenes import draw_scenes, short_caption
 from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=cast(Any, merges), model_max_length=77)
 
 
-def make_model(tokenizer: CLIPTokenizer, image_size: int = IMAGE_SIZE, patch_size: int = PATCH_SIZE) -> CLIPModel:
+def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CLIPModel:
     """A CLIP of about a million weights, initialised as CLIP is; sizes are in pixels."""
     tower = {
         "hidden_size": WIDTH,
@@ -75,108 +77,123 @@ def make_model(tokenizer: CLIPTokenizer, image_size: int = IMAGE_SIZE, patch_siz
     return CLIPModel(config)
 
 
-def enlarge(scene: Scene, index: int, rng: random.Random) -> Image.Image:
-    """A square window of random size around an object: from just the object to twice its side."""
-    x1, y1, x2, y2 = scene.boxes[index]
-    side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), scene.image.width)
+def square_images(side: int) -> CLIPImageProcessor:
+    """CLIP's image processor for pictures of `side` x `side` pixels."""
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
+    """A square window of random size around a thing: from just the thing to twice its side."""
+    x1, y1, x2, y2 = scene.boxes[number]
+    size = scene.image.size
+    side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), *size)
     centre = [(low + high) / 2 + rng.uniform(-0.1, 0.1) * side for low, high in ((x1, x2), (y1, y2))]
-    left, top = (int(min(max(value - side / 2, 0), scene.image.width - side)) for value in centre)
+    left, top = (int(min(max(value - side / 2, 0), limit - side)) for value, limit in zip(centre, size, strict=True))
     return scene.image.crop((left, top, left + int(side), top + int(side)))
 
 
-class Views:
-    """Pictures of some scenes at the model's size, `(views, 3, height, width)` uint8, with the objects they show."""
+class Pixels:
+    """Pictures at the model's size, kept in memory.
 
-    def __init__(self, scenes: Sequence[Scene], image_processor: CLIPImageProcessor, rng: random.Random):
-        pictures: list[Image.Image] = []
-        self.objects: list[list[SceneObject]] = []
-        self.whole: list[int] = []
-        self.enlarged: list[int] = []
-        for scene in scenes:
-            self.whole.append(len(pictures))
-            pictures.append(scene.image)
-            self.objects.append(scene.objects)
-            for index, thing in enumerate(scene.objects):
-                self.enlarged.append(len(pictures))
-                pictures.append(enlarge(scene, index, rng))
-                self.objects.append([thing])
-        parts = [
-            image_processor(pictures[i : i + 500], do_rescale=False, do_normalize=False, return_tensors="pt")
-            for i in range(0, len(pictures), 500)
-        ]
-        self.pixels = torch.cat([part["pixel_values"].to(torch.uint8) for part in parts])
+    `stored` is `(pictures, 3, height, width)` uint8; `pixels[rows]` are some of them, normalised for the model.
+    """
+
+    def __init__(self, pictures: Iterable[Image.Image], image_processor: CLIPImageProcessor):
+        left, parts = iter(pictures), []
+        while some := list(islice(left, 200)):
+            part = image_processor(some, do_rescale=False, do_normalize=False, return_tensors="pt")
+            parts.append(part["pixel_values"].to(torch.uint8))
+        self.stored = torch.cat(parts)
         self.mean = torch.tensor(image_processor.image_mean)[:, None, None]
         self.std = torch.tensor(image_processor.image_std)[:, None, None]
 
-    def batch(self, rows: Sequence[int]) -> torch.Tensor:
-        """Normalised pixels of some views, `(rows, 3, height, width)`."""
-        return (self.pixels[list(rows)].float() / 255 - self.mean) / self.std
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: Sequence[int]) -> torch.Tensor:
+        return (self.stored[list(rows)].float() / 255 - self.mean) / self.std
 
 
-def caption_of(objects: Sequence, rng: random.Random) -> str:
-    """A short caption: of an object its name and seldom a detail, of a scene one or two of its objects."""
-    return short_caption(rng.sample(list(objects), min(len(objects), rng.choice((1, 2, 2)))), rng)
+class Views(Pixels):
+    """Whole scenes and their things enlarged.
+
+    Attributes:
+        shown: For each view its scene and the numbers of the things in it.
+        whole: Numbers of the views of whole scenes.
+        enlarged: Numbers of the views of single things.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], image_processor: CLIPImageProcessor, rng: random.Random):
+        self.shown: list[tuple[Scene, list[int]]] = []
+        self.whole: list[int] = []
+        self.enlarged: list[int] = []
+        super().__init__(self._pictures(scenes, rng), image_processor)
+
+    def _pictures(self, scenes: Sequence[Scene], rng: random.Random) -> Iterable[Image.Image]:
+        for scene in scenes:
+            numbers = list(range(len(scene.things)))
+            self.whole.append(len(self.shown))
+            self.shown.append((scene, numbers))
+            yield scene.image
+            for number in numbers:
+                self.enlarged.append(len(self.shown))
+                self.shown.append((scene, [number]))
+                yield enlarge(scene, number, rng)
+
+
+def one_or_two(things: Sequence[Any], rng: random.Random) -> list[Any]:
+    """The things that a short caption names."""
+    return rng.sample(things, min(len(things), rng.choice((1, 2, 2))))
 
 
 @torch.no_grad()
-def embed_pixels(model: CLIPModel, views: Any, rows: Sequence[int]) -> torch.Tensor:
-    """Embeddings of some views, `(rows, dim)`."""
-    parts = [views.batch(rows[i : i + 100]) for i in range(0, len(rows), 100)]
-    return torch.cat([model.get_image_features(part).pooler_output for part in parts])
-
-
-@torch.no_grad()
-def short_recall(
-    model: CLIPModel, tokenizer: CLIPTokenizer, views: Any, rows: Sequence[int], texts: list[str]
-) -> float:
-    """R@1 of text to image over the views `rows`, one short caption each."""
-    model.eval()
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
-    embeds = model.get_text_features(**inputs).pooler_output
-    metrics = retrieval_metrics(embed_pixels(model, views, rows), embeds, ks=(1,))
-    model.train()
-    return metrics["text_to_image_R@1"]
+def embed_pixels(model: Any, pixels: Pixels, rows: Sequence[int] | None = None) -> torch.Tensor:
+    """Embeddings of some pictures, or of all of them, `(rows, dim)`, not normalised."""
+    rows = range(len(pixels)) if rows is None else rows
+    parts = [pixels[rows[i : i + 100]] for i in range(0, len(rows), 100)]
+    return torch.cat([model.get_image_features(pixel_values=part).pooler_output for part in parts])
 
 
 def fit(
-    model: CLIPModel,
+    args: argparse.Namespace,
     tokenizer: CLIPTokenizer,
-    views: Any,
+    image_processor: CLIPImageProcessor,
+    patch_size: int,
+    views: Views,
     caption: Callable[[int, random.Random], str],
-    recall: Callable[[], float],
-    output: Path,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    held_out: tuple[Views, list[str]],
 ) -> None:
-    """Train on views and their short captions; half of each batch are enlarged objects, half are whole scenes.
+    """Train a new model on views and their short captions, and save it with its tokenizer and image processor.
+
+    Half of each batch are enlarged things, half are whole scenes.
 
     Args:
-        model: The model, which is saved to `output` on the way.
-        tokenizer: Its tokenizer.
-        views: Has `whole` and `enlarged` (numbers of views) and `batch(rows)`, their normalised pixels.
+        args: What `read_arguments` gave. The rate rises over 100 steps and falls along a cosine; `seed` makes the
+            weights, orders the views and words the captions.
+        tokenizer: The model's tokenizer.
+        image_processor: Its image processor.
+        patch_size: Its patches, in pixels.
+        views: What it sees.
         caption: A new short caption of a view.
-        recall: Measures R@1, for the log.
-        output: Folder of the checkpoint.
-        steps: Steps of AdamW; the rate rises over 100 steps and falls along a cosine.
-        batch_size: Views in a step.
-        learning_rate: Peak rate.
-        seed: Orders the views and words the captions.
+        held_out: Other views, and texts of the first enlarged ones; their R@1 of text to image goes to the log.
     """
-    rng = random.Random(seed)
+    torch.manual_seed(args.seed)
+    model = make_model(tokenizer, image_processor.crop_size["height"], patch_size).train()
+    logger.info(f"{len(views)} views, {len(tokenizer)} tokens, {model.num_parameters():,} weights")
     cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    rng = random.Random(args.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    half = args.batch_size // 2
     start, running = time.perf_counter(), 0.0
-    for step in range(1, steps + 1):
-        pace = min(1.0, step / 100) * (1 + math.cos(math.pi * step / steps)) / 2
+    for step in range(1, args.steps + 1):
+        pace = min(1.0, step / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = pace * learning_rate
-        rows = rng.sample(views.enlarged, batch_size // 2) + rng.sample(views.whole, batch_size - batch_size // 2)
+            group["lr"] = pace * args.learning_rate
+        rows = rng.sample(views.enlarged, half) + rng.sample(views.whole, args.batch_size - half)
         texts = tokenizer([caption(row, rng) for row in rows], padding=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(pixel_values=views.batch(rows), **texts).logits_per_text.float()
-        labels = torch.arange(batch_size)
+            logits = model(pixel_values=views[rows], **texts).logits_per_text.float()
+        labels = torch.arange(args.batch_size)
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         optimizer.zero_grad()
         loss.backward()
@@ -185,50 +202,47 @@ def fit(
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
         running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
-        if step % 200 == 0 or step == steps:
+        if step % 200 == 0 or step == args.steps:
             minutes = (time.perf_counter() - start) / 60
-            logger.info(f"step {step}: loss {running:.3f}, short R@1 {100 * recall():.1f} %, {minutes:.1f} min")
-            model.eval().save_pretrained(output)
+            recall = _short_recall(model.eval(), tokenizer, *held_out)
+            logger.info(f"step {step}: loss {running:.3f}, short R@1 {100 * recall:.1f} %, {minutes:.1f} min")
+            model.save_pretrained(args.output)
             model.train()
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(args.output)
 
 
-def train(output: Path, scenes: int, steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
-    """Train and save model, tokenizer and image processor as a CLIP checkpoint in `output`."""
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    drawn = draw_scenes(scenes, seed, "base", min_objects=1, rich=False)
+@torch.no_grad()
+def _short_recall(model: CLIPModel, tokenizer: CLIPTokenizer, views: Views, texts: list[str]) -> float:
+    """R@1 of text to image over the first enlarged views, one short caption each."""
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    embeds = model.get_text_features(**inputs).pooler_output
+    images = embed_pixels(model, views, views.enlarged[: len(texts)])
+    return retrieval_metrics(images, embeds, ks=(1,))["text_to_image_R@1"]
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train and save model, tokenizer and image processor as a CLIP checkpoint in `args.output`."""
+    rng = random.Random(args.seed)
+    drawn = draw_scenes(args.scenes, args.seed, "base", min_objects=1, rich=False)
     tokenizer = make_tokenizer(
-        [text for scene in drawn[:2000] for text in (scene.caption, caption_of(scene.objects, rng))]
+        [t for scene in drawn[:2000] for t in (scene.caption, short_caption(one_or_two(scene.things, rng), rng))]
     )
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
+    image_processor = square_images(IMAGE_SIZE)
     views = Views(drawn, image_processor, rng)
-    held_out = Views(draw_scenes(300, seed, "validation"), image_processor, rng)
-    rows = held_out.enlarged[:500]
-    asked = random.Random(seed)
-    questions = [short_caption(held_out.objects[row], asked, detail=2.0) for row in rows]  # every detail told
-    model = make_model(tokenizer).train()
-    logger.info(f"{len(views.objects)} views, {len(tokenizer)} tokens, {model.num_parameters():,} weights")
-    fit(
-        model,
-        tokenizer,
-        views,
-        lambda row, rng: caption_of(views.objects[row], rng),
-        lambda: short_recall(model, tokenizer, held_out, rows, questions),
-        output,
-        steps,
-        batch_size,
-        learning_rate,
-        seed,
-    )
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(output)
+    held_out = Views(draw_scenes(300, args.seed, "validation"), image_processor, rng)
+    asked = random.Random(args.seed)
+    shown = [scene.things[numbers[0]] for scene, numbers in (held_out.shown[row] for row in held_out.enlarged[:500])]
+    questions = [short_caption([thing], asked, detail=2.0) for thing in shown]  # every detail told
+
+    def caption(row: int, rng: random.Random) -> str:
+        scene, numbers = views.shown[row]
+        return short_caption([scene.things[number] for number in one_or_two(numbers, rng)], rng)
+
+    fit(args, tokenizer, image_processor, PATCH_SIZE, views, caption, (held_out, questions))
 
 
-def run_command(
-    description: str, train: Callable[[Path, int, int, int, float, int], None], scenes: int, steps: int
-) -> None:
-    """Read the command line and call `train(output, scenes, steps, batch_size, learning_rate, seed)`."""
+def read_arguments(description: str, scenes: int, steps: int) -> argparse.Namespace:
+    """The command line of a script that trains a base: `output`, `scenes`, `steps`, `batch_size` and so on."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=scenes, help="scenes to draw (default: %(default)s)")
@@ -236,10 +250,9 @@ def run_command(
     parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(args.output, args.scenes, args.steps, args.batch_size, args.learning_rate, args.seed)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    run_command("Train the small CLIP of the quickstart.", train, scenes=12000, steps=2200)
+    train(read_arguments("Train the small CLIP of the quickstart.", scenes=12000, steps=2200))

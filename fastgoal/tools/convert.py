@@ -25,22 +25,19 @@ LONG_CLIP_KEPT = 20
 CLIP_POSITIONS = 77
 POSITIONS = "text_model.embeddings.position_embedding.weight"
 
-_TOP = {
-    "logit_scale": "logit_scale",
+# Modules, each with a weight and perhaps a bias.
+_MODULES = {
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "ln_final": "text_model.final_layer_norm",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # this is how transformers spells it
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection",
+}
+_PARAMETERS = {
     "positional_embedding": POSITIONS,
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "text_projection.weight": "text_projection.weight",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    # `pre_layrnorm` is how transformers spells it.
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "visual.proj.weight": "visual_projection.weight",
 }
 # Stored as (width, dim) and used as `x @ matrix`, where a linear layer stores (dim, width).
 _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
@@ -99,7 +96,7 @@ def convert(
     """
     from transformers import AutoConfig, CLIPModel
 
-    from fastgoal.hub_cards.cards import ModelFacts, copy_handler, write_model_card
+    from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
@@ -160,13 +157,16 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
         ) from error
     ignored: list[str] = []
     for _ in WRAPPERS:
-        wrapper = next((name for name in WRAPPERS if isinstance(content, Mapping) and _is_dict(content, name)), None)
-        if wrapper is None:
+        inner = [name for name in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
+        if not inner:
             break
+        wrapper = inner[0]
         ignored += [str(name) for name in content if name != wrapper]
         content = content[wrapper]
     if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"file='{path}' holds no state dict: expected tensors by name, got {_describe(content)}.")
+        is_dict = isinstance(content, Mapping)
+        got = f"a dict with the keys {[*map(str, content)][:8]}" if is_dict else type(content).__name__
+        raise ValueError(f"file='{path}' holds no state dict: expected tensors by name, got {got}.")
     state: dict[str, torch.Tensor] = {}
     for name, value in content.items():
         # Wrappers of several GPUs and of torch.compile put their own names in front.
@@ -219,7 +219,8 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         elif name == "logit_scale":
             named[name] = tensor.reshape(())
         else:
-            named[_TOP.get(name, name)] = tensor
+            module, _, kind = name.rpartition(".")
+            named[f"{_MODULES[module]}.{kind}" if module in _MODULES else _PARAMETERS.get(name, name)] = tensor
     return named, layout
 
 
@@ -258,24 +259,12 @@ def _check(
         problems.append(f"{len(unmatched)} names have no place in it: {_few(unmatched)}")
     if not problems:
         return unmatched
-    way_out = (
-        "Name the CLIP that the weights were trained from as the base."
-        if shapes or missing
-        else "To leave these out, say so with drop_unmatched (--drop-unmatched)."
-    )
+    way_out = "To leave these out, say so with drop_unmatched (--drop-unmatched)."
+    if shapes or missing:
+        way_out = "Name the CLIP that the weights were trained from as the base."
     raise ValueError(f"file='{file}' does not fit a CLIP like base={base!r}. {'. '.join(problems)}. {way_out}")
 
 
 def _few(items: list[str], limit: int = 20) -> str:
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return "; ".join(items[:limit]) + rest
-
-
-def _is_dict(content: Mapping[Any, Any], name: str) -> bool:
-    return isinstance(content.get(name), Mapping)
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict with the keys {list(map(str, content))[:8]}"
-    return type(content).__name__

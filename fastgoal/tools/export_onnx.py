@@ -10,23 +10,21 @@ from torch import nn
 TOLERANCE = 1e-4
 
 
-class _ImageTower(nn.Module):
-    """Pixels to normalised embeddings."""
-
+class _Tower(nn.Module):
     def __init__(self, clip: Any) -> None:
         super().__init__()
         self.clip = clip
+
+
+class _ImageTower(_Tower):
+    """Pixels to normalised embeddings."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.clip.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
 
 
-class _TextTower(nn.Module):
+class _TextTower(_Tower):
     """Token ids to normalised embeddings."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         features = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)

@@ -6,7 +6,6 @@ by less than 0.0005 and makes a query several times as fast.
 """
 
 import hashlib
-import html
 import json
 import os
 import secrets
@@ -16,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fastgoal.pages.page_style import data_url, page
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.embeddings import encode_images
@@ -59,7 +56,7 @@ class ImageIndex:
         rebuild: Throw away an index that is there.
 
     Raises:
-        ValueError: The folder does not exist, or the index belongs to another model or folder, or cannot be read.
+        ValueError: The folder does not exist, or the index belongs to another model, or cannot be read.
         ImportError: faiss is not installed.
     """
 
@@ -120,8 +117,13 @@ class ImageIndex:
             raise ValueError(f"none of the {len(stamps)} images in {self.images} can be read; {name}: {error}")
         return Update(len(self._paths), encoded, len(gone), dict(self._broken))
 
-    def search(self, vector: Tensor, k: int = 5) -> list[Hit]:
+    def search(self, vector: Tensor, k: int = 5, without: Sequence[str] = ()) -> list[Hit]:
         """The k images nearest to a normalised vector `(width,)`, best first; all of them if there are fewer.
+
+        Args:
+            vector: Of the query.
+            k: How many.
+            without: Names of `names_of` that are no answers.
 
         Raises:
             ValueError: The vector has another width than the index or is not finite, or k is not positive.
@@ -135,11 +137,20 @@ class ImageIndex:
         if not bool(vector.isfinite().all()):
             raise ValueError("the query's vector has NaN or infinite values; the model has overflowed. Use float32.")
         query = vector.detach().float().cpu().numpy()[None]
-        scores, places = self._index.search(query, min(k, len(self._paths)))
-        return [
+        scores, places = self._index.search(query, min(k + len(without), len(self._paths)))
+        hits = [
             Hit(self.images / self._paths[place], float(score))
             for score, place in zip(scores[0].tolist(), places[0].tolist(), strict=True)
+            if self._paths[place] not in without
         ]
+        return hits[:k]
+
+    def names_of(self, path: Path) -> list[str]:
+        """The names under which the index holds a file, several if there are links to it; copies are other files."""
+        found = os.stat(path)
+        stamp = [found.st_size, found.st_mtime_ns]
+        names = [name for name in self._paths if self._stamps[name] == stamp]
+        return [name for name in names if os.path.samefile(self.images / name, path)]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -268,36 +279,6 @@ def file_encoder(model: Any, processor: Any, batch_size: int = 32, num_workers: 
         return encode_images(model, processor, list(paths), batch_size, num_workers, progress=len(paths) > batch_size)
 
     return encode
-
-
-def results_page(hits: Sequence[Hit], query: str, query_image: Image.Image | None = None) -> str:
-    """The answers as a web page that needs no other file."""
-    style = (
-        ".query{display:flex;flex-wrap:wrap;gap:20px;margin-bottom:28px}"
-        ".query p{max-width:75ch;font-size:18px;margin:0}"
-        ".query img{max-width:min(100%,300px);max-height:300px;border-radius:4px}"
-        ".hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));gap:24px;align-items:end}"
-        ".hits figure{margin:0}.hits img{max-width:100%;max-height:260px;display:block;border-radius:4px}"
-        "figcaption{overflow-wrap:anywhere;margin-top:6px}"
-    )
-    shown = f"<p>{html.escape(query)}</p>"
-    if query_image is not None:
-        shown = f'<img alt="the query" src="{data_url(_thumbnail(query_image))}">' + shown
-    figures = []
-    for place, hit in enumerate(hits, start=1):
-        picture = data_url(_thumbnail(load_image(hit.path)))
-        name, where = html.escape(hit.path.name), html.escape(str(hit.path))
-        figures.append(
-            f'<figure><img alt="{name}" src="{picture}"><figcaption><b>{place}: {hit.score:.3f}</b>'
-            f" {where}</figcaption></figure>"
-        )
-    return page(query[:80], f'<div class="query">{shown}</div><div class="hits">{"".join(figures)}</div>', style)
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    image.thumbnail((640, 520), Image.Resampling.LANCZOS)
-    return image
 
 
 def _faiss() -> Any:

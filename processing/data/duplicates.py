@@ -8,13 +8,16 @@ Rajaraman and Ullman, Mining of Massive Datasets, 3.4) propose few pairs, and th
 import hashlib
 import re
 import unicodedata
+import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 RUN = 3  # words
@@ -57,7 +60,6 @@ class CaptionDuplicates:
         self._first: list[int] = []  # row of each of them
         self._number_of = array("q")  # of each row
         self._signatures: list[NDArray[np.uint32]] = []
-        self._hashes: dict[str, int] = {}  # of words
         random = np.random.default_rng(0)
         self._factors = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._shifts = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64)
@@ -129,46 +131,26 @@ class CaptionDuplicates:
 
     def _sign(self, captions: list[list[str]]) -> NDArray[np.uint32]:
         """`(captions, SIGNATURE)`, for each hash function the least value of a caption's word runs."""
-        lengths = np.array([max(RUN, len(words)) for words in captions])
-        words = np.zeros(lengths.sum(), dtype=np.uint64)  # a caption of one or two words is filled up with zeros
-        place = 0
-        for caption, length in zip(captions, lengths.tolist()):
-            words[place : place + len(caption)] = [self._hash(word) for word in caption]
-            place += length
-        ends = np.cumsum(lengths)
-        inside = np.ones(len(words), dtype=bool)
-        for back in range(1, RUN):
-            inside[ends - back] = False
-        padded = np.concatenate([words, np.zeros(RUN - 1, dtype=np.uint64)])
-        runs = np.zeros(len(words), dtype=np.uint64)
-        for place in range(RUN):
-            runs = (runs ^ padded[place : place + len(words)]) * np.uint64(0x9E3779B97F4A7C15)
-            runs ^= runs >> np.uint64(29)
-        runs = runs[inside]
-        starts = np.concatenate([[0], np.cumsum(lengths - RUN + 1)[:-1]])
+        # A caption of one or two words is filled up with zeros.
+        hashed = [[zlib.crc32(word.encode()) for word in caption] + [0] * (RUN - len(caption)) for caption in captions]
+        lengths = np.array([len(words) for words in hashed])
+        windows = sliding_window_view(np.fromiter(chain.from_iterable(hashed), dtype=np.uint64), RUN)
+        left = np.repeat(np.cumsum(lengths), lengths)[: len(windows)] - np.arange(len(windows))  # words of the caption
+        runs = _mix(windows[left >= RUN])
+        counts = lengths - RUN + 1
+        starts = np.cumsum(counts) - counts
         signature = np.empty((len(captions), SIGNATURE), dtype=np.uint32)
         for column in range(SIGNATURE):
             values = (runs * self._factors[column] + self._shifts[column]) >> np.uint64(32)
             signature[:, column] = np.minimum.reduceat(values, starts)
         return signature
 
-    def _hash(self, word: str) -> int:
-        value = self._hashes.get(word)
-        if value is None:
-            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            self._hashes[word] = value
-        return value
-
     def _proposals(self, signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
         """`(pairs, 2)` numbers of captions that share a band and have like signatures, the most alike first."""
         count = len(signatures)
         found = []
         for band in range(BANDS):
-            part = signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS].astype(np.uint64)
-            keys = np.zeros(count, dtype=np.uint64)
-            for column in range(BAND_ROWS):
-                keys = (keys ^ part[:, column]) * np.uint64(0x9E3779B97F4A7C15)
-                keys ^= keys >> np.uint64(31)
+            keys = _mix(signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS].astype(np.uint64))
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
             for step in range(1, min(NEIGHBOURS, count - 1) + 1):
@@ -178,15 +160,20 @@ class CaptionDuplicates:
                 one, other = order[same], order[same + step]
                 found.append(np.minimum(one, other) * count + np.maximum(one, other))
         codes = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
-        kept, estimates = [np.empty(0, dtype=np.int64)], [np.empty(0)]
-        for start in range(0, len(codes), 100_000):
-            part_codes = codes[start : start + 100_000]
-            alike = (signatures[part_codes // count] == signatures[part_codes % count]).mean(axis=1)
-            enough = alike >= self.threshold - SLACK
-            kept.append(part_codes[enough])
-            estimates.append(alike[enough])
-        codes = np.concatenate(kept)[np.argsort(-np.concatenate(estimates), kind="stable")]
+        parts = np.array_split(codes, len(codes) // 100_000 + 1)
+        alike = np.concatenate([(signatures[part // count] == signatures[part % count]).mean(axis=1) for part in parts])
+        order = np.argsort(-alike, kind="stable")
+        codes = codes[order[alike[order] >= self.threshold - SLACK]]
         return np.stack([codes // count, codes % count], axis=1)
+
+
+def _mix(columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One hash for each row of `(rows, columns)`."""
+    keys = np.zeros(len(columns), dtype=np.uint64)
+    for column in columns.T:
+        keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return keys
 
 
 def caption_words(caption: str) -> list[str]:

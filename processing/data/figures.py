@@ -1,7 +1,7 @@
 """What is in a folder of local pairs: counts, lengths, scores, sources of regions, repetitions, and a sample of rows.
 
-`inspect_pairs` reads the columns a batch at a time and decodes no image; `mean_cosine` embeds a sample with a CLIP, the
-quality check of FAST-GOAL's paper. Both give plain dicts that are written as JSON and laid out by `inspection_page`.
+`inspect_pairs` reads the columns a batch at a time and decodes no image. `fastgoal inspect` writes the plain dict that
+it gives as JSON and lays it out as a page; a data card takes its figures from it.
 """
 
 import hashlib
@@ -17,15 +17,14 @@ from tqdm.auto import tqdm
 
 from fastgoal.processing.data.duplicates import CaptionDuplicates
 from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.tokens import TOKEN_LIMITS
 
-TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
 DEFAULT = "default"  # source of the five regions that every image gets
 SHOWN_GROUPS = 5
 SHOWN_NAMES = 8
 SHOWN_PROBLEMS = 50
 SHOWN_LABELS = 12
 LOWEST = 3
-PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
 
 
 def inspect_pairs(
@@ -33,6 +32,7 @@ def inspect_pairs(
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     rows: int = 12,
     seed: int = 0,
+    repetitions: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure a folder of local pairs.
@@ -42,37 +42,28 @@ def inspect_pairs(
         count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
         rows: How many rows to draw at random for showing.
         seed: Of that draw.
+        repetitions: Look for captions and images that repeat one another, too; this reads all image files.
         progress: Show a bar.
 
     Returns:
         Plain values by name: `rows`, `shards`, `bytes`, `images`, `captions`, `pairs`, `regions`, `no_detection`,
-        `duplicate_captions`, `near_duplicate_captions`, `duplicate_images`, `skipped`, `problems`, and `shown`, the
-        numbers of the rows drawn (`sample`) and of those whose best pair has the lowest score (`lowest`).
+        `skipped`, `problems`, with `repetitions` also `duplicate_captions`, `near_duplicate_captions` and
+        `duplicate_images`, and `shown`, the numbers of the rows drawn (`sample`) and of those whose best pair has the
+        lowest score (`lowest`).
+
+    Raises:
+        ValueError: A file is broken; names it.
     """
     measured = _Columns(count_tokens)
+    duplicates = CaptionDuplicates() if repetitions else None
     columns = ("file_name", "caption", "width", "height", "regions", "sentences", "pairs")
     with tqdm(total=len(folder), desc="columns", unit="row", disable=not progress) as bar:
         for batch in folder.batches(columns):
-            measured.add(batch)
+            captions = [caption or "" for caption in batch.column("caption").to_pylist()]
+            measured.add(batch, captions)
+            if duplicates is not None:
+                duplicates.add(captions)
             bar.update(batch.num_rows)
-    names = measured.names
-
-    def read_captions(numbers: list[int]) -> list[str]:
-        wanted, texts, start = set(numbers), {}, 0
-        for batch in folder.batches(["caption"]):
-            inside = [number for number in range(start, start + batch.num_rows) if number in wanted]
-            if inside:
-                column = batch.column("caption")
-                texts.update({number: column[number - start].as_py() or "" for number in inside})
-            start += batch.num_rows
-        return [texts[number] for number in numbers]
-
-    equal = measured.duplicates.equal()
-    near = measured.duplicates.near(read_captions)
-    shown_texts = [group[0] for group in equal[:SHOWN_GROUPS]]
-    shown_texts += [row for group in near[:SHOWN_GROUPS] for row in group.pair]
-    texts = dict(zip(shown_texts, read_captions(shown_texts), strict=True))
-    image_groups, image_bytes = _equal_images(folder, progress)
     drawn = random.Random(seed).sample(range(len(folder)), min(rows, len(folder)))
     manifest = folder.manifest
     return {
@@ -85,6 +76,23 @@ def inspect_pairs(
         "shards": len(folder.files),
         "bytes": sum(path.stat().st_size for path in folder.files),
         **measured.facts(),
+        **({} if duplicates is None else _repetitions(folder, duplicates, measured.names, progress)),
+        "skipped": folder.skipped,
+        "shown": {"sample": sorted(drawn), "lowest": measured.lowest(LOWEST)},
+    }
+
+
+def _repetitions(
+    folder: PairsFolder, duplicates: CaptionDuplicates, names: Sequence[str], progress: bool
+) -> dict[str, Any]:
+    """Groups of rows that repeat one another, the largest ones by name; see `inspect_pairs`."""
+    equal = duplicates.equal()
+    near = duplicates.near(lambda rows: _captions(folder, rows))
+    shown = [group[0] for group in equal[:SHOWN_GROUPS]]
+    shown += [row for group in near[:SHOWN_GROUPS] for row in group.pair]
+    texts = dict(zip(shown, _captions(folder, shown), strict=True))
+    same_images, image_bytes = _equal_images(folder, progress)
+    return {
         "duplicate_captions": {
             "groups": len(equal),
             "rows": sum(map(len, equal)),
@@ -94,7 +102,7 @@ def inspect_pairs(
             ],
         },
         "near_duplicate_captions": {
-            "jaccard": measured.duplicates.threshold,
+            "jaccard": duplicates.threshold,
             "groups": len(near),
             "rows": sum(len(group.rows) for group in near),
             "worst": [
@@ -108,94 +116,11 @@ def inspect_pairs(
             ],
         },
         "duplicate_images": {
-            "groups": len(image_groups),
-            "rows": sum(map(len, image_groups)),
+            "groups": len(same_images),
+            "rows": sum(map(len, same_images)),
             "image_bytes": image_bytes,
-            "worst": [{"times": len(group), "files": _names(names, group)} for group in image_groups[:SHOWN_GROUPS]],
+            "worst": [{"times": len(group), "files": _names(names, group)} for group in same_images[:SHOWN_GROUPS]],
         },
-        "skipped": folder.skipped,
-        "shown": {"sample": sorted(drawn), "lowest": measured.lowest(LOWEST)},
-    }
-
-
-def mean_cosine(
-    folder: PairsFolder,
-    model: Any,
-    processor: Any,
-    name: str,
-    sample: int = 1000,
-    seed: int = 0,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Mean cosine of images and their whole captions under a CLIP (the quality check of FAST-GOAL's paper).
-
-    Beside it stands the mean cosine of the same images with the caption of another image of the sample: what is left
-    without any content in common.
-
-    Args:
-        folder: The data.
-        model: A CLIP, on its device.
-        processor: Its processor.
-        name: What to call the model.
-        sample: Rows to draw at random; all of them if there are fewer.
-        seed: Of the draw.
-        progress: Show a bar.
-
-    Returns:
-        `model`, `tokens` (that it reads), `rows`, `mean`, `interval` (95 %, from the standard error), `mismatched`
-        (None with a single row), `histogram`, `mismatched_histogram`, and `broken`: what is wrong with images that
-        were left out.
-
-    Raises:
-        ValueError: None of the images drawn can be read.
-    """
-    import torch
-
-    from fastgoal.processing.images import load_image
-    from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, max_text_length
-
-    if sample < 1:
-        raise ValueError(f"sample is {sample}; it must be a positive integer.")
-    drawn = random.Random(seed).sample(range(len(folder)), min(sample, len(folder)))
-    images, texts, broken = [], [], []
-    waiting: list[tuple[Any, str]] = []
-
-    def encode() -> None:
-        if waiting:
-            images.append(encode_images(model, processor, [image for image, _ in waiting]))
-            texts.append(encode_texts(model, processor, [caption for _, caption in waiting]))
-            waiting.clear()
-
-    with tqdm(total=len(drawn), desc="image-caption cosine", unit="row", disable=not progress) as bar:
-        for number, row in folder.read(drawn):
-            try:
-                waiting.append((load_image(row["image"] or {}, name=row["file_name"]), row["caption"] or ""))
-            except (ValueError, OSError) as error:
-                broken.append(f"row {number}: {error}")
-            if len(waiting) == 64:
-                encode()
-            bar.update()
-        encode()
-    if not images:
-        raise ValueError(f"none of the {len(drawn)} images drawn for the cosine can be read; {broken[0]}")
-    image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
-    cosines = (image_embeds * text_embeds).sum(dim=1).double().numpy()
-    others = (image_embeds * text_embeds.roll(1, 0)).sum(dim=1).double().numpy() if len(cosines) > 1 else None
-    mean = float(cosines.mean())
-    half = 1.96 * float(cosines.std(ddof=1)) / math.sqrt(len(cosines)) if len(cosines) > 1 else None
-    together = cosines if others is None else np.concatenate([cosines, others])
-    edges = nice_edges(float(together.min()), float(together.max()))
-    return {
-        "model": name,
-        "tokens": max_text_length(model),
-        "rows": len(cosines),
-        "mean": mean,
-        "interval": None if half is None else [mean - half, mean + half],
-        "mismatched": None if others is None else float(others.mean()),
-        "histogram": histogram(cosines, edges),
-        "mismatched_histogram": None if others is None else histogram(others, edges),
-        "published": PUBLISHED_COSINES,
-        "broken": broken,
     }
 
 
@@ -204,23 +129,18 @@ class _Columns:
 
     def __init__(self, count_tokens: Callable[[list[str]], list[int]] | None) -> None:
         self.count_tokens = count_tokens
-        self.duplicates = CaptionDuplicates()
         self.names: list[str] = []
         self.problems: list[str] = []
         self._numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        self._candidates: Counter[str] = Counter()
-        self._chosen: Counter[str] = Counter()
-        self._best: Counter[str] = Counter()
+        self._sources: dict[str, Counter[str]] = {name: Counter() for name in ("candidates", "chosen", "best")}
         self._labels: Counter[tuple[str, str]] = Counter()
         self._undetected: list[int] = []
 
-    def add(self, batch: Any) -> None:
+    def add(self, batch: Any, captions: list[str]) -> None:
         import pyarrow.compute as pc
 
         count, start = batch.num_rows, len(self.names)
         self.names += [name or "" for name in batch.column("file_name").to_pylist()]
-        captions = [caption or "" for caption in batch.column("caption").to_pylist()]
-        self.duplicates.add(captions)
         self._keep("words", [len(caption.split()) for caption in captions])
         if self.count_tokens is not None:
             self._keep("tokens", self.count_tokens(captions))
@@ -234,7 +154,7 @@ class _Columns:
         self._keep("sentences", sentence_counts)
         sources = np.array(pc.fill_null(pc.struct_field(regions, "source"), "").to_pylist(), dtype=object)
         labels = np.array(pc.fill_null(pc.struct_field(regions, "label"), "").to_pylist(), dtype=object)
-        self._candidates.update(sources.tolist())
+        self._sources["candidates"].update(sources.tolist())
         region_rows = np.repeat(np.arange(count), region_counts)
         detected = np.bincount(region_rows[sources != DEFAULT], minlength=count)
         self._undetected += (start + np.flatnonzero(detected == 0)).tolist()
@@ -246,8 +166,8 @@ class _Columns:
         fits = (region >= 0) & (region < region_counts[of_row]) & np.isfinite(score)
         fits &= (sentence >= 0) & (sentence < sentence_counts[of_row])
         places = (np.cumsum(region_counts) - region_counts)[of_row[fits]] + region[fits]
-        self._chosen.update(sources[places].tolist())
-        self._best.update(sources[places[best[fits]]].tolist())
+        self._sources["chosen"].update(sources[places].tolist())
+        self._sources["best"].update(sources[places[best[fits]]].tolist())
         self._labels.update(zip(sources[places].tolist(), labels[places].tolist()))
         self._keep("scores", score[fits])
         self._keep("best_scores", score[fits & best])
@@ -269,36 +189,27 @@ class _Columns:
 
     def lowest(self, count: int) -> list[int]:
         """The rows whose best pair has the lowest score, the lowest first."""
-        scores = self._all("best_of_row")
+        scores = np.concatenate(self._numbers["best_of_row"])
         order = np.argsort(scores, kind="stable")  # NaN comes last
         return [row for row in order[:count].tolist() if not math.isnan(scores[row])]
 
     def facts(self) -> dict[str, Any]:
         """Everything but the repetitions; see `inspect_pairs`."""
-        count = len(self.names)
-        scores, best_scores = self._all("scores"), self._all("best_scores")
+        numbers = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        words, sentences, tokens = numbers["words"], numbers["sentences"], numbers.get("tokens")
+        scores, best_scores = numbers["scores"], numbers["best_scores"]
         edges = nice_edges(float(scores.min()), float(scores.max())) if len(scores) else [0.0, 1.0]
-        tokens = self._all("tokens") if self.count_tokens is not None else None
-        captions: dict[str, Any] = {
-            "words": summary(self._all("words")),
-            "words_histogram": histogram(self._all("words"), length_edges(self._all("words"))),
-            "sentences": summary(self._all("sentences")),
-            "sentences_histogram": histogram(self._all("sentences"), count_edges(self._all("sentences"))),
-            "tokens": None,
-        }
-        if tokens is not None:
-            captions["tokens"] = {
-                **summary(tokens),
-                "histogram": histogram(tokens, length_edges(tokens)),
-                "truncated": {
-                    str(limit): {"rows": int((tokens > limit).sum()), "share": float((tokens > limit).mean())}
-                    for limit in TOKEN_LIMITS
-                },
-            }
-        order = sorted(self._candidates, key=lambda source: (source != DEFAULT, -self._candidates[source]))
+        candidates = self._sources["candidates"]
         return {
-            "images": {name: summary(self._all(name)) for name in ("width", "height")},
-            "captions": captions,
+            "images": {name: summary(numbers[name]) for name in ("width", "height")},
+            "captions": {
+                "words": summary(words),
+                "words_histogram": histogram(words, length_edges(words)),
+                "sentences": summary(sentences),
+                "sentence_count": int(sentences.sum()),
+                "sentences_histogram": histogram(sentences, count_edges(sentences)),
+                "tokens": None if tokens is None else _token_lengths(tokens),
+            },
             "pairs": {
                 "count": len(scores),
                 "scores": summary(scores),
@@ -307,15 +218,11 @@ class _Columns:
                 "best_histogram": histogram(best_scores, edges),
             },
             "regions": {
-                "count": sum(self._candidates.values()),
-                "per_image": summary(self._all("regions")),
+                "count": candidates.total(),
+                "per_image": summary(numbers["regions"]),
                 "by_source": {
-                    source: {
-                        "candidates": self._candidates[source],
-                        "chosen": self._chosen[source],
-                        "best": self._best[source],
-                    }
-                    for source in order
+                    source: {name: counts[source] for name, counts in self._sources.items()}
+                    for source in sorted(candidates, key=lambda source: (source != DEFAULT, -candidates[source]))
                 },
                 "chosen_labels": [
                     {"label": label, "source": source, "chosen": times}
@@ -324,7 +231,7 @@ class _Columns:
             },
             "no_detection": {
                 "rows": len(self._undetected),
-                "share": len(self._undetected) / count,
+                "share": len(self._undetected) / len(self.names),
                 "files": _names(self.names, self._undetected),
             },
             "problems": {"count": len(self.problems), "first": self.problems[:SHOWN_PROBLEMS]},
@@ -334,11 +241,15 @@ class _Columns:
         kind = np.float32 if name in ("scores", "best_scores", "best_of_row") else np.int32
         self._numbers[name].append(np.asarray(values, dtype=kind))
 
-    def _all(self, name: str) -> NDArray[Any]:
-        parts = self._numbers[name]
-        if len(parts) > 1:
-            parts[:] = [np.concatenate(parts)]
-        return parts[0]
+
+def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
+    """Lengths of captions in tokens, and how many are cut at the limits."""
+    cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
+    return {
+        **summary(tokens),
+        "histogram": histogram(tokens, length_edges(tokens)),
+        "truncated": {limit: {"rows": int(rows.sum()), "share": float(rows.mean())} for limit, rows in cut.items()},
+    }
 
 
 def summary(values: NDArray[Any]) -> dict[str, float]:
@@ -406,6 +317,16 @@ def _values(structs: Any, field: str, missing: Any) -> NDArray[Any]:
 
 def _names(names: Sequence[str], rows: Sequence[int]) -> list[str]:
     return [names[row] for row in rows[:SHOWN_NAMES]]
+
+
+def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
+    """The captions of some rows, in the order asked; no other column is read."""
+    wanted, texts, start = set(rows), {}, 0
+    for batch in folder.batches(["caption"]):
+        column, end = batch.column("caption"), start + batch.num_rows
+        texts.update({row: column[row - start].as_py() or "" for row in range(start, end) if row in wanted})
+        start = end
+    return [texts[row] for row in rows]
 
 
 def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:

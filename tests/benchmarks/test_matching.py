@@ -2,19 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks import matching
 from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
 from fastgoal.quickstart.scenes import draw_scenes
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import matching
 
 
 @pytest.mark.parametrize(
@@ -37,12 +33,12 @@ def test_right_share():
     matches = []
     for scene in scenes:
         pairs = []
-        for place, thing in enumerate(scene.sentence_objects):
-            first = place == next(i for i, known in enumerate(scene.sentence_objects) if known is not None)
-            box = (0.0, 0.0, 1.0, 1.0) if first else tuple(map(float, scene.boxes[thing or 0]))
+        for place, things in enumerate(scene.sentence_things):
+            first = place == next(i for i, known in enumerate(scene.sentence_things) if known)
+            box = (0.0, 0.0, 1.0, 1.0) if first else tuple(map(float, scene.boxes[things[0] if things else 0]))
             pairs.append(LocalPair(Sentence("", 0, 1), Region(box), 0.5, first, place, 0))
         matches.append(pairs)
-    told = sum(thing is not None for scene in scenes for thing in scene.sentence_objects)
+    told = sum(len(things) for scene in scenes for things in scene.sentence_things)
     assert matching.right_share(scenes, matches, best=True) == 0.0
     assert matching.right_share(scenes, matches, best=False) == pytest.approx((told - 4) / told)
 

@@ -1,26 +1,14 @@
 """The benchmark of making pairs, on a tiny model: both sides work on the same inputs, and the tables come out."""
 
-import importlib.util
 import json
 from argparse import Namespace
-from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
+from benchmarks import pairs as bench
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.processing.regions import Region
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pairs.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("benchmark_pairs", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class LeftHalf:
@@ -38,7 +26,7 @@ class LeftHalf:
         raise AssertionError("the two steps are to be used")
 
 
-def test_rounds_compare_the_same_work(bench, tiny_clip, tmp_path, capsys):
+def test_rounds_compare_the_same_work(tiny_clip, tmp_path, capsys):
     folder = tmp_path / "photographs"
     (folder / "images").mkdir(parents=True)
     lines = []

@@ -4,7 +4,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from fastgoal.hub_cards.pictures import COLOURS, LINE, MARGIN, TAG, Frame, draw_frames, pairs_sheet, row_frames
+from fastgoal.hub_cards.pictures import (
+    COLOURS,
+    LINE,
+    MARGIN,
+    STRIPE,
+    TAG,
+    Frame,
+    draw_frames,
+    flow,
+    pairs_sheet,
+    row_figure,
+    stack,
+    text_block,
+    wrap_text,
+)
 
 CAPTION = "A red cup stands on a table. Behind it a dog sleeps."
 
@@ -39,7 +53,7 @@ def test_frames_have_the_colours_of_their_sentences():
         assert colour in colours_in(left)
         assert colour in colours_in(right)
     # 100 x 50 shown at four times its size, 16 from the left, below the legend.
-    top = LINE + MARGIN + MARGIN // 2
+    top = MARGIN + LINE + MARGIN // 2
     assert sheet.getpixel((MARGIN + 40 + 2, top + 80)) == ImageColor.getrgb(COLOURS[0])
     assert sheet.getpixel((MARGIN + 70, top + 80)) == (255, 255, 255)
 
@@ -49,7 +63,13 @@ def test_sentences_of_one_region_share_a_frame_and_its_colour():
         {"sentence": 0, "region": 1, "score": 0.4, "best": False},
         {"sentence": 1, "region": 1, "score": 0.5, "best": True},
     ]
-    assert row_frames(row(pairs=pairs)) == [Frame(1, row()["regions"][1]["box"], COLOURS[0], [1, 2], True)]
+    frames, lines = row_figure(row(pairs=pairs))
+    assert frames == [Frame(1, row()["regions"][1]["box"], [1, 2], COLOURS[:1], True)]
+    assert [line.colour for line in lines] == [COLOURS[0]] * 2
+    assert list(map(str, lines)) == [
+        "1. A red cup stands on a table.  [default, 0.400]",
+        "* 2. Behind it a dog sleeps.  [default, 0.500]",
+    ]
     sheet = pairs_sheet([row(pairs=pairs)])
     assert ImageColor.getrgb(COLOURS[0]) in colours_in(sheet)
     assert ImageColor.getrgb(COLOURS[1]) not in colours_in(sheet)
@@ -58,7 +78,7 @@ def test_sentences_of_one_region_share_a_frame_and_its_colour():
 def test_numbers_stay_inside_the_picture_and_apart():
     """Two regions with one corner, at the right edge, and a dozen sentences."""
     image = Image.new("RGB", (100, 120), "white")
-    frames = [Frame(0, (90, 0, 100, 100), "#ff0000", range(1, 9)), Frame(1, (90, 5, 99, 50), "#0000ff", [9, 10])]
+    frames = [Frame(0, (90, 0, 100, 100), range(1, 9), ["#ff0000"]), Frame(1, (90, 5, 99, 50), [9, 10], ["#0000ff"])]
     draw_frames(image, frames, 1.0)
     red = [(x, y) for x in range(100) for y in range(120) if image.getpixel((x, y)) == (255, 0, 0)]
     blue = [(x, y) for x in range(90) for y in range(120) if image.getpixel((x, y)) == (0, 0, 255)]
@@ -66,6 +86,47 @@ def test_numbers_stay_inside_the_picture_and_apart():
     assert min(x for x, _ in red) == 100 - 4 * TAG[0] + 1
     assert {y // TAG[1] for x, y in red if x < 90} == {0, 1}
     assert min(y for _, y in blue) >= 2 * TAG[1]
+
+
+def test_a_frame_of_several_colours_has_all_of_them_as_stripes():
+    image = Image.new("RGB", (300, 100), "white")
+    draw_frames(image, [Frame(0, (0, 0, 300, 100), [1, 2], ["#ff0000", "#0000ff"])], 1.0)
+    side = [image.getpixel((x, 97)) for x in range(10, 290)]
+    changes = [place for place in range(1, len(side)) if side[place] != side[place - 1]]
+    assert set(side) == {(255, 0, 0), (0, 0, 255)}
+    assert set(np.diff(changes)) == {STRIPE}
+    # Each number has its own colour.
+    assert [image.getpixel((place * TAG[0] + 2, 3)) for place in range(2)] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_pairs_that_name_no_region_are_left_out():
+    pairs = [{"sentence": 0, "region": 7, "score": 0.5, "best": True}, row()["pairs"][1]]
+    frames, lines = row_figure(row(pairs=pairs))
+    assert [frame.numbers for frame in frames] == [[2]]
+    assert [line.region for line in lines] == [None, 1]
+    assert str(lines[0]) == "1. A red cup stands on a table."
+
+
+def test_blocks_flow_like_words():
+    blocks = [Image.new("RGB", size, colour) for size, colour in (((40, 10), "red"), ((50, 30), "blue"))]
+    wide = flow(blocks, 100, gap=10)
+    assert (wide.size, wide.getpixel((50, 29))) == ((100, 30), (0, 0, 255))
+    narrow = flow(blocks, 99, gap=10)
+    assert (narrow.size, narrow.getpixel((0, 49))) == ((99, 50), (0, 0, 255))
+    assert stack(blocks, 5, width=70).size == (70, 45)
+
+
+def test_texts_keep_to_their_width():
+    class Font:
+        def getlength(self, text):
+            return len(text)
+
+    assert wrap_text("one two three", Font(), 7) == ["one two", "three"]
+    assert wrap_text("a/very/long/name b", Font(), 6) == ["a/very", "/long/", "name b"]
+    assert wrap_text("", Font(), 6) == [""]
+    long = "word " * 50
+    assert text_block([(long, "black")], 200, most=2).height == 2 * LINE < text_block([(long, "black")], 200).height
+    assert (np.asarray(text_block([("w" * 99, "black")], 200))[:, -1] == 255).all()
 
 
 def test_long_captions_make_the_sheet_higher():

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fastgoal.hub_cards.pushing import choose_files, kind_of, refuse_secrets
+from fastgoal.hub_cards.pushing import Pushed, choose_files, describe_push, kind_of, push, refuse_secrets
 
 from .conftest import TOKEN
 
@@ -30,14 +30,14 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "my-model")
 
 
-def push(outside, *arguments, **options):
+def push_outside(outside, *arguments, **options):
     done = outside("-m", "fastgoal", "push", *arguments, **options)
     assert TOKEN not in done.stdout + done.stderr
     return done
 
 
 def test_what_arrives_loads(hub, outside, folder, trained):
-    done = push(outside, folder, "me/squares", "--private")
+    done = push_outside(outside, folder, "me/squares", "--private")
     assert done.returncode == 0, done.stderr
     assert "/me/squares: " in done.stdout
     assert "not sent: all_results.json, checkpoint-2/, checkpoint-4/, eval_results.json" in done.stdout
@@ -71,9 +71,27 @@ def test_what_arrives_loads(hub, outside, folder, trained):
         assert values == pytest.approx(embeds, abs=1e-5)
 
 
+def test_a_dry_run_says_what_would_be_sent(hub, outside, folder, monkeypatch):
+    for name in ("README.md", "handler.py"):
+        (folder / name).unlink()
+    monkeypatch.setattr("fastgoal.hub_cards.pushing.get_token", lambda: None)
+    dry = push(folder, "me/squares", dry_run=True)
+    assert (dry.kind, dry.repo, dry.url, dry.commit) == ("model", "me/squares", None, None)
+    assert {"README.md", "handler.py", "model.safetensors", "tokenizer.json"} <= set(dry.sent)
+    assert {"eval_results.json", "training_args.bin", "checkpoint-2/config.json"} <= set(dry.left_out)
+    assert 'name = "me/squares"' in (folder / "README.md").read_text()
+    assert hub.repos == {}
+    # What was said is what is sent.
+    assert push_outside(outside, folder, "me/squares").returncode == 0
+    assert set(hub.repos["me/squares"].files) == set(dry.sent)
+    (folder / "config.json").write_text(f'{{"token": "{TOKEN}"}}')
+    with pytest.raises(ValueError, match="holds an access token"):
+        push(folder, "me/squares", dry_run=True)
+
+
 def test_a_push_that_fails_half_way_is_repeated(hub, outside, folder):
     hub.broken = "POST .*/commit/main"
-    done = push(outside, folder, "squares")
+    done = push_outside(outside, folder, "squares")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("fastgoal push: error: The Hub refused 'squares' (403)")
     assert not hub.repos["somebody/squares"].files
@@ -82,17 +100,17 @@ def test_a_push_that_fails_half_way_is_repeated(hub, outside, folder):
 
     hub.broken = "PUT /storage/"
     hub.stored.clear()
-    done = push(outside, folder, "squares")
+    done = push_outside(outside, folder, "squares")
     assert done.returncode == 2
     assert "Repeat the command" in done.stderr
     assert not hub.repos["somebody/squares"].files
 
     hub.broken = None
-    assert push(outside, folder, "squares").returncode == 0
+    assert push_outside(outside, folder, "squares").returncode == 0
     assert len(hub.repos["somebody/squares"].commits) == 1
     uploads = len(hub.uploads)
     # Again, changed in one small file: what is there is not uploaded a second time.
-    assert push(outside, folder, "squares", "--message", "again").returncode == 0
+    assert push_outside(outside, folder, "squares", "--message", "again").returncode == 0
     assert len(hub.uploads) == uploads
     assert hub.repos["somebody/squares"].commits[-1][0] == "again"
 
@@ -100,7 +118,7 @@ def test_a_push_that_fails_half_way_is_repeated(hub, outside, folder):
 def test_a_folder_without_a_card_gets_one(hub, outside, folder):
     (folder / "README.md").unlink()
     (folder / "handler.py").unlink()
-    done = push(outside, folder, "me/squares")
+    done = push_outside(outside, folder, "me/squares")
     assert done.returncode == 0, done.stderr
     assert b'name = "me/squares"' in hub.repos["me/squares"].files["README.md"]
     assert "handler.py" in hub.repos["me/squares"].files
@@ -108,17 +126,17 @@ def test_a_folder_without_a_card_gets_one(hub, outside, folder):
 
 def test_a_hub_out_of_reach(hub, outside, folder):
     hub.url = "http://127.0.0.1:1"
-    done = push(outside, folder, "me/squares")
+    done = push_outside(outside, folder, "me/squares")
     assert done.returncode == 2
     assert "'me/squares' could not be sent: " in done.stderr.splitlines()[-1]
 
 
 def test_without_a_token_it_says_so(hub, outside, folder):
-    done = push(outside, folder, "me/squares", token=None)
+    done = push_outside(outside, folder, "me/squares", token=None)
     assert done.returncode == 2
     assert done.stderr.startswith("fastgoal push: error: There is no access token for the Hub.")
     assert "hf auth login" in done.stderr
-    done = push(outside, folder, "me/squares", token="hf_wrong")
+    done = push_outside(outside, folder, "me/squares", token="hf_wrong")
     assert done.returncode == 2
     assert "the token is not valid" in done.stderr
     assert hub.repos == {}
@@ -178,7 +196,7 @@ def test_a_data_set(hub, outside, trained, tmp_path):
         "summary": {"images": 6, "sentences": 12, "pairs": 12, "skipped": [], "regions": {}, "best_regions": {}},
     }
     (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
-    done = push(outside, folder, "me/pairs")
+    done = push_outside(outside, folder, "me/pairs")
     assert done.returncode == 0, done.stderr
     repo = hub.repos["datasets/me/pairs"]
     assert repo.files.keys() == {"README.md", "data/train-00000-of-00001.parquet"}
@@ -210,3 +228,11 @@ def test_only_models_and_data_sets_of_ours_are_sent(tmp_path):
     sent, left_out = choose_files(tmp_path, "model")
     assert sent == ["config.json", "model.safetensors"]
     assert left_out == [".env", "checkpoint-1/config.json", "pytorch_model.bin"]
+
+
+def test_a_single_file_is_not_called_files(tmp_path):
+    pushed = Pushed("model", "me/clip", ["config.json"], [], "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 1 file"
+    left_out = ["old/a.bin", "old/b.bin", "run.log"]
+    pushed = Pushed("model", "me/clip", ["config.json", "README.md"], left_out, "https://hub/me/clip")
+    assert describe_push(pushed, tmp_path) == "https://hub/me/clip: 2 files\nnot sent: old/, run.log"

@@ -1,98 +1,19 @@
 """`fastgoal inspect` on a folder with known counts, and its page in a real browser."""
 
-import io
 import json
-import random
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pyarrow
-import pyarrow.parquet
 import pytest
-import torch
 from PIL import Image, ImageColor
 
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS
 from fastgoal.processing.builders.pair_rows import features
-from fastgoal.processing.data.duplicates import CaptionDuplicates, jaccard, word_runs
-from fastgoal.processing.regions import default_regions
-from fastgoal.processing.sentences import split_sentences
-
-SIZE = (80, 60)
-LONG = "One long caption with many words that stands here for a photograph of a street. " * 4
-
-
-def jpeg(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", SIZE, colour).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def row(name, caption, image, boxes=(), chosen=(), scores=(), best=0):
-    """A row as `fastgoal pairs` writes it; `chosen` are the regions of the sentences, the default ones first."""
-    regions = [
-        {"box": list(region.box), "score": 1.0, "label": region.label, "source": "default"}
-        for region in default_regions(SIZE)
-    ]
-    regions += [
-        {"box": list(map(float, box)), "score": 0.5, "label": "thing", "source": "ultralytics"} for box in boxes
-    ]
-    sentences = split_sentences(caption)
-    return {
-        "image": {"bytes": image, "path": name},
-        "file_name": name,
-        "caption": caption,
-        "width": SIZE[0],
-        "height": SIZE[1],
-        "regions": regions,
-        "sentences": [{"start": sentence.start, "end": sentence.end} for sentence in sentences],
-        "pairs": [
-            {"sentence": place, "region": region, "score": score, "best": place == best}
-            for place, (region, score) in enumerate(zip(chosen, scores, strict=True))
-        ],
-    }
-
-
-def rows():
-    return [
-        row("0.jpg", "A red square. A blue square.", jpeg("red"), [(10, 10, 30, 30)], (5, 0), (0.5, 0.1)),
-        row("1.jpg", "a red square; A BLUE square!", jpeg("red"), [(0, 0, 70, 50), (5, 5, 25, 25)], (6,), (0.25,)),
-        row(
-            "2.jpg",
-            LONG + "At its end there is a house.",
-            jpeg("blue"),
-            (),
-            (4, 4, 4, 1, 2),
-            (0.0, 0.1, 0.2, 0.3, 0.4),
-            4,
-        ),
-        row("3.jpg", LONG + "At its end there is a tree.", jpeg("white"), [(1, 1, 9, 9)], (5, 5, 5, 5, 0), (0.1,) * 5),
-        row("4.jpg", "Nothing of the kind <b>here</b>.", jpeg("green"), (), (3,), (-0.2,)),
-    ]
-
-
-def write(folder, rows, shards=2, schema=None):
-    """A finished folder of two shards."""
-    (folder / "data").mkdir(parents=True)
-    size = -(-len(rows) // shards)
-    for number in range(shards):
-        table = pyarrow.Table.from_pylist(
-            rows[number * size : (number + 1) * size], schema=schema or features().arrow_schema
-        )
-        pyarrow.parquet.write_table(table, folder / f"data/train-{number:05d}-of-{shards:05d}.parquet")
-    skipped = [{"row": 7, "reason": "metadata.jsonl line 8 (7.jpg): it is broken."}]
-    manifest = {
-        "settings": {"model": "owner/clip@abc", "detector": "yolo11n.pt#0123"},
-        "source": "/somewhere/photographs",
-        "versions": {"fastgoal": "0.1.0"},
-        "summary": {"skipped": skipped},
-    }
-    (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
-    return folder
+from tests.known_pairs import LONG, jpeg, row, rows, write
 
 
 @pytest.fixture
@@ -107,36 +28,16 @@ def inspect(folder, *arguments):
     return output.read_text(), json.loads(numbers.read_text())
 
 
-def test_known_counts(folder, tiny_clip, capsys):
+def test_the_page_and_the_lines(folder, tiny_clip, capsys):
     page, facts = inspect(folder, "--tokenizer", tiny_clip)
-    assert (facts["rows"], facts["shards"], facts["missing_shards"], facts["finished"]) == (5, 2, [], True)
+    assert facts["tokenizer"] == str(tiny_clip)
     assert facts["pairs"]["count"] == 14
-    assert facts["pairs"]["best_scores"]["mean"] == pytest.approx((0.5 + 0.25 + 0.4 + 0.1 - 0.2) / 5)
-    assert sum(facts["pairs"]["histogram"]["counts"]) == 14
-    assert sum(facts["pairs"]["best_histogram"]["counts"]) == 5
-    assert facts["regions"]["by_source"] == {
-        "default": {"candidates": 25, "chosen": 8, "best": 2},
-        "ultralytics": {"candidates": 4, "chosen": 6, "best": 3},
-    }
-    assert facts["regions"]["chosen_labels"][0] == {"label": "thing", "source": "ultralytics", "chosen": 6}
-    assert (facts["no_detection"]["rows"], facts["no_detection"]["files"]) == (2, ["2.jpg", "4.jpg"])
-    assert facts["captions"]["sentences"]["max"] == 5
-    # The tiny tokenizer has a token for every character that is not a space.
-    lengths = [len(re.sub(r"\s", "", one["caption"])) + 2 for one in rows()]
-    assert facts["captions"]["tokens"]["mean"] == pytest.approx(np.mean(lengths))
-    assert facts["captions"]["tokens"]["truncated"] == {
-        "77": {"rows": 2, "share": 0.4},
-        "248": {"rows": 2, "share": 0.4},
-    }
-    assert facts["duplicate_captions"]["rows"] == 2
-    assert facts["duplicate_captions"]["worst"][0]["files"] == ["0.jpg", "1.jpg"]
-    near = facts["near_duplicate_captions"]
-    assert (near["rows"], near["groups"], near["worst"][0]["files"]) == (2, 1, ["2.jpg", "3.jpg"])
-    assert near["worst"][0]["jaccard"] == pytest.approx(jaccard(*(word_runs(one["caption"]) for one in rows()[2:4])))
-    assert facts["duplicate_images"]["worst"] == [{"times": 2, "files": ["0.jpg", "1.jpg"]}]
-    assert facts["problems"]["count"] == 0
-    assert facts["shown"] == {"sample": [0, 1, 2, 3, 4], "lowest": [4, 3, 1]}
 
+    # What the star and the thick frame mean is said before the first row.
+    assert page.index("The thick frame and ★ mark") < page.index('<article class="row')
+    assert 'class="star"' in page
+    assert "5 in 2 files" in page
+    assert "2 images (40.0 %) have no detection" in page
     assert "7.jpg): it is broken." in page
     assert "/somewhere" not in page  # a page that is shared names no folder of the machine it was made on
     assert "&lt;b&gt;here&lt;/b&gt;" in page
@@ -144,27 +45,38 @@ def test_known_counts(folder, tiny_clip, capsys):
     # The mark lies where the 75 characters that are read, and the end mark, leave off.
     texts = re.findall(r'class="text">(.*?)(?:<i class="cut"|</span>)', page[page.index("2.jpg <small>") :])
     assert re.sub(r"\s", "", "".join(texts[:2])) == re.sub(r"\s", "", LONG)[:75]
-    assert "5 rows in 2 shards, 14 pairs" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:4] == [
+        "5 rows in 2 shards, 14 pairs, 2.8 sentences and 30 words a caption",
+        "129 tokens a caption; 40.0 % cut at 77, 40.0 % cut at 248",
+        "regions from default: 25 candidates, 2 best; from ultralytics: 4 candidates, 3 best;"
+        " 2 images with default regions only",
+        "repetitions: 2 rows with equal captions, 2 with nearly equal ones, 2 with equal image files",
+    ]
 
 
-def test_mean_cosine_is_that_of_the_model(folder, tiny_clip, capsys):
-    from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+def test_one_of_a_kind_and_almost_nothing(tmp_path, capsys):
+    one = [row("<script>.jpg", 'A red square. "Two" blue squares.', jpeg("red"), (), (0, 1), (-0.0001, 0.0))]
+    page, _ = inspect(write(tmp_path / "pairs", one, shards=1), "--rows", 1)
+    for text in (
+        "1 image with captions",
+        "1 row of 1, drawn",
+        "in 1 file,",
+        "<b>1</b><span>image</span>",
+        "2 local pairs",
+    ):
+        assert text in page
+    assert not re.search(r"-0\.0+\b", page)
+    assert "&lt;script&gt;.jpg <small>row 0, 80 x 60" in page
+    assert page.count("<script>") == 1  # our own
+    assert "&#34;Two&#34; blue" in page
 
+
+def test_the_cosine_of_a_model(folder, tiny_clip, capsys):
     page, facts = inspect(folder, "--model", tiny_clip, "--rows", 1)
-    model, processor = FastGoalCLIPModel.from_pretrained(tiny_clip), FastGoalProcessor.from_pretrained(tiny_clip)
-    cosines = []
-    for one in rows():
-        image = Image.open(io.BytesIO(one["image"]["bytes"]))
-        inputs = processor(images=image, text=one["caption"], return_tensors="pt", truncation=True, max_length=77)
-        with torch.no_grad():
-            result = model(**inputs)
-        cosines.append(float(torch.cosine_similarity(result.image_embeds, result.text_embeds)))
     found = facts["cosine"]
-    assert (found["rows"], found["tokens"], found["broken"]) == (5, 77, [])
-    assert found["mean"] == pytest.approx(np.mean(cosines), abs=1e-5)
-    half = 1.96 * np.std(cosines, ddof=1) / 5**0.5
-    assert found["interval"] == pytest.approx([found["mean"] - half, found["mean"] + half], abs=1e-5)
     assert f"{found['mean']:.4f}" in page
+    assert f"mean image-caption cosine {found['mean']:.4f} (" in capsys.readouterr().out
     assert len(facts["shown"]["sample"]) == 1
     assert facts["tokenizer"] == str(tiny_clip)
 
@@ -175,6 +87,15 @@ def test_without_a_tokenizer_words_are_counted(folder, capsys):
     assert facts["tokenizer"] is None
     assert "words in the caption" in page
     assert "name one with --tokenizer" in capsys.readouterr().out
+    inspect(folder, "--tokenizer", "none")
+    assert "name one with --tokenizer" not in capsys.readouterr().out
+
+
+def test_single_things_are_not_called_many(tmp_path, capsys):
+    inspect(write(tmp_path / "pairs", rows()[4:], 1), "--tokenizer", "none")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "1 row in 1 shard, 1 pair, 1.0 sentences and 5 words a caption"
+    assert printed[1] == "regions from default: 5 candidates, 1 best; 1 image with default regions only"
 
 
 def test_bad_folders_are_one_line(folder, tmp_path, capsys):
@@ -195,7 +116,7 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     assert "train-00000-of-00002.parquet lacks width, pairs;" in message
     assert "not one row" in error(write(tmp_path / "no-rows", [], 1))
     assert "--rows is -1" in error(folder, "--rows", "-1")
-    assert "--tokenizer nowhere: its tokenizer cannot be loaded" in error(folder, "--tokenizer", "nowhere")
+    assert "the tokenizer './nowhere', which counts" in error(folder, "--tokenizer", "./nowhere")
 
     shard = folder / "data/train-00001-of-00002.parquet"
     content = shard.read_bytes()
@@ -235,50 +156,6 @@ def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):
         "row 4 (4.jpg) has no caption",
     ]
     assert facts["pairs"]["count"] == 13
-
-
-def test_near_duplicates_are_those_of_all_pairs():
-    draw = random.Random(0)
-    captions = []
-    for number in range(300):
-        words = draw.choices([f"w{n}" for n in range(60)], k=40)
-        if number % 3 and captions:
-            words = draw.choice(captions).split()
-            for _ in range(draw.choice((0, 1, 2, 4, 9))):
-                words[draw.randrange(len(words))] = f"x{draw.randrange(9)}"
-        captions.append(" ".join(words))
-    found = CaptionDuplicates(threshold=0.7)
-    for start in range(0, len(captions), 64):
-        found.add(captions[start : start + 64])
-    near = found.near(lambda asked: [captions[number] for number in asked])
-
-    # Every pair, and what hangs together by them.
-    runs = [word_runs(caption) for caption in captions]
-    group = list(range(len(captions)))
-    for one in range(len(captions)):
-        for other in range(one):
-            if jaccard(runs[one], runs[other]) >= 0.7 and group[one] != group[other]:
-                group = [group[other] if value == group[one] else value for value in group]
-    expected = {}
-    for number, value in enumerate(group):
-        expected.setdefault(value, []).append(number)
-    several = [members for members in expected.values() if len({captions[number] for number in members}) > 1]
-    assert sorted(entry.rows for entry in near) == sorted(several)
-    assert len(several) > 20
-    for entry in near:
-        assert entry.similarity == jaccard(*(runs[number] for number in entry.pair)) >= 0.7
-    same = {}
-    for number, caption in enumerate(captions):
-        same.setdefault(caption, []).append(number)
-    assert sorted(found.equal()) == sorted(members for members in same.values() if len(members) > 1)
-
-
-def test_short_and_empty_captions_are_compared_too():
-    found = CaptionDuplicates()
-    captions = ["Dog", "dog!", "", "a cat", "A  cat.", "Ｄｏｇ", "", "a cat and"]
-    found.add(captions)
-    assert sorted(found.equal()) == [[0, 1, 5], [2, 6], [3, 4]]
-    assert found.near(lambda asked: [captions[number] for number in asked]) == []
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,4 +1,5 @@
-import json
+import html
+import re
 
 import numpy as np
 import pytest
@@ -6,16 +7,17 @@ import torch
 from PIL import Image, ImageColor
 
 from fastgoal.cli import main
-from fastgoal.hub_cards.pictures import COLOURS, TAG
+from fastgoal.hub_cards.pictures import COLOURS, TAG, framed
 from fastgoal.pages.explain import (
-    ExplainedSentence,
     Explanation,
+    draw_explanations,
+    explanation_page,
     principal_components,
-    regions_picture,
-    sentence_colours,
+    sentences_and_regions,
 )
-from fastgoal.pages.gallery import Contestant, choose_queries
-from fastgoal.trainer.evaluation.retrieval import Ranks
+from fastgoal.processing.matching import LocalPair
+from fastgoal.processing.regions import Region
+from fastgoal.processing.sentences import Sentence
 
 LONG = "A red square lies here. " * 5 + "A last sentence <b> that is not read any more."
 
@@ -42,7 +44,7 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
     base = ["explain", "--model", str(tiny_clip), "--image", str(image), "--caption", LONG, "--device", "cpu"]
     output, page = tmp_path / "o" / "out.png", tmp_path / "out.html"
     assert main([*base, "--against", str(tiny_clip), "--output", str(output), "--html", str(page)]) == 0
-    assert Image.open(output).size[0] == 1800
+    assert Image.open(output).size[0] == 1801
     text = page.read_text(encoding="utf-8")
     assert text.count('<section class="model linked">') == 2
     assert "&lt;b&gt;" in text
@@ -52,22 +54,54 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
     assert printed.count("  1. ") == 2
 
 
-def test_a_region_has_one_frame_in_the_colour_of_its_sentences():
-    boxes = [(0.0, 0.0, 60.0, 50.0), (100.0, 40.0, 200.0, 100.0), (0.0, 0.0, 60.0, 50.0)]
-    sentences = [
-        ExplainedSentence(f"Sentence {place}.", box, "a_label", 0.5, torch.zeros(2, 2), True)
+def explanation(*boxes, text="Sentence {}."):
+    pairs = [
+        LocalPair(Sentence(text.format(place), 0, 1), Region(box, 1.0, "a_label"), -0.0001, False, place, 0)
         for place, box in enumerate(boxes)
     ]
-    made = Explanation("m", 0.5, sentences, torch.zeros(2, 2, 3), (50.0, 0.0, 150.0, 100.0), 77)
-    assert sentence_colours(made) == [COLOURS[0], COLOURS[1], COLOURS[0]]
-    picture = regions_picture(Image.new("RGB", (200, 100), "white"), made, 400, 300)
+    lines, frames = sentences_and_regions(pairs, [True] * len(pairs), 77)
+    heats = torch.eye(2).expand(len(pairs), 2, 2)
+    return Explanation("m", 0.5, lines, frames, heats, torch.zeros(2, 2, 3), (50.0, 0.0, 150.0, 100.0))
+
+
+ONE, TWO = (0.0, 0.0, 60.0, 50.0), (100.0, 40.0, 200.0, 100.0)
+
+
+def test_a_sentence_has_its_colour_whatever_the_model_finds():
+    """Two models that match the sentences to regions in another order, of which one has two sentences."""
+    image = Image.new("RGB", (200, 100), "white")
+    panels = draw_explanations(image, [explanation(ONE, TWO, ONE), explanation(TWO, ONE, TWO)])
+    for panel in panels:
+        assert [line.colour for line in panel.made.lines] == list(COLOURS[:3])
+        assert sorted(tag for frame in panel.made.frames for tag in frame.tags) == list(enumerate(COLOURS[:3], 1))
+        # The strongest place of a heat map, without the grey image below: the same colour.
+        for heat, colour in zip(panel.maps, COLOURS, strict=False):
+            red, green, blue = heat.getpixel((heat.width // 4 + 5, 5))
+            assert np.abs(np.array([red, green, blue]) - ImageColor.getrgb(colour)).max() < 50
+    assert [frame.box for frame in panels[1].made.frames] == [TWO, ONE]
+    picture = framed(image, panels[0].made.frames, 400, 300)
     assert picture.size == (400, 200)
-    for box, colour in zip(boxes[:2], COLOURS):
+
+    def side(box):
         x2, y2 = 2 * int(box[2]), 2 * int(box[3])
-        assert {picture.getpixel((x, y2 - 3)) for x in range(x2 - 30, x2 - 3)} == {ImageColor.getrgb(colour)}
-    # The numbers of the first region's two sentences, side by side, and nothing in a third colour.
-    assert picture.getpixel((2, 17)) == picture.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLOURS[0])
-    assert ImageColor.getrgb(COLOURS[2]) not in {colour for _, colour in picture.getcolors()}
+        return {picture.getpixel((x, y2 - 3)) for x in range(x2 - 60, x2 - 3)}
+
+    assert side(ONE) == {ImageColor.getrgb(COLOURS[0]), ImageColor.getrgb(COLOURS[2])}
+    assert side(TWO) == {ImageColor.getrgb(COLOURS[1])}
+    assert picture.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLOURS[2])  # number 3, beside number 1
+
+
+def test_heat_maps_carry_their_sentence_and_nothing_in_a_text_is_code():
+    made = explanation(ONE, TWO, text="A 'dog' \"{}\" <script>alert(1)</script> javascript:x.")
+    image = Image.new("RGB", (200, 100), "white")
+    page = explanation_page(image, draw_explanations(image, [made]), "<script>alert(1)</script>")
+    captions = re.findall(r'<figcaption title="([^"]*)">.*?class="text">(.*?)</span>', page)
+    assert [text for _, text in captions] == [
+        html.escape(one.text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") for one in made.lines
+    ]
+    assert page.count("<script>") == 1  # our own
+    assert "-0.000" not in page
+    assert page.index("A striped frame is") < page.index('<section class="model')
 
 
 @pytest.mark.parametrize("size", [(40, 300), (300, 40), (60, 60)])
@@ -93,47 +127,3 @@ def test_explain_errors(tiny_clip, image, tmp_path, capsys):
     ]:
         assert main([*base, *arguments]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_choose_queries():
-    def of(ranks):
-        return Contestant("m", None, Ranks(torch.tensor(ranks), torch.tensor(ranks), torch.arange(len(ranks))))  # type: ignore[arg-type]
-
-    model, other = of([1, 7, 1, 3, 1]), of([2, 1, 9, 1, 1])
-    assert choose_queries([model, other], "text-to-image", "examples", 2) == [2, 0]
-    assert choose_queries([model], "text-to-image", "errors", 5) == [1, 3]
-    assert choose_queries([model, other], "image-to-text", "both", 4) == [2, 0, 1, 3]
-    with pytest.raises(ValueError, match="answers all right"):
-        choose_queries([of([1, 1])], "text-to-image", "errors", 1)
-    for arguments in (("up", "both", 1), ("text-to-image", "all", 1), ("text-to-image", "both", 0)):
-        with pytest.raises(ValueError, match="must be"):
-            choose_queries([model], *arguments)
-
-
-@pytest.mark.parametrize("direction", ["text-to-image", "image-to-text"])
-def test_gallery(tiny_clip, tmp_path, direction, capsys):
-    for number in range(4):
-        Image.new("RGB", (30, 20 + 9 * number), (60 * number, 90, 30)).save(tmp_path / f"{number}.png")
-    rows = [{"file_name": f"{number}.png", "caption": f"Picture {number}. {LONG}"} for number in range(4)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    output = tmp_path / "gallery.png"
-    arguments = ["--model", str(tiny_clip), "--against", str(tiny_clip), "--data", str(tmp_path), "--device", "cpu"]
-    assert main(["gallery", *arguments, "--direction", direction, "--count", "2", "--output", str(output)]) == 0
-    colours = {tuple(pixel) for pixel in np.asarray(Image.open(output)).reshape(-1, 3)}
-    assert (0xC6, 0x28, 0x28) in colours  # a wrong answer's frame
-    assert main(["gallery", *arguments, "--count", "0", "--output", str(output)]) == 2
-    assert "--count is 0" in capsys.readouterr().err
-
-    page = tmp_path / "gallery.html"
-    assert main(["gallery", *arguments, "--direction", direction, "--count", "2", "-k", "1", "--html", str(page)]) == 0
-    text = page.read_text(encoding="utf-8")
-    # Two queries with one answer of each of two equal models; the right answer beside a query that was missed.
-    assert (text.count('<section class="query">'), text.count("<li class=")) == (2, 4)
-    wrong = text.count(" wrong</b>")
-    assert text.count("he right answer is at place") == wrong
-    assert text.count('<li class="right">') == text.count(" right</b>") == 4 - wrong
-    beside = "The right answer:" if direction == "image-to-text" else "<figcaption>the right answer"
-    assert text.count(beside) == wrong / 2 > 0
-    assert "sentence &lt;b&gt;" in text
-    assert main(["gallery", *arguments]) == 2
-    assert "nothing to write" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The drawn world: the same every time, boxes that fit, sentences that tell what is drawn."""
 
+import hashlib
 import json
 import random
 import re
@@ -7,9 +8,8 @@ import re
 import pytest
 from PIL import Image, ImageChops
 
+from fastgoal.quickstart.drawing import BACKGROUNDS, COLOURS
 from fastgoal.quickstart.scenes import (
-    BACKGROUNDS,
-    COLOURS,
     DETAIL_WORDS,
     SCENE_SIZE,
     draw_scenes,
@@ -21,6 +21,12 @@ from fastgoal.quickstart.scenes import (
 @pytest.fixture(scope="module")
 def scenes():
     return draw_scenes(20, seed=3, split="validation")
+
+
+def test_they_are_the_scenes_that_the_base_was_made_with():
+    """The committed checkpoint and published numbers depend on it; pictures may differ with Pillow's version."""
+    told = [(s.caption, [t.place for t in s.things]) for split in ("base", "test") for s in draw_scenes(20, 0, split)]
+    assert hashlib.sha256(repr(told).encode()).hexdigest()[:16] == "1e2d7bf04aff3fdf"
 
 
 def test_the_same_arguments_draw_the_same_scenes(scenes):
@@ -58,13 +64,14 @@ def test_boxes_hold_all_that_is_drawn_on_the_background(scenes):
 def test_sentences_tell_their_object(scenes):
     for scene in scenes:
         assert scene.caption == " ".join(scene.sentences)
-        described = [index for index in scene.sentence_objects if index is not None]
-        assert sorted(described) == list(range(len(scene.objects)))
-        for sentence, index in zip(scene.sentences, scene.sentence_objects, strict=True):
-            if index is None:
+        described = [number for numbers in scene.sentence_things for number in numbers]
+        assert sorted(described) == list(range(len(scene.things)))
+        for sentence, numbers in zip(scene.sentences, scene.sentence_things, strict=True):
+            if not numbers:
                 assert scene.background in sentence
                 continue
-            thing = scene.objects[index]
+            (index,) = numbers
+            thing = scene.things[index]
             assert f"{thing.colour} {thing.shape}" in sentence
             for word in filter(None, [thing.second, thing.outline, *(thing.mark or ())]):
                 assert DETAIL_WORDS[word] in sentence
@@ -76,15 +83,15 @@ def test_plain_captions_have_the_words_of_short_ones(scenes):
     for scene, rich in zip(plain, scenes, strict=True):
         assert ImageChops.difference(scene.image, rich.image).getbbox() is None
         assert not set(DETAIL_WORDS.values()) & set(re.findall(r"\w+", scene.caption))
-        for sentence, index in zip(scene.sentences, scene.sentence_objects, strict=True):
-            if index is not None and scene.objects[index].outline:
-                assert scene.objects[index].outline in sentence
+        for sentence, numbers in zip(scene.sentences, scene.sentence_things, strict=True):
+            for thing in (scene.things[number] for number in numbers):
+                assert (thing.outline or "") in sentence
 
 
 def test_shapes_and_colours_can_be_chosen():
     for scene in draw_scenes(10, shapes=("star", "heart"), colours=("red",)):
-        assert {thing.shape for thing in scene.objects} <= {"star", "heart"}
-        assert {thing.colour for thing in scene.objects} == {"red"}
+        assert {thing.shape for thing in scene.things} <= {"star", "heart"}
+        assert {thing.colour for thing in scene.things} == {"red"}
     with pytest.raises(ValueError, match="must be some of"):
         draw_scenes(1, shapes=("pentagon",))
 
@@ -99,8 +106,8 @@ def test_sentences_of_a_batch_differ():
 def test_short_captions_name_the_objects(scenes):
     rng = random.Random(0)
     for scene in scenes:
-        caption = short_caption(scene.objects[:2], rng, detail=0.0)
-        assert all(thing.shape in caption for thing in scene.objects[:2])
+        caption = short_caption(scene.things[:2], rng, detail=0.0)
+        assert all(thing.shape in caption for thing in scene.things[:2])
         assert "." not in caption
 
 
@@ -122,5 +129,5 @@ def test_folder_is_a_source(scenes, tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"split": "holdout"}, {"min_objects": 0}, {"min_objects": 5, "max_objects": 4}])
 def test_wrong_arguments(arguments):
-    with pytest.raises(ValueError, match=r"must be|Need"):
+    with pytest.raises(ValueError, match=r"must be|must have"):
         draw_scenes(1, **arguments)

@@ -66,6 +66,19 @@ def test_finds_the_nearest_and_encodes_only_what_is_new(folder):
     assert len(list((folder / ".index").glob("vectors-*"))) == 1
 
 
+def test_a_file_is_known_by_any_of_its_names(folder, tmp_path):
+    os.link(folder / "sub" / "110.png", folder / "link.png")
+    (folder / "copy.png").write_bytes((folder / "sub" / "110.png").read_bytes())
+    index = open_index(folder)
+    index.update(Encoder())
+    names = index.names_of(folder / "sub" / ".." / "link.png")
+    assert sorted(names) == ["link.png", "sub/110.png"]
+    hits = index.search(query(110), 2, names)
+    assert [hit.path.name for hit in hits] == ["copy.png", "60.png"]  # two, though two were left out
+    picture(tmp_path / "elsewhere.png", 110)
+    assert index.names_of(tmp_path / "elsewhere.png") == []
+
+
 def test_broken_images_are_left_out_and_tried_again_only_when_changed(folder):
     (folder / "torn.jpg").write_bytes(b"no image")
     encoder = Encoder()
@@ -122,12 +135,14 @@ def test_command(folder, tiny_clip, tmp_path, capsys):
     assert main(["search", str(folder), "--query-image", image, "-k", "9", *arguments]) == 0
     output = capsys.readouterr().out
     assert "4 images, 0 encoded now" in output
-    assert "  1.000  " in output
-    assert "only 4 images, fewer than the 9 asked for" in output
+    # A picture is not its own answer.
+    assert "110.png" not in output.partition("Left out")[0]
+    assert "Left out, as it is the query: sub/110.png" in output
+    assert "There is no more: 3 images, fewer than the 9 asked for" in output
     for wrong, message in [
         ([str(folder), "a", "--query-image", image], "two queries"),
         ([str(folder), " "], "is empty"),
-        ([str(folder), "a", "-k", "0"], "-k is 0"),
+        ([str(folder), "a", "-k", "0"], "--top-k is 0"),
         ([str(tmp_path / "nothing"), "a"], "is not a folder"),
     ]:
         assert main(["search", *wrong, *arguments]) == 2

@@ -1,30 +1,28 @@
 """Time and memory of the joint test and of retrieval metrics, against a straightforward script.
 
-    python benchmarks/evaluate.py                      # joint gallery of 4,000 x 4,000, both ways
-    python benchmarks/evaluate.py --large 100000       # also recall@k of 100,000 x 100,000, in its own process
+    python -m benchmarks.retrieval                      # joint gallery of 4,000 x 4,000, both ways
+    python -m benchmarks.retrieval --large 100000       # also recall@k of 100,000 x 100,000, in its own process
 
 The straightforward script does what evaluation scripts usually do: it makes the whole matrix, sorts every row of it,
 and walks through queries and rankings in Python. Both get the same random embeddings and must find equal numbers.
 """
 
 import argparse
-import json
-import os
 import platform
 import resource
-import subprocess
 import sys
-import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
-# This folder must not stand before the libraries: a file in it is called like one of them.
-sys.path = [path for path in sys.path if os.path.abspath(path or ".") != os.path.dirname(os.path.abspath(__file__))]
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from fastgoal.trainer.evaluation.joint import joint_map  # noqa: E402
-from fastgoal.trainer.evaluation.retrieval import retrieval_metrics  # noqa: E402
+from benchmarks.timing import timed
+from fastgoal.trainer.evaluation.joint import joint_map
+from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
 
 
 def made_up(items: int, width: int, noise: float) -> tuple[Tensor, Tensor, list[int], list[bool]]:
@@ -75,18 +73,22 @@ def straightforward(images: Tensor, texts: Tensor, group: list[int], is_global: 
     return metrics
 
 
-def best_time(function: Any, repeats: int) -> tuple[float, Any]:
-    times, result = [], None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = function()
-        times.append(time.perf_counter() - start)
-    return min(times), result
-
-
-def peak_gib() -> float:
-    """The most memory that this process has held, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+def measure(which: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, the most memory that this process has held in GiB, and metrics of one of the rows."""
+    run: Callable[[], dict[str, float]]
+    if which == "large":
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(args.large, args.width, generator=generator)
+        texts = images + 4 * torch.randn(images.shape, generator=generator)
+        run = partial(retrieval_metrics, images, texts)
+    else:
+        function = joint_map if which == "ours" else straightforward
+        run = partial(function, *made_up(args.items, args.width, args.noise), args.k)
+    metrics: list[dict[str, float]] = []
+    repeats = args.repeats if which == "ours" else 1
+    seconds = min(timed(lambda: metrics.append(run()))[0] for _ in range(repeats))
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    return {"seconds": float(seconds), "gib": gib, "metrics": metrics[-1]}
 
 
 def main() -> None:
@@ -97,47 +99,27 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5, help="runs of ours; the script runs once (default: 5)")
     parser.add_argument("--large", type=int, metavar="N", help="also time recall@k of N images and N captions")
-    parser.add_argument("--only", choices=("ours", "script", "large"), help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    if args.only is None:
+    results = {}
+    for which in ("ours", "script", *(["large"] if args.large else [])):
         # Each in a process of its own, so that the memory that each has held can be told.
-        results = {}
-        for which in ("ours", "script", *(["large"] if args.large else [])):
-            command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--only", which]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results[which] = json.loads(output.splitlines()[-1])
-        print(
-            f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads,"
-            f" torch {torch.__version__}"
-        )
-        ours, script = results["ours"], results["script"]
-        print(f"joint gallery of {args.items:,} x {args.items:,}, width {args.width}, mAP@{args.k} both ways")
-        for name, result in (("fastgoal", ours), ("straightforward script", script)):
-            print(f"  {name:<24}{result['seconds']:>9.3f} s {result['gib']:>8.2f} GiB")
-        difference = max(abs(ours["metrics"][key] - script["metrics"][key]) for key in script["metrics"])
-        print(f"  {script['seconds'] / ours['seconds']:.0f} times as fast; greatest difference {difference:.1e}")
-        for key, value in ours["metrics"].items():
-            print(f"    {key:<36}{value:.6f}")
-        if "large" in results:
-            large = results["large"]
-            print(f"recall@k of {args.large:,} x {args.large:,}: {large['seconds']:.0f} s, {large['gib']:.2f} GiB")
-        if difference > 1e-9:
-            sys.exit("The numbers differ.")
-        return
-
-    if args.only == "large":
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(args.large, args.width, generator=generator)
-        texts = images + 4 * torch.randn(images.shape, generator=generator)
-        seconds, metrics = best_time(lambda: retrieval_metrics(images, texts), repeats=1)
-    else:
-        images, texts, group, is_global = made_up(args.items, args.width, args.noise)
-        if args.only == "ours":
-            seconds, metrics = best_time(lambda: joint_map(images, texts, group, is_global, args.k), args.repeats)
-        else:
-            seconds, metrics = best_time(lambda: straightforward(images, texts, group, is_global, args.k), repeats=1)
-    print(json.dumps({"seconds": seconds, "gib": peak_gib(), "metrics": metrics}))
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            results[which] = pool.submit(measure, which, args).result()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    ours, script = results["ours"], results["script"]
+    print(f"joint gallery of {args.items:,} x {args.items:,}, width {args.width}, mAP@{args.k} both ways")
+    for name, result in (("fastgoal", ours), ("straightforward script", script)):
+        print(f"  {name:<24}{result['seconds']:>9.3f} s {result['gib']:>8.2f} GiB")
+    difference = max(abs(ours["metrics"][key] - script["metrics"][key]) for key in script["metrics"])
+    print(f"  {script['seconds'] / ours['seconds']:.0f} times as fast; greatest difference {difference:.1e}")
+    for key, value in ours["metrics"].items():
+        print(f"    {key:<36}{value:.6f}")
+    if args.large:
+        large = results["large"]
+        print(f"recall@k of {args.large:,} x {args.large:,}: {large['seconds']:.0f} s, {large['gib']:.2f} GiB")
+    if difference > 1e-9:
+        sys.exit("The numbers differ.")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,28 @@
 import json
 import re
 import shutil
-from statistics import fmean, median
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import yaml
-from datasets import load_dataset
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.hub_cards.cards import CaptionerFacts
-from fastgoal.hub_cards.data_figures import find_captioner, load_counter, measure, prepare_data_card, sample_rows
+from fastgoal.hub_cards.data_card import (
+    CaptionerFacts,
+    DataFacts,
+    find_captioner,
+    prepare_data_card,
+    sample_rows,
+    write_data_card,
+)
 from fastgoal.processing.builders.captioner import PROMPT
+from fastgoal.processing.data.figures import inspect_pairs
+from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.tokens import TokenCounter
+from fastgoal.processing.detectors.spec import DetectorSpec
+from tests.known_pairs import rows, write
 
 from .conftest import TOKEN
 
@@ -54,48 +64,64 @@ def folder(made, tmp_path):
     return shutil.copytree(made / "pairs", tmp_path / "pairs")
 
 
-def test_figures_are_those_counted_by_hand(made, tiny_clip, tmp_path_factory):
-    figures = measure(made / "told", load_counter(str(tiny_clip)), "openai/clip-vit-base-patch16")
-    # The tiny tokenizer has a token for every character but spaces, and one at either end.
-    tokens = [len(caption.replace(" ", "")) + 2 for caption in CAPTIONS]
-    assert (figures.tokens.mean, figures.tokens.median, figures.tokens.highest) == (
-        pytest.approx(fmean(tokens)),
-        median(tokens),
-        max(tokens),
-    )
-    assert tokens[3] > 248
-    assert figures.longer == {77: pytest.approx(0.2), 248: pytest.approx(0.2)}
-    assert figures.tokenizer == "openai/clip-vit-base-patch16"
-    assert (figures.words.mean, figures.words.median, figures.words.highest) == (pytest.approx(18.8), 10, 65)
-    assert (figures.sentences.mean, figures.sentences.median, figures.sentences.highest) == (2.0, 2, 3)
-    cache = str(tmp_path_factory.mktemp("cache"))
-    pairs = [pair for row in load_dataset(str(made / "told"), split="train", cache_dir=cache) for pair in row["pairs"]]
-    assert figures.score == pytest.approx(fmean(pair["score"] for pair in pairs))
-    assert figures.best_score == pytest.approx(fmean(pair["score"] for pair in pairs if pair["best"]))
+def test_the_card_of_known_pairs(tmp_path):
+    with pytest.raises(ValueError, match="not a finished data set"):
+        DataFacts.of_folder(tmp_path)
+    folder = write(tmp_path / "known", rows())
+    manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
+    limits = {"min_score": 0.3, "min_area": 0.02, "max_area": 0.5}
+    manifest["settings"] = {
+        "model": "clip-b16#0123abcd", "detector": "hustvl/yolos-base@f00", **limits, "limit": None,
+        "dtype": "float32", "source_rows": 12, "source_fingerprint": "abc",
+    }  # fmt: skip
+    (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
+    text = write_data_card(folder, DataFacts.of_folder(folder, license="cc-by-4.0")).read_text()
+    assert "somewhere" not in text
+    for words in (
+        "5 images", "14 sentences, 14 pairs", "`photographs`", "| ultralytics | 4 | 3 |", "| default | 25 | 2 |",
+        "0.210 over those for training", "were left out: 1.", "cc-by-4.0. The terms", "| model | clip-b16 |",
+        "| detector | hustvl/yolos-base (transformers), score from 0.3, boxes of 2 to 50 % of the image, "
+        "revision f00 |",
+    ):  # fmt: skip
+        assert words in text, words
+    settings = re.search(r"\| setting \| \|\n(?:\|.*\n)+", text)[0]
+    assert re.findall(r"^\| (\w+) \|", settings, re.MULTILINE) == ["setting", "model", "detector", "dtype"]
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["size_categories"] == ["n<1K"]
+    assert data["license"] == "cc-by-4.0"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    compile(code, "card", "exec")
 
-    without = measure(made / "told")
-    assert without.tokens is without.tokenizer is None
-    assert without.words == figures.words
+    # The detector as values, as manifests hold it now.
+    manifest["settings"] = {"model": "clip-b16#01", "detector": asdict(DetectorSpec("sam", "sam2", "sam2#01"))}
+    (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
+    text = write_data_card(folder, DataFacts.of_folder(folder)).read_text()
+    assert "| detector | sam2 (sam), score from 0.25, masks of 1 to 80 % of the image |" in text
 
 
 def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
     words = {"image_license": "CC BY 2.0, by their photographers", "caption_license": "MIT"}
     assert prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))
     text = (folder / "README.md").read_text()
-    figures = measure(folder, load_counter(str(tiny_clip)))
+    figures = inspect_pairs(PairsFolder(folder), TokenCounter(str(tiny_clip)))
+    scores, captions = figures["pairs"], figures["captions"]
+
+    def table_row(name, spread):
+        return f"| {name} | {spread['mean']:.1f} | {spread['median']:g} | {spread['max']:g} |"
+
+    cut = {limit: 100 * share["share"] for limit, share in captions["tokens"]["truncated"].items()}
     for line in (
-        f"| words | {figures.words.mean:.1f} | {figures.words.median:g} | {figures.words.highest} |",
-        f"| sentences | {figures.sentences.mean:.1f} | {figures.sentences.median:g} | {figures.sentences.highest} |",
-        f"| CLIP tokens (`{tiny_clip.name}`) | {figures.tokens.mean:.1f} | {figures.tokens.median:g} | "
-        f"{figures.tokens.highest} |",
-        f"{100 * figures.longer[77]:.1f} % of the captions are longer than 77 tokens, "
-        f"{100 * figures.longer[248]:.1f} % are longer than 248 tokens: CLIP reads 77",
-        f"{figures.score:.3f} over all pairs,\n{figures.best_score:.3f} over those for training.",
+        table_row("words", captions["words"]),
+        table_row("sentences", captions["sentences"]),
+        table_row(f"CLIP tokens (`{tiny_clip.name}`)", captions["tokens"]),
+        f"{cut['77']:.1f} % of the captions are longer than 77 tokens, "
+        f"{cut['248']:.1f} % are longer than 248 tokens: CLIP reads 77",
+        f"{scores['scores']['mean']:.3f} over all pairs,\n{scores['best_scores']['mean']:.3f} over those for training.",
         "# pairs",
         'name = "me/pairs"',
         "5 images with long captions",
         "from `photographs` with `fastgoal caption` and `fastgoal pairs`",
-        "| detector | none |",
+        "| detector | none (the five default regions only) |",
         f"| model | {tiny_clip.name} |",
         "](examples/pairs.jpg)",
         "`tiny_vlm0` wrote the captions (decoding greedy, most tokens 3, number format float32)",
@@ -132,19 +158,19 @@ def test_captions_that_are_not_of_a_model(made, tmp_path, tiny_clip):
 
 
 def test_what_wrote_the_captions_is_looked_for_and_checked(folder, made, tmp_path):
-    assert find_captioner(folder).prompt == PROMPT
-    assert find_captioner(folder, made / "captions") == find_captioner(folder)
+    assert find_captioner(PairsFolder(folder)).prompt == PROMPT
+    assert find_captioner(PairsFolder(folder), made / "captions") == find_captioner(PairsFolder(folder))
     with pytest.raises(ValueError, match="is not a finished folder of `fastgoal caption`"):
-        find_captioner(folder, made / "known")
+        find_captioner(PairsFolder(folder), made / "known")
     others = shutil.copytree(made / "captions", tmp_path / "others")
     lines = (others / "metadata.jsonl").read_text().splitlines()
     (others / "metadata.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(ValueError, match="holds other captions or images"):
-        find_captioner(folder, others)
+        find_captioner(PairsFolder(folder), others)
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
     for source in (others, tmp_path / "absent"):
         (folder / "fastgoal_pairs.json").write_text(json.dumps({**manifest, "source": str(source)}))
-        assert find_captioner(folder) is None
+        assert find_captioner(PairsFolder(folder)) is None
 
 
 def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
@@ -164,10 +190,11 @@ def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
 
 
 def test_samples_are_spread_over_the_data(made):
-    assert [row["file_name"] for row in sample_rows(made / "told", 3)] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(made / "told", 2)] == ["0.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(made / "told", 99)] == [f"{number}.jpg" for number in range(5)]
-    assert all(row["image"]["bytes"] for row in sample_rows(made / "told", 2))
+    told = PairsFolder(made / "told")
+    assert [row["file_name"] for row in sample_rows(told, 3)] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [row["file_name"] for row in sample_rows(told, 2)] == ["0.jpg", "2.jpg"]
+    assert [row["file_name"] for row in sample_rows(told, 99)] == [f"{number}.jpg" for number in range(5)]
+    assert all(row["image"]["bytes"] for row in sample_rows(told, 2))
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
@@ -190,6 +217,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     printed = capsys.readouterr().out
     assert f"{folder / 'README.md'}: written" in printed
     assert "would be sent to me/pairs as a data set, 5 files, " in printed
+    assert printed.endswith("not sent: .fastgoal/, fastgoal_pairs.json, notes.txt\n")
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)
     shards = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
     assert listed == ["README.md", *shards, "examples/pairs.jpg"]

@@ -1,0 +1,183 @@
+"""What the study trains: the sizes that all trainings share, the arms, and the questions that arms answer.
+
+An arm says what differs from FAST-GOAL as published: the objective, the regions, which pairs are trained on, the
+schedule. Everything else is the same for all arms of a seed: scenes, base, order of the batches, optimiser.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all arms of a study have in common.
+
+    Attributes:
+        train_scenes: Scenes to fine-tune on.
+        test_scenes: Scenes to measure on.
+        gallery: Scenes that a query is searched in: the test scenes are cut into galleries of so many.
+        max_things: Most things of a scene.
+        epochs: Times the training scenes are gone through.
+        batch_size: Scenes in a step.
+        learning_rate: Peak rate of AdamW, where an arm has none of its own.
+        warmup: Share of the steps over which the rate rises, likewise.
+    """
+
+    train_scenes: int = 2000
+    test_scenes: int = 2000
+    gallery: int = 250
+    max_things: int = 5
+    epochs: int = 5
+    batch_size: int = 50
+    learning_rate: float = 2e-3
+    warmup: float = 0.2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; the defaults are FAST-GOAL as published.
+
+    Attributes:
+        name: In the tables.
+        objective: As `--objective` takes it; `none` does not train.
+        regions: Sources of the candidate regions: `default`, `detected`, `true`.
+        pairs: `best` trains on each image's single best pair; `top3` on one of the three best, drawn anew in every
+            epoch; `random` on any pair that the model can see, drawn anew; `true` on a sentence about one thing with
+            that thing's box, drawn anew.
+        sentence_shift: Tokens by which sentence masks are moved, as a defect would.
+        squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
+        settings: Further arguments of `FastGoalTrainingArguments`.
+        scale: The factor of the logits, fixed; `None` learns it.
+        near: Whether a batch has images that look alike in twos (`--near_batches`).
+        epochs: Epochs as a multiple of the others'.
+        average: Share of the tuned weights in an average with the base's, after training.
+        learning_rate: Peak rate of AdamW, if not the sizes'.
+        warmup: Share of the steps over which the rate rises, if not the sizes'.
+    """
+
+    name: str
+    objective: str = "fast_goal"
+    regions: tuple[str, ...] = ("default", "detected")
+    pairs: str = "best"
+    sentence_shift: int = 0
+    squashed_boxes: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
+    scale: float | None = None
+    near: bool = False
+    epochs: float = 1.0
+    average: float = 1.0
+    learning_rate: float | None = None
+    warmup: float | None = None
+
+    def in_force(self, sizes: Sizes) -> tuple[float, float]:
+        """Learning rate and share of the steps over which it rises."""
+        rate, warmup = self.learning_rate, self.warmup
+        return sizes.learning_rate if rate is None else rate, sizes.warmup if warmup is None else warmup
+
+    def key(self, sizes: Sizes, seed: int, split: str, base: str) -> str:
+        """Names the run: the same for the same work on the same base, which is named by its `fingerprint`."""
+        rate, warmup = self.in_force(sizes)
+        arm = asdict(replace(self, name="", learning_rate=rate, warmup=warmup))
+        common = asdict(replace(sizes, learning_rate=rate, warmup=warmup))
+        what = {"arm": arm, "sizes": common, "seed": seed, "split": split, "base": base}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+FAST_GOAL = Arm("FAST-GOAL")
+GLOBAL = Arm("global", "global")
+LOCAL = Arm("local", "local")
+ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
+BEST = replace(ANY_PAIR, name="any pair, near batches", near=True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, the arms that answer it, and the arm that the others are compared with."""
+
+    title: str
+    arms: tuple[Arm, ...]
+    against: str
+
+
+QUESTIONS = {
+    1: Question(
+        "Which losses help?",
+        (
+            Arm("before", "none"),
+            GLOBAL,
+            LOCAL,
+            Arm("global + local", "global_local"),
+            FAST_GOAL,
+            Arm("SPARC", "sparc"),
+            Arm("SPARC + FAST-GOAL", settings=(("sparc_weight", 1.0),)),
+        ),
+        "global",
+    ),
+    2: Question(
+        "Which regions?",
+        (
+            FAST_GOAL,
+            Arm("five default ones only", regions=("default",)),
+            Arm("detector only", regions=("detected",)),
+            Arm("true boxes", regions=("true",)),
+        ),
+        "FAST-GOAL",
+    ),
+    3: Question(
+        "Which pairs?",
+        (
+            FAST_GOAL,
+            Arm("one of the three best", pairs="top3"),
+            ANY_PAIR,
+            Arm("any true pair, anew each epoch", pairs="true"),
+        ),
+        "FAST-GOAL",
+    ),
+    4: Question(
+        "What do the defects of the public code cost?",
+        (
+            FAST_GOAL,
+            Arm("sentence masks off by one", sentence_shift=1),
+            Arm("boxes mapped without the crop", squashed_boxes=True),
+        ),
+        "FAST-GOAL",
+    ),
+    5: Question(
+        "What does it cost, and what does the schedule change?",
+        (
+            GLOBAL,
+            replace(GLOBAL, name="global, 2 times the epochs", epochs=2.0),
+            LOCAL,
+            FAST_GOAL,
+            BEST,
+            replace(GLOBAL, name="global, no warm-up", warmup=0.0),
+            replace(GLOBAL, name="global, no warm-up, rate 1e-3", warmup=0.0, learning_rate=1e-3),
+            replace(FAST_GOAL, name="FAST-GOAL, no warm-up", warmup=0.0),
+        ),
+        "global",
+    ),
+    6: Question(
+        "What else helps?",
+        (
+            FAST_GOAL,
+            ANY_PAIR,
+            replace(FAST_GOAL, name="near batches", near=True),
+            BEST,
+            replace(BEST, name="the same, 0.85 of the way from the base", average=0.85),
+            replace(BEST, name="the same, 0.7 of the way from the base", average=0.7),
+            replace(GLOBAL, name="global, near batches", near=True),
+        ),
+        "FAST-GOAL",
+    ),
+}
+TRIALS = (
+    replace(ANY_PAIR, name="any pair, local weight 1", settings=(("local_weight", 1.0),)),
+    replace(BEST, name="any pair, near batches, local weight 1", settings=(("local_weight", 1.0),)),
+    replace(BEST, name="any pair, near batches, without TSL", settings=(("tsl_weight", 0.0),)),
+    replace(BEST, name="any pair, near batches, logits times 20", scale=20.0),
+    replace(ANY_PAIR, name="any pair, logits times 20", scale=20.0),
+    replace(ANY_PAIR, name="any pair, TSL weight 2", settings=(("tsl_weight", 2.0),)),
+)
+"""Ideas that no table has, for `--trials`; STUDY.md says what came out."""

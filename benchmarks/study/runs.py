@@ -1,0 +1,216 @@
+"""The trainings of a seed: each arm is trained once, measured once, and kept.
+
+Training is `FastGoalTrainer`'s; only the collator is the study's own, which takes pixels and ids from memory where
+`FastGoalCollator` reads files (a test holds that both make the same batch).
+"""
+
+import hashlib
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer
+from fastgoal.quickstart.drawing import Split
+from fastgoal.quickstart.train_base import embed_pixels
+from fastgoal.quickstart.training import quiet_trainer
+from fastgoal.trainer.batches.neighbours import nearest_rows
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
+
+from .arms import Arm, Sizes
+from .data import MEASURES, Gallery, StudyData
+from .scenes import draw_crowds
+
+
+class StudyCollator:
+    """Batches for an arm, from row numbers; pairs that are drawn anew depend on the seed and on how often."""
+
+    def __init__(self, data: StudyData, arm: Arm, seed: int):
+        self.data = data
+        self.arm = arm
+        self.rng = random.Random(f"pairs/{seed}")
+        most = {"best": 1, "top3": 3}.get(arm.pairs)
+        self.choices = []
+        for index in range(len(data.ids)):
+            pairs = data.true_pairs(index) if arm.pairs == "true" else data.pairs(index, arm.regions)
+            self.choices.append(data.ranked(index, pairs)[:most])
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The batch as `FastGoalCollator` makes it."""
+        data, arm = self.data, self.arm
+        chosen = [(row, self.rng.choice(self.choices[row])) for row in rows]
+        batch = {**self._pad([data.ids[row] for row in rows]), "pixel_values": data.pixels[rows]}
+        if arm.objective in ("global", "sparc"):
+            return batch
+        texts = self._pad([data.sentence_ids[row][pair.sentence_index] for row, pair in chosen])
+        masks = data.squashed_masks if arm.squashed_boxes else data.region_masks
+        tokens = [data.sentence_masks[row][pair.sentence_index].roll(arm.sentence_shift) for row, pair in chosen]
+        return {
+            **batch,
+            **{f"local_{name}": value for name, value in texts.items()},
+            "local_pixel_values": data.crops[[data.first_crop[row] + pair.region_index for row, pair in chosen]],
+            "region_mask": torch.stack([masks[row][pair.region_index] for row, pair in chosen]),
+            "sentence_mask": pad_sequence(tokens, batch_first=True),
+        }
+
+    def _pad(self, texts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        attention = [torch.ones_like(ids) for ids in texts]
+        return {
+            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.data.padding),
+            "attention_mask": pad_sequence(attention, batch_first=True),
+        }
+
+
+class StudyTrainer(FastGoalTrainer):
+    """The trainer over row numbers, with batches of like caption length, or of images that look alike in twos."""
+
+    data: StudyData
+    near: bool
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        lengths = [len(ids) for ids in self.data.ids]
+        if not self.near:
+            return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
+        with self.compute_loss_context_manager():
+            images = embed_pixels(self.model, self.data.pixels)
+        return NearPairSampler(nearest_rows(images), self.args.train_batch_size, self.args.seed, lengths)
+
+
+def train_arm(
+    arm: Arm, sizes: Sizes, seed: int, data: StudyData, base: Path, processor: FastGoalProcessor
+) -> tuple[Any, dict[str, float]]:
+    """Fine-tune the base on an arm; its `average` is left to the caller, who has the tuned weights then.
+
+    Returns:
+        The model, in eval mode, and `steps`, `train_seconds` (of the processor), `samples`.
+    """
+    model = FastGoalCLIPModel.from_clip(str(base))
+    model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
+    if arm.scale is not None:
+        model.logit_scale.data.fill_(math.log(arm.scale))
+        model.logit_scale.requires_grad_(False)
+    if arm.objective == "none":
+        return model, {"steps": 0, "train_seconds": 0.0, "samples": 0}
+    rate, warmup = arm.in_force(sizes)
+    epochs = sizes.epochs * arm.epochs
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = quiet_trainer(
+            model,
+            processor,
+            range(len(data.ids)),
+            StudyCollator(data, arm, seed),
+            StudyTrainer,
+            output_dir=folder,
+            objective=arm.objective,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=sizes.batch_size,
+            learning_rate=rate,
+            warmup_steps=round(warmup * int(epochs * (len(data.ids) // sizes.batch_size))),
+            seed=seed,
+            logging_steps=1000,
+            bf16=True,
+            use_cpu=True,
+            **dict(arm.settings),
+        )
+        trainer.data, trainer.near = data, arm.near
+        start = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - start
+    steps = trainer.state.global_step
+    return model.eval(), {"steps": steps, "train_seconds": seconds, "samples": steps * sizes.batch_size}
+
+
+class Seed:
+    """All trainings of one seed; scenes are drawn only if there is something to train or measure.
+
+    Args:
+        seed: Of the scenes, the orders of the batches and the pairs.
+        sizes: What all arms have in common.
+        split: Of the scenes to measure on.
+        fresh: Draws the scenes to measure on, instead of the seed.
+        base: Folder of the base CLIP.
+        work: Folder for what is finished.
+    """
+
+    def __init__(self, seed: int, sizes: Sizes, split: Split, fresh: str | None, base: Path, work: Path) -> None:
+        self.seed, self.sizes, self.split, self.fresh, self.base = seed, sizes, split, fresh, base
+        self.work = work / "runs"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.fingerprint = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+    @cached_property
+    def processor(self) -> FastGoalProcessor:
+        return FastGoalProcessor.from_clip(str(self.base))
+
+    @cached_property
+    def data(self) -> StudyData:
+        scenes = draw_crowds(self.sizes.train_scenes, self.seed, "train", max_things=self.sizes.max_things)
+        return StudyData(scenes, self.processor, FastGoalCLIPModel.from_clip(str(self.base)))
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        seed = self.seed if self.fresh is None else f"fresh-{self.fresh}"
+        scenes = draw_crowds(self.sizes.test_scenes, seed, self.split, max_things=self.sizes.max_things)
+        return Gallery(scenes, self.processor, self.sizes.gallery)
+
+    def run(self, arms: Sequence[Arm]) -> None:
+        """Train and measure what is missing of some arms, and print all of it."""
+        for arm in arms:
+            result = self.result(arm)
+            line = "  ".join(f"{name} {100 * result[name]:.1f}" for name in MEASURES)
+            print(f"seed {self.seed}  {arm.name:<32} {line}  {result['train_seconds']:.0f} s", flush=True)
+
+    def _path(self, arm: Arm, what: str, ending: str) -> Path:
+        return self.work / f"{arm.key(self.sizes, self.seed, what, self.fingerprint)}{ending}"
+
+    def result_path(self, arm: Arm) -> Path:
+        """Where the numbers of an arm are kept."""
+        return self._path(arm, self.split if self.fresh is None else f"{self.split}-{self.fresh}", ".json")
+
+    def finished(self, arm: Arm) -> dict[str, Any] | None:
+        """The numbers of an arm if they are in the folder."""
+        path = self.result_path(arm)
+        return dict(json.loads(path.read_text())) if path.exists() else None
+
+    def result(self, arm: Arm) -> dict[str, Any]:
+        """The numbers of an arm, from the folder or from a training."""
+        if self.finished(arm) is None:
+            model, cost = self.model(arm)
+            result = {"arm": asdict(arm), "seed": self.seed, **cost, **self.gallery.measure(model, self.processor)}
+            part = self.result_path(arm).with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.rename(self.result_path(arm))
+        return dict(json.loads(self.result_path(arm).read_text()))
+
+    def model(self, arm: Arm) -> tuple[Any, dict[str, Any]]:
+        """The tuned model, from the folder or from a training, and what it cost."""
+        trained = replace(arm, average=1.0)
+        path = self._path(trained, "weights", ".safetensors")
+        cost_path = path.with_suffix(".cost")
+        model = FastGoalCLIPModel.from_clip(str(self.base))
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        if path.exists():
+            model.load_state_dict(load_file(path))
+            cost = json.loads(cost_path.read_text())
+        else:
+            wall = time.perf_counter()
+            model, cost = train_arm(trained, self.sizes, self.seed, self.data, self.base, self.processor)
+            cost["wall_seconds"] = time.perf_counter() - wall
+            cost_path.write_text(json.dumps(cost))
+            state = {name: value.contiguous() for name, value in model.state_dict().items()}
+            save_file(state, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+        if arm.average != 1.0:
+            tuned = model.state_dict()
+            model.load_state_dict({name: torch.lerp(start[name], tuned[name], arm.average) for name in tuned})
+        return model.eval(), cost

@@ -1,0 +1,304 @@
+"""The card of a model, filled from what really ran, and the handler that serves it as an inference endpoint."""
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+from safetensors import safe_open
+
+from .cards import EXAMPLES, HERE, is_hub_id, write_card
+
+LOSS_LINES = 8
+
+# Settings that every card lists; of the others those that were changed.
+CORE_SETTINGS = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("bf16", "fp16", "gradient_checkpointing", "seed"),
+)
+# Settings of the machine, the log and the upload: they do not change the weights, and may hold paths and secrets.
+NOT_LISTED = re.compile(
+    r"token|_dir|^hub|push|report_to|run_name|project|trackio|^log|^save|^eval|^resume|^do_|dataloader|tqdm|^use_cpu|"
+    r"ddp|fsdp|deepspeed|accelerator|parallelism|load_best|metric|greater|batch_eval|include_|per_device_eval|"
+    r"activation_checkpointing|prediction_loss|remove_unused|label_names|disable|local_rank|debug|auto_find|torch_empty"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with labels and the model's scores for them, for the widget of the model's page.
+
+    Attributes:
+        image: Path inside the model's folder.
+        scores: Probability by label, best first.
+    """
+
+    image: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a model was trained.
+
+    Attributes:
+        data: Name of the data set, a Hub id or a folder's last name.
+        rows: Rows trained on.
+        objective: Name of the objective.
+        weights: Weight of each loss.
+        settings: Hyper-parameters by name.
+        steps: Optimiser steps made.
+        epochs: Times the rows were gone through.
+        losses: Lines of the log: `step` and the loss and its parts.
+        hardware: Devices, in words.
+        seconds: Wall-clock time, None while it still runs.
+        versions: Libraries by name.
+    """
+
+    data: str
+    rows: int
+    objective: str
+    weights: dict[str, float]
+    settings: dict[str, Any]
+    steps: int
+    epochs: float
+    losses: list[dict[str, float]]
+    hardware: str
+    seconds: float | None
+    versions: dict[str, str]
+
+    @property
+    def shown_losses(self) -> list[dict[str, float]]:
+        """Some lines of the log, evenly spaced, the first and the last among them."""
+        shown, last = min(LOSS_LINES, len(self.losses)), len(self.losses) - 1
+        return [self.losses[place] for place in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
+
+    @property
+    def duration(self) -> str | None:
+        """The wall-clock time in words."""
+        if self.seconds is None:
+            return None
+        if self.seconds < 120:
+            return f"{self.seconds:.0f} s"
+        return f"{self.seconds / 60:.0f} min" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """Retrieval that was measured.
+
+    Attributes:
+        data: Name of the data set, a Hub id or a folder's last name.
+        images: Images in the gallery.
+        captions: Captions in the gallery.
+        metrics: Of `retrieval_metrics`, fractions and ranks.
+        protocol: Everything that the numbers depend on, in words.
+    """
+
+    data: str
+    images: int
+    captions: int
+    metrics: dict[str, float]
+    protocol: str
+
+    @property
+    def recalls(self) -> list[tuple[str, int, float]]:
+        """What was measured as recall@k: direction (`text_to_image`, `image_to_text`), k and the fraction."""
+        parts = [(*name.rpartition("_R@")[::2], value) for name, value in self.metrics.items()]
+        return [(direction, int(k), value) for direction, k, value in parts if k.isdigit()]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model card says.
+
+    Attributes:
+        name: Hub id, or the folder's last name where there is none yet.
+        max_text_length: Tokens that the text tower reads.
+        image_size: Side of the input in pixels.
+        patch_size: Side of a patch in pixels.
+        dim: Width of the embeddings.
+        parameters: Number of weights.
+        base_model: Hub id or folder of the CLIP it was made of, where it is known.
+        license: Identifier as on the Hub; None if nobody stated it.
+        note: A sentence that stands before everything else: what nobody must mistake the model for.
+        converted_from: File that the weights come from.
+        training: How it was trained here.
+        evaluation: What was measured here.
+        pictures: Path of a sheet of matched pairs inside the folder.
+        examples: For the widget.
+    """
+
+    name: str
+    max_text_length: int
+    image_size: int
+    patch_size: int
+    dim: int
+    parameters: int
+    base_model: str | None = None
+    license: str | None = None
+    note: str | None = None
+    converted_from: str | None = None
+    training: TrainingFacts | None = None
+    evaluation: EvaluationFacts | None = None
+    pictures: str | None = None
+    examples: list[Example] = field(default_factory=list)
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike[str], **facts: Any) -> "ModelFacts":
+        """The facts that a saved model's files tell, beside those given."""
+        folder = Path(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls(
+            **{
+                "name": folder.resolve().name,
+                "max_text_length": config["text_config"]["max_position_embeddings"],
+                "image_size": config["vision_config"]["image_size"],
+                "patch_size": config["vision_config"]["patch_size"],
+                "dim": config["projection_dim"],
+                "parameters": count_parameters(folder),
+                **facts,
+            }
+        )
+
+
+def copy_handler(folder: str | os.PathLike[str]) -> Path:
+    """Put `handler.py`, which serves the model as an inference endpoint, into its folder; returns its path."""
+    return Path(shutil.copyfile(HERE / "handler.py", Path(folder) / "handler.py"))
+
+
+def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
+    """Write `README.md`, with its metadata, into a model's folder; returns its path."""
+    data = ModelCardData(
+        base_model=facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None,
+        datasets=[facts.training.data] if facts.training and is_hub_id(facts.training.data) else None,
+        library_name="transformers",
+        license=facts.license,
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "long-captions", "image-text-retrieval", "fast-goal", "fastgoal", "sentence-transformers"],
+        widget=[_widget(example) for example in facts.examples] or None,
+        model_name=facts.name,
+        eval_results=_eval_results(facts.evaluation) if facts.evaluation else None,
+        ignore_metadata_errors=False,
+    )
+    return write_card(folder, "model_card.md", data, facts)
+
+
+def count_parameters(folder: Path) -> int:
+    """Number of weights in a folder's safetensors files, from their headers."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def listed_settings(args: Any) -> dict[str, Any]:
+    """The hyper-parameters of `TrainingArguments` that a card lists: the core ones, and what was changed."""
+    from transformers import TrainingArguments
+
+    def value_of(name: str) -> Any:
+        value = getattr(args, name, None)
+        return getattr(value, "value", value)  # of a member of an enumeration
+
+    settings = {name: value_of(name) for name in CORE_SETTINGS}
+    for name, entry in TrainingArguments.__dataclass_fields__.items():
+        value = value_of(name)
+        changed = isinstance(value, bool | int | float | str) and value != entry.default
+        if changed and name not in settings and not NOT_LISTED.search(name):
+            settings[name] = value
+    settings["batch size of all devices and accumulated steps"] = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    return settings
+
+
+def hardware(world_size: int) -> str:
+    """The devices of a training, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{world_size} x {torch.cuda.get_device_name()}"
+    if torch.accelerator.is_available():
+        return f"{world_size} x {torch.accelerator.current_accelerator()}"
+    processes = f", {world_size} processes" if world_size > 1 else ""
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads{processes})"
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a training depends on."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("fastgoal", "torch", "transformers", "accelerate", "datasets")},
+    }
+
+
+def save_examples(
+    folder: Path, images: Sequence[Image.Image], labels: Sequence[str], model: Any, processor: Any
+) -> list[Example]:
+    """Let the model tell the labels of some images apart, and keep small copies of the images.
+
+    Args:
+        folder: The model's folder.
+        images: A few pictures.
+        labels: What may be in them, the same for all; the widget separates labels by commas, so they are taken out.
+        model: A CLIP.
+        processor: Its `FastGoalProcessor`.
+    """
+    import torch
+
+    from fastgoal.processing.matching import eval_mode
+
+    labels = list(dict.fromkeys(label.replace(",", "") for label in labels))
+    (folder / EXAMPLES).mkdir(exist_ok=True)
+    with eval_mode(model), torch.no_grad():
+        inputs = processor(images=list(images), text=labels).to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        logits = model(**inputs).logits_per_image.float()
+    examples = []
+    for number, (image, row) in enumerate(zip(images, logits.softmax(dim=-1).tolist(), strict=True), start=1):
+        small = image.convert("RGB")
+        small.thumbnail((512, 512))
+        small.save(folder / EXAMPLES / f"{number}.jpg", quality=88)
+        scores = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
+        examples.append(Example(f"{EXAMPLES}/{number}.jpg", {label: round(score, 4) for label, score in scores}))
+    return examples
+
+
+def _widget(example: Example) -> dict[str, Any]:
+    return {
+        "src": example.image,
+        "candidate_labels": ", ".join(example.scores),
+        "example_title": Path(example.image).stem,
+        "output": [{"label": label, "score": score} for label, score in example.scores.items()],
+    }
+
+
+def _eval_results(found: EvaluationFacts) -> list[EvalResult] | None:
+    """Recalls in percent, each with the protocol it was measured by."""
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            task_name="Retrieval with long captions",
+            dataset_type=found.data if is_hub_id(found.data) else "custom",
+            dataset_name=found.data,
+            dataset_args={"protocol": found.protocol},
+            metric_type=f"recall@{k}",
+            metric_name=f"{direction.replace('_', ' ')} R@{k} (%)",
+            metric_value=round(100 * value, 2),
+        )
+        for direction, k, value in found.recalls
+    ]
+    return results or None

@@ -1,0 +1,79 @@
+"""Counts the tokens of captions as a CLIP does, and says where it stops to read."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
+# All of OpenAI's CLIPs, and most others, share one tokenizer.
+USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")
+
+
+class TokenCounter:
+    """Counts with the tokenizer of a CLIP.
+
+    Args:
+        name: Folder or Hub id of the CLIP.
+        download: Whether a tokenizer that is not here may be asked of the network.
+
+    Raises:
+        OSError: The tokenizer is not there, or cannot be reached.
+    """
+
+    def __init__(self, name: str, download: bool = True) -> None:
+        from transformers import AutoTokenizer
+
+        self.name = name
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(
+                f"the tokenizer '{name}', which counts the captions' CLIP tokens, could not be loaded: {reason} Name "
+                "another with --tokenizer, the folder of any CLIP will do, or leave the count out: --tokenizer none."
+            ) from None
+
+    def __call__(self, captions: Sequence[str]) -> list[int]:
+        """The number of tokens of each caption, start and end marks included."""
+        encoded = self._tokenizer(
+            list(captions), truncation=False, padding=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def ends(self, caption: str) -> list[tuple[int, int]]:
+        """(limit, end in characters of what is read) for those of `TOKEN_LIMITS` that cut the caption.
+
+        Empty with a slow tokenizer, which does not know the places of its tokens.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            return []
+        encoded = self._tokenizer(caption, truncation=False, return_offsets_mapping=True, verbose=False)
+        places = [end for _, end in encoded["offset_mapping"]]
+        # The last token read is the end mark, which takes the place of a word.
+        return [(limit, places[limit - 2]) for limit in TOKEN_LIMITS if len(places) > limit]
+
+
+def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter | None:
+    """The tokenizer asked for, else the first one at hand that is likely to be right.
+
+    Args:
+        name: Folder or Hub id, or "none"; None looks for that of the model that matched the pairs and for the one that
+            OpenAI's CLIPs share, where one of them has been downloaded before.
+        manifest: Of the pairs.
+
+    Returns:
+        None where none is wanted or can be had.
+
+    Raises:
+        OSError: The one asked for cannot be loaded.
+    """
+    if name is not None:
+        return None if name == "none" else TokenCounter(name)
+    settings = manifest.get("settings")
+    matcher = str(settings.get("model", "")) if isinstance(settings, Mapping) else ""
+    # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
+    found_again = "/" in matcher and "#" not in matcher
+    for usual in (*([matcher.partition("@")[0]] if found_again else []), *USUAL_TOKENIZERS):
+        with contextlib.suppress(OSError):
+            return TokenCounter(usual, download=False)
+    return None

@@ -1,0 +1,34 @@
+"""Captions and rows of the step benchmark, and what their batches cost before the model sees them."""
+
+import random
+
+import pytest
+import torch
+
+from benchmarks import loader as bench
+from benchmarks.random_clip import build_processor
+
+
+def test_share_of_padding():
+    # 1 + 3 and 2 + 2 tokens in batches of two: 8 of 10 places are filled.
+    assert bench.padded_share([torch.tensor([1, 3]), torch.tensor([2, 2])]) == pytest.approx(0.2)
+
+
+def test_made_up_captions_have_a_token_a_letter():
+    processor = build_processor(None, 32)
+    caption, spans = bench.read_captions(None, random.Random(0))[0]
+    ids = processor.tokenizer(caption, truncation=False)["input_ids"]
+    assert len(ids) == len(caption.split()) + 2
+    assert all(caption[start:end].endswith(" .") for start, end in spans)
+    assert processor.sentence_mask(caption, *spans[1]).sum() == len(caption[slice(*spans[1])].split())
+
+
+def test_reports(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["loader", "--batch-size", "4"])
+    monkeypatch.setattr(bench, "ROWS", 8)
+    bench.main()
+    out = capsys.readouterr().out
+    assert float(out.split("makes ")[1].split()[0]) > 0
+    shares = [float(line.split("|")[2].strip(" %")) for line in out.splitlines() if line.endswith("% |")]
+    assert shares == sorted(shares, reverse=True)
+    assert len(shares) == 3

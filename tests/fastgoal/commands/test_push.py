@@ -1,0 +1,20 @@
+"""What `fastgoal push` says, with nobody logged in and nothing sent."""
+
+from argparse import Namespace
+
+from fastgoal.commands.push import run
+
+
+def test_a_dry_run_lists_the_files(tmp_path, capsys):
+    for name in ("README.md", "config.json", "model.safetensors", "handler.py", "run.log", "old/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 1500)
+    assert run(Namespace(folder=str(tmp_path), repo="me/clip", private=None, message="", dry_run=True)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "would be sent to me/clip as a model, 4 files, 6.0 kB:",
+        "  README.md  1.5 kB",
+        "  config.json  1.5 kB",
+        "  handler.py  1.5 kB",
+        "  model.safetensors  1.5 kB",
+        "not sent: old/, run.log",
+    ]
