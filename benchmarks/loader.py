@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.random_clip import TOKENS, build_processor
 from benchmarks.timing import timed
 from fastgoal import FastGoalCollator, FastGoalProcessor, split_sentences
-from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler
 
 ROWS = 64
 

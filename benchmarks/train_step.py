@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from benchmarks.random_clip import TOKENS, build_model, build_processor
 from benchmarks.timing import Rounds, timed
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
+from fastgoal.modeling_fastgoal.towers_fastgoal import pool_patches, pool_text
 
 OURS, FLOOR = "our step", "the two towers alone"
 
@@ -173,13 +175,16 @@ def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> flo
     targets = torch.randn(2, rows, model.config.projection_dim, device=device, requires_grad=True)
 
     def run() -> None:
-        heads = (
-            (model.region_head, patches, "region_mask", model.vision_model.post_layernorm, model.visual_projection),
-            (model.sentence_head, words, "sentence_mask", model.text_model.final_layer_norm, model.text_projection),
-        )
+        # What the towers give, as `towers_fastgoal` reads it: the class token first, the last layer before the norm.
+        vision = SimpleNamespace(last_hidden_state=torch.cat([patches[:, :1], patches], dim=1))
+        text = SimpleNamespace(hidden_states=[words])
+        pooled = {
+            "region_mask": pool_patches(model, vision, inputs["region_mask"]),
+            "sentence_mask": pool_text(model, text, inputs["sentence_mask"]),
+        }
         losses = [
-            token_similarity_loss(head(values, inputs[mask], norm, projection), target, inputs[mask].bool().any(dim=1))
-            for (head, values, mask, norm, projection), target in zip(heads, targets, strict=True)
+            token_similarity_loss(embeds, target, inputs[mask].bool().any(dim=1))
+            for (mask, embeds), target in zip(pooled.items(), targets, strict=True)
         ]
         torch.stack(losses).sum().backward()
 

@@ -5,16 +5,17 @@ transformers and one another.
 """
 
 from .configuration_fastgoal import FastGoalCLIPConfig
-from .losses_fastgoal import clip_loss, fast_goal_loss, token_similarity_loss
-from .modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput, TokenSimilarityHead
+from .losses_fastgoal import LossWeights, clip_loss, fast_goal_loss, token_similarity_loss
+from .modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput
 from .positions_fastgoal import stretch_positions
-from .sparc_fastgoal import group_patches, sparc_losses, word_mask
+from .sparc_fastgoal import group_patches, sparc_losses
+from .towers_fastgoal import word_mask
 
 __all__ = [
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
     "FastGoalOutput",
-    "TokenSimilarityHead",
+    "LossWeights",
     "clip_loss",
     "fast_goal_loss",
     "group_patches",

@@ -1,13 +1,18 @@
-"""The losses as pure tensor functions: no model, no process group, no state.
+"""The losses as pure tensor functions, and the one list of them: `LossWeights`, `TERMS` and `FastGoalLosses`.
 
-Embeddings may come normalised or not. In a run of several processes, gather them first: each function
-sees the whole batch.
+No model, no process group, no state. Embeddings may come normalised or not. In a run of several processes, gather
+them first: each function sees the whole batch. A new loss is a function, a weight, a term and a field of
+`FastGoalLosses`; configuration, objectives, log, model card and trainer go by these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
+from transformers.utils import ModelOutput
+
+from .sparc_fastgoal import sparc_losses
 
 
 def clip_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -46,11 +51,11 @@ def token_similarity_loss(
         Scalar; 0 (with a gradient of 0) when no row is valid.
     """
     cosine = F.cosine_similarity(token_embeds.float(), target_embeds.float(), dim=-1)
-    return _mean((cosine - 1) ** 2, valid)
+    return mean_of_rows((cosine - 1) ** 2, valid)
 
 
-def _mean(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the valid rows; 0 when there are none."""
+def mean_of_rows(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the valid rows, scalar; 0 (with a gradient of 0) when there are none."""
     if valid is None:
         return values.mean()
     # `where` rather than a product: a row without tokens may hold anything, and NaN * 0 is NaN.
@@ -58,78 +63,144 @@ def _mean(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     return values.sum() / valid.sum().clamp(min=1)
 
 
-def fast_goal_loss(
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each loss in the sum; a loss of weight 0 is reported where it can be, and does not train.
+
+    The defaults are FAST-GOAL's and GOAL's objective. The configuration, the objectives and the training arguments
+    call the weights as they are called here; `label` is the model card's word.
+
+    Attributes:
+        global_weight: Weight of the contrastive loss of (image, caption).
+        local_weight: Weight of the contrastive loss of (region crop, sentence).
+        tsl_weight: Weight of token similarity learning, image and text part together.
+        sparc_weight: Weight of SPARC's fine-grained loss of patches and words.
+    """
+
+    global_weight: float = field(default=1.0, metadata={"label": "global"})
+    local_weight: float = field(default=0.5, metadata={"label": "local"})
+    tsl_weight: float = field(default=1.0, metadata={"label": "TSL"})
+    sparc_weight: float = field(default=0.0, metadata={"label": "SPARC"})
+
+    @classmethod
+    def of(cls, settings: object) -> "LossWeights":
+        """The weights that a configuration has under these names; the defaults of those that it does not know."""
+        return cls(**{weight.name: getattr(settings, weight.name, getattr(cls, weight.name)) for weight in fields(cls)})
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A part of the loss.
+
+    Attributes:
+        name: Its key among the losses: field of `FastGoalLosses`, and line of the log.
+        weight: Field of `LossWeights`.
+        needs: Tensors among the rows of `loss_rows` without which it cannot be computed.
+        compute: Its function, of these tensors and where there is one of `last`; returns a scalar.
+        last: `logit_scale`, or the mask of the valid rows (None is handed on where the rows have it not).
+    """
+
+    name: str
+    weight: str
+    needs: tuple[str, ...]
+    compute: Callable[..., torch.Tensor]
+    last: str | None = None
+
+
+TERMS = (
+    LossTerm("loss_global", "global_weight", ("image_embeds", "text_embeds"), clip_loss, "logit_scale"),
+    LossTerm("loss_local", "local_weight", ("local_image_embeds", "local_text_embeds"), clip_loss, "logit_scale"),
+    LossTerm(
+        "loss_tsl_image", "tsl_weight", ("region_embeds", "local_image_embeds"), token_similarity_loss, "region_valid"
+    ),
+    LossTerm(
+        "loss_tsl_text", "tsl_weight", ("sentence_embeds", "local_text_embeds"), token_similarity_loss, "sentence_valid"
+    ),
+    LossTerm("loss_sparc", "sparc_weight", ("sparc_rows",), mean_of_rows, "sparc_valid"),
+)
+"""All there are, in the order in which they are summed and logged."""
+
+
+@dataclass
+class FastGoalLosses(ModelOutput):
+    """The losses of a batch, scalars; None where the batch did not allow to compute one.
+
+    Attributes:
+        loss: Weighted sum of the parts below.
+        loss_global: Contrastive loss of (image, caption), unweighted.
+        loss_local: Contrastive loss of (region crop, sentence), unweighted.
+        loss_tsl_image: Token similarity of region patches and region crop, unweighted.
+        loss_tsl_text: Token similarity of the sentence's tokens in the caption and the sentence, unweighted.
+        loss_sparc: SPARC's fine-grained loss of patches and words, unweighted.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_global: torch.Tensor | None = None
+    loss_local: torch.Tensor | None = None
+    loss_tsl_image: torch.Tensor | None = None
+    loss_tsl_text: torch.Tensor | None = None
+    loss_sparc: torch.Tensor | None = None
+
+
+def loss_rows(
     embeds: Mapping[str, torch.Tensor | None],
     logit_scale: torch.Tensor,
-    region_valid: torch.Tensor | None = None,
-    sentence_valid: torch.Tensor | None = None,
-    global_weight: float = 1.0,
-    local_weight: float = 0.5,
-    tsl_weight: float = 1.0,
-    sparc_weight: float = 0.0,
-    sparc_rows: torch.Tensor | None = None,
-    sparc_valid: torch.Tensor | None = None,
+    region_mask: torch.Tensor | None = None,
+    sentence_mask: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """What the losses need of a batch, one row per sample: to be gathered over processes, or put together of pieces.
+
+    Args:
+        embeds: Embeddings under the names of `FastGoalOutput`, which may be one.
+        logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
+        region_mask: `(batch, patches)`, as the model takes it.
+        sentence_mask: `(batch, tokens)`, likewise.
+
+    Returns:
+        The embeddings that some term needs; `region_valid` and `sentence_valid`, False where the mask is empty; of the
+        embeddings of patches and tokens `sparc_rows`, each row's loss, and `sparc_valid`, False where there is no word.
+    """
+    rows = {name: embeds.get(name) for term in TERMS for name in term.needs}
+    for side, mask in (("region", region_mask), ("sentence", sentence_mask)):
+        if mask is not None and rows[f"{side}_embeds"] is not None:
+            rows[f"{side}_valid"] = mask.bool().any(dim=1)
+    patches, tokens, words = (embeds.get(name) for name in ("patch_embeds", "token_embeds", "word_mask"))
+    if patches is not None and tokens is not None and words is not None:
+        rows["sparc_rows"] = sparc_losses(patches, tokens, words, logit_scale)
+        rows["sparc_valid"] = words.any(dim=1)
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def fast_goal_loss(
+    rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, weights: LossWeights | None = None
 ) -> dict[str, torch.Tensor]:
     """The weighted sum of the losses: `w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine`.
 
-    With the weights 1, 0.5, 1 and 0 this is FAST-GOAL's and GOAL's objective; 0.5, 0, 0 and 1 make SPARC's.
-
     Args:
-        embeds: Tensors `(batch, dim)` under the names of `FastGoalOutput`: `image_embeds` and `text_embeds`,
-            and where there are local pairs `local_image_embeds`, `local_text_embeds`, `region_embeds`,
-            `sentence_embeds`. A missing one (or None) leaves out the terms that need it.
+        rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
         logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
-        region_valid: `(batch,)` bool, False where the region covers no patch.
-        sentence_valid: `(batch,)` bool, False where the sentence has no token in the caption.
-        global_weight: Weight of the global loss; with 0 it is reported and does not train.
-        local_weight: Weight of the local loss, likewise.
-        tsl_weight: Weight of both parts of token similarity learning, likewise.
-        sparc_weight: Weight of SPARC's fine-grained loss, likewise.
-        sparc_rows: `(batch,)`, the fine-grained loss of each row from `sparc_losses`; None leaves the term out.
-        sparc_valid: `(batch,)` bool, False where a caption has no words.
+        weights: FAST-GOAL's by default.
 
     Returns:
-        `loss` (the weighted sum) and the unweighted parts that could be computed among `loss_global`,
-        `loss_local`, `loss_tsl_image`, `loss_tsl_text`, `loss_sparc`; scalars all.
+        `loss` (the weighted sum) and the unweighted parts that could be computed, by the names of `TERMS`; scalars.
 
     Raises:
         ValueError: There is nothing that a loss could be made of.
     """
-
-    def have(*names: str) -> bool:
-        return all(embeds.get(name) is not None for name in names)
-
-    parts: dict[str, torch.Tensor] = {}
-    weights: dict[str, float] = {}
-    if have("image_embeds", "text_embeds"):
-        parts["loss_global"] = clip_loss(embeds["image_embeds"], embeds["text_embeds"], logit_scale)  # type: ignore[arg-type]
-        weights["loss_global"] = global_weight
-    if have("local_image_embeds", "local_text_embeds"):
-        parts["loss_local"] = clip_loss(embeds["local_image_embeds"], embeds["local_text_embeds"], logit_scale)  # type: ignore[arg-type]
-        weights["loss_local"] = local_weight
-    if have("region_embeds", "local_image_embeds"):
-        parts["loss_tsl_image"] = token_similarity_loss(
-            embeds["region_embeds"],  # type: ignore[arg-type]
-            embeds["local_image_embeds"],  # type: ignore[arg-type]
-            region_valid,
-        )
-        weights["loss_tsl_image"] = tsl_weight
-    if have("sentence_embeds", "local_text_embeds"):
-        parts["loss_tsl_text"] = token_similarity_loss(
-            embeds["sentence_embeds"],  # type: ignore[arg-type]
-            embeds["local_text_embeds"],  # type: ignore[arg-type]
-            sentence_valid,
-        )
-        weights["loss_tsl_text"] = tsl_weight
-    if sparc_rows is not None:
-        parts["loss_sparc"] = _mean(sparc_rows, sparc_valid)
-        weights["loss_sparc"] = sparc_weight
-    if not parts:
+    weights = weights or LossWeights()
+    given: dict[str, torch.Tensor] = {**rows, "logit_scale": logit_scale}
+    terms = [term for term in TERMS if all(name in rows for name in term.needs)]
+    if not terms:
         raise ValueError(
-            "`embeds` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), "
-            f"got {sorted(name for name in embeds if embeds[name] is not None)}."
+            "`rows` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), got "
+            f"{sorted(rows)}."
         )
-    # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
-    terms = [weights[name] * part for name, part in parts.items() if weights[name]]
-    loss = torch.stack(terms).sum() if terms else 0.0 * next(iter(parts.values()))
+    parts, weighted = {}, []
+    for term in terms:
+        last = [given.get(term.last)] if term.last else []
+        part = parts[term.name] = term.compute(*(rows[name] for name in term.needs), *last)
+        # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
+        if weight := getattr(weights, term.weight):
+            weighted.append(weight * part)
+    loss = torch.stack(weighted).sum() if weighted else 0.0 * next(iter(parts.values()))
     return {"loss": loss, **parts}

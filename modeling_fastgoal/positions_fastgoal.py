@@ -1,6 +1,9 @@
 """Stretching CLIP's text position table so that it reads long captions (Long-CLIP, arXiv 2403.15378)."""
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CLIP_POSITIONS = 77
 KEPT_POSITIONS = 20
@@ -41,3 +44,26 @@ def stretch_positions(table: torch.Tensor, length: int = LONGEST) -> torch.Tenso
     fraction = ((numerator % new_rows).double() / new_rows).unsqueeze(1)
     stretched = torch.lerp(tail[lower], tail[lower + 1], fraction)
     return torch.cat([kept, stretched.to(table.dtype)])
+
+
+def target_length(positions: int, wanted: int) -> int:
+    """Text positions the model shall have, or a `ValueError` that says why it cannot have them."""
+    if not CLIP_POSITIONS <= wanted <= LONGEST and positions != wanted:
+        raise ValueError(f"`max_text_length` must be from {CLIP_POSITIONS} to {LONGEST} tokens, got {wanted}.")
+    if positions == CLIP_POSITIONS:
+        return wanted
+    if positions < CLIP_POSITIONS and positions != wanted:
+        raise ValueError(
+            f"The checkpoint reads {positions} tokens; only CLIP's {CLIP_POSITIONS} can be stretched. "
+            f"Pass `max_text_length={positions}` to keep it as it is."
+        )
+    if positions < wanted:
+        raise ValueError(
+            f"The checkpoint was already stretched to {positions} tokens and cannot be stretched again to {wanted}. "
+            f"Pass `max_text_length={positions}`, or start from the {CLIP_POSITIONS}-token checkpoint."
+        )
+    if positions > wanted:
+        logger.info(
+            f"The checkpoint reads {positions} tokens already, more than the {wanted} asked for; left as it is."
+        )
+    return positions

@@ -11,24 +11,6 @@ import torch.nn.functional as F
 _EQUAL = 4 * torch.finfo(torch.float32).eps
 
 
-def word_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Which tokens of a caption are words: not padding, not the first token (BOS), not the last one (EOS).
-
-    BOS sees nothing of the caption in a causal text tower, and EOS stands for the whole caption, which the global
-    loss trains. A caption that was cut at the model's length ends in EOS too.
-
-    Args:
-        attention_mask: `(batch, tokens)`, non-zero where there is a token; padding comes after the tokens.
-
-    Returns:
-        `(batch, tokens)` bool.
-    """
-    attended = attention_mask.bool()
-    words = torch.zeros_like(attended)
-    words[:, 1:-1] = attended[:, 1:-1] & attended[:, 2:]
-    return words
-
-
 def group_patches(patch_embeds: torch.Tensor, token_embeds: torch.Tensor) -> torch.Tensor:
     """Language-grouped patch embeddings: for each token the mean of the patches that are like it.
 
@@ -66,7 +48,7 @@ def sparc_losses(
     Args:
         patch_embeds: `(batch, patches, dim)`, each patch token through the tower's final norm and projection.
         token_embeds: `(batch, tokens, dim)`, each text token likewise.
-        token_mask: `(batch, tokens)`, non-zero for the tokens that count (see `word_mask`).
+        token_mask: `(batch, tokens)`, non-zero for the tokens that count (see `towers_fastgoal.word_mask`).
         logit_scale: The factor itself, a scalar.
 
     Returns:

@@ -3,40 +3,33 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
+from inspect import signature
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 
 from fastgoal.hub_cards.pushing import push, require_token
-from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss
+from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
-from fastgoal.modeling_fastgoal.sparc_fastgoal import sparc_losses
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import FastGoalCollator
-from .batches.length_groups import CaptionLengthSampler
-from .batches.near_batches import NearPairSampler
 from .batches.neighbours import training_neighbours
-from .batches.pair_data import PairData, captions_of
-from .card import CardOptions, finish_folder
+from .batches.pair_data import captions_of, check_rows
+from .batches.samplers import CaptionLengthSampler, NearPairSampler
+from .card import CardOptions, TrainingRun, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
 from .parallel.gather import gather_with_gradient
 from .parallel.gradient_cache import cached_backward
 from .training_arguments import FastGoalTrainingArguments
 
-EMBEDS = (
-    "image_embeds",
-    "text_embeds",
-    "local_image_embeds",
-    "local_text_embeds",
-    "region_embeds",
-    "sentence_embeds",
-)
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 
 
@@ -59,8 +52,9 @@ class FastGoalTrainer(Trainer):
         **kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
 
     Raises:
-        ValueError: There is no processor, the data set lacks the pairs that the objective needs, or one process would
-            use several GPUs.
+        ValueError: There is no processor, a row of the data lacks its image, its caption or the pairs that the
+            objective needs, or one process would use several GPUs.
+        TypeError: The model is no `FastGoalCLIPModel`, or the data are a single row.
     """
 
     # The losses are means over the batch; without this the Trainer may think them scaled for accumulation already.
@@ -89,10 +83,15 @@ class FastGoalTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
             data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, str(args.pair_choice))
-        if self.objective.needs_pairs:
-            for data in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
-                if isinstance(data, PairData):
-                    data.require_pairs()
+        # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
+        if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
+            raise TypeError(
+                f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
+                "`FastGoalCLIPModel.from_clip(model)`."
+            )
+        if isinstance(data_collator, FastGoalCollator):
+            for name in ("train_dataset", "eval_dataset"):
+                check_rows(kwargs.get(name), name, self.objective.needs_pairs)
         kwargs.setdefault("compute_metrics", retrieval_of_predictions)
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
@@ -112,7 +111,7 @@ class FastGoalTrainer(Trainer):
         """As `Trainer.train`; with `near_batches` images that look alike are looked for first."""
         # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
         if self.args.near_batches and self.train_dataset is not None:
-            self._neighbours = training_neighbours(self, self.train_dataset)
+            self._neighbours = self._find_neighbours(self.train_dataset)
         return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -198,8 +197,18 @@ class FastGoalTrainer(Trainer):
         if lengths is not None and not near:
             return CaptionLengthSampler(lengths, batch_size, self.args.seed)
         if self._neighbours is None:
-            self._neighbours = training_neighbours(self, data)
+            self._neighbours = self._find_neighbours(data)
         return NearPairSampler(self._neighbours, batch_size, self.args.seed, lengths)
+
+    def _find_neighbours(self, data: Any) -> torch.Tensor:
+        model = self.accelerator.unwrap_model(self.model)
+        return training_neighbours(model, self.processing_class, data, self.accelerator, self.args)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All parameters with `decay_all`; else all but biases and norms, as `Trainer` has it."""
+        if self.args.decay_all:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
 
     def _step_inputs(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What of a batch the step needs: training on region crops alone leaves images and captions out."""
@@ -221,20 +230,15 @@ class FastGoalTrainer(Trainer):
             outputs: The model's output for `inputs`.
             inputs: The batch of this process.
         """
-        rows = {name: outputs[name] for name in EMBEDS if outputs.get(name) is not None}
-        for side in ("region", "sentence"):
-            if f"{side}_embeds" in rows:
-                rows[f"{side}_valid"] = inputs[f"{side}_mask"].bool().any(dim=1)
-        if outputs.patch_embeds is not None:
-            with self._full_precision():
-                rows["sparc_rows"] = sparc_losses(
-                    outputs.patch_embeds.float(),
-                    outputs.token_embeds.float(),  # type: ignore[union-attr]
-                    outputs.word_mask,  # type: ignore[arg-type]
-                    outputs.logit_scale.float(),  # type: ignore[union-attr]
-                )
-            rows["sparc_valid"] = outputs.word_mask.any(dim=1)  # type: ignore[union-attr]
-        return rows
+        # SPARC's losses of rows want full precision; all else gets it when the rows are together.
+        tokens = {name: outputs[name].float() for name in ("patch_embeds", "token_embeds") if name in outputs}
+        with self._full_precision():
+            return loss_rows(
+                {**outputs, **tokens},
+                outputs.logit_scale.float(),  # type: ignore[union-attr]
+                inputs.get("region_mask"),
+                inputs.get("sentence_mask"),
+            )
 
     def loss_parts(
         self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor], gather: bool = True
@@ -254,10 +258,8 @@ class FastGoalTrainer(Trainer):
         if gather:
             rows = {name: gather_with_gradient(value)[: self._last_rows] for name, value in rows.items()}
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
-        embeds = {name: rows[name] for name in EMBEDS if name in rows}
-        others: dict[str, Any] = {name: value for name, value in rows.items() if name not in embeds}
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
-            return fast_goal_loss(embeds, logit_scale.float(), **{**others, **self.objective.weights()})
+            return fast_goal_loss(rows, logit_scale.float(), self.objective.weights)
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)
@@ -311,14 +313,30 @@ class FastGoalTrainer(Trainer):
         """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            finish_folder(self, output_dir or self.args.output_dir)
+            finish_folder(output_dir or self.args.output_dir, self.run_facts(), self.card)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write our model card; the automatic one never replaces it."""
         if self.is_world_process_zero():
-            finish_folder(self, self.args.output_dir)
+            finish_folder(self.args.output_dir, self.run_facts(), self.card)
+
+    def run_facts(self) -> TrainingRun:
+        """What a model card can know of this training."""
+        model = self.accelerator.unwrap_model(self.model)
+        return TrainingRun(
+            name=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
+            args=self.args,
+            objective=self.objective,
+            state=self.state,
+            train_data=self.train_dataset,
+            eval_data=self.eval_dataset,
+            processor=self.processing_class,
+            # A sharded model only runs on all processes at once.
+            model=None if self.is_fsdp_enabled or self.is_deepspeed_enabled else model,
+            text_length=text_positions(model),
+        )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository on the Hub. Without a token this is an error here, before anything is trained."""
@@ -378,6 +396,3 @@ def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
     image_embeds, text_embeds = cast(Any, prediction.predictions)
     ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
     return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
-
-
-__all__ = ["FastGoalTrainer", "retrieval_of_predictions"]

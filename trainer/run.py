@@ -9,7 +9,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
     )
     trainer.card = CardOptions(run.model, run.license, run.card_pictures)
-    for name, weight in trainer.objective.weights().items():
+    for name, weight in asdict(trainer.objective.weights).items():
         setattr(model.config, name, weight)
     result = trainer.train(resume_from_checkpoint=_checkpoint(args))
     trainer.save_model()

@@ -7,11 +7,27 @@ import torch
 from transformers import TrainingArguments
 
 from .batches.collator import PAIR_CHOICES
-from .objectives import OBJECTIVES, Objective, resolve_objective
+from .objectives import OBJECTIVES, WEIGHTS, Objective, resolve_objective
 
+_PAPER: dict[str, Any] = {
+    "pair_choice": "best",
+    "near_batches": False,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 64,
+    "dataloader_drop_last": False,
+    "max_grad_norm": 1.0,
+    "decay_all": False,
+}
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"pair_choice": "best", "near_batches": False, "warmup_steps": 0},
-    "best": {"pair_choice": "any", "near_batches": True, "warmup_steps": 0.2},
+    "paper": _PAPER,
+    "goal": {
+        **_PAPER,
+        "per_device_train_batch_size": 16,
+        "dataloader_drop_last": True,
+        "max_grad_norm": 0.0,
+        "decay_all": True,
+    },
+    "best": {**_PAPER, "pair_choice": "any", "near_batches": True, "warmup_steps": 0.2},
 }
 """Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
 
@@ -31,8 +47,11 @@ class FastGoalTrainingArguments(TrainingArguments):
         default="paper",
         metadata={
             "help": "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches, "
-            "no warm-up). `best`: what did best in this project's study (pair_choice any, near_batches, warmup_steps "
-            "0.2), which was on drawn scenes, not on photographs; see benchmarks/STUDY.md.",
+            "no warm-up). `goal`: as `paper`, with what GOAL's public code does besides (batches of 16 and no shorter "
+            "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
+            "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
+            "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
+            "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see benchmarks/STUDY.md.",
             "choices": [*RECIPES],
         },
     )
@@ -91,8 +110,30 @@ class FastGoalTrainingArguments(TrainingArguments):
             "default."
         },
     )
+    decay_all: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Weight decay on all parameters, biases and norms included. The recipe's by default.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    max_grad_norm: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Longer gradients are cut to this length; 0 leaves them. The recipe's by default."},
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per device and step."})
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Pairs per device and step. The recipe's by default."}
+    )
+    dataloader_drop_last: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Leave out the last batch of an epoch where it is shorter. The recipe's by default.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load and crop images."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
@@ -110,7 +151,7 @@ class FastGoalTrainingArguments(TrainingArguments):
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
         published = resolve_objective(self.objective)
         for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None and getattr(published, name, True):
+            if getattr(self, name) is None and getattr(published.weights, name, True):
                 setattr(self, name, value)
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
@@ -119,6 +160,4 @@ class FastGoalTrainingArguments(TrainingArguments):
 
     def resolved_objective(self) -> Objective:
         """The objective with the weights that are in force."""
-        return resolve_objective(
-            self.objective, self.global_weight, self.local_weight, self.tsl_weight, self.sparc_weight
-        )
+        return resolve_objective(self.objective, **{name: getattr(self, name, None) for name in WEIGHTS})

@@ -24,8 +24,8 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.train_base import embed_pixels
 from fastgoal.quickstart.training import quiet_trainer
-from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
-from fastgoal.trainer.batches.near_batches import NearPairSampler, nearest_rows
+from fastgoal.trainer.batches.neighbours import nearest_rows
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
 
 from .arms import Arm, Sizes
 from .data import MEASURES, Gallery, StudyData

@@ -1,11 +1,14 @@
 """Losses against known answers and slow loops."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 
-from fastgoal.modeling_fastgoal import clip_loss, fast_goal_loss, token_similarity_loss
+from fastgoal import FastGoalCLIPConfig
+from fastgoal.modeling_fastgoal import LossWeights, clip_loss, fast_goal_loss, sparc_losses, token_similarity_loss
+from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, FastGoalLosses, loss_rows
 
 SCALE = torch.tensor(10.0)
 
@@ -90,7 +93,7 @@ def test_the_sum_has_the_published_weights():
 
 def test_weights_are_used_one_by_one():
     embeds = _embeds()
-    parts = fast_goal_loss(embeds, SCALE, global_weight=0.0, local_weight=0.0, tsl_weight=2.0)
+    parts = fast_goal_loss(embeds, SCALE, LossWeights(global_weight=0.0, local_weight=0.0, tsl_weight=2.0))
     assert parts["loss"].item() == pytest.approx(2 * (parts["loss_tsl_image"] + parts["loss_tsl_text"]).item())
 
 
@@ -98,7 +101,7 @@ def test_a_weight_of_zero_trains_nothing():
     embeds = _embeds()
     embeds["local_image_embeds"].requires_grad_()
     embeds["image_embeds"].requires_grad_()
-    fast_goal_loss(embeds, SCALE, local_weight=0.0, tsl_weight=0.0)["loss"].backward()
+    fast_goal_loss(embeds, SCALE, LossWeights(local_weight=0.0, tsl_weight=0.0))["loss"].backward()
     assert embeds["local_image_embeds"].grad is None
     assert embeds["image_embeds"].grad is not None
 
@@ -113,3 +116,41 @@ def test_global_alone_needs_no_pairs():
 def test_nothing_to_compare_is_an_error():
     with pytest.raises(ValueError, match="image_embeds"):
         fast_goal_loss({"image_embeds": torch.ones(2, 2)}, SCALE)
+
+
+def test_every_term_has_its_weight_and_its_place():
+    """The one list is whole: a weight that no term has, or a term without a field of the output, would go unseen."""
+    assert {term.weight for term in TERMS} == {weight.name for weight in fields(LossWeights)}
+    assert ["loss", *(term.name for term in TERMS)] == [field.name for field in fields(FastGoalLosses)]
+    assert all(weight.metadata["label"] for weight in fields(LossWeights))
+    assert LossWeights.of(FastGoalCLIPConfig()) == LossWeights() == LossWeights(1.0, 0.5, 1.0, 0.0)
+    assert LossWeights.of(FastGoalCLIPConfig(tsl_weight=3)) == LossWeights(tsl_weight=3)
+    assert LossWeights.of(object()) == LossWeights()
+
+
+def test_rows_of_a_batch():
+    """One row per sample of what the losses need, and nothing else; SPARC's loss of each row is among it."""
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        **_embeds(),
+        "region_embeds": None,
+        "patch_embeds": torch.randn(4, 6, 8, generator=generator),
+        "token_embeds": torch.randn(4, 5, 8, generator=generator),
+        "word_mask": torch.tensor([[0, 1, 1, 0, 0]] * 3 + [[0] * 5]).bool(),
+        "logits_per_image": torch.ones(4, 4),
+    }
+    sentences = torch.zeros(4, 5)
+    sentences[2, 3] = 1
+    rows = loss_rows(given, SCALE, region_mask=torch.ones(4, 6), sentence_mask=sentences)
+    assert rows.keys() == {
+        *("image_embeds", "text_embeds", "local_image_embeds", "local_text_embeds", "sentence_embeds"),
+        *("sentence_valid", "sparc_rows", "sparc_valid"),
+    }
+    assert all(len(value) == 4 for value in rows.values())
+    assert rows["sentence_valid"].tolist() == [False, False, True, False]
+    parts = fast_goal_loss(rows, SCALE, LossWeights(0.0, 0.0, 0.0, 2.0))
+    expected = sparc_losses(given["patch_embeds"], given["token_embeds"], given["word_mask"], SCALE)[:3].mean()
+    assert parts["loss"].item() == pytest.approx(2 * expected.item())
+    assert "loss_tsl_image" not in parts
+    one = token_similarity_loss(given["sentence_embeds"][2:3], given["local_text_embeds"][2:3])
+    assert parts["loss_tsl_text"].item() == pytest.approx(one.item())

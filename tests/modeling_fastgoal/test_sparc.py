@@ -36,11 +36,6 @@ def inputs(batch=3, patches=6, tokens=7, dim=5):
     return patch_embeds, token_embeds, words
 
 
-def test_words_are_neither_bos_nor_eos_nor_padding():
-    attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
-    assert word_mask(attention).int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
-
-
 def test_loss_is_that_of_the_slow_way():
     patches, tokens, words = inputs()
     got = sparc_losses(patches, tokens, words, torch.tensor(7.0, dtype=torch.float64))

@@ -1,14 +1,17 @@
 """Training on a small data set: the loss and its parts, accumulation, resuming, evaluation, checkpoints."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
+from transformers import CLIPModel, TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.card import training_facts
 from fastgoal.trainer.objectives import OBJECTIVES
+from tests.trainer.kinds import KINDS, of_kind
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_loss_is_the_models(trainer_for, rows, objective, sparc_weight):
     assert ("local_input_ids" in batch) == (objective not in ("global", "sparc"))
     model = trainer.model.eval()
     loss = trainer.compute_loss(model, batch)
-    for name, weight in trainer.objective.weights().items():
+    for name, weight in asdict(trainer.objective.weights).items():
         setattr(model.config, name, weight)
     torch.testing.assert_close(loss, model(**batch, return_loss=True).loss)
 
@@ -76,7 +79,7 @@ def test_the_log_has_sparcs_part(trainer_for):
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
-    facts = training_facts(trainer)
+    facts = training_facts(trainer.run_facts())
     assert facts.weights == {"global": 0.5, "SPARC": 1.0}
     assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
 
@@ -181,22 +184,78 @@ def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_pa
         trainer_for(train=data, objective=objective).train()
 
 
-def test_pair_data_gives_the_collators_rows(pairs_folder, rows, processor, trainer_for):
-    data = PairData(str(pairs_folder))
-    data.require_pairs()
-    assert len(data) == 12
-    assert len(PairData(str(pairs_folder), limit=5)) == 5
-    with pytest.raises(IndexError):
-        data[12]
-    collate = trainer_for().data_collator
-    expected, got = collate(rows), collate([data[i] for i in range(12)])
-    for name in expected:
-        assert torch.equal(expected[name], got[name]), name
-
-
 def test_a_processor_is_needed(tiny_clip, tmp_path):
     with pytest.raises(ValueError, match="processing_class"):
         FastGoalTrainer(
             model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
             args=FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_three_kinds_of_rows_are_one(trainer_for, rows, tmp_path, kind):
+    """With and without workers, in their own order, by length and beside their neighbours."""
+    changes = {"max_steps": 2, "near_batches": True, "group_by_caption_length": True}
+    whole = trainer_for("whole", **changes)
+    whole.train()
+    data = of_kind(kind, rows, tmp_path / "data")
+    for workers in (0, 2):
+        trainer = trainer_for(f"run{workers}", train=data, dataloader_num_workers=workers, **changes)
+        trainer.train()
+        for got, expected in zip(trainer.state.log_history[:2], whole.state.log_history[:2], strict=True):
+            assert got["loss"] == expected["loss"]
+            assert got["loss_tsl_image"] == expected["loss_tsl_image"]
+
+
+def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
+    broken = [*rows[:7], {**rows[7], "pairs": []}, *rows[8:]]
+    with pytest.raises(ValueError, match=rf"`train_dataset`: 1 of 12 .*row 7 \({rows[7]['file_name']}\)"):
+        trainer_for(train=broken)
+    trainer_for(train=broken, objective="global")
+    with pytest.raises(TypeError, match="single row"):
+        trainer_for(train=rows[0])
+
+
+def test_a_plain_clip_is_an_error_at_once(tiny_clip, processor, tmp_path):
+    args = FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match=r"got a CLIPModel.*FastGoalCLIPModel\.from_clip\(model\)"):
+        FastGoalTrainer(model=CLIPModel.from_pretrained(tiny_clip), args=args, processing_class=processor)
+
+
+class Norms(TrainerCallback):
+    """Length of the gradient as the optimiser is about to see it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
+
+
+def test_the_recipe_of_goals_code(trainer_for, rows):
+    """All parameters decay, gradients keep their length, and the last 4 of 20 rows, no whole batch, are left out."""
+    trainer = trainer_for(train=[*rows, *rows[:8]], recipe="goal", per_device_train_batch_size=None, sparc_weight=100.0)
+    norms = Norms()
+    trainer.add_callback(norms)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert norms.seen[0] > 1.5  # what the recipe `paper` would have cut to 1
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norms.seen[0], rel=1e-4)
+    decayed = {
+        id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05 for p in group["params"]
+    }
+    assert decayed == {id(p) for p in trainer.model.parameters()}
+    assert training_facts(trainer.run_facts()).settings["decay_all"] is True
+
+    paper = trainer_for("paper", train=[*rows, *rows[:8]], sparc_weight=100.0, per_device_train_batch_size=16)
+    norms = Norms()
+    paper.add_callback(norms)
+    paper.train()
+    assert paper.state.global_step == 2
+    assert norms.seen[0] == pytest.approx(1.0, abs=1e-3)
+    names = {id(p): name for name, p in paper.model.named_parameters()}
+    free = {
+        names[id(p)] for group in paper.optimizer.param_groups if not group["weight_decay"] for p in group["params"]
+    }
+    assert free == {name for name in names.values() if name.endswith("bias") or "norm" in name}
+    assert "decay_all" not in training_facts(paper.run_facts()).settings

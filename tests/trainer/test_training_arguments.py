@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastgoal import FastGoalTrainingArguments
+from fastgoal.modeling_fastgoal import LossWeights
 from fastgoal.trainer import training_arguments
 from fastgoal.trainer.run import parse
 
@@ -25,10 +26,43 @@ def test_what_the_recipes_set(make):
     assert chosen(make(recipe="best")) == ("best", "any", True)
     assert (make().warmup_steps, make(recipe="best").warmup_steps) == (0, 0.2)
     assert make(recipe="best").get_warmup_steps(1000) == 200
-    published = {"global_weight": 1.0, "local_weight": 0.5, "tsl_weight": 1.0, "sparc_weight": 0.0}
-    assert make().resolved_objective().weights() == published
-    with pytest.raises(ValueError, match=r"`recipe` must be one of paper, best, got 'worst'"):
+    assert make().resolved_objective().weights == LossWeights(1.0, 0.5, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"`recipe` must be one of paper, goal, best, got 'worst'"):
         make(recipe="worst")
+
+
+def test_goals_own_settings(make, tmp_path):
+    """Values of GOAL's public code, which no default takes over, and which give way to what is set."""
+
+    def settings(args):
+        return args.per_device_train_batch_size, args.dataloader_drop_last, args.max_grad_norm, args.decay_all
+
+    assert settings(make()) == settings(make(recipe="best")) == (64, False, 1.0, False)
+    assert settings(make(recipe="goal")) == (16, True, 0.0, True)
+    assert chosen(make(recipe="goal")) == ("goal", "best", False)
+    given = {"per_device_train_batch_size": 64, "dataloader_drop_last": False, "max_grad_norm": 1.0, "decay_all": False}
+    assert settings(make(recipe="goal", **given)) == (64, False, 1.0, False)
+    assert settings(make(max_grad_norm=0.0, decay_all=True)) == (64, False, 0.0, True)
+    flags = [
+        "--model",
+        "m",
+        "--train_data",
+        "d",
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+        "true",
+        "--recipe",
+        "goal",
+    ]
+    assert settings(parse(flags)[1]) == (16, True, 0.0, True)
+    assert settings(parse([*flags, "--dataloader_drop_last", "false", "--max_grad_norm", "2"])[1]) == (
+        16,
+        False,
+        2.0,
+        True,
+    )
+    assert settings(parse([*flags[:-2], "--decay_all", "--dataloader_drop_last"])[1]) == (64, True, 1.0, True)
 
 
 def test_what_is_given_overrules_the_recipe(make):
@@ -58,9 +92,9 @@ def test_flags_and_files(tmp_path):
 def test_a_recipes_weight_goes_to_the_objectives_that_have_the_loss(make, monkeypatch):
     recipe = {**training_arguments.RECIPES["best"], "local_weight": 2.0}
     monkeypatch.setitem(training_arguments.RECIPES, "best", recipe)
-    assert make(recipe="best").resolved_objective().local_weight == 2.0
-    assert make(recipe="best", local_weight=0.25).resolved_objective().local_weight == 0.25
-    assert make(recipe="best", local_weight=0.0).resolved_objective().local_weight == 0.0
+    assert make(recipe="best").resolved_objective().weights.local_weight == 2.0
+    assert make(recipe="best", local_weight=0.25).resolved_objective().weights.local_weight == 0.25
+    assert make(recipe="best", local_weight=0.0).resolved_objective().weights.local_weight == 0.0
     for name in ("global", "sparc"):
         assert not make(recipe="best", objective=name).resolved_objective().needs_pairs
 

@@ -13,7 +13,6 @@ import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches import neighbours
 from fastgoal.trainer.batches.pair_data import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -95,7 +94,7 @@ def near(clip, pairs, folder, again=False, rows=ROWS):
     )
     if again:
         trainer.model.get_image_features = None
-    return neighbours.training_neighbours(trainer, trainer.train_dataset)
+    return trainer._find_neighbours(trainer.train_dataset)
 
 
 def work(rank, port, clip, pairs, folder):

@@ -4,38 +4,48 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
 from .collator import FastGoalCollator
-from .near_batches import NEIGHBOURS, nearest_rows
 from .pair_data import captions_of
-
-if TYPE_CHECKING:
-    from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 
 logger = logging.get_logger(__name__)
 
 # In a folder of its own: safetensors beside the model's would be counted and pushed as weights.
 FILE = Path("near_batches", "neighbours.safetensors")
 MARKED_VALUES = 1000
+NEIGHBOURS = 50
+SAME_PICTURE = 0.9999
 
 
-def training_neighbours(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
+def training_neighbours(
+    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
+) -> torch.Tensor:
     """The neighbours of every training image, by its embedding from the model as it is now.
 
     A file in the output folder keeps them, marked with weights and captions: a training that goes on from a checkpoint
     takes them from there, provided its trainer was made with the model that the training started from.
+
+    Args:
+        model: The model, not wrapped.
+        processor: The model's `FastGoalProcessor`.
+        data: The training data, rows by number.
+        accelerator: The processes that share the work.
+        args: The output folder, and how data are loaded.
 
     Returns:
         `(rows, count)` on the CPU, as `nearest_rows` gives it; the same in every process.
@@ -46,13 +56,13 @@ def training_neighbours(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
     """
     if isinstance(data, IterableDataset):
         raise ValueError("`near_batches` needs a data set whose rows are read by number, got one that is streamed.")
-    if trainer.processing_class is None:
+    if processor is None:
         raise ValueError(
             "`near_batches` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
         )
-    args, main = trainer.args, trainer.is_world_process_zero()
-    file = Path(args.output_dir) / FILE
-    mark = _mark(trainer.accelerator.unwrap_model(trainer.model), data) if main else ""
+    main = accelerator.is_main_process
+    file = Path(args.output_dir or ".") / FILE
+    mark = _mark(model, data) if main else ""
     kept = _read(file, mark) if main else None
     is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
     table = torch.empty(len(data), min(NEIGHBOURS, max(len(data) - 1, 0)), dtype=torch.long)
@@ -62,7 +72,7 @@ def training_neighbours(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
         start = time.monotonic()
         if main:
             logger.warning(f"Near batches: looking for the training images that look alike, {len(data):,} in all.")
-        embeds = _image_embeds(trainer, data)
+        embeds = _image_embeds(model, processor, data, accelerator, args)
         if main:
             table = nearest_rows(embeds).cpu()
             _write(file, table, mark)
@@ -70,16 +80,41 @@ def training_neighbours(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
     return broadcast(table.to(args.device)).cpu()
 
 
+def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBOURS, chunk: int = 2048) -> torch.Tensor:
+    """The most similar other rows of each row, by cosine, the nearest first.
+
+    Rows that are the same picture (a cosine above 0.9999) are no neighbours: their captions are both right.
+
+    Args:
+        embeds: `(rows, dim)`, of any length.
+        count: Neighbours wanted; with fewer other rows there are fewer.
+        chunk: Rows compared with all others at a time: the memory is `chunk * rows` numbers.
+
+    Returns:
+        Row numbers `(rows, count)`, -1 where there is none.
+    """
+    embeds = F.normalize(embeds.float(), dim=-1)
+    found = []
+    for start in range(0, len(embeds), chunk):
+        similarity = embeds[start : start + chunk] @ embeds.T
+        similarity[similarity > SAME_PICTURE] = -torch.inf
+        own = torch.arange(len(similarity), device=similarity.device)
+        similarity[own, start + own] = -torch.inf
+        values, rows = similarity.topk(min(count, max(len(embeds) - 1, 0)), dim=1)
+        found.append(rows.masked_fill(values.isneginf(), -1))
+    return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.long)
+
+
 @torch.no_grad()
-def _image_embeds(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
+def _image_embeds(
+    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
+) -> torch.Tensor:
     """Embeddings of all images, `(rows, dim)` in every process, each of which embeds a share."""
-    args = trainer.args
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     first, end = (len(data) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
     loader: DataLoader = DataLoader(
         Subset(data, range(first, end)),
         batch_size=args.per_device_eval_batch_size,
-        collate_fn=FastGoalCollator(trainer.processing_class).pixel_values,  # type: ignore[arg-type]
+        collate_fn=FastGoalCollator(processor).pixel_values,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,
@@ -87,7 +122,7 @@ def _image_embeds(trainer: "FastGoalTrainer", data: Any) -> torch.Tensor:
     parts = [torch.empty(0, model.config.projection_dim, device=args.device)]  # a share may be empty
     home = model.device  # not the device of the training where that cuts the model into shards later
     # A data loader draws a random number for its workers, which would change the training's.
-    with torch.random.fork_rng(devices=[]), eval_mode(model.to(args.device)), trainer.accelerator.autocast():
+    with torch.random.fork_rng(devices=[]), eval_mode(model.to(args.device)), accelerator.autocast():
         for pixels in loader:
             features = model.get_image_features(pixel_values=pixels.to(args.device, model.dtype))
             parts.append(features.pooler_output.float())

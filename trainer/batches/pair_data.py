@@ -1,10 +1,15 @@
-"""A pairs data set as the trainer reads it: rows by number, images left undecoded for the workers."""
+"""Data sets as the trainer reads them: rows by number, images left undecoded for the workers, checked beforehand."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
+import pyarrow.compute
 from torch.utils.data import Dataset
 
 from fastgoal.processing.data.sources import DatasetSource, Source, open_source
+
+READ_AT_ONCE = 10_000
 
 
 class PairData(Dataset):
@@ -33,32 +38,96 @@ class PairData(Dataset):
         row = self.source[index]
         return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
 
-    def captions(self) -> list[str]:
-        """Each row's caption, empty where it has none; images are not touched."""
-        if not isinstance(self.source, DatasetSource):
-            return [self.source[index].caption for index in range(self.rows)]
-        column = self.source.caption_column
-        captions = self.source.dataset.select_columns([column])[: self.rows][column]
-        return [" ".join(caption) if isinstance(caption, list) else caption or "" for caption in captions]
-
-    def caption_lengths(self) -> list[int]:
-        """Characters of each row's caption."""
-        return [len(caption) for caption in self.captions()]
-
-    def require_pairs(self) -> None:
-        """Check that the first row has local pairs.
-
-        Raises:
-            ValueError: It has none; the message says how to make them.
-        """
-        if not self[0].get("pairs"):
-            raise ValueError(
-                f"{self.source.name} has no local pairs, which this objective trains on. Make them with "
-                "`fastgoal pairs SOURCE --output DIR --model CLIP`, or train with the objective global or sparc, which "
-                "need none."
-            )
-
 
 def captions_of(data: Any) -> list[str]:
-    """The captions of a `PairData` or of a sequence of rows."""
-    return data.captions() if isinstance(data, PairData) else [row["caption"] for row in data]
+    """The captions of a `PairData`, of a `datasets.Dataset` or of a sequence of rows; images are not touched.
+
+    Raises:
+        ValueError: A row of a `PairData` has no caption; the message names it.
+    """
+    if isinstance(data, PairData):
+        return [data.source.caption(index) for index in range(len(data))]
+    if _is_table(data):
+        data = data.select_columns(["caption"])
+    return [row["caption"] for row in data]
+
+
+def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
+    """Check that each row has what `FastGoalCollator` reads; of data sets on the disk only the columns that tell.
+
+    Streams, and data sets of other kinds, are not looked into: the collator names the row that it stops at.
+
+    Args:
+        data: A `PairData`, a `datasets.Dataset`, a sequence of rows, a dict of such by name, or None.
+        name: What to call it in messages.
+        needs_pairs: Whether each row must have local pairs.
+
+    Raises:
+        TypeError: The data are a single row, or a row is no dict.
+        ValueError: A row has no image, no caption or no local pairs; the message names the first and says how many.
+    """
+    if isinstance(data, Mapping):
+        if "image" in data or "caption" in data:
+            raise TypeError(f"`{name}` must be rows, a list of dicts or a data set, got a single row: pass `[row]`.")
+        for key, part in data.items():
+            check_rows(part, f"{name}[{key!r}]", needs_pairs)
+    elif isinstance(data, PairData | Sequence) or _is_table(data):
+        for key in ("image", "caption"):
+            _require(_holds(data, key), data, name, f"`{key}`", "Each must be a dict with `image` and `caption`")
+        if needs_pairs:
+            way_out = (
+                "This objective trains on them: make them with `fastgoal pairs SOURCE --output DIR --model CLIP` or "
+                "`processor.pair_rows(images, captions, model)`, leave such rows out, or train with the objective "
+                "global or sparc, which need none"
+            )
+            _require(_holds(data, "pairs"), data, name, "local pairs", way_out)
+
+
+def _require(holds: Iterator[bool], data: Any, name: str, what: str, way_out: str) -> None:
+    lacking = [index for index, held in enumerate(holds) if not held]
+    if lacking:
+        raise ValueError(
+            f"`{name}`: {len(lacking):,} of {len(data):,} rows have no {what}; the first is "
+            f"{_where(data, lacking[0])}. {way_out}."
+        )
+
+
+def _holds(data: Any, key: str) -> Iterator[bool]:
+    """For each row whether it has the key, with a value; a list of pairs must not be empty."""
+    if isinstance(data, Sequence):
+        for index, row in enumerate(data):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"Row {index} must be a dict with `image` and `caption`, got a {type(row).__name__}.")
+            yield bool(row.get(key)) if key == "pairs" else row.get(key) is not None
+        return
+    table = data
+    if isinstance(data, PairData):
+        if key != "pairs":  # a source has found both columns when it was opened, and checks them row by row
+            return
+        table = data.source.dataset if isinstance(data.source, DatasetSource) else None
+    if table is None:
+        yield from (bool(data[index].get(key)) for index in range(len(data)))
+    elif key not in table.column_names or (key == "pairs" and not _is_list(table, key)):
+        yield from [False] * len(data)
+    elif key == "pairs":
+        table = table.select_columns([key]).with_format("arrow").select(range(len(data)))
+        for part in table.iter(READ_AT_ONCE):
+            yield from (bool(length) for length in pyarrow.compute.list_value_length(part[key]).to_pylist())
+
+
+def _is_list(table: Any, column: str) -> bool:
+    return hasattr(table.features.arrow_schema.field(column).type, "value_type")
+
+
+def _is_table(data: Any) -> bool:
+    """Whether this is a data set of `datasets` whose rows are its columns, and not made of them by a function."""
+    return isinstance(data, datasets.Dataset) and data.format["type"] != "custom"
+
+
+def _where(data: Any, index: int) -> str:
+    """A row in words."""
+    if isinstance(data, PairData):
+        return data.source.where(index)
+    table = data.remove_columns("image") if _is_table(data) and "image" in data.column_names else data
+    name = table[index].get("file_name")
+    return f"row {index} ({name})" if name else f"row {index}"

@@ -76,6 +76,11 @@ def make(tiny_clip, twins, tmp_path):
     return trainer
 
 
+def find(trainer, data):
+    """The neighbours as the trainer has them looked for."""
+    return trainer._find_neighbours(data)
+
+
 def recorded(trainer):
     """The captions of each batch that the trainer is going to take."""
     seen = []
@@ -97,7 +102,7 @@ def kept_file(tmp_path, folder="run"):
 @pytest.mark.parametrize("kind", ["list", "folder", "workers"])
 def test_the_nearest_is_the_twin(make, twins, twins_folder, kind):
     data = twins if kind == "list" else PairData(str(twins_folder))
-    found = neighbours.training_neighbours(make(data, dataloader_num_workers=2 if kind == "workers" else 0), data)
+    found = find(make(data, dataloader_num_workers=2 if kind == "workers" else 0), data)
     assert found.shape == (16, 15)
     assert found[:, 0].tolist() == [*range(TWINS, 2 * TWINS), *range(TWINS)]
 
@@ -116,7 +121,7 @@ def test_rows_and_order_of_the_models_embeddings(make, twins):
 
     trainer.model.get_image_features = embed
     trainer.model.train()
-    found = neighbours.training_neighbours(trainer, twins)
+    found = find(trainer, twins)
     assert trainer.model.training
     for row in range(16):
         others = sorted((i for i in range(16) if i != row), key=lambda i: (angles[i] - angles[row]).abs())
@@ -159,8 +164,8 @@ def test_a_resumed_training_goes_on_in_the_same_order(make, tmp_path, monkeypatc
     seen = recorded(whole)
     whole.train()
     before = whole._neighbours
-    trained = neighbours._image_embeds(whole, whole.train_dataset)
-    assert not torch.equal(neighbours.nearest_rows(trained), before)  # the trained model's are others
+    trained = make(model=whole.model, folder="trained")
+    assert not torch.equal(find(trained, trained.train_dataset), before)  # the trained model's are others
     assert len(seen) == 8
 
     resumed = make()
@@ -175,19 +180,19 @@ def test_a_resumed_training_goes_on_in_the_same_order(make, tmp_path, monkeypatc
 
 
 def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
-    own = neighbours.training_neighbours(make(), twins)
+    own = find(make(), twins)
     file = kept_file(tmp_path)
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # no draft is left
     assert torch.equal(load_file(file)["neighbours"].long(), own)
 
     def read(trainer):
         """Whether a file that says that row 3 is the nearest of all is believed."""
-        neighbours.training_neighbours(make(), twins)
+        find(make(), twins)
         with neighbours.safe_open(file, "pt") as kept:
             mark = kept.metadata()
         assert mark["rows"] == "16"
         save_file({"neighbours": torch.full((16, 15), 3, dtype=torch.int32)}, file, mark)
-        found = neighbours.training_neighbours(trainer, trainer.train_dataset)
+        found = find(trainer, trainer.train_dataset)
         file.unlink()
         return bool((found == 3).all())
 
@@ -201,9 +206,9 @@ def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
 
 
 def test_a_broken_file_is_made_anew(make, twins, tmp_path):
-    own = neighbours.training_neighbours(make(), twins)
+    own = find(make(), twins)
     kept_file(tmp_path).write_bytes(b"no tensors")
-    assert torch.equal(neighbours.training_neighbours(make(), twins), own)
+    assert torch.equal(find(make(), twins), own)
     assert torch.equal(load_file(kept_file(tmp_path))["neighbours"].long(), own)
 
 
@@ -215,7 +220,7 @@ def test_random_numbers_are_left_alone(make, twins):
         trainer = make(folder=f"run{workers}", dataloader_num_workers=workers)
         torch.manual_seed(7)
         before = state()
-        neighbours.training_neighbours(trainer, twins)
+        find(trainer, twins)
         after = state()
         assert torch.equal(before[0], after[0])
         assert before[1] == after[1]
@@ -252,9 +257,29 @@ def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, capl
     assert len(lines) == 2
     assert "16" in lines[0]
     assert re.search(r"found in \d+ s", lines[1])
-    settings = training_facts(trainer).settings
+    settings = training_facts(trainer.run_facts()).settings
     assert (settings["recipe"], settings["near_batches"]) == ("paper", True)
     assert "pair_choice" not in settings  # the objective has no pairs
     trainer.save_model()
     # The neighbours are no weights: they lie where weights are not looked for.
     assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.fixture
+def points():
+    """40 points; 2k and 2k + 1 lie close together, all others far apart."""
+    centres = torch.eye(20).repeat_interleave(2, dim=0)
+    return centres + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+
+
+def test_nearest_rows_against_sorting_them_all(points):
+    found = neighbours.nearest_rows(3 * points, count=7, chunk=9)
+    unit = points / points.norm(dim=1, keepdim=True)
+    for row in range(40):
+        others = sorted((other for other in range(40) if other != row), key=lambda other: -unit[row] @ unit[other])
+        assert found[row].tolist() == others[:7]
+
+
+def test_the_same_picture_is_no_neighbour():
+    embeds = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.5]])
+    assert neighbours.nearest_rows(embeds, 5).tolist() == [[2, -1], [2, -1], [0, 1]]

@@ -22,9 +22,9 @@ class Towers(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
 
     def loss(self, rows: dict[str, torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
-        embeds = {name: gather_with_gradient(self.maps[name](rows[name])) for name in NAMES}
+        rows = {name: gather_with_gradient(self.maps[name](rows[name])) for name in NAMES}
         valid = gather_with_gradient(valid)
-        return fast_goal_loss(embeds, self.scale.exp(), region_valid=valid, sentence_valid=valid)["loss"]
+        return fast_goal_loss({**rows, "region_valid": valid, "sentence_valid": valid}, self.scale.exp())["loss"]
 
 
 def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:

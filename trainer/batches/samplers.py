@@ -1,40 +1,57 @@
-"""Batches in which images that look alike come in twos, so that only the details of a caption tell them apart."""
+"""Orders of the rows of an epoch: batches of captions of like length, and of images that look alike in twos."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
+from torch.utils.data import Sampler
 
-from .length_groups import POOL_BATCHES, CaptionLengthSampler
-
-NEIGHBOURS = 50
-SAME_PICTURE = 0.9999
+POOL_BATCHES = 50
 PASSED_OVER = 0.3
 
 
-def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBOURS, chunk: int = 2048) -> torch.Tensor:
-    """The most similar other rows of each row, by cosine, the nearest first.
+class CaptionLengthSampler(Sampler[int]):
+    """Row numbers in an order in which every batch holds captions of like length.
 
-    Rows that are the same picture (a cosine above 0.9999) are no neighbours: their captions are both right.
+    Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches are shuffled. So
+    batches differ from epoch to epoch. The negatives of a contrastive loss are then of like length too, which takes a
+    clue away that tells nothing about the image.
 
     Args:
-        embeds: `(rows, dim)`, of any length.
-        count: Neighbours wanted; with fewer other rows there are fewer.
-        chunk: Rows compared with all others at a time: the memory is `chunk * rows` numbers.
-
-    Returns:
-        Row numbers `(rows, count)`, -1 where there is none.
+        lengths: Length of each row's caption, in any unit.
+        batch_size: Rows of a batch over all processes.
+        seed: Of the shuffling; the epoch is added to it.
     """
-    embeds = F.normalize(embeds.float(), dim=-1)
-    found = []
-    for start in range(0, len(embeds), chunk):
-        similarity = embeds[start : start + chunk] @ embeds.T
-        similarity[similarity > SAME_PICTURE] = -torch.inf
-        own = torch.arange(len(similarity), device=similarity.device)
-        similarity[own, start + own] = -torch.inf
-        values, rows = similarity.topk(min(count, max(len(embeds) - 1, 0)), dim=1)
-        found.append(rows.masked_fill(values.isneginf(), -1))
-    return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.long)
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
+        self.lengths = torch.as_tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next pass is; the Trainer calls it, also when it goes on from a checkpoint."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        pools = shuffled.split(POOL_BATCHES * self.batch_size)
+        rows = torch.cat([pool[self.lengths[pool].argsort(descending=True)] for pool in pools])
+        return self._shuffle_batches(rows, generator)
+
+    def _shuffle_batches(self, rows: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
+        """The rows cut into batches, the batches in a new order."""
+        batches = list(rows.split(self.batch_size))
+        # A batch that is not full can only be the last one: whoever cuts the order into batches cuts it there.
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        for batch in [*(batches[i] for i in order), *short]:
+            yield from batch.tolist()
 
 
 class NearPairSampler(CaptionLengthSampler):
@@ -46,7 +63,8 @@ class NearPairSampler(CaptionLengthSampler):
     cannot tell such twos apart by background or subject: it has to look at the details (hard negatives).
 
     Args:
-        neighbours: Each row's neighbours, the nearest first, -1 for none, `(rows, count)`; see `nearest_rows`.
+        neighbours: Each row's neighbours, the nearest first, -1 for none, `(rows, count)`; see
+            `neighbours.nearest_rows`.
         batch_size: Rows of a batch over all processes.
         seed: Of the shuffling; the epoch is added to it.
         lengths: Length of each row's caption, in any unit; None leaves lengths out of account.

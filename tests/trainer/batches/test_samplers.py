@@ -1,11 +1,12 @@
-"""Batches of captions of like length."""
+"""Orders of rows: batches of captions of like length, and of images that look alike in twos."""
 
 import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.length_groups import CaptionLengthSampler
+from fastgoal.trainer.batches.neighbours import nearest_rows
 from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
 
 
 def batches_of(sampler, size):
@@ -82,10 +83,55 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
     assert seen[-1][-2:] == whole[4:]
 
 
-def test_lengths_do_not_touch_images(pairs_folder, rows, tmp_path):
-    assert PairData(str(pairs_folder)).caption_lengths() == [len(row["caption"]) for row in rows]
-    assert PairData(str(pairs_folder), limit=3).caption_lengths() == [len(row["caption"]) for row in rows[:3]]
-    lines = '{"file_name": "no.png", "captions": ["ab", "cde."]}\n{"file_name": "no.png", "captions": ["x"]}\n'
-    (tmp_path / "metadata.jsonl").write_text(lines)
-    data = PairData(str(tmp_path))
-    assert data.caption_lengths() == [len(data.source[i].caption) for i in range(2)]
+@pytest.fixture
+def twins():
+    """40 rows; rows 2k and 2k + 1 lie close together, all others far apart."""
+    centres = torch.eye(20).repeat_interleave(2, dim=0)
+    return centres + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+
+
+def test_few_rows():
+    assert nearest_rows(torch.ones(0, 4)).shape[0] == 0
+    assert nearest_rows(torch.ones(1, 4)).shape == (1, 0)
+    assert list(NearPairSampler(nearest_rows(torch.ones(1, 4)), 4)) == [0]
+    assert list(NearPairSampler(nearest_rows(torch.ones(0, 4)), 4)) == []
+
+
+def test_twins_share_a_batch_and_every_row_comes_once(twins):
+    sampler = NearPairSampler(nearest_rows(twins, 1), 8, seed=3)
+    together = 0
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(40))
+        batches = [set(order[i : i + 8]) for i in range(0, 40, 8)]
+        together += sum({2 * k, 2 * k + 1} <= batch for k in range(20) for batch in batches)
+    # The first of the two passes the other over with a chance of 0.3; at random they would meet in 18 of 100.
+    assert together >= 0.6 * 5 * 20
+
+
+def test_epochs_of_twins_differ_and_come_again(twins):
+    near = nearest_rows(twins)
+    sampler = NearPairSampler(near, 8, seed=1)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(sampler) == list(NearPairSampler(near, 8, seed=2))
+
+
+def test_pairs_of_like_length_make_a_batch(twins):
+    lengths = torch.randint(10, 200, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    near = nearest_rows(twins)
+
+    def padding(sampler):
+        order = list(sampler)
+        batches = [[lengths[row] for row in order[i : i + 8]] for i in range(0, 40, 8)]
+        return sum(8 * max(batch) - sum(batch) for batch in batches)
+
+    assert padding(NearPairSampler(near, 8, lengths=lengths)) < 0.8 * padding(NearPairSampler(near, 8))
+
+
+def test_an_odd_batch_and_a_short_last_one(twins):
+    order = list(NearPairSampler(nearest_rows(twins), 7))
+    assert sorted(order) == list(range(40))

@@ -1,0 +1,88 @@
+"""What the towers are asked, against CLIP itself and a slow loop; any CLIPModel will do."""
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from fastgoal.modeling_fastgoal import word_mask
+from fastgoal.modeling_fastgoal.towers_fastgoal import (
+    cut_texts,
+    patch_embeds,
+    patch_tokens,
+    pool_patches,
+    pool_text,
+    text_positions,
+    token_embeds,
+)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip):
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    with torch.no_grad():  # norms that do something, so that skipping one would show
+        for norm in (model.vision_model.post_layernorm, model.text_model.final_layer_norm):
+            norm.weight.normal_(1, 0.3)
+            norm.bias.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture
+def ids(clip):
+    ids = torch.randint(0, 512, (2, 9), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = clip.text_model.eos_token_id
+    return ids
+
+
+@torch.no_grad()
+def test_patches_in_the_joint_space(clip):
+    outputs = clip.vision_model(torch.randn(2, 3, 32, 32))
+    assert patch_tokens(outputs).shape == (2, 16, 32)
+    embeds = patch_embeds(clip, outputs)
+    one = outputs.last_hidden_state[1, 6]  # behind the class token: patch 5
+    torch.testing.assert_close(embeds[1, 5], clip.visual_projection(clip.vision_model.post_layernorm(one)))
+    # A region of one patch is that patch; an empty one is a row of zeros.
+    mask = torch.zeros(2, 16)
+    mask[1, 5] = 1
+    pooled = pool_patches(clip, outputs, mask)
+    torch.testing.assert_close(pooled[1], torch.nn.functional.normalize(embeds[1, 5], dim=0))
+    assert torch.equal(pooled[0], torch.zeros(16))
+    # The mean is of the tokens, before norm and projection.
+    mask[0, [1, 2, 9]] = 1
+    mean = sum(outputs.last_hidden_state[0, 1 + patch] for patch in (1, 2, 9)) / 3
+    expected = clip.visual_projection(clip.vision_model.post_layernorm(mean))
+    torch.testing.assert_close(pool_patches(clip, outputs, mask)[0], expected / expected.norm())
+
+
+@torch.no_grad()
+def test_tokens_in_the_joint_space(clip, ids):
+    outputs = clip.text_model(ids, output_hidden_states=True)
+    embeds = token_embeds(clip, outputs)
+    torch.testing.assert_close(embeds[:, -1], clip.get_text_features(ids).pooler_output)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[1, 3] = True
+    pooled = pool_text(clip, outputs, mask)
+    torch.testing.assert_close(pooled[1], torch.nn.functional.normalize(embeds[1, 3], dim=0))
+    assert torch.equal(pooled[0], torch.zeros(16))
+    with pytest.raises(ValueError, match=r"\(2, 9\).*got \(2, 8\)"):
+        pool_text(clip, outputs, mask[:, 1:])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_long_texts_end_in_eos(clip, monkeypatch, legacy):
+    eos = clip.text_model.eos_token_id
+    if legacy:  # says 2, means the highest id, which EOS is
+        monkeypatch.setattr(clip.text_model, "eos_token_id", 2)
+    assert text_positions(clip) == 77
+    long = torch.randint(3, 500, (2, 100))
+    long[0, -1], long[1, 10:] = eos, eos
+    cut = cut_texts(long, clip)
+    assert cut.shape == (2, 77)
+    assert cut[0, -1] == eos
+    assert torch.equal(cut[0, :-1], long[0, :76])
+    assert torch.equal(cut[1], long[1, :77])
+    assert long[0, 76] != eos
+
+
+def test_words_are_neither_bos_nor_eos_nor_padding():
+    attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    assert word_mask(attention).int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
