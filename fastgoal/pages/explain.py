@@ -32,6 +32,7 @@ from fastgoal.hub_cards.pictures import (
     text_block,
 )
 from fastgoal.hub_cards.wording import number
+from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds, patch_tokens
 from fastgoal.pages.render import render
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import LocalPair, eval_mode
@@ -112,9 +113,7 @@ def explain(
     with eval_mode(model):
         inputs = processor.image_processor(images=[image], return_tensors="pt")
         vision = model.vision_model(pixel_values=inputs["pixel_values"].to(model.device, model.dtype))
-        tokens = vision.last_hidden_state[:, 1:]  # (1, patches, width); the class token comes first
-        patches = model.visual_projection(model.vision_model.post_layernorm(tokens)).float()[0].cpu()
-        patches = torch.nn.functional.normalize(patches, dim=-1)
+        patches = torch.nn.functional.normalize(patch_embeds(model, vision).float()[0].cpu(), dim=-1)
     texts = encode_texts(model, processor, [pair.sentence.text for pair in pairs])
     whole = encode_texts(model, processor, [caption])[0] @ encode_images(model, processor, [image])[0]
 
@@ -123,7 +122,7 @@ def explain(
     shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
     lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), max_text_length(model))
     heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
-    components = principal_components(tokens[0].float().cpu()).reshape(rows, columns, 3)
+    components = principal_components(patch_tokens(vision)[0].float().cpu()).reshape(rows, columns, 3)
     return Explanation(name, float(whole), lines, frames, heats, components, shown)  # type: ignore[arg-type]
 
 

@@ -1,11 +1,12 @@
 """GOAL's joint test: global and local pairs in one gallery, scored by mean average precision (arXiv 2503.17782)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgoal.processing.data.pairs_dataset import best_pair
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
@@ -13,8 +14,6 @@ from fastgoal.processing.images import load_image
 from .embeddings import EncodedSource, encode_images, encode_texts
 from .retrieval import WAYS
 from .rivals import TIE, check_positive, count_rivals, unit_rows
-
-_PAIR_COLUMNS = ("pairs", "sentences", "regions")
 
 
 @torch.no_grad()
@@ -131,24 +130,6 @@ class _Crops(Sequence[Any]):
         row = self.source[self.rows[index]]
         pair = best_pair(row.columns, self.source.where(self.rows[index]))
         return crop_box(load_image(row.image, name=row.name), row.columns["regions"][pair["region"]]["box"])
-
-
-def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The pair for training of a row of a pairs data set.
-
-    Raises:
-        ValueError: The row is of another kind of data set.
-    """
-    pairs = row.get("pairs")
-    if not isinstance(pairs, list) or not all(isinstance(row.get(key), list) for key in _PAIR_COLUMNS):
-        raise ValueError(
-            f"{where} has no local pairs; the joint test needs a data set that `fastgoal pairs` wrote (build it with"
-            " the same model for all models that are compared)."
-        )
-    best = next((pair for pair in pairs if pair["best"]), None)
-    if best is None:
-        raise ValueError(f"{where} has no best pair among its {len(pairs)}.")
-    return dict(best)
 
 
 def evaluate_joint(

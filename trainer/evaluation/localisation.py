@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds
 from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.data.sources import Source, SourceRow
 from fastgoal.processing.geometry import ImageTransform, patch_mask
@@ -136,7 +137,7 @@ def localise(
                     regions = regions_from_boxes(query.boxes, image.size, name=source.where(number))
                     masks = [patch_mask(region.box, transform, patch_size) for region in regions]
                     queries.append((len(images) - 1, query.text, torch.stack(masks).any(0)))
-            tokens = patch_embeds(model, processor, images)
+            tokens = embed_patches(model, processor, images)
             patches = tokens.shape[1]
             seen = [query for query in queries if bool(query[2].any())]
             outside += len(queries) - len(seen)
@@ -159,12 +160,11 @@ def localise(
 
 
 @torch.no_grad()
-def patch_embeds(model: Any, processor: Any, images: Sequence[Any]) -> Tensor:
+def embed_patches(model: Any, processor: Any, images: Sequence[Any]) -> Tensor:
     """Every patch of some images in the joint space, `(images, patches, width)`, normalised, float32, on the CPU."""
     pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
     vision = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
-    tokens = model.vision_model.post_layernorm(vision.last_hidden_state[:, 1:])  # the class token comes first
-    return normalize(model.visual_projection(tokens).float(), dim=-1).cpu()
+    return normalize(patch_embeds(model, vision).float(), dim=-1).cpu()
 
 
 def first_hit(similarity: Tensor, covered: Tensor) -> Tensor:
