@@ -136,13 +136,14 @@ def build_captions(
             pending = [row for row in rows if row not in done]
             starts = range(0, len(pending), batch_size)
             shards = [Shard(pending[start], pending[start : start + batch_size]) for start in starts]
-
-            def load_maker() -> _CaptionMaker:
-                return _CaptionMaker(
-                    source, output, load_captioner(), settings.seed, on_error == "skip", batch_size, show
-                )
-
-            records += run_shards(shards, load_maker, len(rows), "captions", progress).values()
+            skip, seed = on_error == "skip", settings.seed
+            records += run_shards(
+                shards,
+                lambda: _CaptionMaker(source, output, load_captioner(), seed, skip, batch_size, show),
+                len(rows),
+                "captions",
+                progress,
+            ).values()
             summary = _write_metadata(output, records)
             folder.finish(manifest, summary)
         for path in folder.work.glob(BATCHES):
@@ -150,27 +151,20 @@ def build_captions(
     return {**summary, "made": len(pending)}
 
 
+@dataclass
 class _CaptionMaker:
     """Captions batches of images and writes each down, with its images, before it begins the next."""
 
-    def __init__(
-        self,
-        source: Source,
-        output: Path,
-        captioner: Callable[..., list[Caption]],
-        seed: int,
-        skip: bool,
-        batch_size: int,
-        show: Callable[[str, str], Any] | None,
-    ) -> None:
-        self.source = source
-        self.output = output
-        self.work = output / WORK_FOLDER
-        self.captioner = captioner
-        self.seed = seed
-        self.skip = skip
-        self.show = show
-        self.ahead = batch_size
+    source: Source
+    output: Path
+    captioner: Callable[..., list[Caption]]
+    seed: int
+    skip: bool
+    ahead: int
+    show: Callable[[str, str], Any] | None
+
+    def __post_init__(self) -> None:
+        self.work = self.output / WORK_FOLDER
         self.threads = Threads(DECODERS, overlap=True)
 
     def load(self, row: int) -> _Picture | BadRow:
@@ -180,8 +174,7 @@ class _CaptionMaker:
             stored = found.image
             if isinstance(stored, dict):
                 stored = stored.get("bytes") or stored["path"]
-            if not isinstance(stored, bytes):
-                stored = Path(stored)
+            stored = stored if isinstance(stored, bytes) else Path(stored)
             image = load_image(stored, name=found.name if isinstance(stored, bytes) else None)
             return _Picture(row, self._file_name(row, found.name, stored), image, stored)
         except (ValueError, OSError) as error:
@@ -199,11 +192,8 @@ class _CaptionMaker:
                 self._store(picture)
             row = {"row": picture.row, "file_name": picture.file_name}
             entries.append({**row, "caption": caption.text, "finish": caption.finish})
-        record = {
-            "rows": entries,
-            "skipped": [asdict(row) for row in skipped],
-            "seconds": time.perf_counter() - clock,
-        }
+        left = [asdict(row) for row in skipped]
+        record = {"rows": entries, "skipped": left, "seconds": time.perf_counter() - clock}
         write_json(self.work / BATCH.format(shard.number), record, self.work)
         advance(len(shard.rows))
         if self.show and entries:

@@ -60,8 +60,8 @@ def run_shards(
     Args:
         pending: What there is to do.
         load_maker: Loads the models; not called if there is nothing to do.
-        total: Rows of all shards, for the bar; those that are not pending count as done.
-        what: Title of the bar.
+        total: Rows of all shards; those that are not pending count as done.
+        what: Title of the bar that shows the rows done.
         progress: Show it.
 
     Returns:
@@ -207,6 +207,11 @@ class Clock:
                 except StopIteration:
                     return
             yield item
+
+    def read(self) -> Counter[str]:
+        """The seconds up to now."""
+        self._enter(self._stage)
+        return self.seconds.copy()
 
     def _enter(self, stage: str) -> str:
         now = time.perf_counter()

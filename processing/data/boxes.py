@@ -1,13 +1,15 @@
 """Boxes that came with the data, checked and made regions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from fastgoal.processing.regions import Box, Region, check_size, clip_box
 
+_COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
 _FORMAT = (
     "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
     "remove boxes that have no area."
@@ -63,12 +65,35 @@ def regions_from_boxes(
         box = clip_box((x1, y1, x2, y2), (width, height))
         if box is None:
             raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area in the image. {_FORMAT}")
-        score = 1.0 if scores is None else float(scores[index])
-        if not math.isfinite(score):
-            raise ValueError(f"{what} has the score {score}: scores must be finite numbers.")
+        score: Any = 1.0 if scores is None else scores[index]
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise ValueError(f"{what} has the score {score!r}: scores must be finite numbers.")
         label = "" if labels is None or labels[index] is None else str(labels[index])
-        regions.append(Region(box, score, label, source))
+        regions.append(Region(box, float(score), label, source))
     return regions
+
+
+def column_regions(columns: Mapping[str, Any], column: str, image_size: tuple[int, int]) -> list[Region]:
+    """Boxes that came with a row: lists of four numbers (labels in the column `labels`) or dicts with `bbox`.
+
+    Raises:
+        ValueError: as `regions_from_boxes`, or the column is not there or holds something else.
+    """
+    if column not in columns:
+        raise ValueError(f"there is no column '{column}' with boxes; the row has {sorted(columns)}.")
+    boxes, labels, scores = columns[column] or [], columns.get("labels"), None
+    if not isinstance(boxes, list):
+        raise ValueError(f"the column '{column}' is a {type(boxes).__name__}; expected {_COLUMN}.")
+    if any(isinstance(box, dict) for box in boxes):
+        for number, box in enumerate(boxes):
+            if not isinstance(box, dict) or "bbox" not in box:
+                raise ValueError(f"box {number} of the column '{column}' is {box!r}; expected {_COLUMN}.")
+        scores = [1.0 if box.get("score") is None else box["score"] for box in boxes]
+        labels = [box.get("label") for box in boxes]
+        boxes = [box["bbox"] for box in boxes]
+    elif labels is not None and not isinstance(labels, list):
+        raise ValueError(f"the column 'labels' is {labels!r}; expected a list with a label for each box.")
+    return regions_from_boxes(boxes, image_size, labels, scores)
 
 
 def _check_box(row: Any, what: str) -> Box:

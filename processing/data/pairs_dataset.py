@@ -3,12 +3,13 @@ columns or single rows at a time, never all of it at once."""
 
 import json
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from .sources import METADATA, SHARD_NAME, parquet_files
+from .sources import METADATA, missing_shards, parquet_files
 
 MANIFEST = "fastgoal_pairs.json"
 # The columns with the names of their types; of lists of structs, those of what is in them.
@@ -89,7 +90,6 @@ class PairsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow
         import pyarrow.parquet
 
         self.folder = folder
@@ -103,10 +103,12 @@ class PairsFolder:
             _check_columns(opened.schema_arrow, path)
             self._opened.append(opened)
         self.rows = [opened.metadata.num_rows for opened in self._opened]
-        self._starts = [0, *accumulate(self.rows)]
+        self._groups = [(file, group) for file, one in enumerate(self._opened) for group in range(one.num_row_groups)]
+        sizes = (self._opened[file].metadata.row_group(group).num_rows for file, group in self._groups)
+        self._starts = [0, *accumulate(sizes)]
         if len(self) == 0:
             raise ValueError(f"{folder} has {len(self.files)} parquet files and not one row in them.")
-        self.missing = _missing_files(self.files)
+        self.missing = missing_shards(self.files)
         self.manifest = _read_manifest(folder / MANIFEST)
         self.skipped = _skipped_rows(folder, self.manifest)
 
@@ -127,22 +129,15 @@ class PairsFolder:
 
         Only the row groups they lie in are read.
         """
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for index in sorted(indices):
-            number = bisect_right(self._starts, index) - 1
-            offset, group, metadata = index - self._starts[number], 0, self._opened[number].metadata
-            while offset >= metadata.row_group(group).num_rows:
-                offset -= metadata.row_group(group).num_rows
-                group += 1
-            wanted.setdefault((number, group), []).append((index, offset))
-        for (number, group), places in wanted.items():
-            start, left = 0, list(places)
-            for batch in self._batches(number, list(COLUMNS), 64, [group]):
-                while left and left[0][1] < start + batch.num_rows:
-                    index, offset = left.pop(0)
-                    yield index, batch.slice(offset - start, 1).to_pylist()[0]
+        for place, numbers in groupby(sorted(indices), lambda index: bisect_right(self._starts, index) - 1):
+            wanted, start = deque(numbers), self._starts[place]
+            file, group = self._groups[place]
+            for batch in self._batches(file, list(COLUMNS), 64, [group]):
+                while wanted and wanted[0] < start + batch.num_rows:
+                    index = wanted.popleft()
+                    yield index, batch.slice(index - start, 1).to_pylist()[0]
                 start += batch.num_rows
-                if not left:
+                if not wanted:
                     break
 
     def _batches(
@@ -182,21 +177,14 @@ def _check_columns(schema: Any, path: Path) -> None:
         if isinstance(fields, dict):
             kind = schema.field(column).type
             is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-            inner = kind.value_type if is_list else kind
-            found = {inner.field(place).name for place in range(inner.num_fields)} if is_list else set()
+            inner = kind.value_type if is_list else pyarrow.null()
+            found = {inner.field(place).name for place in range(inner.num_fields)}
             lacks += [f"{column}.{field}" for field in fields if field not in found]
     if lacks:
         raise ValueError(
             f"{path} lacks {', '.join(lacks)}; its columns are {', '.join(schema.names)}. Name a folder that "
             "`fastgoal pairs` wrote."
         )
-
-
-def _missing_files(files: Sequence[Path]) -> list[str]:
-    there = {path.name for path in files}
-    series = sorted({(match["split"], match["count"]) for match in map(SHARD_NAME.fullmatch, there) if match})
-    names = [f"{split}-{index:05d}-of-{count}.parquet" for split, count in series for index in range(int(count))]
-    return [name for name in names if name not in there]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
