@@ -42,11 +42,9 @@ class PairSettings:
     """What the rows depend on. A run is only continued with the same settings.
 
     Args:
-        model: name of the matcher, with a mark that changes when its weights change.
+        model: name of the matcher, with a mark that changes when its weights change; its number format is `dtype`.
         detector: what proposes regions, and which of them stay.
-        dtype: number format of the matcher.
-        split: split of the source.
-        limit: use the first so many rows only.
+        split: split of the source, of which the first `limit` rows are used.
         shard_size: rows of the source in a shard.
     """
 

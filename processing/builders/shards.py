@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow.parquet
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
@@ -193,8 +194,6 @@ class ParquetShards:
 
         A damaged one is named in a warning: it was cut off, is unreadable, or does not fit its record.
         """
-        import pyarrow.parquet
-
         path = self.shard_path(index)
         if not path.exists():
             return None
@@ -226,8 +225,6 @@ class ParquetShards:
         Returns:
             The record.
         """
-        import pyarrow.parquet
-
         path, schema, count = self.shard_path(index), features.arrow_schema, 0
         work = self.folder / WORK_FOLDER
         with whole_file(path, work) as file:

@@ -36,9 +36,6 @@ def regions_from_boxes(
         source: `source` of the regions.
         name: the row or file, for the error.
 
-    Returns:
-        One region a box, in order, inside the image.
-
     Raises:
         ValueError: naming the row and the index of the box, if a box has not four finite numbers, has no area, lies
             outside the image or sticks out by more than one pixel, or if labels or scores are not one a box.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -40,8 +41,7 @@ def inspect_pairs(
     Args:
         folder: The data.
         count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
-        rows: How many rows to draw at random for showing.
-        seed: Of that draw.
+        rows: How many rows to draw for showing, at random by `seed`.
         repetitions: Look for captions and images that repeat one another, too; this reads all image files.
         progress: Show a bar.
 
@@ -137,8 +137,6 @@ class _Columns:
         self._undetected: list[int] = []
 
     def add(self, batch: Any, captions: list[str]) -> None:
-        import pyarrow.compute as pc
-
         count, start = batch.num_rows, len(self.names)
         self.names += [name or "" for name in batch.column("file_name").to_pylist()]
         self._keep("words", [len(caption.split()) for caption in captions])
@@ -152,8 +150,7 @@ class _Columns:
         pair_counts, pairs = _flat(batch.column("pairs"))
         self._keep("regions", region_counts)
         self._keep("sentences", sentence_counts)
-        sources = np.array(pc.fill_null(pc.struct_field(regions, "source"), "").to_pylist(), dtype=object)
-        labels = np.array(pc.fill_null(pc.struct_field(regions, "label"), "").to_pylist(), dtype=object)
+        sources, labels = _values(regions, "source", ""), _values(regions, "label", "")
         self._sources["candidates"].update(sources.tolist())
         region_rows = np.repeat(np.arange(count), region_counts)
         detected = np.bincount(region_rows[sources != DEFAULT], minlength=count)
@@ -302,15 +299,11 @@ def nice_step(least: float) -> float:
 
 def _flat(column: Any) -> tuple[NDArray[np.int64], Any]:
     """Lengths and joined values of a column of lists; a missing list is an empty one."""
-    import pyarrow.compute as pc
-
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return lengths.astype(np.int64), pc.list_flatten(column)
 
 
 def _values(structs: Any, field: str, missing: Any) -> NDArray[Any]:
-    import pyarrow.compute as pc
-
     values: NDArray[Any] = pc.fill_null(pc.struct_field(structs, field), missing).to_numpy(zero_copy_only=False)
     return values
 
@@ -331,8 +324,6 @@ def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
 
 def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:
     """Groups of rows with the same image file, the largest first, and the bytes of all image files."""
-    import pyarrow.compute as pc
-
     rows, number, size = defaultdict(list), 0, 0
     with tqdm(total=len(folder), desc="image files", unit="row", disable=not progress) as bar:
         for batch in folder.batches(["image.bytes"], 64):

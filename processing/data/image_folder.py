@@ -18,8 +18,7 @@ def open_images(images: str | os.PathLike[str], image_column: str | None = None,
     Args:
         images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
             `metadata.jsonl`, a saved data set or parquet files in it is taken as such.
-        image_column: as for `open_source`; a plain folder has none.
-        split: likewise.
+        image_column: as for `open_source`, like `split`; a plain folder has neither.
 
     Raises:
         ValueError: names what is wrong with the folder, the column or the split.

@@ -9,6 +9,8 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
+
 from .sources import METADATA, missing_shards, parquet_files
 
 MANIFEST = "fastgoal_pairs.json"
@@ -40,15 +42,11 @@ def features() -> Any:
     return Features({name: feature(kind) for name, kind in COLUMNS.items()})
 
 
-def check_pairs(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The local pairs of a row, one or more.
-
-    Args:
-        row: Columns of a row.
-        where: The row in words, for the error.
+def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The pair of a row that training uses; `where` is the row in words, for the error.
 
     Raises:
-        ValueError: It is no row of a pairs data set, or one without pairs.
+        ValueError: It is no row of a pairs data set, it has no pairs, or none of them is marked best.
     """
     pairs = row.get("pairs")
     if not pairs or not all(isinstance(row.get(name), list) for name in ("pairs", "sentences", "regions")):
@@ -56,16 +54,6 @@ def check_pairs(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             f"{where} has no local pairs. Make them with `fastgoal pairs SOURCE --output DIR --model CLIP`, or with "
             "FastGoalProcessor.pair_rows in Python."
         )
-    return list(pairs)
-
-
-def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The pair of a row that training uses.
-
-    Raises:
-        ValueError: As for `check_pairs`, or none of the pairs is marked best.
-    """
-    pairs = check_pairs(row, where)
     best = next((pair for pair in pairs if pair["best"]), None)
     if best is None:
         raise ValueError(f"{where} has no best pair among its {len(pairs)}.")
@@ -90,8 +78,6 @@ class PairsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow.parquet
-
         self.folder = folder
         self.files = _find_files(folder)
         self._opened: list[Any] = []
@@ -143,8 +129,6 @@ class PairsFolder:
     def _batches(
         self, number: int, columns: Sequence[str], size: int, groups: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        import pyarrow
-
         try:
             yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
         except (OSError, pyarrow.ArrowException) as error:
@@ -167,8 +151,6 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _check_columns(schema: Any, path: Path) -> None:
-    import pyarrow
-
     lacks = []
     for column, fields in COLUMNS.items():
         if column not in schema.names:
@@ -200,16 +182,10 @@ def _skipped_rows(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]
     """From the summary of a finished run, else from the records of the shards that are there."""
     summary = manifest.get("summary")
     if isinstance(summary, dict):
-        return _entries(summary)
-    found = []
-    for path in sorted((folder / ".fastgoal").glob("*.json")):
-        found += _entries(_read_manifest(path))
-    return found
-
-
-def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
-    entries = record.get("skipped")
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        records = [summary]
+    else:
+        records = [_read_manifest(path) for path in sorted((folder / ".fastgoal").glob("*.json"))]
+    return [entry for record in records for entry in record.get("skipped") or []]
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastgoal.processing.data.pairs_dataset import COLUMNS, PairsFolder, best_pair, check_pairs, features
+from fastgoal.processing.data.pairs_dataset import COLUMNS, PairsFolder, best_pair, features
 
 
 def row(number):
@@ -112,7 +112,6 @@ def test_what_is_no_such_folder_is_named(tmp_path):
 
 def test_the_pair_for_training():
     assert best_pair(row(0), "row 0") == {"sentence": 1, "region": 0, "score": 0.5, "best": True}
-    assert check_pairs(row(0), "row 0") == row(0)["pairs"]
     for wrong in ({"caption": "A."}, {**row(0), "pairs": []}, {**row(0), "pairs": None}, {**row(0), "regions": None}):
         with pytest.raises(ValueError, match=r"^row 3 has no local pairs\. Make them with `fastgoal pairs"):
             best_pair(wrong, "row 3")
