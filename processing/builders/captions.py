@@ -237,7 +237,7 @@ class _CaptionMaker:
 
 def _unique_rows(source: Source, limit: int | None) -> list[int]:
     """Numbers of the rows to caption. In a folder, rows that name the same file count once."""
-    rows = range(len(source) if limit is None else min(limit, len(source)))
+    rows = range(len(source))[:limit]
     if isinstance(source, DatasetSource):
         return list(rows)
     first: dict[str, int] = {}

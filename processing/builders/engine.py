@@ -190,13 +190,12 @@ class Clock:
 
     def timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The same items; the time to get each counts for `stage`."""
-        iterator = iter(items)
+        iterator, end = iter(items), object()
         while True:
             with self(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
+                item: Any = next(iterator, end)
+            if item is end:
+                return
             yield item
 
     def read(self) -> Counter[str]:

@@ -110,25 +110,22 @@ def build_pairs(
             f"columns are {source.columns}."
         )
     output = Path(output)
-    rows = len(source) if settings.limit is None else min(settings.limit, len(source))
-    starts = range(0, rows, settings.shard_size)
+    rows = range(len(source))[: settings.limit]
+    starts = range(0, len(rows), settings.shard_size)
     shards = ParquetShards(output, len(starts))
     folder = RunFolder(output, MANIFEST, "fastgoal pairs", ["data/*.parquet"], read_settings)
     with folder.open(source, settings) as manifest:
         records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
         if on_error == "stop":
             refuse_skipped([entry for record in records.values() for entry in record["skipped"]])
-        pending = [
-            Shard(i, range(start, min(rows, start + settings.shard_size)))
-            for i, start in enumerate(starts)
-            if i not in records
-        ]
+        parts = [Shard(i, rows[start : start + settings.shard_size]) for i, start in enumerate(starts)]
+        pending = [part for part in parts if part.number not in records]
         if not pending and "summary" in manifest:
             return {**manifest["summary"], "shards_made": 0}
         records |= run_shards(
             pending,
             lambda: _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, num_workers),
-            rows,
+            len(rows),
             "pairs",
             progress,
         )
@@ -176,16 +173,15 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class LoadedRow:
-    """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column,
-    `prepared` what the detector wants to see of it, None where there is none or nothing to look for."""
+    """A row that can be used."""
 
     image: Image.Image
-    stored: dict[str, Any]
+    stored: dict[str, Any]  # the image as the data set keeps it
     name: str
     caption: str
     sentences: list[Sentence]
-    regions: list[Region] | None
-    prepared: Any
+    regions: list[Region] | None  # the boxes of its column
+    prepared: Any  # what the detector wants to see of it; None: there is none, or nothing to look for
 
 
 @dataclass

@@ -32,19 +32,12 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Args:
-        name: the image's file name inside the source, or a made-up one where there is none.
-        image: anything `processing.images.load_image` takes: a path or a `{"bytes", "path"}` dict, not yet decoded.
-        captions: one or more captions, stripped, none of them empty; none where the source was opened without.
-        columns: all other values of the row.
-    """
-
-    name: str
-    image: Any
-    captions: list[str]
-    columns: dict[str, Any] = field(default_factory=dict)
+    name: str  # the image's file name inside the source, or a made-up one where there is none
+    image: Any  # a path or a `{"bytes", "path"}` dict, not yet decoded; `processing.images.load_image` takes it
+    captions: list[str]  # stripped, not one of them empty; none where the source was opened without
+    columns: dict[str, Any] = field(default_factory=dict)  # all other values of the row
 
     @property
     def caption(self) -> str:
@@ -55,14 +48,13 @@ class SourceRow:
 
 
 class Source:
-    """Rows by number.
+    """Rows by number. Without captions `caption_column` is None, and rows are pictures alone.
 
     Args:
         name: for messages and manifests.
         columns: all there are, of all rows together.
         image_column: the one asked for, else the first of `image_candidates` that is there.
         caption_column: likewise of `CAPTION_COLUMNS`.
-        with_captions: without them `caption_column` is None, and rows are pictures alone.
         where: what has the columns, for messages; by default the name.
     """
 
@@ -157,10 +149,7 @@ class Source:
 
 
 class FolderSource(Source):
-    """A folder with `metadata.jsonl`; rows keep the order of its lines. Lines stay text until they are asked for.
-
-    The options are those of `Source`.
-    """
+    """A folder with `metadata.jsonl`; lines keep their order, and stay text until they are asked for."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder

@@ -56,8 +56,8 @@ def test_rows_are_read_by_number_and_in_batches(tmp_path):
     folder = PairsFolder(write(tmp_path / "pairs", [7, 0, 4]))
     assert (len(folder), folder.rows, folder.missing, folder.manifest, folder.skipped) == (11, [7, 0, 4], [], {}, [])
     assert [batch.num_rows for batch in folder.batches(["caption"], 5)] == [5, 2, 4]
-    found = list(folder.read([10, 0, 6, 7, 2]))
-    assert [number for number, _ in found] == [0, 2, 6, 7, 10]
+    found = list(folder.read([10, 0, 6, 7, 2, 0]))
+    assert [number for number, _ in found] == [0, 0, 2, 6, 7, 10]
     assert all(read == row(number) for number, read in found)
 
 
