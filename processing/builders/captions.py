@@ -99,12 +99,11 @@ def build_captions(
     Args:
         source: rows to work on, opened without captions. A file that it names more than once gets one caption.
         output: folder for `metadata.jsonl`, the images and `fastgoal_captions.json`.
-        settings: what the captions depend on.
         load_captioner: gives a `Captioner`, or another `captioner(images, seed=)`; called only if there is work.
         on_error: `stop` at an image that cannot be read or about which the model writes nothing, or `skip` and list it.
         batch_size: images that the model describes at once.
         show: called with name and text of the first caption that is written.
-        progress: show a bar with images per second.
+        progress: show a bar.
 
     Returns:
         The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions

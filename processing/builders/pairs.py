@@ -84,7 +84,6 @@ def build_pairs(
     Args:
         source: rows to work on.
         output: folder for `data/*.parquet` and `fastgoal_pairs.json` (settings, versions, summary).
-        settings: what the rows depend on.
         load_matcher: returns (model, processor), the processor with its `detector` set; called only if there is work.
         on_error: `stop` at a row that cannot be used, or `skip` and list it in the summary.
         batch_size: crops in one forward of CLIP; a quarter as many images go to the detector at once. Another number

@@ -47,21 +47,19 @@ def regions_from_boxes(
         if values is not None and len(values) != len(rows):
             raise ValueError(f"{where}`{argument}` must be one a box, got {len(values)} for {len(rows)} boxes.")
     regions = []
+    image = f"the image of {width} x {height} pixels"
     for index, row in enumerate(rows):
-        what = f"{where}box {index}"
-        x1, y1, x2, y2 = _check_box(row, what)
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} lies outside the image of {width} x {height} pixels. {_FORMAT}"
-            )
-        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} sticks out of the image of {width} x {height} pixels by more than one "
-                f"pixel. {_FORMAT}"
-            )
-        box = clip_box((x1, y1, x2, y2), (width, height))
-        if box is None:
-            raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area in the image. {_FORMAT}")
+        what, wrong = f"{where}box {index}", ""
+        given = x1, y1, x2, y2 = _four_numbers(row, what)
+        box = clip_box(given, (width, height))
+        if x2 <= x1 or y2 <= y1:
+            wrong = "has no area"
+        elif box is None:
+            wrong = f"lies outside {image}"
+        elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            wrong = f"sticks out of {image} by more than one pixel"
+        if box is None or wrong:
+            raise ValueError(f"{what} {given} {wrong}. {_FORMAT}")
         score: Any = 1.0 if scores is None else scores[index]
         if not isinstance(score, Real) or not math.isfinite(score):
             raise ValueError(f"{what} has the score {score!r}: scores must be finite numbers.")
@@ -93,7 +91,7 @@ def column_regions(columns: Mapping[str, Any], column: str, image_size: tuple[in
     return regions_from_boxes(boxes, image_size, labels, scores)
 
 
-def _check_box(row: Any, what: str) -> Box:
+def _four_numbers(row: Any, what: str) -> Box:
     try:
         values = [float(value) for value in row]
     except (TypeError, ValueError) as error:
@@ -103,6 +101,4 @@ def _check_box(row: Any, what: str) -> Box:
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"{what} must be finite, got {values}. {_FORMAT}")
     x1, y1, x2, y2 = values
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area. {_FORMAT}")
     return x1, y1, x2, y2

@@ -39,7 +39,6 @@ def inspect_pairs(
     """Measure a folder of local pairs.
 
     Args:
-        folder: The data.
         count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
         rows: How many rows to draw for showing, at random by `seed`.
         repetitions: Look for captions and images that repeat one another, too; this reads all image files.
