@@ -30,12 +30,10 @@ _CLOSED = re.compile("[.!?…。！？][\"'”’»)\\]*]*$")
 
 @dataclass(frozen=True)
 class Caption:
-    """What a model wrote about one image.
+    """What a model wrote about one image; empty if that was nothing.
 
-    Attributes:
-        text: The caption; empty if the model wrote nothing.
-        finish: `stop` when the model came to its end, `length` when it was stopped by the token limit. The text of
-            the latter ends with its last whole sentence, or in the middle of its only one.
+    `finish` is `stop` when the model came to its end, `length` when it was stopped by the token limit: the text then
+    ends with its last whole sentence, or in the middle of its only one.
     """
 
     text: str
@@ -76,13 +74,9 @@ class Captioner:
 
     @classmethod
     def load(cls, name: str, device: str = "cpu", dtype: str = "float32", **settings: Any) -> "Captioner":
-        """Load a checkpoint.
+        """Load a checkpoint, a folder or Hub id; code that comes with it is not run.
 
-        Args:
-            name: Folder or Hub id. Code that comes with a checkpoint is not run.
-            device: Where the model goes.
-            dtype: Number format, as in `torch`.
-            settings: As for the constructor.
+        `dtype` is a name as in `torch`; the other settings are the constructor's.
 
         Raises:
             ValueError: It is no image-text-to-text checkpoint.
@@ -104,11 +98,9 @@ class Captioner:
         return cls(model.to(device), processor, **settings)
 
     def __call__(self, images: Sequence[Image.Image], seed: int = 0) -> list[Caption]:
-        """Captions of some RGB images, written in one batch.
+        """Captions of RGB images of any sizes, written in one batch.
 
-        Args:
-            images: RGB images of any sizes.
-            seed: For sampling; the same seed and images give the same captions.
+        When sampling, the same seed and images give the same captions.
 
         Raises:
             ValueError: The images do not fit into the device's memory at once.

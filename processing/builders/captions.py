@@ -46,15 +46,10 @@ class CaptionSettings:
     """What the captions depend on. A run is only continued with the same settings.
 
     Args:
-        model: name of the model, with a mark that changes when its weights change.
-        prompt: what is asked of every image.
-        max_new_tokens: longest caption in tokens.
-        temperature: 0 for the likeliest tokens, more to sample.
-        top_p: share of the probability that is sampled from.
+        model: name of the model, with a mark that changes when its weights change; its number format is `dtype`.
+        prompt: as for `Captioner`, like `max_new_tokens`, `temperature` and `top_p`.
         seed: of the sampling.
-        dtype: number format of the model.
-        split: split of the source.
-        limit: the first so many rows only.
+        split: split of the source, of which the first `limit` rows are used.
         sampled_batch: images in a batch when sampling, which draws for a whole batch at once; else None.
     """
 
@@ -81,12 +76,12 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A decoded image on its way to a caption. `stored` is its file, or the bytes of one."""
+    """A decoded image on its way to a caption."""
 
     row: int
-    file_name: str
+    file_name: str  # in the output
     image: Image.Image
-    stored: Path | bytes
+    stored: Path | bytes  # its file, or the bytes of one
 
 
 def build_captions(
@@ -104,12 +99,11 @@ def build_captions(
     Args:
         source: rows to work on, opened without captions. A file that it names more than once gets one caption.
         output: folder for `metadata.jsonl`, the images and `fastgoal_captions.json`.
-        settings: what the captions depend on.
         load_captioner: gives a `Captioner`, or another `captioner(images, seed=)`; called only if there is work.
         on_error: `stop` at an image that cannot be read or about which the model writes nothing, or `skip` and list it.
         batch_size: images that the model describes at once.
         show: called with name and text of the first caption that is written.
-        progress: show a bar with images per second.
+        progress: show a bar.
 
     Returns:
         The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions
@@ -125,8 +119,8 @@ def build_captions(
     folder = RunFolder(output, CAPTIONS_MANIFEST, "fastgoal caption", [METADATA, f"{WORK_FOLDER}/{BATCHES}"])
     with folder.open(source, settings) as manifest:
         summary = manifest.get("summary") if (output / METADATA).is_file() else None
-        records = list(_read_batches(folder.work)) if summary is None else []
-        skipped = _entries(records, "skipped") if summary is None else summary["skipped"]
+        records = list(_read_batches(folder.work)) if summary is None else [summary]
+        skipped = _entries(records, "skipped")
         if on_error == "stop":
             refuse_skipped(skipped)
         pending: list[int] = []
@@ -136,13 +130,14 @@ def build_captions(
             pending = [row for row in rows if row not in done]
             starts = range(0, len(pending), batch_size)
             shards = [Shard(pending[start], pending[start : start + batch_size]) for start in starts]
-
-            def load_maker() -> _CaptionMaker:
-                return _CaptionMaker(
-                    source, output, load_captioner(), settings.seed, on_error == "skip", batch_size, show
-                )
-
-            records += run_shards(shards, load_maker, len(rows), "captions", progress).values()
+            skip, seed = on_error == "skip", settings.seed
+            records += run_shards(
+                shards,
+                lambda: _CaptionMaker(source, output, load_captioner(), seed, skip, batch_size, show),
+                len(rows),
+                "captions",
+                progress,
+            ).values()
             summary = _write_metadata(output, records)
             folder.finish(manifest, summary)
         for path in folder.work.glob(BATCHES):
@@ -150,27 +145,20 @@ def build_captions(
     return {**summary, "made": len(pending)}
 
 
+@dataclass
 class _CaptionMaker:
     """Captions batches of images and writes each down, with its images, before it begins the next."""
 
-    def __init__(
-        self,
-        source: Source,
-        output: Path,
-        captioner: Callable[..., list[Caption]],
-        seed: int,
-        skip: bool,
-        batch_size: int,
-        show: Callable[[str, str], Any] | None,
-    ) -> None:
-        self.source = source
-        self.output = output
-        self.work = output / WORK_FOLDER
-        self.captioner = captioner
-        self.seed = seed
-        self.skip = skip
-        self.show = show
-        self.ahead = batch_size
+    source: Source
+    output: Path
+    captioner: Callable[..., list[Caption]]
+    seed: int
+    skip: bool
+    ahead: int
+    show: Callable[[str, str], Any] | None
+
+    def __post_init__(self) -> None:
+        self.work = self.output / WORK_FOLDER
         self.threads = Threads(DECODERS, overlap=True)
 
     def load(self, row: int) -> _Picture | BadRow:
@@ -180,8 +168,7 @@ class _CaptionMaker:
             stored = found.image
             if isinstance(stored, dict):
                 stored = stored.get("bytes") or stored["path"]
-            if not isinstance(stored, bytes):
-                stored = Path(stored)
+            stored = stored if isinstance(stored, bytes) else Path(stored)
             image = load_image(stored, name=found.name if isinstance(stored, bytes) else None)
             return _Picture(row, self._file_name(row, found.name, stored), image, stored)
         except (ValueError, OSError) as error:
@@ -193,33 +180,26 @@ class _CaptionMaker:
         skipped: list[BadRow] = []
         left_out = skipped if self.skip else None
         pictures = good_rows(rows, left_out)
+        asked = [picture.image for picture in pictures]
+        captions = self.captioner(asked, seed=self.seed + pictures[0].row) if asked else []
         entries: list[dict[str, Any]] = []
-        for picture, caption in good_rows(self._captioned(pictures), left_out):
+        for picture, caption in zip(pictures, captions, strict=True):
+            if not caption.text:
+                nothing = BadRow.of(self.source, picture.row, "the model wrote nothing about this image.")
+                good_rows([nothing], left_out)
+                continue
             with write_errors(self.output / picture.file_name):
                 self._store(picture)
             row = {"row": picture.row, "file_name": picture.file_name}
             entries.append({**row, "caption": caption.text, "finish": caption.finish})
-        record = {
-            "rows": entries,
-            "skipped": [asdict(row) for row in skipped],
-            "seconds": time.perf_counter() - clock,
-        }
+        left = [asdict(row) for row in skipped]
+        record = {"rows": entries, "skipped": left, "seconds": time.perf_counter() - clock}
         write_json(self.work / BATCH.format(shard.number), record, self.work)
         advance(len(shard.rows))
         if self.show and entries:
             self.show(entries[0]["file_name"], entries[0]["caption"])
             self.show = None
         return record
-
-    def _captioned(self, pictures: list[_Picture]) -> Iterator[tuple[_Picture, Caption] | BadRow]:
-        if not pictures:
-            return
-        captions = self.captioner([picture.image for picture in pictures], seed=self.seed + pictures[0].row)
-        for picture, caption in zip(pictures, captions, strict=True):
-            if caption.text:
-                yield picture, caption
-            else:
-                yield BadRow.of(self.source, picture.row, "the model wrote nothing about this image.")
 
     def _file_name(self, row: int, name: str, stored: Path | bytes) -> str:
         """The image's path inside the folder: the same as in the source, where that has paths."""
@@ -241,25 +221,22 @@ class _CaptionMaker:
         """Put the original image file into the folder: as a hard link, which takes no room, or as a copy."""
         target = self.output / picture.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.work / "image.tmp"
-        draft.unlink(missing_ok=True)
+        # What an interrupted run left may be a link to the original, which must not be written to.
+        target.unlink(missing_ok=True)
         if isinstance(picture.stored, bytes):
-            draft.write_bytes(picture.stored)
-        else:
-            # A link to a symbolic link would break when the folder is moved.
-            original = picture.stored.resolve()
-            try:
-                os.link(original, draft)
-            except OSError:
-                shutil.copyfile(original, draft)
-        os.replace(draft, target)
-        # Renaming a link onto another link to the same file leaves both.
-        draft.unlink(missing_ok=True)
+            target.write_bytes(picture.stored)
+            return
+        # A link to a symbolic link would break when the folder is moved.
+        original = picture.stored.resolve()
+        try:
+            os.link(original, target)
+        except OSError:
+            shutil.copyfile(original, target)
 
 
 def _unique_rows(source: Source, limit: int | None) -> list[int]:
     """Numbers of the rows to caption. In a folder, rows that name the same file count once."""
-    rows = range(len(source) if limit is None else min(limit, len(source)))
+    rows = range(len(source))[:limit]
     if isinstance(source, DatasetSource):
         return list(rows)
     first: dict[str, int] = {}

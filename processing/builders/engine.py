@@ -33,19 +33,13 @@ class Shard:
 
 
 class ShardMaker(Protocol):
-    """What makes shards, with its models loaded.
+    """What makes shards, with its models loaded."""
 
-    Attributes:
-        threads: Where `load` runs.
-        ahead: How many loaded rows may wait to be taken.
-    """
-
-    threads: "Threads"
-    ahead: int
+    threads: "Threads"  # where `load` runs
+    ahead: int  # loaded rows that may wait to be taken
 
     def load(self, row: int) -> Any:
-        """Read one row of the source; runs in a thread. What is wrong with the row is returned as a `BadRow`."""
-        ...
+        """Read one row of the source. What is wrong with the row is returned as a `BadRow`."""
 
     def make(self, shard: Shard, rows: Iterator[Any], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Write the shard of the loaded rows, tell `advance` how many are done, and return the shard's record."""
@@ -55,17 +49,14 @@ class ShardMaker(Protocol):
 def run_shards(
     pending: Sequence[Shard], load_maker: Callable[[], ShardMaker], total: int, what: str, progress: bool
 ) -> dict[int, dict[str, Any]]:
-    """Make shards in this process; rows of the next one are read while the last one ends.
+    """Make shards in this process, and give their records by number.
 
     Args:
-        pending: What there is to do.
+        pending: What there is to do; rows of the next shard are read while the last one ends.
         load_maker: Loads the models; not called if there is nothing to do.
-        total: Rows of all shards, for the bar; those that are not pending count as done.
+        total: Rows of all shards; those that are not pending count as done.
         what: Title of the bar.
         progress: Show it.
-
-    Returns:
-        The record of each shard by its number.
     """
     if not pending:
         return {}
@@ -199,14 +190,18 @@ class Clock:
 
     def timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The same items; the time to get each counts for `stage`."""
-        iterator = iter(items)
+        iterator, end = iter(items), object()
         while True:
             with self(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
+                item: Any = next(iterator, end)
+            if item is end:
+                return
             yield item
+
+    def read(self) -> Counter[str]:
+        """The seconds up to now."""
+        self._enter(self._stage)
+        return self.seconds.copy()
 
     def _enter(self, stage: str) -> str:
         now = time.perf_counter()

@@ -5,20 +5,19 @@ about many images at once. Every shard depends on its own rows only, so it is th
 made it was one that had been killed before.
 """
 
-import io
 import itertools
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from fastgoal.processing.data.boxes import regions_from_boxes
+from fastgoal.processing.data.boxes import column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, features
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -31,6 +30,7 @@ from .engine import BadRow, Clock, Shard, Threads, check_counts, check_run, defa
 from .shards import ParquetShards, RunFolder, refuse_skipped
 
 STAGES = ("decode", "detect", "crop", "sentences", "image", "write")
+COUNTS = ("images", "sentences", "pairs", "without_phrases")
 # Images in one call of the detector: a fraction of the crops in a forward. A few times as many are held decoded.
 IMAGES_PER_CROP_BATCH = 4
 # Rows whose sentences are embedded together: many, so that those of like lengths meet, whatever the size of a shard.
@@ -42,11 +42,9 @@ class PairSettings:
     """What the rows depend on. A run is only continued with the same settings.
 
     Args:
-        model: name of the matcher, with a mark that changes when its weights change.
+        model: name of the matcher, with a mark that changes when its weights change; its number format is `dtype`.
         detector: what proposes regions, and which of them stay.
-        dtype: number format of the matcher.
-        split: split of the source.
-        limit: use the first so many rows only.
+        split: split of the source, of which the first `limit` rows are used.
         shard_size: rows of the source in a shard.
     """
 
@@ -86,13 +84,12 @@ def build_pairs(
     Args:
         source: rows to work on.
         output: folder for `data/*.parquet` and `fastgoal_pairs.json` (settings, versions, summary).
-        settings: what the rows depend on.
         load_matcher: returns (model, processor), the processor with its `detector` set; called only if there is work.
         on_error: `stop` at a row that cannot be used, or `skip` and list it in the summary.
         batch_size: crops in one forward of CLIP; a quarter as many images go to the detector at once. Another number
             changes scores by rounding errors.
         num_workers: threads that decode images and cut crops; by default `default_workers()`.
-        progress: show a bar with images per second.
+        progress: show a bar.
 
     Returns:
         The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
@@ -112,27 +109,25 @@ def build_pairs(
             f"columns are {source.columns}."
         )
     output = Path(output)
-    rows = len(source) if settings.limit is None else min(settings.limit, len(source))
-    starts = range(0, rows, settings.shard_size)
+    rows = range(len(source))[: settings.limit]
+    starts = range(0, len(rows), settings.shard_size)
     shards = ParquetShards(output, len(starts))
     folder = RunFolder(output, MANIFEST, "fastgoal pairs", ["data/*.parquet"], read_settings)
     with folder.open(source, settings) as manifest:
         records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
         if on_error == "stop":
             refuse_skipped([entry for record in records.values() for entry in record["skipped"]])
-        pending = [
-            Shard(i, range(start, min(rows, start + settings.shard_size)))
-            for i, start in enumerate(starts)
-            if i not in records
-        ]
+        parts = [Shard(i, rows[start : start + settings.shard_size]) for i, start in enumerate(starts)]
+        pending = [part for part in parts if part.number not in records]
         if not pending and "summary" in manifest:
             return {**manifest["summary"], "shards_made": 0}
-
-        def load_maker() -> _PairMaker:
-            model, processor = load_matcher()
-            return _PairMaker(source, settings, shards, model, processor, on_error == "skip", batch_size, num_workers)
-
-        records |= run_shards(pending, load_maker, rows, "pairs", progress)
+        records |= run_shards(
+            pending,
+            lambda: _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, num_workers),
+            len(rows),
+            "pairs",
+            progress,
+        )
         summary = summarise([records[i] for i in range(shards.count)])
         folder.finish(manifest, summary)
     return {**summary, "shards_made": len(pending)}
@@ -144,25 +139,26 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     `seconds` is the time during which any process was at work on a shard, over all runs that made the folder;
     `stage_seconds` are added up over the processes.
     """
-    total: dict[str, Counter[str]] = {name: Counter() for name in ("regions", "best_regions", "stage_seconds")}
-    for record in records:
-        for name, counter in total.items():
-            counter.update(record[name])
+    counts = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
     seconds = _covered([tuple(record["span"]) for record in records])
-    counts = {
-        name: sum(record.get(name, 0) for record in records)
-        for name in ("images", "sentences", "pairs", "without_phrases")
-    }
+    stages = _added(records, "stage_seconds")
     return {
         **counts,
         "skipped": [entry for record in records for entry in record["skipped"]],
-        "regions": dict(total["regions"]),
-        "best_regions": dict(total["best_regions"]),
+        "regions": _added(records, "regions"),
+        "best_regions": _added(records, "best_regions"),
         "seconds": round(seconds, 2),
         "images_per_second": round(counts["images"] / seconds, 2) if seconds > 0 else 0.0,
-        "stage_seconds": {name: round(total["stage_seconds"][name], 2) for name in STAGES},
+        "stage_seconds": {name: round(stages[name], 2) for name in STAGES},
         "shards": len(records),
     }
+
+
+def _added(records: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record[name])
+    return dict(sorted(total.items()))
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
@@ -176,44 +172,35 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class LoadedRow:
-    """A row that can be used. `stored` is the image as the data set keeps it, `regions` the boxes of its column,
-    `prepared` what the detector wants to see of it, None where there is none or nothing to look for."""
+    """A row that can be used."""
 
     image: Image.Image
-    stored: dict[str, Any]
+    stored: dict[str, Any]  # the image as the data set keeps it
     name: str
     caption: str
     sentences: list[Sentence]
-    regions: list[Region] | None
-    prepared: Any
+    regions: list[Region] | None  # the boxes of its column
+    prepared: Any  # what the detector wants to see of it; None: there is none, or nothing to look for
 
 
+@dataclass
 class _PairMaker:
     """Turns rows into finished rows, many images at a time, and counts what it saw."""
 
-    def __init__(
-        self,
-        source: Source,
-        settings: PairSettings,
-        shards: ParquetShards,
-        model: Any,
-        processor: Any,
-        skip: bool,
-        batch_size: int,
-        num_workers: int,
-    ) -> None:
-        self.source = source
-        self.spec = settings.detector
-        self.box_column = settings.box_column
-        self.shards = shards
-        self.model = model
-        self.processor = processor
-        self.skip = skip
-        self.batch_size = batch_size
-        self.images_at_once = max(1, batch_size // IMAGES_PER_CROP_BATCH)
+    source: Source
+    settings: PairSettings
+    shards: ParquetShards
+    model: Any
+    processor: Any
+    skip: bool
+    batch_size: int
+    num_workers: InitVar[int]
+
+    def __post_init__(self, num_workers: int) -> None:
+        self.images_at_once = max(1, self.batch_size // IMAGES_PER_CROP_BATCH)
         self.ahead = 2 * self.images_at_once
         self.clock = Clock()
-        self.threads = Threads(num_workers, overlaps(model.device))
+        self.threads = Threads(num_workers, overlaps(self.model.device))
 
     def load(self, row: int) -> LoadedRow | BadRow:
         """Read, decode and check one row."""
@@ -225,8 +212,8 @@ class _PairMaker:
             if not sentences:
                 raise ValueError(f"the caption {found.caption!r} has no sentence.")
             regions = None
-            if self.box_column is not None:
-                regions = _column_regions(found.columns, self.box_column, image.size, found.name)
+            if self.settings.box_column is not None:
+                regions = column_regions(found.columns, self.settings.box_column, image.size)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, row, error)
         detector = self.processor.detector
@@ -235,46 +222,48 @@ class _PairMaker:
 
     def make(self, shard: Shard, rows: Iterator[LoadedRow | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Make one shard and count what was in it."""
-        start, before = time.time(), self.clock.seconds.copy()
+        start, before = time.time(), self.clock.read()
         rows = self.clock.timed("decode", rows)
         counts: Counter[str] = Counter()
         by_source: Counter[str] = Counter()
         best_by_source: Counter[str] = Counter()
         skipped: list[BadRow] = []
-        with eval_mode(self.model), self.shards.write(shard.number, features()) as writer:
+
+        def finished() -> Iterator[dict[str, Any]]:
             for begin in range(0, len(shard.rows), ROWS_PER_BLOCK):
                 block = shard.rows[begin : begin + ROWS_PER_BLOCK]
                 with self.clock("sentences"):
                     texts = self._embed_sentences(block)
                 left_out = len(skipped)
                 for row, regions, embeds in self._embedded(self._detected(itertools.islice(rows, len(block)), skipped)):
-                    with self.clock("write"):
-                        similarity = torch.stack([texts[sentence.text] for sentence in row.sentences]) @ embeds.T
-                        pairs = self.processor.pair_sentences(
-                            row.caption, row.sentences, regions, row.image.size, similarity
-                        )
-                        writer.append(
-                            pair_row(row.stored, row.name, row.caption, row.image.size, row.sentences, regions, pairs)
-                        )
+                    similarity = torch.stack([texts[sentence.text] for sentence in row.sentences]) @ embeds.T
+                    pairs = self.processor.pair_sentences(
+                        row.caption, row.sentences, regions, row.image.size, similarity
+                    )
                     unasked = self.processor.detector is not None and row.regions is None and row.prepared is None
                     counts.update(
                         images=1, sentences=len(row.sentences), pairs=len(pairs), without_phrases=int(unasked)
                     )
                     by_source.update(region.source for region in regions)
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
+                    yield pair_row(row.stored, row.name, row.caption, row.image.size, row.sentences, regions, pairs)
                     advance(1)
                 advance(len(skipped) - left_out)
-            with self.clock("write"):
-                writer.close()
-            writer.record = {
+
+        def describe() -> dict[str, Any]:
+            seconds = self.clock.read()
+            return {
                 "skipped": [asdict(row) for row in skipped],
-                **{name: counts[name] for name in ("images", "sentences", "pairs", "without_phrases")},
-                "regions": dict(sorted(by_source.items())),
-                "best_regions": dict(sorted(best_by_source.items())),
+                **counts,
+                "regions": by_source,
+                "best_regions": best_by_source,
                 "span": [start, time.time()],
-                "stage_seconds": {stage: self.clock.seconds[stage] - before[stage] for stage in STAGES},
+                "stage_seconds": {stage: seconds[stage] - before[stage] for stage in STAGES},
             }
-        return writer.record
+
+        # What the other stages do not count is the time of writing.
+        with eval_mode(self.model), self.clock("write"):
+            return self.shards.write(shard.number, features(), finished(), describe)
 
     def _embed_sentences(self, block: Sequence[int]) -> dict[str, torch.Tensor]:
         """The embedding `(dim,)` of every sentence of some rows."""
@@ -287,10 +276,8 @@ class _PairMaker:
             texts.update(sentence.text for sentence in self.processor.split_sentences(caption))
         if not texts:
             return {}
-        unique = list(texts)
-        return dict(
-            zip(unique, embed_texts(unique, self.model, self.processor.tokenizer, self.batch_size), strict=True)
-        )
+        embeds = embed_texts(list(texts), self.model, self.processor.tokenizer, self.batch_size)
+        return dict(zip(texts, embeds, strict=True))
 
     def _detected(
         self, rows: Iterator[LoadedRow | BadRow], skipped: list[BadRow]
@@ -298,19 +285,14 @@ class _PairMaker:
         """The rows that can be used, with their candidate regions; the others are noted, or stop the run."""
         while chunk := list(itertools.islice(rows, self.images_at_once)):
             good = good_rows(chunk, skipped if self.skip else None)
-            if good:
-                with self.clock("detect"):
-                    regions = self._regions(good)
-                yield from zip(good, regions, strict=True)
-
-    def _regions(self, rows: list[LoadedRow]) -> list[list[Region]]:
-        asked = [row.prepared for row in rows if row.prepared is not None]
-        found = iter(self.processor.detector.detect(asked) if asked else [])
-        boxes = [row.regions or [] if row.prepared is None else next(found) for row in rows]
-        regions: list[list[Region]] = self.processor.propose_regions(
-            [row.image for row in rows], boxes=boxes, **self.spec.box_limits
-        )
-        return regions
+            with self.clock("detect"):
+                asked = [row.prepared for row in good if row.prepared is not None]
+                found = iter(self.processor.detector.detect(asked) if asked else [])
+                boxes = [row.regions or [] if row.prepared is None else next(found) for row in good]
+                regions = self.processor.propose_regions(
+                    [row.image for row in good], boxes=boxes, **self.settings.detector.box_limits
+                )
+            yield from zip(good, regions, strict=True)
 
     def _embedded(
         self, rows: Iterator[tuple[LoadedRow, list[Region]]]
@@ -340,35 +322,5 @@ def overlaps(device: torch.device) -> bool:
 
 def _stored_image(image: Any, name: str) -> dict[str, Any]:
     """The image as `datasets` stores it: the bytes of the original file, so that nothing is lost by coding it again."""
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return {"bytes": buffer.getvalue(), "path": f"{Path(name).stem}.png"}
-    if isinstance(image, Mapping):
-        content = image.get("bytes") or Path(image["path"]).read_bytes()
-    else:
-        content = Path(image).read_bytes()
-    return {"bytes": content, "path": os.path.basename(name)}
-
-
-def _column_regions(columns: dict[str, Any], column: str, size: tuple[int, int], name: str) -> list[Region]:
-    """Boxes that came with the row: lists of four numbers (labels in the column `labels`) or dicts with `bbox`."""
-    if column not in columns:
-        raise ValueError(f"there is no column '{column}' with boxes; the row has {sorted(columns)}.")
-    values = columns[column] or []
-    forms = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
-    if not isinstance(values, list):
-        raise ValueError(f"the column '{column}' is a {type(values).__name__}; expected {forms}.")
-    if not any(isinstance(value, dict) for value in values):
-        labels = columns.get("labels")
-        if labels is not None and not isinstance(labels, list):
-            raise ValueError(f"the column 'labels' is {labels!r}; expected a list with a label for each box.")
-        return regions_from_boxes(values, size, labels=labels, name=name)
-    for number, value in enumerate(values):
-        if not isinstance(value, dict) or "bbox" not in value:
-            raise ValueError(f"box {number} of the column '{column}' is {value!r}; expected {forms}.")
-        if not isinstance(value.get("score") or 1.0, int | float):
-            raise ValueError(f"box {number} of the column '{column}' has the score {value['score']!r}, not a number.")
-    scores = [1.0 if value.get("score") is None else value["score"] for value in values]
-    labels = [value.get("label") for value in values]
-    return regions_from_boxes([value["bbox"] for value in values], size, labels=labels, scores=scores, name=name)
+    entry = image if isinstance(image, Mapping) else {"path": image}
+    return {"bytes": entry.get("bytes") or Path(entry["path"]).read_bytes(), "path": os.path.basename(name)}

@@ -10,16 +10,18 @@
 The record is written first, so a shard that is there always has one. A shard is finished when both exist and agree.
 """
 
+import itertools
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow.parquet
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
@@ -34,40 +36,38 @@ REMEDY = "Choose another --output, or delete this folder to start again."
 ROW_GROUP = 64
 
 
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one data set in the making: one run at a time, always with the same settings and the same data.
 
     Args:
         folder: New, empty, or begun by an earlier run.
-        manifest: Name of the manifest.
+        manifest_name: Its file of settings.
         command: What makes such folders, for messages.
         made: Patterns of the files whose contents depend on the settings. While there is none, nothing could be mixed,
             so an option may still be put right after an error in the first rows.
         read_settings: Gives the settings of an older manifest today's form.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: str,
-        command: str,
-        made: Sequence[str],
-        read_settings: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    ) -> None:
-        self.folder = folder
-        self.work = folder / WORK_FOLDER
-        self.manifest = folder / manifest
-        self.command = command
-        self.made = made
-        self.read_settings = read_settings
+    folder: Path
+    manifest_name: str
+    command: str
+    made: Sequence[str]
+    read_settings: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+    @property
+    def work(self) -> Path:
+        return self.folder / WORK_FOLDER
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / self.manifest_name
 
     @contextmanager
     def open(self, source: Source, settings: Any) -> Iterator[dict[str, Any]]:
         """Hold the folder for the length of the block, and give its manifest, new or of the run that is continued.
 
-        Args:
-            source: The rows to work on.
-            settings: A dataclass of what the result depends on.
+        `settings` is a dataclass of what the result depends on, besides the rows of `source`.
 
         Raises:
             ValueError: The folder is a file, holds other things, other data or settings, or another run writes it.
@@ -77,7 +77,17 @@ class RunFolder:
         with self._locked():
             for leftover in self.work.glob("*.tmp"):
                 leftover.unlink(missing_ok=True)
-            yield self._start_or_continue(describe_run(source, settings))
+            described = {
+                **asdict(settings),
+                "image_column": source.image_column,
+                "caption_column": source.caption_column,
+                "source_rows": len(source),
+                "source_fingerprint": source.fingerprint,
+            }
+            versions = {name: version(name) for name in PACKAGES}
+            yield self._start_or_continue(
+                {"format": 1, "settings": described, "source": source.name, "versions": versions}
+            )
 
     def finish(self, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
         """Write the summary into the manifest."""
@@ -103,7 +113,11 @@ class RunFolder:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise ValueError(_in_use(path, holder)) from None
+                # Where the file system has no locks, the file is the lock, and a run that was killed may leave it.
+                raise ValueError(
+                    f"{_holder_in_words(holder)} writes this folder. Wait for it, stop it, or use another folder. If "
+                    f"that run is over all the same, delete {path}."
+                ) from None
         try:
             write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, self.work)
             yield
@@ -136,22 +150,6 @@ class RunFolder:
         return dict(found)
 
 
-def describe_run(source: Source, settings: Any) -> dict[str, Any]:
-    """The manifest of a run before it has a summary; `settings` is a dataclass."""
-    return {
-        "format": 1,
-        "settings": {
-            **asdict(settings),
-            "image_column": source.image_column,
-            "caption_column": source.caption_column,
-            "source_rows": len(source),
-            "source_fingerprint": source.fingerprint,
-        },
-        "source": source.name,
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
 def describe_differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """In words, where two runs' settings differ; empty if they do not."""
     differences = []
@@ -178,101 +176,74 @@ def refuse_skipped(entries: Sequence[dict[str, Any]]) -> None:
         )
 
 
+@dataclass(frozen=True)
 class ParquetShards:
     """The shards of a data set as parquet files. `count` shards in all; every shard is independent of the others."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder = folder
-        self.count = count
-        self.work = folder / WORK_FOLDER
+    folder: Path
+    count: int
 
     def shard_path(self, index: int) -> Path:
         return self.folder / "data" / f"train-{index:05d}-of-{self.count:05d}.parquet"
 
     def record_path(self, index: int) -> Path:
-        return self.work / f"{self.shard_path(index).stem}.json"
+        return self.folder / WORK_FOLDER / f"{self.shard_path(index).stem}.json"
 
     def read_record(self, index: int) -> dict[str, Any] | None:
         """The record of a finished shard; None when the shard has to be made (again): absent or damaged.
 
         A damaged one is named in a warning: it was cut off, is unreadable, or does not fit its record.
         """
-        import pyarrow
-        import pyarrow.parquet
-
-        path, record_path = self.shard_path(index), self.record_path(index)
+        path = self.shard_path(index)
         if not path.exists():
             return None
         try:
-            record = json.loads(record_path.read_bytes())
-            size, rows = path.stat().st_size, None
-            if size == record["bytes"]:
-                rows = pyarrow.parquet.read_metadata(path).num_rows
-                if rows == record["rows"]:
-                    return dict(record)
-            damage = f"it has {size} bytes" + (f" and {rows} rows" if rows is not None else "")
-            damage += f" where its record says {record['bytes']} bytes and {record['rows']} rows"
+            record = dict(json.loads(self.record_path(index).read_bytes()))
+            size = path.stat().st_size
+            if size != record["bytes"]:
+                raise ValueError(f"it has {size} bytes where its record says {record['bytes']}")
+            rows = pyarrow.parquet.read_metadata(path).num_rows
+            if rows != record["rows"]:
+                raise ValueError(f"it has {rows} rows where its record says {record['rows']}")
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
             damage = str(error) or type(error).__name__
-        logger.warning(f"The shard {path} is damaged and is made again: {damage}.")
-        return None
+            logger.warning(f"The shard {path} is damaged and is made again: {damage}.")
+            return None
+        return record
 
-    @contextmanager
-    def write(self, index: int, features: Any) -> Iterator["ShardWriter"]:
-        """Write a shard; it appears, with its record, when the block ends well, and leaves nothing otherwise."""
-        path = self.shard_path(index)
-        with whole_file(path, self.work) as file, ShardWriter(path, file, features) as writer:
-            yield writer
-            writer.close()
-            record = {"rows": writer.rows, "bytes": file.tell(), **writer.record}
-            write_json(self.record_path(index), record, self.work)
+    def write(
+        self, index: int, features: Any, rows: Iterator[dict[str, Any]], describe: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Write a shard; it appears, with its record, when all its rows are there, and leaves nothing otherwise.
 
+        Args:
+            index: Its number.
+            features: The `datasets.Features` of the rows, which the file carries.
+            rows: Dicts with a value for every feature, images as `{"bytes", "path"}`. A few are held at a time.
+            describe: Gives what else to record, when all rows are written.
 
-class ShardWriter:
-    """Appends rows to one parquet file that carries the `datasets` features.
-
-    `record` is saved next to the shard when it is finished.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO, features: Any) -> None:
-        import pyarrow.parquet
-
-        self.path = path
-        self.rows = 0
-        self.record: dict[str, Any] = {}
-        self._schema = features.arrow_schema
-        self._buffer: list[dict[str, Any]] = []
-        with write_errors(path):
-            self._parquet = pyarrow.parquet.ParquetWriter(file, self._schema)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row, a dict with a value for every feature, images as `{"bytes", "path"}`."""
-        self._buffer.append(row)
-        if len(self._buffer) == ROW_GROUP:
-            self._flush()
-
-    def close(self) -> None:
-        """Write what is left; a second call does nothing."""
-        self._flush()
-        with write_errors(self.path):
-            self._parquet.close()
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # On a full disk closing fails as well, and the first error is the one to show.
-        with suppress(OSError):
-            self._parquet.close()
-
-    def _flush(self) -> None:
-        import pyarrow
-
-        if self._buffer:
-            with write_errors(self.path):
-                self._parquet.write_table(pyarrow.Table.from_pylist(self._buffer, schema=self._schema))
-            self.rows += len(self._buffer)
-            self._buffer = []
+        Returns:
+            The record.
+        """
+        path, schema, count = self.shard_path(index), features.arrow_schema, 0
+        work = self.folder / WORK_FOLDER
+        with whole_file(path, work) as file:
+            with write_errors(path):
+                parquet = pyarrow.parquet.ParquetWriter(file, schema)
+            try:
+                while group := list(itertools.islice(rows, ROW_GROUP)):
+                    with write_errors(path):
+                        parquet.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+                    count += len(group)
+                with write_errors(path):
+                    parquet.close()
+            finally:
+                # On a full disk closing fails as well, and the first error is the one to show.
+                with suppress(OSError):
+                    parquet.close()
+            record = {"rows": count, "bytes": file.tell(), **describe()}
+            write_json(self.record_path(index), record, work)
+        return record
 
 
 @contextmanager
@@ -322,18 +293,12 @@ def write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _in_use(lock: Path, holder: Path) -> str:
-    """What to say about the run that holds the lock."""
+def _holder_in_words(holder: Path) -> str:
     try:
         found = json.loads(holder.read_bytes())
-        who = f"process {found['pid']} on the machine '{found['host']}'"
+        return f"process {found['pid']} on the machine '{found['host']}'"
     except (OSError, ValueError, KeyError, TypeError):
-        who = "another run"
-    # Where the file system has no locks, the file itself is the lock, and a run that was killed may leave it.
-    return (
-        f"{who} writes this folder. Wait for it, stop it, or use another folder. If that run is over all the same, "
-        f"delete {lock}."
-    )
+        return "another run"
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,13 +1,15 @@
 """Boxes that came with the data, checked and made regions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from fastgoal.processing.regions import Box, Region, check_size, clip_box
 
+_COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
 _FORMAT = (
     "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
     "remove boxes that have no area."
@@ -34,9 +36,6 @@ def regions_from_boxes(
         source: `source` of the regions.
         name: the row or file, for the error.
 
-    Returns:
-        One region a box, in order, inside the image.
-
     Raises:
         ValueError: naming the row and the index of the box, if a box has not four finite numbers, has no area, lies
             outside the image or sticks out by more than one pixel, or if labels or scores are not one a box.
@@ -48,30 +47,51 @@ def regions_from_boxes(
         if values is not None and len(values) != len(rows):
             raise ValueError(f"{where}`{argument}` must be one a box, got {len(values)} for {len(rows)} boxes.")
     regions = []
+    image = f"the image of {width} x {height} pixels"
     for index, row in enumerate(rows):
-        what = f"{where}box {index}"
-        x1, y1, x2, y2 = _check_box(row, what)
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} lies outside the image of {width} x {height} pixels. {_FORMAT}"
-            )
-        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            raise ValueError(
-                f"{what} {(x1, y1, x2, y2)} sticks out of the image of {width} x {height} pixels by more than one "
-                f"pixel. {_FORMAT}"
-            )
-        box = clip_box((x1, y1, x2, y2), (width, height))
-        if box is None:
-            raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area in the image. {_FORMAT}")
-        score = 1.0 if scores is None else float(scores[index])
-        if not math.isfinite(score):
-            raise ValueError(f"{what} has the score {score}: scores must be finite numbers.")
+        what, wrong = f"{where}box {index}", ""
+        given = x1, y1, x2, y2 = _four_numbers(row, what)
+        box = clip_box(given, (width, height))
+        if x2 <= x1 or y2 <= y1:
+            wrong = "has no area"
+        elif box is None:
+            wrong = f"lies outside {image}"
+        elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            wrong = f"sticks out of {image} by more than one pixel"
+        if box is None or wrong:
+            raise ValueError(f"{what} {given} {wrong}. {_FORMAT}")
+        score: Any = 1.0 if scores is None else scores[index]
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise ValueError(f"{what} has the score {score!r}: scores must be finite numbers.")
         label = "" if labels is None or labels[index] is None else str(labels[index])
-        regions.append(Region(box, score, label, source))
+        regions.append(Region(box, float(score), label, source))
     return regions
 
 
-def _check_box(row: Any, what: str) -> Box:
+def column_regions(columns: Mapping[str, Any], column: str, image_size: tuple[int, int]) -> list[Region]:
+    """Boxes that came with a row: lists of four numbers (labels in the column `labels`) or dicts with `bbox`.
+
+    Raises:
+        ValueError: as `regions_from_boxes`, or the column is not there or holds something else.
+    """
+    if column not in columns:
+        raise ValueError(f"there is no column '{column}' with boxes; the row has {sorted(columns)}.")
+    boxes, labels, scores = columns[column] or [], columns.get("labels"), None
+    if not isinstance(boxes, list):
+        raise ValueError(f"the column '{column}' is a {type(boxes).__name__}; expected {_COLUMN}.")
+    if any(isinstance(box, dict) for box in boxes):
+        for number, box in enumerate(boxes):
+            if not isinstance(box, dict) or "bbox" not in box:
+                raise ValueError(f"box {number} of the column '{column}' is {box!r}; expected {_COLUMN}.")
+        scores = [1.0 if box.get("score") is None else box["score"] for box in boxes]
+        labels = [box.get("label") for box in boxes]
+        boxes = [box["bbox"] for box in boxes]
+    elif labels is not None and not isinstance(labels, list):
+        raise ValueError(f"the column 'labels' is {labels!r}; expected a list with a label for each box.")
+    return regions_from_boxes(boxes, image_size, labels, scores)
+
+
+def _four_numbers(row: Any, what: str) -> Box:
     try:
         values = [float(value) for value in row]
     except (TypeError, ValueError) as error:
@@ -81,6 +101,4 @@ def _check_box(row: Any, what: str) -> Box:
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"{what} must be finite, got {values}. {_FORMAT}")
     x1, y1, x2, y2 = values
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"{what} {(x1, y1, x2, y2)} has no area. {_FORMAT}")
     return x1, y1, x2, y2

@@ -11,10 +11,11 @@ import unicodedata
 import zlib
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,24 +35,17 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class NearGroup:
-    """Captions that are alike without being equal.
+    """Captions that are alike without being equal."""
 
-    Attributes:
-        rows: Numbers of all captions of the group, equal ones included.
-        pair: Two of them with different words, the least alike of the pairs that link the group.
-        similarity: Jaccard similarity of that pair.
-    """
-
-    rows: list[int]
-    pair: tuple[int, int]
-    similarity: float
+    rows: list[int]  # all of the group, equal ones included
+    pair: tuple[int, int]  # two with different words, the least alike of the pairs that link the group
+    similarity: float  # Jaccard similarity of that pair
 
 
 class CaptionDuplicates:
     """Takes captions in order, a batch at a time, and keeps 256 bytes of each different one.
 
-    Args:
-        threshold: Jaccard similarity from which two captions are near-duplicates.
+    Two are near-duplicates from a Jaccard similarity of `threshold`.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
@@ -80,10 +74,7 @@ class CaptionDuplicates:
 
     def equal(self) -> list[list[int]]:
         """Groups of rows whose captions have the same words, the largest first."""
-        rows = defaultdict(list)
-        for row, number in enumerate(self._number_of):
-            rows[number].append(row)
-        return sorted((group for group in rows.values() if len(group) > 1), key=len, reverse=True)
+        return equal_groups(self._number_of)
 
     def near(self, read: Callable[[list[int]], list[str]]) -> list[NearGroup]:
         """Groups of near-duplicates, the largest first. Within a group each caption is like one other at least.
@@ -165,6 +156,15 @@ class CaptionDuplicates:
         order = np.argsort(-alike, kind="stable")
         codes = codes[order[alike[order] >= self.threshold - SLACK]]
         return np.stack([codes // count, codes % count], axis=1)
+
+
+def equal_groups(keys: Iterable[Any]) -> list[list[int]]:
+    """Groups of places with equal keys, the largest first; None equals nothing."""
+    places = defaultdict(list)
+    for place, key in enumerate(keys):
+        if key is not None:
+            places[key].append(place)
+    return sorted((group for group in places.values() if len(group) > 1), key=len, reverse=True)
 
 
 def _mix(columns: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from fastgoal.processing.data.duplicates import CaptionDuplicates
+from fastgoal.processing.data.duplicates import CaptionDuplicates, equal_groups
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.tokens import TOKEN_LIMITS
 
@@ -38,10 +39,8 @@ def inspect_pairs(
     """Measure a folder of local pairs.
 
     Args:
-        folder: The data.
         count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
-        rows: How many rows to draw at random for showing.
-        seed: Of that draw.
+        rows: How many rows to draw for showing, at random by `seed`.
         repetitions: Look for captions and images that repeat one another, too; this reads all image files.
         progress: Show a bar.
 
@@ -137,8 +136,6 @@ class _Columns:
         self._undetected: list[int] = []
 
     def add(self, batch: Any, captions: list[str]) -> None:
-        import pyarrow.compute as pc
-
         count, start = batch.num_rows, len(self.names)
         self.names += [name or "" for name in batch.column("file_name").to_pylist()]
         self._keep("words", [len(caption.split()) for caption in captions])
@@ -152,8 +149,7 @@ class _Columns:
         pair_counts, pairs = _flat(batch.column("pairs"))
         self._keep("regions", region_counts)
         self._keep("sentences", sentence_counts)
-        sources = np.array(pc.fill_null(pc.struct_field(regions, "source"), "").to_pylist(), dtype=object)
-        labels = np.array(pc.fill_null(pc.struct_field(regions, "label"), "").to_pylist(), dtype=object)
+        sources, labels = _values(regions, "source", ""), _values(regions, "label", "")
         self._sources["candidates"].update(sources.tolist())
         region_rows = np.repeat(np.arange(count), region_counts)
         detected = np.bincount(region_rows[sources != DEFAULT], minlength=count)
@@ -273,24 +269,24 @@ def histogram(values: NDArray[Any], edges: Sequence[float]) -> dict[str, list[fl
     return {"edges": list(edges), "counts": np.histogram(inside, edges)[0].tolist()}
 
 
-def nice_edges(low: float, high: float, bins: int = 36) -> list[float]:
-    """Round edges of about so many equal bins from below `low` to above `high`."""
-    step = nice_step((high - low) / bins if high > low else 0.01)
+def nice_edges(low: float, high: float) -> list[float]:
+    """Round edges of about 36 equal bins from below `low` to above `high`."""
+    step = nice_step((high - low) / 36 if high > low else 0.01)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return [round(place * step, 10) for place in range(first, last + 1)]
 
 
-def length_edges(values: NDArray[Any], bins: int = 32) -> list[float]:
+def length_edges(values: NDArray[Any]) -> list[float]:
     """Edges from 0 for lengths of texts; the longest hundredth counts in the last bin when it lies far out."""
     high = min(float(values.max()), 1.3 * float(np.quantile(values, 0.99)))
-    step = max(1.0, nice_step((high + 1) / bins))
+    step = max(1.0, nice_step((high + 1) / 32))
     return [place * step for place in range(int(high / step) + 2)]
 
 
-def count_edges(values: NDArray[Any], least: int = 8, most: int = 40) -> list[float]:
-    """Edges for small whole numbers: a bin for each, around it; those above `most` count in the last bin."""
+def count_edges(values: NDArray[Any]) -> list[float]:
+    """Edges for small whole numbers: 8 to 40 bins, one for each, around it; those above count in the last bin."""
     low = int(values.min())
-    bins = min(max(int(values.max()) - low + 1, least), most)
+    bins = min(max(int(values.max()) - low + 1, 8), 40)
     return [low + place - 0.5 for place in range(bins + 1)]
 
 
@@ -302,15 +298,11 @@ def nice_step(least: float) -> float:
 
 def _flat(column: Any) -> tuple[NDArray[np.int64], Any]:
     """Lengths and joined values of a column of lists; a missing list is an empty one."""
-    import pyarrow.compute as pc
-
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return lengths.astype(np.int64), pc.list_flatten(column)
 
 
 def _values(structs: Any, field: str, missing: Any) -> NDArray[Any]:
-    import pyarrow.compute as pc
-
     values: NDArray[Any] = pc.fill_null(pc.struct_field(structs, field), missing).to_numpy(zero_copy_only=False)
     return values
 
@@ -331,16 +323,13 @@ def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
 
 def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:
     """Groups of rows with the same image file, the largest first, and the bytes of all image files."""
-    import pyarrow.compute as pc
-
-    rows, number, size = defaultdict(list), 0, 0
+    digests: list[bytes | None] = []
+    size = 0
     with tqdm(total=len(folder), desc="image files", unit="row", disable=not progress) as bar:
         for batch in folder.batches(["image.bytes"], 64):
             for scalar in pc.struct_field(batch.column("image"), "bytes"):
-                if scalar.is_valid:
-                    buffer = scalar.as_buffer()
-                    size += buffer.size
-                    rows[hashlib.blake2b(buffer, digest_size=16).digest()].append(number)
-                number += 1
+                buffer = scalar.as_buffer() if scalar.is_valid else b""
+                size += len(buffer)
+                digests.append(hashlib.blake2b(buffer, digest_size=16).digest() if scalar.is_valid else None)
             bar.update(batch.num_rows)
-    return sorted((group for group in rows.values() if len(group) > 1), key=len, reverse=True), size
+    return equal_groups(digests), size

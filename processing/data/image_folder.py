@@ -5,20 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .sources import CAPTIONS_MANIFEST, METADATA, Source, open_source
+from .sources import Source, is_source, open_source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Read at both ends of every file for the fingerprint: enough to notice another picture of the same size.
 _BLOCK = 4096
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, in order of their names; hidden ones left out."""
-    files = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(place) / name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(files)
 
 
 def open_images(images: str | os.PathLike[str], image_column: str | None = None, split: str | None = None) -> Source:
@@ -27,15 +18,13 @@ def open_images(images: str | os.PathLike[str], image_column: str | None = None,
     Args:
         images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
             `metadata.jsonl`, a saved data set or parquet files in it is taken as such.
-        image_column: as for `open_source`; a plain folder has none.
-        split: likewise.
+        image_column: as for `open_source`, like `split`; a plain folder has neither.
 
     Raises:
         ValueError: names what is wrong with the folder, the column or the split.
     """
     folder = Path(images)
-    data = [METADATA, CAPTIONS_MANIFEST, "dataset_dict.json", "state.json", "*.parquet", "data/*.parquet"]
-    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in data):
+    if not folder.is_dir() or is_source(folder):
         return open_source(images, image_column, split=split, with_captions=False)
     for name, value in (("image_column", image_column), ("split", split)):
         if value is not None:
@@ -44,7 +33,9 @@ def open_images(images: str | os.PathLike[str], image_column: str | None = None,
 
 
 class ImageFolder(Source):
-    """The pictures of a folder, in order of their paths. A row's name is the path inside the folder.
+    """The pictures of a folder and its sub-folders, in order of their paths; hidden ones are left out.
+
+    A row's name is the path inside the folder.
 
     Raises:
         ValueError: there is no picture, or a name that is not valid text.
@@ -53,7 +44,12 @@ class ImageFolder(Source):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), ["file_name"], with_captions=False)
         self.folder = folder
-        self.files = [path.relative_to(folder).as_posix() for path in image_files(folder)]
+        self.files: list[str] = []
+        for place, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths = (Path(place, name) for name in names if not name.startswith("."))
+            self.files += [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in SUFFIXES]
+        self.files.sort(key=lambda name: name.split("/"))
         if not self.files:
             raise ValueError(f"{folder} has no image; looked for {', '.join(SUFFIXES)} in it and its sub-folders.")
         for name in self.files:
@@ -80,7 +76,7 @@ class ImageFolder(Source):
     def __len__(self) -> int:
         return len(self.files)
 
-    def where(self, index: int) -> str:
+    def _where(self, index: int, values: dict[str, Any]) -> str:
         return str(self.folder / self.files[index])
 
     def _values(self, index: int) -> dict[str, Any]:

@@ -3,12 +3,15 @@ columns or single rows at a time, never all of it at once."""
 
 import json
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from .sources import METADATA, SHARD_NAME, parquet_files
+import pyarrow.parquet
+
+from .sources import METADATA, missing_shards, parquet_files
 
 MANIFEST = "fastgoal_pairs.json"
 # The columns with the names of their types; of lists of structs, those of what is in them.
@@ -39,15 +42,11 @@ def features() -> Any:
     return Features({name: feature(kind) for name, kind in COLUMNS.items()})
 
 
-def check_pairs(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The local pairs of a row, one or more.
-
-    Args:
-        row: Columns of a row.
-        where: The row in words, for the error.
+def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The pair of a row that training uses; `where` is the row in words, for the error.
 
     Raises:
-        ValueError: It is no row of a pairs data set, or one without pairs.
+        ValueError: It is no row of a pairs data set, it has no pairs, or none of them is marked best.
     """
     pairs = row.get("pairs")
     if not pairs or not all(isinstance(row.get(name), list) for name in ("pairs", "sentences", "regions")):
@@ -55,16 +54,6 @@ def check_pairs(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             f"{where} has no local pairs. Make them with `fastgoal pairs SOURCE --output DIR --model CLIP`, or with "
             "FastGoalProcessor.pair_rows in Python."
         )
-    return list(pairs)
-
-
-def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The pair of a row that training uses.
-
-    Raises:
-        ValueError: As for `check_pairs`, or none of the pairs is marked best.
-    """
-    pairs = check_pairs(row, where)
     best = next((pair for pair in pairs if pair["best"]), None)
     if best is None:
         raise ValueError(f"{where} has no best pair among its {len(pairs)}.")
@@ -89,9 +78,6 @@ class PairsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
         self.folder = folder
         self.files = _find_files(folder)
         self._opened: list[Any] = []
@@ -103,10 +89,12 @@ class PairsFolder:
             _check_columns(opened.schema_arrow, path)
             self._opened.append(opened)
         self.rows = [opened.metadata.num_rows for opened in self._opened]
-        self._starts = [0, *accumulate(self.rows)]
+        self._groups = [(file, group) for file, one in enumerate(self._opened) for group in range(one.num_row_groups)]
+        sizes = (self._opened[file].metadata.row_group(group).num_rows for file, group in self._groups)
+        self._starts = [0, *accumulate(sizes)]
         if len(self) == 0:
             raise ValueError(f"{folder} has {len(self.files)} parquet files and not one row in them.")
-        self.missing = _missing_files(self.files)
+        self.missing = missing_shards(self.files)
         self.manifest = _read_manifest(folder / MANIFEST)
         self.skipped = _skipped_rows(folder, self.manifest)
 
@@ -127,29 +115,20 @@ class PairsFolder:
 
         Only the row groups they lie in are read.
         """
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for index in sorted(indices):
-            number = bisect_right(self._starts, index) - 1
-            offset, group, metadata = index - self._starts[number], 0, self._opened[number].metadata
-            while offset >= metadata.row_group(group).num_rows:
-                offset -= metadata.row_group(group).num_rows
-                group += 1
-            wanted.setdefault((number, group), []).append((index, offset))
-        for (number, group), places in wanted.items():
-            start, left = 0, list(places)
-            for batch in self._batches(number, list(COLUMNS), 64, [group]):
-                while left and left[0][1] < start + batch.num_rows:
-                    index, offset = left.pop(0)
-                    yield index, batch.slice(offset - start, 1).to_pylist()[0]
+        for place, numbers in groupby(sorted(indices), lambda index: bisect_right(self._starts, index) - 1):
+            wanted, start = deque(numbers), self._starts[place]
+            file, group = self._groups[place]
+            for batch in self._batches(file, list(COLUMNS), 64, [group]):
+                while wanted and wanted[0] < start + batch.num_rows:
+                    index = wanted.popleft()
+                    yield index, batch.slice(index - start, 1).to_pylist()[0]
                 start += batch.num_rows
-                if not left:
+                if not wanted:
                     break
 
     def _batches(
         self, number: int, columns: Sequence[str], size: int, groups: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        import pyarrow
-
         try:
             yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
         except (OSError, pyarrow.ArrowException) as error:
@@ -172,8 +151,6 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _check_columns(schema: Any, path: Path) -> None:
-    import pyarrow
-
     lacks = []
     for column, fields in COLUMNS.items():
         if column not in schema.names:
@@ -182,21 +159,14 @@ def _check_columns(schema: Any, path: Path) -> None:
         if isinstance(fields, dict):
             kind = schema.field(column).type
             is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-            inner = kind.value_type if is_list else kind
-            found = {inner.field(place).name for place in range(inner.num_fields)} if is_list else set()
+            inner = kind.value_type if is_list else pyarrow.null()
+            found = {inner.field(place).name for place in range(inner.num_fields)}
             lacks += [f"{column}.{field}" for field in fields if field not in found]
     if lacks:
         raise ValueError(
             f"{path} lacks {', '.join(lacks)}; its columns are {', '.join(schema.names)}. Name a folder that "
             "`fastgoal pairs` wrote."
         )
-
-
-def _missing_files(files: Sequence[Path]) -> list[str]:
-    there = {path.name for path in files}
-    series = sorted({(match["split"], match["count"]) for match in map(SHARD_NAME.fullmatch, there) if match})
-    names = [f"{split}-{index:05d}-of-{count}.parquet" for split, count in series for index in range(int(count))]
-    return [name for name in names if name not in there]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -212,16 +182,10 @@ def _skipped_rows(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]
     """From the summary of a finished run, else from the records of the shards that are there."""
     summary = manifest.get("summary")
     if isinstance(summary, dict):
-        return _entries(summary)
-    found = []
-    for path in sorted((folder / ".fastgoal").glob("*.json")):
-        found += _entries(_read_manifest(path))
-    return found
-
-
-def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
-    entries = record.get("skipped")
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        records = [summary]
+    else:
+        records = [_read_manifest(path) for path in sorted((folder / ".fastgoal").glob("*.json"))]
+    return [entry for record in records for entry in record.get("skipped") or []]
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

@@ -6,6 +6,7 @@ Nothing here runs code that came with the data: no pickles are read and no datas
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from fastgoal.processing.weights import hash_files
 METADATA = "metadata.jsonl"
 # What `fastgoal caption` writes beside the metadata, and long before it.
 CAPTIONS_MANIFEST = "fastgoal_captions.json"
+SAVED = ("dataset_dict.json", "state.json")  # by `Dataset.save_to_disk`
 CAPTION_COLUMNS = ("caption", "captions")
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 EXPECTED = (
@@ -30,19 +32,12 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One image with its captions.
+    """One image with its captions."""
 
-    Args:
-        name: the image's file name inside the source, or a made-up one where there is none.
-        image: anything `processing.images.load_image` takes: a path or a `{"bytes", "path"}` dict, not yet decoded.
-        captions: one or more captions, stripped, none of them empty; none where the source was opened without.
-        columns: all other values of the row.
-    """
-
-    name: str
-    image: Any
-    captions: list[str]
-    columns: dict[str, Any] = field(default_factory=dict)
+    name: str  # the image's file name inside the source, or a made-up one where there is none
+    image: Any  # a path or a `{"bytes", "path"}` dict, not yet decoded; `processing.images.load_image` takes it
+    captions: list[str]  # stripped, not one of them empty; none where the source was opened without
+    columns: dict[str, Any] = field(default_factory=dict)  # all other values of the row
 
     @property
     def caption(self) -> str:
@@ -53,14 +48,13 @@ class SourceRow:
 
 
 class Source:
-    """Rows by number. `fingerprint` changes when the rows or the image files change; `columns` are all there are.
+    """Rows by number. Without captions `caption_column` is None, and rows are pictures alone.
 
     Args:
         name: for messages and manifests.
-        columns: of all rows together.
+        columns: all there are, of all rows together.
         image_column: the one asked for, else the first of `image_candidates` that is there.
         caption_column: likewise of `CAPTION_COLUMNS`.
-        with_captions: without them `caption_column` is None, and rows are pictures alone.
         where: what has the columns, for messages; by default the name.
     """
 
@@ -76,7 +70,7 @@ class Source:
     ) -> None:
         self.name = name
         self.columns = list(columns)
-        self._where = where or name
+        self._columns_of = where or name
         self.image_column = self._choose("image_column", image_column, image_candidates)
         self.caption_column = None
         if with_captions:
@@ -84,6 +78,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
+        """Changes when the rows or the image files change."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -94,24 +89,29 @@ class Source:
 
     def __getitem__(self, index: int) -> SourceRow:
         """The row at `index`. Raises `ValueError` that names the row when it lacks its image or a caption."""
-        values, where = self._values(index), self.where(index)
+        values = self._values(index)
+        where = self._where(index, values)
         image = values.pop(self.image_column, None)
         if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
             raise ValueError(f"{where}: there is no image in column '{self.image_column}'.")
-        captions = []
+        captions: list[str] = []
         if self.caption_column is not None:
             if self.caption_column not in values:
                 raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
-            captions = _checked_captions(values.pop(self.caption_column), self.caption_column, where)
+            captions = self._checked(values.pop(self.caption_column), where)
         return SourceRow(self._row_name(index, image, values), self._image(image, where), captions, values)
 
     def caption(self, index: int) -> str:
         """The caption of the row at `index`, its image left alone where that saves reading it."""
         return self[index].caption
 
+    def captions(self, count: int) -> list[str]:
+        """The captions of the first so many rows."""
+        return [self.caption(index) for index in range(count)]
+
     def where(self, index: int) -> str:
         """The row in words, for messages: the source, the row and its file."""
-        raise NotImplementedError
+        return self._where(index, self._values(index))
 
     def _choose(self, argument: str, asked: str | None, candidates: Iterable[str]) -> str:
         wanted = list(candidates) if asked is None else [asked]
@@ -119,11 +119,26 @@ class Source:
             if column in self.columns:
                 return column
         raise ValueError(
-            f"{argument}={asked!r}: {self._where} has no column {' or '.join(map(repr, wanted))}; its columns are "
+            f"{argument}={asked!r}: {self._columns_of} has no column {' or '.join(map(repr, wanted))}; its columns are "
             f"{self.columns}. Name the right one with {argument} (--{argument.replace('_', '-')})."
         )
 
+    def _checked(self, value: Any, where: str) -> list[str]:
+        captions = value if isinstance(value, list) else [value]
+        if not captions:
+            raise ValueError(f"{where}: '{self.caption_column}' is an empty list; expected at least one caption.")
+        for number, caption in enumerate(captions):
+            which = f"'{self.caption_column}'" + (f"[{number}]" if isinstance(value, list) else "")
+            if not isinstance(caption, str):
+                raise ValueError(f"{where}: {which} is {caption!r}; expected text.")
+            if not caption.strip():
+                raise ValueError(f"{where}: {which} is an empty caption.")
+        return [caption.strip() for caption in captions]
+
     def _values(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _where(self, index: int, values: dict[str, Any]) -> str:
         raise NotImplementedError
 
     def _image(self, image: Any, where: str) -> Any:
@@ -134,15 +149,9 @@ class Source:
 
 
 class FolderSource(Source):
-    """A folder with `metadata.jsonl`; rows keep the order of its lines. Lines stay text until they are asked for."""
+    """A folder with `metadata.jsonl`; lines keep their order, and stay text until they are asked for."""
 
-    def __init__(
-        self,
-        folder: Path,
-        image_column: str | None = None,
-        caption_column: str | None = None,
-        with_captions: bool = True,
-    ) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
         self.metadata = folder / METADATA
         lines = self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -150,7 +159,7 @@ class FolderSource(Source):
         if not self._lines:
             raise ValueError(f"{self.metadata} has no rows; expected one JSON object a line.")
         columns = dict.fromkeys(column for index in range(len(self)) for column in self._values(index))
-        super().__init__(str(folder), columns, image_column, caption_column, with_captions, where=str(self.metadata))
+        super().__init__(str(folder), columns, where=str(self.metadata), **options)
 
     @property
     def fingerprint(self) -> str:
@@ -168,8 +177,8 @@ class FolderSource(Source):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def where(self, index: int) -> str:
-        name = self._values(index).get(self.image_column)
+    def _where(self, index: int, values: dict[str, Any]) -> str:
+        name = values.get(self.image_column)
         return f"{self.metadata} line {self._lines[index][0]}" + (f" ({name})" if name else "")
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -215,13 +224,16 @@ class DatasetSource(Source):
         for column in images:
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.dataset = dataset
-        self._texts = None if self.caption_column is None else dataset.select_columns([self.caption_column])
+        self._texts: Any = with_captions and dataset.select_columns([self.caption_column])
 
     def caption(self, index: int) -> str:
-        if self._texts is None or self.caption_column is None:
-            return ""
-        value = self._texts[index][self.caption_column]
-        return SourceRow("", None, _checked_captions(value, self.caption_column, f"{self.name} row {index}")).caption
+        return self._caption(index, self._texts[index][self.caption_column])
+
+    def captions(self, count: int) -> list[str]:
+        return list(itertools.starmap(self._caption, enumerate(self._texts[:count][self.caption_column])))
+
+    def _caption(self, index: int, value: Any) -> str:
+        return SourceRow("", None, self._checked(value, f"{self.name} row {index}")).caption
 
     @property
     def fingerprint(self) -> str:
@@ -230,8 +242,7 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def where(self, index: int) -> str:
-        values = self._values(index)
+    def _where(self, index: int, values: dict[str, Any]) -> str:
         return f"{self.name} row {index} ({self._row_name(index, values.get(self.image_column), values)})"
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -263,8 +274,8 @@ def open_source(
     Raises:
         ValueError: names the file, the line and the column or split that is wrong, and what there is.
     """
-    text, folder = os.fspath(source), Path(source)
-    fingerprint = None
+    text, folder, fingerprint = os.fspath(source), Path(source), None
+    options: Any = {"image_column": image_column, "caption_column": caption_column, "with_captions": with_captions}
     if folder.is_file():
         raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
     if not folder.is_dir():
@@ -272,28 +283,41 @@ def open_source(
     elif (folder / METADATA).is_file():
         if split is not None:
             raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
-        return FolderSource(folder, image_column, caption_column, with_captions)
+        return FolderSource(folder, **options)
     elif (folder / CAPTIONS_MANIFEST).is_file():
         raise ValueError(
             f"source='{text}': its captions are not finished. Run `fastgoal caption` again as before: it continues "
             "where it stopped."
         )
-    elif (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    elif any((folder / name).is_file() for name in SAVED):
         import datasets
 
         dataset = _pick_split(datasets.load_from_disk(text), split, text)
     elif files := parquet_files(folder):
         import datasets
 
-        by_split = _split_files(files, folder)
-        chosen = by_split[_pick_name(list(by_split), split, text)]
+        if missing := missing_shards(files):
+            raise ValueError(
+                f"source='{text}' lacks {len(missing)} of the shards that its file names speak of, the first: "
+                f"{missing[0]}. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
+            )
+        by_split: dict[str, list[Path]] = {}
+        for path in files:
+            match = SHARD_NAME.fullmatch(path.name)
+            by_split.setdefault(match["split"] if match else "train", []).append(path)
+        chosen = _pick_split(by_split, split, text)
         dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
         fingerprint = hash_files(chosen)
     else:
         raise ValueError(
             f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}."
         )
-    return DatasetSource(dataset, text, image_column, caption_column, fingerprint, with_captions)
+    return DatasetSource(dataset, text, fingerprint=fingerprint, **options)
+
+
+def is_source(folder: Path) -> bool:
+    """Whether a folder is one of those that `open_source` reads, or one of captions that are not finished."""
+    return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -301,22 +325,12 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
 
 
-def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
-    """Parquet files by split; `train` for names without one. Complains about missing shards."""
-    by_split: dict[str, list[Path]] = {}
-    counts: dict[str, int] = {}
-    for path in files:
-        match = SHARD_NAME.fullmatch(path.name)
-        split = match["split"] if match else "train"
-        by_split.setdefault(split, []).append(path)
-        counts[split] = int(match["count"]) if match else 0
-    for split, count in counts.items():
-        if count > len(by_split[split]):
-            raise ValueError(
-                f"source='{folder}' has {len(by_split[split])} of the {count} '{split}' shards that its file names "
-                "speak of. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
-            )
-    return by_split
+def missing_shards(files: Iterable[Path]) -> list[str]:
+    """Names of files that the others' names speak of ("00001-of-00004") and that are not there."""
+    there = {path.name for path in files}
+    series = sorted({(match["split"], match["count"]) for match in map(SHARD_NAME.fullmatch, there) if match})
+    names = (f"{split}-{index:05d}-of-{count}.parquet" for split, count in series for index in range(int(count)))
+    return [name for name in names if name not in there]
 
 
 def _load_from_hub(name: str, split: str | None) -> Any:
@@ -340,28 +354,11 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Any:
         if split is not None:
             raise ValueError(f"split='{split}': {name} was saved as one data set without splits; leave split out.")
         return loaded
-    return loaded[_pick_name(list(loaded), split, name)]
-
-
-def _pick_name(splits: list[str], split: str | None, name: str) -> str:
-    if split is None and len(splits) == 1:
-        return splits[0]
-    if split is None or split not in splits:
-        raise ValueError(f"split={split!r}: {name} has the splits {splits}; choose one of them.")
-    return split
-
-
-def _checked_captions(value: Any, column: str, where: str) -> list[str]:
-    captions = value if isinstance(value, list) else [value]
-    if not captions:
-        raise ValueError(f"{where}: '{column}' is an empty list; expected at least one caption.")
-    for number, caption in enumerate(captions):
-        which = f"'{column}'" + (f"[{number}]" if isinstance(value, list) else "")
-        if not isinstance(caption, str):
-            raise ValueError(f"{where}: {which} is {caption!r}; expected text.")
-        if not caption.strip():
-            raise ValueError(f"{where}: {which} is an empty caption.")
-    return [caption.strip() for caption in captions]
+    if split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if split not in loaded:
+        raise ValueError(f"split={split!r}: {name} has the splits {list(loaded)}; choose one of them.")
+    return loaded[split]
 
 
 def _is_closed(text: str) -> bool:

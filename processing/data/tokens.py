@@ -10,11 +10,7 @@ USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch3
 
 
 class TokenCounter:
-    """Counts with the tokenizer of a CLIP.
-
-    Args:
-        name: Folder or Hub id of the CLIP.
-        download: Whether a tokenizer that is not here may be asked of the network.
+    """Counts with the tokenizer of a CLIP, a folder or Hub id; `download` may ask the network for it.
 
     Raises:
         OSError: The tokenizer is not there, or cannot be reached.
@@ -54,15 +50,12 @@ class TokenCounter:
 
 
 def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter | None:
-    """The tokenizer asked for, else the first one at hand that is likely to be right.
+    """The tokenizer asked for, else the first one at hand that is likely to be right; None where there is none.
 
     Args:
         name: Folder or Hub id, or "none"; None looks for that of the model that matched the pairs and for the one that
             OpenAI's CLIPs share, where one of them has been downloaded before.
         manifest: Of the pairs.
-
-    Returns:
-        None where none is wanted or can be had.
 
     Raises:
         OSError: The one asked for cannot be loaded.

@@ -46,7 +46,7 @@ def captions_of(data: Any) -> list[str]:
         ValueError: A row of a `PairData` has no caption; the message names it.
     """
     if isinstance(data, PairData):
-        return [data.source.caption(index) for index in range(len(data))]
+        return data.source.captions(len(data))
     if _is_table(data):
         data = data.select_columns(["caption"])
     return [row["caption"] for row in data]

@@ -156,7 +156,7 @@ def test_parquet_folder_and_its_missing_shards(tmp_path):
     assert [(row.name, row.caption) for row in source] == [("x0.png", "Caption 0."), ("x1.png", "Caption 1.")]
     assert "row 1 (x1.png)" in source.where(1)
     (tmp_path / "data/train-00001-of-00002.parquet").unlink()
-    with pytest.raises(ValueError, match="1 of the 2 'train' shards"):
+    with pytest.raises(ValueError, match=r"lacks 1 of the shards .* first: train-00001-of-00002\.parquet\. If"):
         open_source(tmp_path)
 
 
@@ -195,3 +195,28 @@ def test_fingerprint_of_parquet_and_saved_data(tmp_path):
     for first, other, again in marks.values():
         assert first == again
         assert first != other
+
+
+@pytest.mark.parametrize("kind", ["folder", "saved"])
+def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
+    if kind == "saved":
+        make_dataset().save_to_disk(tmp_path / "data")
+    else:
+        write_folder(tmp_path / "data", ROWS)
+    source = open_source(tmp_path / "data")
+    read, values = [], source._values
+    monkeypatch.setattr(source, "_values", lambda index: read.append(index) or values(index))
+    captions = [source[index].caption for index in range(2)]
+    assert read == [0, 1]
+    assert captions == source.captions(2) == [source.caption(0), source.caption(1)]
+    assert source.captions(1) == captions[:1]
+    # A data set's captions leave its images alone.
+    assert read == ([0, 1] if kind == "saved" else [0, 1, 0, 1, 0, 1, 0])
+
+
+def test_a_caption_that_is_none_is_named_by_its_row(tmp_path):
+    make_dataset(["One.", None]).save_to_disk(tmp_path / "data")
+    source = open_source(tmp_path / "data")
+    for read in (lambda: source.captions(2), lambda: source.caption(1), lambda: source[1]):
+        with pytest.raises(ValueError, match=r"data row 1.*: 'caption' is None; expected text"):
+            read()
