@@ -51,7 +51,8 @@ class FastGoalTrainingArguments(TrainingArguments):
             "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
             "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
             "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
-            "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see benchmarks/study/STUDY.md.",
+            "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see "
+            "benchmarks/study/STUDY.md.",
             "choices": [*RECIPES],
         },
     )

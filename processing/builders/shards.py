@@ -143,10 +143,10 @@ class RunFolder:
                 f"output='{self.folder}' was made from other data or with other settings: {differences}. They are not "
                 f"mixed. {REMEDY}"
             )
-        if found.get("versions") != wanted["versions"]:
-            logger.warning(
-                f"{self.folder} was begun with {found.get('versions')}; now {wanted['versions']} continues it."
-            )
+        before = found.get("versions") or {}
+        others = [f"{name} {was}" for name, was in before.items() if wanted["versions"].get(name, was) != was]
+        if others:
+            logger.warning(f"{self.folder} was begun with {', '.join(others)}; other versions continue it.")
         return dict(found)
 
 
