@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.captions import CaptionSettings
 from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped, whole_file, write_json
 from fastgoal.processing.data.image_folder import ImageFolder
@@ -25,6 +26,19 @@ def source(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder(tmp_path / "out", "run.json", "fastgoal run", ["data/*"])
+
+
+def test_versions_that_changed_are_told_and_new_ones_are_not(source, folder, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(shards.logger, "warning", said.append)
+    with folder.open(source, SETTINGS) as manifest:
+        (folder.folder / "data").mkdir()
+        (folder.folder / "data" / "made").touch()
+        versions = {"torch": manifest["versions"]["torch"], "pillow": "1.0"}
+        write_json(folder.manifest, {**manifest, "versions": versions}, folder.work)
+    with folder.open(source, SETTINGS):
+        pass
+    assert said == [f"{folder.folder} was begun with pillow 1.0; other versions continue it."]
 
 
 def test_one_run_at_a_time(source, folder):
