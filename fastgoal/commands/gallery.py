@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
     columns = (args.image_column, args.caption_column, args.split)
-    source = open_protocol(args.protocol, args.data, *columns, args.limit).source
+    source = open_protocol(args.protocol, args.data, *columns, args.limit)
     contestants = []
     for option, name in (("--model", args.model), ("--against", args.against)):
         if name is not None:

@@ -1,6 +1,5 @@
-"""Embeddings of whole data sets, and the retrieval evaluation of a model on a source of images with captions."""
+"""Embeddings of whole data sets: images, captions, and both of a source."""
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
 from fastgoal.processing.processing_fastgoal import count_longer
-from fastgoal.trainer.evaluation.retrieval import Ranks, retrieval_ranks
 
-ON_ERROR = ("stop", "skip")
+from .retrieval import Ranks, retrieval_ranks
+from .rivals import check_positive
 
 
 def encode_images(
@@ -28,16 +27,12 @@ def encode_images(
     num_workers: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Embed images with the image tower.
+    """Embed images with the image tower; what is not named here, as for `encode_source`.
 
     Args:
-        model: A CLIP (`get_image_features`), on its device and in its dtype. Its training mode is restored.
-        processor: Its processor; only `processor.image_processor` is used.
+        processor: Only its `image_processor` is used.
         images: Whatever `processing.images.load_image` reads: PIL images, file names, bytes. A sequence is read
             lazily, a batch at a time.
-        batch_size: Images in a forward.
-        num_workers: Processes that read and resize images beside this one.
-        progress: Show a progress bar with images per second.
 
     Returns:
         `(images, width)`, normalised, float32, on the CPU.
@@ -64,8 +59,8 @@ def encode_texts(
     """Embed captions with the text tower, cut at the model's text length; see `embed_texts` for which go together.
 
     Args:
-        model: A CLIP (`get_text_features`), on its device. Its training mode is restored.
-        processor: Its processor; only `processor.tokenizer` is used.
+        model: A CLIP, on its device.
+        processor: Only its `tokenizer` is used.
         texts: Captions.
         batch_size: Captions of the model's length in a forward; of shorter ones as many as have so many tokens.
         progress: Show a progress bar with captions per second.
@@ -77,7 +72,7 @@ def encode_texts(
     Raises:
         ValueError: There are no texts.
     """
-    _check_positive("batch_size", batch_size)
+    check_positive(batch_size=batch_size)
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"`texts` is {texts!r}; it must be a sequence of at least one caption.")
     limit = max_text_length(model) if max_length is None else min(max_length, max_text_length(model))
@@ -93,74 +88,6 @@ def max_text_length(model: Any) -> int:
 def count_truncated(model: Any, processor: Any, texts: Sequence[str]) -> int:
     """How many texts have more tokens than the model reads."""
     return count_longer(texts, processor.tokenizer, max_text_length(model))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate_source` measured.
-
-    Args:
-        metrics: Of `retrieval_metrics`.
-        images: Images in the gallery.
-        captions: Captions in the gallery.
-        max_text_length: Tokens that the model reads.
-        truncated_captions: Captions that have more tokens and were cut.
-        seconds: Wall-clock time.
-        skipped: The message of each row that was left out (`on_error="skip"`).
-    """
-
-    metrics: dict[str, float]
-    images: int
-    captions: int
-    max_text_length: int
-    truncated_captions: int
-    seconds: float
-    skipped: list[str] = field(default_factory=list)
-
-    @property
-    def truncated_share(self) -> float:
-        """Share of the captions that were cut, 0 to 1."""
-        return self.truncated_captions / self.captions
-
-
-def evaluate_source(
-    model: Any,
-    processor: Any,
-    source: Source,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    ks: Sequence[int] = (1, 5, 10, 25, 50),
-    on_error: str = "stop",
-    progress: bool = False,
-) -> Evaluation:
-    """Measure retrieval between all images and all captions of a source. Each caption of a row is a text of its own.
-
-    Args:
-        model: A CLIP, on its device and in its dtype.
-        processor: Its processor.
-        source: From `processing.sources.open_source`.
-        batch_size: Images in a forward; four times as many captions.
-        num_workers: Processes that read and resize images beside this one.
-        ks: The k of recall@k.
-        on_error: What to do with a row that has no readable image or no caption: `"stop"` with an error that names
-            row and file, or `"skip"` it and list it in the result.
-        progress: Show progress bars.
-
-    Raises:
-        ValueError: An argument is wrong, a row is broken (`on_error="stop"`), or no row is left.
-    """
-    started = time.perf_counter()
-    encoded = encode_source(model, processor, source, batch_size, num_workers, on_error, progress)
-    metrics = encoded.ranks(model.device).summary(ks)
-    return Evaluation(
-        metrics=metrics,
-        images=len(encoded.image_embeds),
-        captions=len(encoded.captions),
-        max_text_length=max_text_length(model),
-        truncated_captions=count_truncated(model, processor, encoded.captions),
-        seconds=time.perf_counter() - started,
-        skipped=encoded.skipped,
-    )
 
 
 @dataclass(frozen=True)
@@ -197,9 +124,23 @@ def encode_source(
     on_error: str = "stop",
     progress: bool = False,
 ) -> EncodedSource:
-    """Embed all images and all captions of a source; arguments and errors as for `evaluate_source`."""
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}; it must be one of {', '.join(map(repr, ON_ERROR))}.")
+    """Embed all images and all captions of a source. Each caption of a row is a text of its own.
+
+    Args:
+        model: A CLIP, on its device and in its dtype.
+        processor: Its processor.
+        source: From `processing.data.sources.open_source`.
+        batch_size: Images in a forward; four times as many captions.
+        num_workers: Processes that read and resize images beside this one.
+        on_error: At a row that has no readable image or no caption: `"stop"` with an error that names row and file,
+            or `"skip"` it and list it in the result.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: An argument is wrong, a row is broken (`on_error="stop"`), or no row is left.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; it must be one of 'stop', 'skip'.")
     image_embeds: list[Tensor] = []
     captions: list[str] = []
     text_to_image: list[int] = []
@@ -250,14 +191,13 @@ class _Rows(Dataset[_Row]):
     def __getitem__(self, index: int) -> _Row:
         if not isinstance(self.rows, Source):
             return _Row(self._pixels(self.rows[index]))
+        row = None
         try:
-            row: SourceRow = self.rows[index]
-        except (ValueError, OSError) as error:
-            return _Row(error=str(error))
-        try:
+            row = self.rows[index]
             return _Row(self._pixels(row.image, row.name), row.captions)
         except (ValueError, OSError) as error:
-            return _Row(error=f"{self.rows.where(index)}: {error}")
+            where = "" if row is None else f"{self.rows.where(index)}: "  # the source's own errors say it
+            return _Row(error=f"{where}{error}")
 
     def _pixels(self, image: Any, name: str | None = None) -> Tensor:
         whole = load_image(image, name=name)
@@ -276,7 +216,7 @@ def _image_batches(
     model: Any, processor: Any, rows: Any, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[tuple[list[_Row], Tensor]]:
     """Batches of rows, and the embeddings `(readable rows of the batch, width)` of their images, in order."""
-    _check_positive("batch_size", batch_size)
+    check_positive(batch_size=batch_size)
     dataset = _Rows(rows, processor.image_processor)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
     waiting: deque[list[_Row]] = deque()
@@ -291,8 +231,3 @@ def _image_batches(
             batch = waiting.popleft()
             yield batch, embeds
             bar.update(len(batch))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive integer.")

@@ -55,23 +55,13 @@ class Protocol:
     split: str | None = None
     read: Callable[[Path], Rows] | None = None
 
-
-@dataclass(frozen=True)
-class Opened:
-    """A protocol's data: the rows, and whether they are as many as the protocol has."""
-
-    protocol: Protocol
-    source: Source
-    complete: bool
-
-    @property
-    def remark(self) -> str:
-        """What to print beside a result of incomplete data; empty for complete data."""
-        if self.complete:
+    def remark(self, images: int) -> str:
+        """What to say beside a result of so many images; empty where they are as many as the protocol has."""
+        if self.images in (None, images):
             return ""
         return (
-            f"{self.protocol.title} has {self.protocol.images:,} images and this data {len(self.source):,}: the result"
-            " must not be compared with published ones."
+            f"{self.title} has {self.images:,} images and this data {images:,}: the result must not be compared with"
+            " published ones."
         )
 
 
@@ -100,7 +90,7 @@ def open_protocol(
     caption_column: str | None = None,
     split: str | None = None,
     limit: int | None = None,
-) -> Opened:
+) -> Source:
     """Open the data of a protocol.
 
     Args:
@@ -131,7 +121,7 @@ def open_protocol(
         source = _open_table(protocol, data, image_column, caption_column, split)
     if limit is not None and limit < len(source):
         source = ChosenRows(source, range(limit))
-    return Opened(protocol, source, protocol.images is None or len(source) == protocol.images)
+    return source
 
 
 def _open(

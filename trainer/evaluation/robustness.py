@@ -101,14 +101,14 @@ def measure_robustness(
     encoded: EncodedSource,
     ranks: Ranks,
     ks: Sequence[int] = (1, 5, 10),
-    batch_size: int = 128,
+    batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Change]:
     """Retrieval with changed captions, for each of `CHANGES`.
 
     Args:
-        model: As all that are not named here, for `encode_texts`.
+        model: As all that are not named here, for `encode_source`.
         encoded: Images, and captions as they are.
         ranks: Of these.
         ks: The k of recall@k.
@@ -127,7 +127,7 @@ def measure_robustness(
         else:
             texts = change_captions(captions, text_to_image, how, seed)
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
-        embeds = encode_texts(model, processor, texts, batch_size, progress, max_length=length)
+        embeds = encode_texts(model, processor, texts, 4 * batch_size, progress, max_length=length)
         metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary(ks)
         drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in WAYS]
         results[how] = Change(what, metrics, sum(drops) / 2, changed)

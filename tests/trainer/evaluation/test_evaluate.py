@@ -67,7 +67,7 @@ def test_against_itself_nothing_differs(tiny_clip, loaded, pictures):
 
 def test_the_check_finds_a_wrong_number(loaded, pictures):
     model, processor = loaded
-    encoded = encode_source(model, processor, open_protocol("folder", pictures).source)
+    encoded = encode_source(model, processor, open_protocol("folder", pictures))
     metrics = encoded.ranks().summary((1, 2))
     check_again(encoded, metrics, (1, 2))
     metrics["text_to_image_mean_rank"] += 0.25
