@@ -34,9 +34,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for captions and images, new or to be continued"
-    )
+    add(parser, "--output", help="folder for captions and images, new or to be continued")
     add(parser, "--model", metavar="MODEL", help="image-text-to-text checkpoint of transformers: a folder or a Hub id")
     parser.add_argument(
         "--prompt-file",

@@ -38,6 +38,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "the protocol's data; for 'folder' one with metadata.jsonl (file_name and caption or captions), a saved"
         " data set, a folder of parquet files as `fastgoal pairs` writes, or a Hub data set",
     },
+    "--output": {"required": True, "metavar": "DIR", "help": "folder to write, new or to be continued"},
     "--protocol": {
         "choices": tuple(PROTOCOLS),
         "default": "folder",
@@ -72,6 +73,8 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "at a row that cannot be used: stop, or leave it out and list it",
     },
     "--html": {"metavar": "out.html", "help": "write a page here; it needs no other file"},
+    "folder": {"metavar": "DIR", "help": "what `fastgoal pairs` wrote"},
+    "repo": {"metavar": "REPO", "help": "OWNER/NAME on the Hub; made if it does not exist"},
     "--dry-run": {"action": "store_true", "help": "list what would be sent, and send nothing"},
     "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},

@@ -11,16 +11,18 @@ import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, open_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, open_source, parquet_files
 
 from .published_files import (
     as_list,
     as_object,
     find_file,
     image_file,
+    objects,
     parse_json,
     read_json,
     read_json_lines,
@@ -142,9 +144,7 @@ def _open(
 def _is_plain(folder: Path) -> bool:
     """Whether `open_source` reads the folder."""
     names = ("metadata.jsonl", "dataset_dict.json", "state.json")
-    return any((folder / name).is_file() for name in names) or any(
-        next(place.glob("*.parquet"), None) is not None for place in (folder, folder / "data")
-    )
+    return any((folder / name).is_file() for name in names) or bool(parquet_files(folder))
 
 
 def _open_table(
@@ -172,7 +172,7 @@ PROTOCOLS: dict[str, Protocol] = {}
 
 
 def protocol(name: str, title: str, about: str, **settings: Any) -> Callable[[Callable[[Path], Rows]], Any]:
-    """Register a reader of the published form under a name; the arguments are those of `Protocol`."""
+    """Register a reader of the published form; the arguments are those of `Protocol`."""
 
     def register(read: Callable[[Path], Rows]) -> Callable[[Path], Rows]:
         PROTOCOLS[name] = Protocol(name, title, about, read=read, **settings)
@@ -249,9 +249,7 @@ def _dci_2k(folder: Path) -> Rows:
     """GOAL's split: `DCI_test.json`, a list of `filename` (a path of the authors; its last part counts) and `caption`
     (datasets/DCI_test.json in PerceptualAI-Lab/GOAL)."""
     path = find_file(folder, "DCI_test.json")
-    for number, value in enumerate(as_list(read_json(path), str(path))):
-        where = f"{path} entry {number}"
-        row = as_object(value, where)
+    for where, row in objects(read_json(path), str(path)):
         name = text_of(row, "filename", where).replace("\\", "/").rsplit("/", 1)[-1]
         yield image_file(folder, name, "photos", "densely_captioned_images/photos"), [text_of(row, "caption", where)]
 
@@ -283,9 +281,7 @@ def _sharegpt4v(folder: Path) -> Rows:
     """The first 1,000 entries of share-captioner_coco_lcs_sam_1246k_1107.json: `image`, and the caption in
     `conversations[1]["value"]`, its line breaks replaced by spaces (train/sharegpt4v.py of Long-CLIP)."""
     path = find_file(folder, "share-captioner_coco_lcs_sam_1246k_1107.json", "data")
-    for number, value in enumerate(as_list(read_json(path), str(path))[:1000]):
-        where = f"{path} entry {number}"
-        row = as_object(value, where)
+    for where, row in islice(objects(read_json(path), str(path)), 1000):
         turns = row.get("conversations")
         if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[1], dict):
             raise ValueError(f"{where}: 'conversations' has no second turn; expected the caption there.")
@@ -296,9 +292,7 @@ def _sharegpt4v(folder: Path) -> Rows:
 def _karpathy(path: Path, folder: Path, *places: str) -> Rows:
     """Karpathy's splits (caption_datasets.zip): `images`, each with `filename`, for COCO `filepath`, `split`, and
     `sentences` with their `raw` text. The first five captions of the images of the test split."""
-    for number, value in enumerate(as_list(as_object(read_json(path), str(path)).get("images"), f"{path} 'images'")):
-        where = f"{path} image {number}"
-        row = as_object(value, where)
+    for where, row in objects(as_object(read_json(path), str(path)).get("images"), f"{path} 'images'"):
         if text_of(row, "split", where) != "test":
             continue
         sentences = as_list(row.get("sentences"), f"{where} 'sentences'")

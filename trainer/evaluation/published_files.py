@@ -47,6 +47,12 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, as_object(parse_json(line, where), where)
 
 
+def objects(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place in words and the value of each object of a list."""
+    for number, entry in enumerate(as_list(value, where)):
+        yield f"{where} entry {number}", as_object(entry, f"{where} entry {number}")
+
+
 def as_object(value: Any, where: str) -> dict[str, Any]:
     """The value, which must be a JSON object."""
     if not isinstance(value, dict):
