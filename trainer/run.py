@@ -10,7 +10,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 # `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
@@ -64,7 +64,7 @@ class RunParser(Parser, HfArgumentParser):
     """The settings of a run as flags."""
 
 
-OTHER_NAMES = {"model_name_or_path": "model", "dataset_name": "train_data"}
+OTHER_NAMES = {own.metadata["aliases"][2:]: own.name for own in fields(RunArguments) if "aliases" in own.metadata}
 
 
 def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:

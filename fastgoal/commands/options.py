@@ -5,7 +5,8 @@
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.devices import DTYPES
@@ -27,6 +28,17 @@ def number(lowest: float, highest: float | None = None, kind: Callable[[str], fl
         return value
 
     return parse
+
+
+def text_file(name: str) -> str:
+    """The argparse type of the name of a text file: what stands in the file."""
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"is {name}, which is no text in UTF-8 that can be read: {error}") from None
+    if not text:
+        raise argparse.ArgumentTypeError(f"is {name}, which is empty; expected a text")
+    return text
 
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -87,3 +99,22 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
     for name in names:
         flags = [SHORT[name], name] if name in SHORT else [name]
         parser.add_argument(*flags, **{**SHARED[name], **changes})
+
+
+def prepare_pictures(args: argparse.Namespace) -> None:
+    """Refuse before the work that neither --output nor --html is given, or that one cannot be written."""
+    from fastgoal.tools.files import prepare_output
+
+    if args.output is None and args.html is None:
+        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
+    for path in filter(None, (args.output, args.html)):
+        prepare_output(path)
+
+
+def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
+    """Name, model and processor of --model and, where it is given, of --against, one after the other."""
+    from fastgoal.trainer.evaluation.models import load_model
+
+    for option, name in (("--model", args.model), ("--against", args.against)):
+        if name is not None:
+            yield name, *load_model(name, args.device, option=option)

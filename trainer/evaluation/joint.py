@@ -141,12 +141,9 @@ def evaluate_joint(
     num_workers: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """`joint_map` of a pairs data set: every image with its caption, and its best region crop with its sentence.
+    """`joint_map` of what `fastgoal pairs` wrote: every image with its caption, its best region crop with its sentence.
 
-    Args:
-        model: As all that are not named here, for `encode_source`.
-        source: A data set that `fastgoal pairs` wrote.
-        encoded: Its images and captions.
+    `encoded` are the source's images and captions; other arguments as for `encode_source`.
 
     Raises:
         ValueError: A row has no local pairs or several captions.

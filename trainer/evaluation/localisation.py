@@ -45,7 +45,7 @@ class Localisation:
     """Result of `localise`.
 
     Attributes:
-        hit_rate: Share of the sentences that hit at each k, `{5: 0.43, ...}`.
+        hit_rate: Share of the sentences that hit at each k of `TOP`, `{5: 0.43, ...}`.
         chance: The same for patches in random order, from the sizes of the boxes.
         sentences: Sentences that were asked.
         outside: Sentences left out because the model's crop of the image shows nothing of their boxes.
@@ -107,12 +107,7 @@ def localise(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Localisation:
-    """Sentence to patch hit rates of a source whose rows have boxes.
-
-    Args:
-        model: As all that are not named here, for `encode_source`.
-        rows: The rows to use.
-        boxes_column: See `localisation_queries`.
+    """Sentence to patch hit rates of the rows of a source that have boxes; arguments as for `encode_source`.
 
     Raises:
         ValueError: A box is not one of its image, a row has no boxes, or no sentence has one.
@@ -126,11 +121,12 @@ def localise(
             images, queries = [], []
             for number in rows[start : start + batch_size]:
                 row = source[number]
+                where = source.where(number)
                 image = load_image(row.image, name=row.name)
                 transform = ImageTransform.of(processor.image_processor, image.size)
                 images.append(image)
                 for query in localisation_queries(row, boxes_column):
-                    regions = regions_from_boxes(query.boxes, image.size, name=source.where(number))
+                    regions = regions_from_boxes(query.boxes, image.size, name=where)
                     masks = [patch_mask(region.box, transform, patch_size) for region in regions]
                     queries.append((len(images) - 1, query.text, torch.stack(masks).any(0)))
             tokens = embed_patches(model, processor, images)

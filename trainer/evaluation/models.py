@@ -13,13 +13,9 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 def load_model(
     name: str, device: str | None = None, dtype: str = "float32", option: str = "--model"
 ) -> tuple[FastGoalCLIPModel, FastGoalProcessor]:
-    """The model of a CLIP checkpoint, on its device and ready to be asked, and its processor.
+    """The model of a CLIP checkpoint (a folder or a Hub id), ready to be asked, and its processor.
 
-    Args:
-        name: A folder or a Hub id.
-        device: As for `choose_device`: the accelerator by default.
-        dtype: As for `choose_dtype`.
-        option: What messages call the checkpoint.
+    `device` is as for `choose_device`, `dtype` as for `choose_dtype`; messages call the checkpoint `option`.
 
     Raises:
         ValueError: The device is not there, the checkpoint is no CLIP, or it lacks weights.

@@ -37,12 +37,9 @@ def mean_cosine(
 
     Args:
         folder: The data.
-        model: A CLIP, on its device.
+        model: A CLIP, on its device, which the result calls `name`.
         processor: Its processor.
-        name: What to call the model.
         sample: Rows to draw at random with `seed`; all of them if there are fewer.
-        seed: Of the draw.
-        progress: Show a bar.
 
     Returns:
         `model`, `tokens` (that it reads), `rows`, `mean`, `interval` (95 %, from the standard error), `mismatched`

@@ -98,13 +98,9 @@ def measure_robustness(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Change]:
-    """Retrieval with changed captions, for each of `CHANGES`.
+    """Retrieval with changed captions, for each of `CHANGES`; arguments as for `encode_source`.
 
-    Args:
-        model: As all that are not named here, for `encode_source`.
-        encoded: Images, and captions as they are.
-        ranks: Of these.
-        seed: Of the changes.
+    `encoded` are the images, and the captions as they are, `ranks` the ranks of these; `seed` is that of the changes.
     """
     captions, text_to_image = encoded.captions, encoded.text_to_image
     image_embeds = encoded.image_embeds.to(model.device)
