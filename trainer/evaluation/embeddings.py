@@ -1,8 +1,8 @@
 """Embeddings of whole data sets: images, captions, and both of a source."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from fastgoal.processing.processing_fastgoal import count_longer
 
 from .retrieval import Ranks, retrieval_ranks
 from .rivals import check_positive
+
+Row = tuple[Tensor | None, list[str], str | None]
+"""An image of the model's size, `(1, 3, height, width)`, and its captions, or the message that says why it is none."""
 
 
 def encode_images(
@@ -149,16 +152,16 @@ def encode_source(
     number = 0
     with eval_mode(model):
         for rows, embeds in _image_batches(model, processor, source, batch_size, num_workers, progress):
-            for row in rows:
-                if row.error is None:
-                    captions += row.captions
-                    text_to_image += [len(kept)] * len(row.captions)
+            for row_captions, error in rows:
+                if error is None:
+                    captions += row_captions
+                    text_to_image += [len(kept)] * len(row_captions)
                     kept.append(number)
                 elif on_error == "skip":
-                    skipped.append(row.error)
+                    skipped.append(error)
                 else:
                     raise ValueError(
-                        f"{row.error} Mend or remove the row, or leave it out with on_error='skip' (--on-error skip)."
+                        f"{error} Mend or remove the row, or leave it out with on_error='skip' (--on-error skip)."
                     )
                 number += 1
             image_embeds.append(embeds)
@@ -169,16 +172,7 @@ def encode_source(
     return EncodedSource(torch.cat(image_embeds), text_embeds, captions, text_to_image, kept, skipped)
 
 
-@dataclass
-class _Row:
-    """An image of the model's size, `(1, 3, height, width)`, or the message that says why there is none."""
-
-    pixels: Tensor | None = None
-    captions: list[str] = field(default_factory=list)
-    error: str | None = None
-
-
-class _Rows(Dataset[_Row]):
+class _Rows(Dataset[Row]):
     """Reads and resizes images in worker processes. A broken row of a source becomes a message, not an exception."""
 
     def __init__(self, rows: Any, image_processor: Any) -> None:
@@ -188,46 +182,37 @@ class _Rows(Dataset[_Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> _Row:
+    def __getitem__(self, index: int) -> Row:
         if not isinstance(self.rows, Source):
-            return _Row(self._pixels(self.rows[index]))
+            return self._pixels(self.rows[index]), [], None
         row = None
         try:
             row = self.rows[index]
-            return _Row(self._pixels(row.image, row.name), row.captions)
+            return self._pixels(row.image, row.name), row.captions, None
         except (ValueError, OSError) as error:
             where = "" if row is None else f"{self.rows.where(index)}: "  # the source's own errors say it
-            return _Row(error=f"{where}{error}")
+            return None, [], f"{where}{error}"
 
     def _pixels(self, image: Any, name: str | None = None) -> Tensor:
         whole = load_image(image, name=name)
         return cut_crops(whole, [(0, 0, *whole.size)], self.image_processor)
 
 
-def _collate(rows: list[_Row]) -> tuple[list[_Row], Tensor]:
+def _collate(rows: list[Row]) -> tuple[list[tuple[list[str], str | None]], Tensor]:
     """The rows without their pixels, and the pixels as one tensor, so that a worker hands over one and not many."""
-    pixels = [row.pixels for row in rows if row.pixels is not None]
-    for row in rows:
-        row.pixels = None
-    return rows, torch.cat(pixels) if pixels else torch.empty(0)
+    pixels = [pixels for pixels, _, _ in rows if pixels is not None]
+    return [row[1:] for row in rows], torch.cat(pixels) if pixels else torch.empty(0)
 
 
 def _image_batches(
     model: Any, processor: Any, rows: Any, batch_size: int, num_workers: int, progress: bool
-) -> Iterator[tuple[list[_Row], Tensor]]:
+) -> Iterator[tuple[list[tuple[list[str], str | None]], Tensor]]:
     """Batches of rows, and the embeddings `(readable rows of the batch, width)` of their images, in order."""
     check_positive(batch_size=batch_size)
     dataset = _Rows(rows, processor.image_processor)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
-    waiting: deque[list[_Row]] = deque()
-
-    def pixels() -> Iterator[Tensor]:
-        for batch, tensor in loader:
-            waiting.append(batch)
-            yield tensor
-
+    batches, ahead = tee(DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate))
+    stream = embed_crop_stream((pixels for _, pixels in ahead), model, processor.image_processor, batch_size)
     with tqdm(total=len(rows), desc="images", unit="image", disable=not progress) as bar:
-        for embeds in embed_crop_stream(pixels(), model, processor.image_processor, batch_size):
-            batch = waiting.popleft()
+        for (batch, _), embeds in zip(batches, stream, strict=True):
             yield batch, embeds
             bar.update(len(batch))
