@@ -91,13 +91,12 @@ SHARED: dict[str, dict[str, Any]] = {
     "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},
 }
-SHORT = {"--top-k": "-k"}
 
 
 def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
     """Declare shared options; `changes` are arguments of `add_argument` in place of the shared ones."""
     for name in names:
-        flags = [SHORT[name], name] if name in SHORT else [name]
+        flags = ["-k", name] if name == "--top-k" else [name]
         parser.add_argument(*flags, **{**SHARED[name], **changes})
 
 

@@ -17,11 +17,11 @@ from .embeddings import EncodedSource, count_truncated, encode_source, max_text_
 from .intervals import bootstrap_intervals, compare
 from .joint import evaluate_joint
 from .localisation import localise
-from .models import choose_workers, load_model
+from .models import check_clip, choose_workers, load_model
 from .protocols import PROTOCOLS, open_protocol
 from .published import published_rows
 from .report import EvaluationReport, ModelResult
-from .retrieval import KS, Ranks
+from .retrieval import KS, Ranks, check_ks
 from .rivals import check_positive
 from .robustness import measure_robustness
 
@@ -98,6 +98,15 @@ def evaluate(
     check_positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
     if resamples < 0 or resamples == 1:
         raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
+    check_ks(ks)
+    for checkpoint, its_processor, option in (
+        (model, processor, "--model"),
+        (against, against_processor, "--against"),
+    ):
+        if isinstance(checkpoint, str | os.PathLike):
+            check_clip(os.fspath(checkpoint), option)
+        elif checkpoint is not None and its_processor is None:
+            raise ValueError(f"{option} is a loaded model; give its processor, too.")
     started = time.perf_counter()
     source = open_protocol(protocol, data, image_column, caption_column, split, limit)
 
@@ -109,8 +118,6 @@ def evaluate(
         if isinstance(checkpoint, str | os.PathLike):
             name = os.fspath(checkpoint)
             model, processor = load_model(name, device, dtype, option)
-        elif processor is None:
-            raise ValueError(f"{option} is a loaded model; give its processor, too.")
         else:
             name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
         small: dict[str, Any] = {"batch_size": batch_size, "progress": progress}

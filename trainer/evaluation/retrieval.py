@@ -34,7 +34,7 @@ class Ranks:
 
     def summary(self, ks: Sequence[int] = KS) -> dict[str, float]:
         """What `retrieval_metrics` returns."""
-        _check_ks(ks)
+        check_ks(ks)
         asked = self.image_to_text > 0
         if not bool(asked.all()):
             logger.warning_once(
@@ -81,7 +81,7 @@ def retrieval_metrics(
         ValueError: for embeddings that are empty, not matrices, of different widths, or not finite, and for a
             `text_to_image`, `ks` or `chunk_size` that does not fit.
     """
-    _check_ks(ks)
+    check_ks(ks)
     return retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size).summary(ks)
 
 
@@ -115,7 +115,8 @@ def retrieval_ranks(
     return Ranks(before_text[:, 0] + 1, (before_image[:, 0] + 1).where(asked, 0), owner)
 
 
-def _check_ks(ks: Sequence[int]) -> None:
+def check_ks(ks: Sequence[int]) -> None:
+    """Raise `ValueError` unless there are k, all of them positive integers."""
     if len(ks) == 0 or not all(map(is_positive, ks)):
         raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 

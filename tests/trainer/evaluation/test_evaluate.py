@@ -1,6 +1,7 @@
 """`fastgoal.evaluate`, what the command is a shell of."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -90,3 +91,18 @@ def test_errors(loaded, pictures, changes, message):
     model, processor = loaded
     with pytest.raises(ValueError, match=message):
         fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": (0,)}, r"ks is \(0,\)"),
+        ({"against": "no/such/place/here"}, "no/such/place/here"),
+        ({"against": torch.nn.Identity()}, "--against is a loaded model; give its processor"),
+    ],
+)
+def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures, monkeypatch, changes, message):
+    model, processor = loaded
+    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "encode_source", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        fastgoal.evaluate(model, pictures, processor=processor, **changes)
