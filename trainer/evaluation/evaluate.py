@@ -99,13 +99,10 @@ def evaluate(
     if resamples < 0 or resamples == 1:
         raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
     check_ks(ks)
-    for checkpoint, its_processor, option in (
-        (model, processor, "--model"),
-        (against, against_processor, "--against"),
-    ):
+    for checkpoint, own, option in ((model, processor, "--model"), (against, against_processor, "--against")):
         if isinstance(checkpoint, str | os.PathLike):
             check_clip(os.fspath(checkpoint), option)
-        elif checkpoint is not None and its_processor is None:
+        elif checkpoint is not None and own is None:
             raise ValueError(f"{option} is a loaded model; give its processor, too.")
     started = time.perf_counter()
     source = open_protocol(protocol, data, image_column, caption_column, split, limit)

@@ -98,8 +98,8 @@ def open_protocol(
     Args:
         name: One of `PROTOCOLS`.
         data: A folder in the form in which the data set is published (see `PROTOCOLS[name].about`), anything that
-            `open_source` takes (a folder with metadata.jsonl, a saved data set, a folder of parquet files, a Hub id),
-            an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its image and its captions.
+            `open_source` takes, an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its
+            image and its captions.
         image_column: As for `open_source`; not for the published form or a `Source`, as the next two.
         caption_column: Default: the protocol's.
         split: Default: the protocol's.
