@@ -86,18 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, what the command returned, 2 for wrong arguments or input, 130 when interrupted. `--help`
     and `--version` leave through `SystemExit`, as argparse does.
     """
-    arguments, passed_on = _split_train(list(sys.argv[1:] if argv is None else argv))
     name, show_traceback = "", False
     try:
         parser = build_parser()
-        args = parser.parse_args(arguments)
+        args = parser.parse_args(argv)
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
         name, show_traceback = f" {args.command}", getattr(args, "traceback", False)
-        if args.command == "train":
-            show_traceback = show_traceback or "--traceback" in passed_on
-            args.arguments = [argument for argument in passed_on if argument != "--traceback"]
         code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -117,13 +113,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fastgoal{name}: error: {error}", file=sys.stderr)
         return 2
-
-
-def _split_train(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Cut after `train`: what follows, `--help` included, is for the parser of the training arguments."""
-    for index, argument in enumerate(arguments):
-        if not argument.startswith("-"):
-            if argument == "train":
-                return arguments[: index + 1], arguments[index + 1 :]
-            break
-    return arguments, []

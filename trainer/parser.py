@@ -89,16 +89,15 @@ class Parser(argparse.ArgumentParser):
         super().error(re.sub(r"^argument (?:-\w/)?([^\s/:]+)\S*: (?=is )", r"\1 ", message))
 
     def format_usage(self) -> str:
-        """What the command needs, in one line; `--help` explains the options."""
         self.usage = self.usage or self._usage_line()
         return super().format_usage()
 
     def format_help(self) -> str:
-        """The usage line, and every option explained."""
         self.usage = self.usage or self._usage_line()
         return super().format_help()
 
     def _usage_line(self) -> str:
+        """What the command needs, in one line; `--help` explains the options."""
         either = [group for group in self._mutually_exclusive_groups if group.required]
         needed = [
             action

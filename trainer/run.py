@@ -7,9 +7,10 @@
 `fastgoal train` is the same.
 """
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 # `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
@@ -63,7 +64,7 @@ class RunParser(Parser, HfArgumentParser):
     """The settings of a run as flags."""
 
 
-OTHER_NAMES = {"model_name_or_path": "model", "dataset_name": "train_data"}
+OTHER_NAMES = {own.metadata["aliases"][2:]: own.name for own in fields(RunArguments) if "aliases" in own.metadata}
 
 
 def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:
@@ -137,7 +138,10 @@ def _flags_of(path: Path) -> list[str]:
     """The settings of a YAML file as command line flags, so that later flags overrule them."""
     import yaml
 
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
     known = {name for kind in (RunArguments, FastGoalTrainingArguments) for name in kind.__dataclass_fields__}
@@ -152,7 +156,8 @@ def _flags_of(path: Path) -> list[str]:
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
-            flags += [f"--{key}", str(value)]
+            # In one word, so that a value may begin with a dash; transformers reads dictionaries as JSON.
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
 
 

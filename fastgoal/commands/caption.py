@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .options import add, number
+from .options import add, number, text_file
 
 HELP = "write long captions for images with an image-text-to-text model"
 
@@ -34,13 +34,11 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for captions and images, new or to be continued"
-    )
+    add(parser, "--output", help="folder for captions and images, new or to be continued")
     add(parser, "--model", metavar="MODEL", help="image-text-to-text checkpoint of transformers: a folder or a Hub id")
     parser.add_argument(
         "--prompt-file",
-        type=Path,
+        type=text_file,
         metavar="FILE",
         help="text that asks for the caption, in place of fastgoal's, which asks for everything that is visible and "
         "nothing else",
@@ -75,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = None if args.prompt_file is None else read_prompt(args.prompt_file)
     check_places(args.images, args.output)
 
     from tqdm.auto import tqdm
@@ -91,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     settings = CaptionSettings(
         model=mark_weights(args.model),
-        prompt=prompt or PROMPT,
+        prompt=args.prompt_file or PROMPT,
         **ways,
         seed=args.seed,
         dtype=dtype,
@@ -110,17 +107,6 @@ def run(args: argparse.Namespace) -> int:
     )
     print(describe(summary, args.output, args.max_new_tokens))
     return 0
-
-
-def read_prompt(path: Path) -> str:
-    """The text of a prompt file. Raises `ValueError` if there is none in it."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt-file {path} is not a text in UTF-8: {error}.") from None
-    if not text:
-        raise ValueError(f"--prompt-file {path} is empty; expected a text that asks for a description of the image.")
-    return text
 
 
 def check_places(images: str, output: str) -> None:

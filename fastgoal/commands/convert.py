@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import number
+from .options import add, number
 
 HELP = "turn weights of GOAL, Long-CLIP or open_clip into a folder that transformers loads"
 
@@ -21,7 +21,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="GOAL's .pth, Long-CLIP's .pt, an open_clip file, .safetensors")
     parser.add_argument("--base", required=True, metavar="CLIP", help="folder or Hub id of the CLIP of that shape")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write, new or empty")
+    add(parser, "--output", help="folder to write, new or empty")
     parser.add_argument(
         "--max-text-length",
         type=number(77, 248),

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add
+from .options import add, load_contestants, prepare_pictures, text_file
 
 HELP = "show where a model sees each sentence of a caption in an image"
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, type=Path, metavar="FILE", help="image file")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--caption", metavar="TEXT", help="the caption")
-    text.add_argument("--caption-file", type=Path, metavar="FILE", help="text file with the caption")
+    text.add_argument("--caption-file", dest="caption", type=text_file, metavar="FILE", help="file with the caption")
     parser.add_argument("--output", type=Path, metavar="out.png", help="write a picture here")
     add(parser, "--html", type=Path)
     add(parser, "--against", help="show this checkpoint next to the model")
@@ -35,17 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.files import prepare_output, write_text
-
-    if args.output is None and args.html is None:
-        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
-    for path in (args.output, args.html):
-        if path is not None:
-            prepare_output(path)
-    caption = args.caption
-    if args.caption_file is not None:
-        caption = args.caption_file.read_text(encoding="utf-8")
-    caption = caption.strip()
+    prepare_pictures(args)
+    caption = args.caption.strip()
     if not caption:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
@@ -54,15 +45,13 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.images import load_image
-    from fastgoal.trainer.evaluation.models import load_model
+    from fastgoal.tools.files import write_text
 
     image = load_image(args.image)
     explanations = []
-    for option, name in (("--model", args.model), ("--against", args.against)):
-        if name is not None:
-            model, processor = load_model(name, args.device, option=option)
-            detector = load_detector(args.detector, device=str(model.device))
-            explanations.append(explain(model, processor, image, caption, name, detector))
+    for name, model, processor in load_contestants(args):
+        detector = load_detector(args.detector, device=str(model.device))
+        explanations.append(explain(model, processor, image, caption, name, detector))
     panels = draw_explanations(image, explanations)
     for made in explanations:
         print(f"{made.model}: image and caption {number(made.score, 3)}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add, number
+from .options import add, load_contestants, number, prepare_pictures
 
 HELP = "draw retrieval examples and error cases of one or two models"
 
@@ -39,30 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.files import prepare_output, write_text
-
-    if args.output is None and args.html is None:
-        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
-    for path in (args.output, args.html):
-        if path is not None:
-            prepare_output(path)
+    prepare_pictures(args)
 
     from fastgoal.hub_cards.wording import count
     from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
     from fastgoal.pages.render import save_picture
+    from fastgoal.tools.files import write_text
     from fastgoal.trainer.evaluation.embeddings import encode_source
-    from fastgoal.trainer.evaluation.models import choose_workers, load_model
+    from fastgoal.trainer.evaluation.models import choose_workers
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
     columns = (args.image_column, args.caption_column, args.split)
-    source = open_protocol(args.protocol, args.data, *columns, args.limit).source
+    source = open_protocol(args.protocol, args.data, *columns, args.limit)
     contestants = []
-    for option, name in (("--model", args.model), ("--against", args.against)):
-        if name is not None:
-            model, processor = load_model(name, args.device, option=option)
-            workers = choose_workers(args.num_workers, model)
-            encoded = encode_source(model, processor, source, args.batch_size, workers, args.on_error, progress=True)
-            contestants.append(contestant(name, encoded, model.device))
+    for name, model, processor in load_contestants(args):
+        workers = choose_workers(args.num_workers, model)
+        encoded = encode_source(model, processor, source, args.batch_size, workers, args.on_error, progress=True)
+        contestants.append(contestant(name, encoded, model.device))
     queries = choose_queries(contestants, args.direction, args.show, args.count)
     gallery = draw_gallery(contestants, source, queries, args.direction, args.top_k)
     drawn = count(len(queries), "query", "queries")

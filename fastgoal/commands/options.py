@@ -5,7 +5,8 @@
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.devices import DTYPES
@@ -29,6 +30,17 @@ def number(lowest: float, highest: float | None = None, kind: Callable[[str], fl
     return parse
 
 
+def text_file(name: str) -> str:
+    """The argparse type of the name of a text file: what stands in the file."""
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"is {name}, which is no text in UTF-8 that can be read: {error}") from None
+    if not text:
+        raise argparse.ArgumentTypeError(f"is {name}, which is empty; expected a text")
+    return text
+
+
 SHARED: dict[str, dict[str, Any]] = {
     "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP checkpoint, a folder or a Hub id"},
     "--against": {"metavar": "CLIP", "help": "compare with this checkpoint"},
@@ -38,6 +50,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "the protocol's data; for 'folder' one with metadata.jsonl (file_name and caption or captions), a saved"
         " data set, a folder of parquet files as `fastgoal pairs` writes, or a Hub data set",
     },
+    "--output": {"required": True, "metavar": "DIR", "help": "folder to write, new or to be continued"},
     "--protocol": {
         "choices": tuple(PROTOCOLS),
         "default": "folder",
@@ -72,15 +85,35 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "at a row that cannot be used: stop, or leave it out and list it",
     },
     "--html": {"metavar": "out.html", "help": "write a page here; it needs no other file"},
+    "folder": {"metavar": "DIR", "help": "what `fastgoal pairs` wrote"},
+    "repo": {"metavar": "REPO", "help": "OWNER/NAME on the Hub; made if it does not exist"},
     "--dry-run": {"action": "store_true", "help": "list what would be sent, and send nothing"},
     "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},
 }
-SHORT = {"--top-k": "-k"}
 
 
 def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
     """Declare shared options; `changes` are arguments of `add_argument` in place of the shared ones."""
     for name in names:
-        flags = [SHORT[name], name] if name in SHORT else [name]
+        flags = ["-k", name] if name == "--top-k" else [name]
         parser.add_argument(*flags, **{**SHARED[name], **changes})
+
+
+def prepare_pictures(args: argparse.Namespace) -> None:
+    """Refuse before the work that neither --output nor --html is given, or that one cannot be written."""
+    from fastgoal.tools.files import prepare_output
+
+    if args.output is None and args.html is None:
+        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
+    for path in filter(None, (args.output, args.html)):
+        prepare_output(path)
+
+
+def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
+    """Name, model and processor of --model and, where it is given, of --against, one after the other."""
+    from fastgoal.trainer.evaluation.models import load_model
+
+    for option, name in (("--model", args.model), ("--against", args.against)):
+        if name is not None:
+            yield name, *load_model(name, args.device, option=option)

@@ -26,9 +26,7 @@ risk.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the data set, new or to be continued"
-    )
+    add(parser, "--output", help="folder for the data set, new or to be continued")
     add(parser, "--model", help="CLIP that matches: a folder or a Hub id")
     parser.add_argument(
         "--detector",
@@ -54,11 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, default, which in (("--min-area", 0.01, "smallest"), ("--max-area", 0.80, "largest")):
         parser.add_argument(
-            name,
-            type=number(0, 1, float),
-            default=default,
-            metavar="SHARE",
-            help=f"{which} region, share of the image",
+            name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
         )
     add(
         parser,

@@ -17,15 +17,13 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="folder of a saved model, or what `fastgoal pairs` wrote")
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
-    add(parser, "--dry-run", "--private", "--message")
+    add(parser, "folder", help="folder of a saved model, or what `fastgoal pairs` wrote")
+    add(parser, "repo", "--dry-run", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.pushing import describe_push, push
 
-    dry_run = getattr(args, "dry_run", False)
-    pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=dry_run)
+    pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=args.dry_run)
     print(describe_push(pushed, args.folder))
     return 0

@@ -27,8 +27,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="what `fastgoal pairs` wrote")
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it does not exist")
+    add(parser, "folder", "repo")
     parser.add_argument("--license", required=True, metavar="ID", help="licence of the data set, see below")
     parser.add_argument("--image-license", metavar="TEXT", help="licence of the images, if it is another")
     parser.add_argument("--caption-license", metavar="TEXT", help="licence of the captions, if it is another")

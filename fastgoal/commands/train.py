@@ -1,7 +1,7 @@
 """`fastgoal train`: the same program as `accelerate launch trainer/run.py`.
 
-The options are the fields of the training arguments, hundreds with those of transformers, so this command passes what
-follows its name on as it is and declares none of its own.
+The options are the fields of the training arguments, hundreds with those of transformers, so what follows the command's
+name is passed on as it is, `--help` included.
 """
 
 import argparse
@@ -24,7 +24,12 @@ read from the training arguments.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="a YAML file, flags, or both")
+    def pass_on(arguments: list[str], namespace: object) -> tuple[argparse.Namespace, list[str]]:
+        rest = [argument for argument in arguments if argument != "--traceback"]
+        shown = {} if rest == arguments else {"traceback": True}
+        return argparse.Namespace(run=run, arguments=rest, **shown), []
+
+    parser.parse_known_args = pass_on  # type: ignore[method-assign, assignment]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ def take_tour(
     from fastgoal.quickstart.training import quiet_trainer
     from fastgoal.trainer.batches.pair_data import PairData
     from fastgoal.trainer.card import CardOptions
-    from fastgoal.trainer.evaluation.embeddings import evaluate_source
+    from fastgoal.trainer.evaluation.embeddings import encode_source
 
     settings = settings or TourSettings()
     seconds: dict[str, float] = {}
@@ -106,7 +106,8 @@ def take_tour(
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
-            results[name] = evaluate_source(tuned, processor, test_source, batch_size=50).metrics
+            encoded = encode_source(tuned, processor, test_source, batch_size=50)
+            results[name] = encoded.ranks(tuned.device).summary()
 
     measure("base", model)
     for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):

@@ -36,6 +36,7 @@ def test_flags_overrule_the_file(tmp_path):
             "has unknown settings (`fastgoal train --help` lists all): lerning_rate: did you mean learning_rate?, xyz",
         ),
         ("just a text", [], "must hold `key: value` lines, got str"),
+        ("model: [a\nseed: 1\n", [], "config.yaml is not YAML: while parsing a flow sequence"),
         ("model: a\nmodel_name_or_path: a\n", [], "gives model and model_name_or_path, two names of one setting"),
         ("max-steps: 1\nmax_steps: 2\n", [], "gives max-steps and max_steps, two names of one setting"),
         ("model: a\n", ["--train_data", "a", "--dataset-name", "b"], "the command line gives train_data and dataset-"),
@@ -61,6 +62,13 @@ def test_names_of_the_ecosystem_and_both_spellings(tmp_path):
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
     path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\nlearning_rate: 5e-6\n")
     assert parse([path])[1].learning_rate == 5e-6
+
+
+def test_a_file_may_hold_dictionaries_and_values_that_begin_with_a_dash(tmp_path):
+    values = "lr_scheduler_kwargs:\n  num_cycles: 2\nrun_name: --long\nseed: -1\n"
+    path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\n{values}")
+    training = parse([path])[1]
+    assert (training.lr_scheduler_kwargs, training.run_name, training.seed) == ({"num_cycles": 2}, "--long", -1)
 
 
 def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):

@@ -1,9 +1,8 @@
-"""Embeddings of whole data sets, and the retrieval evaluation of a model on a source of images with captions."""
+"""Embeddings of whole data sets: images, captions, and both of a source."""
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Any
 
 import torch
@@ -11,13 +10,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
 from fastgoal.processing.processing_fastgoal import count_longer
-from fastgoal.trainer.evaluation.retrieval import Ranks, retrieval_ranks
 
-ON_ERROR = ("stop", "skip")
+from .retrieval import Ranks, retrieval_ranks
+from .rivals import check_positive
+
+Row = tuple[Tensor | None, list[str], str | None]
+"""An image of the model's size, `(1, 3, height, width)`, and its captions, or the message that says why it is none."""
 
 
 def encode_images(
@@ -28,16 +30,12 @@ def encode_images(
     num_workers: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Embed images with the image tower.
+    """Embed images with the image tower; what is not named here, as for `encode_source`.
 
     Args:
-        model: A CLIP (`get_image_features`), on its device and in its dtype. Its training mode is restored.
-        processor: Its processor; only `processor.image_processor` is used.
+        processor: Only its `image_processor` is used.
         images: Whatever `processing.images.load_image` reads: PIL images, file names, bytes. A sequence is read
             lazily, a batch at a time.
-        batch_size: Images in a forward.
-        num_workers: Processes that read and resize images beside this one.
-        progress: Show a progress bar with images per second.
 
     Returns:
         `(images, width)`, normalised, float32, on the CPU.
@@ -64,8 +62,8 @@ def encode_texts(
     """Embed captions with the text tower, cut at the model's text length; see `embed_texts` for which go together.
 
     Args:
-        model: A CLIP (`get_text_features`), on its device. Its training mode is restored.
-        processor: Its processor; only `processor.tokenizer` is used.
+        model: A CLIP, on its device.
+        processor: Only its `tokenizer` is used.
         texts: Captions.
         batch_size: Captions of the model's length in a forward; of shorter ones as many as have so many tokens.
         progress: Show a progress bar with captions per second.
@@ -77,7 +75,7 @@ def encode_texts(
     Raises:
         ValueError: There are no texts.
     """
-    _check_positive("batch_size", batch_size)
+    check_positive(batch_size=batch_size)
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"`texts` is {texts!r}; it must be a sequence of at least one caption.")
     limit = max_text_length(model) if max_length is None else min(max_length, max_text_length(model))
@@ -93,74 +91,6 @@ def max_text_length(model: Any) -> int:
 def count_truncated(model: Any, processor: Any, texts: Sequence[str]) -> int:
     """How many texts have more tokens than the model reads."""
     return count_longer(texts, processor.tokenizer, max_text_length(model))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate_source` measured.
-
-    Args:
-        metrics: Of `retrieval_metrics`.
-        images: Images in the gallery.
-        captions: Captions in the gallery.
-        max_text_length: Tokens that the model reads.
-        truncated_captions: Captions that have more tokens and were cut.
-        seconds: Wall-clock time.
-        skipped: The message of each row that was left out (`on_error="skip"`).
-    """
-
-    metrics: dict[str, float]
-    images: int
-    captions: int
-    max_text_length: int
-    truncated_captions: int
-    seconds: float
-    skipped: list[str] = field(default_factory=list)
-
-    @property
-    def truncated_share(self) -> float:
-        """Share of the captions that were cut, 0 to 1."""
-        return self.truncated_captions / self.captions
-
-
-def evaluate_source(
-    model: Any,
-    processor: Any,
-    source: Source,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    ks: Sequence[int] = (1, 5, 10, 25, 50),
-    on_error: str = "stop",
-    progress: bool = False,
-) -> Evaluation:
-    """Measure retrieval between all images and all captions of a source. Each caption of a row is a text of its own.
-
-    Args:
-        model: A CLIP, on its device and in its dtype.
-        processor: Its processor.
-        source: From `processing.sources.open_source`.
-        batch_size: Images in a forward; four times as many captions.
-        num_workers: Processes that read and resize images beside this one.
-        ks: The k of recall@k.
-        on_error: What to do with a row that has no readable image or no caption: `"stop"` with an error that names
-            row and file, or `"skip"` it and list it in the result.
-        progress: Show progress bars.
-
-    Raises:
-        ValueError: An argument is wrong, a row is broken (`on_error="stop"`), or no row is left.
-    """
-    started = time.perf_counter()
-    encoded = encode_source(model, processor, source, batch_size, num_workers, on_error, progress)
-    metrics = encoded.ranks(model.device).summary(ks)
-    return Evaluation(
-        metrics=metrics,
-        images=len(encoded.image_embeds),
-        captions=len(encoded.captions),
-        max_text_length=max_text_length(model),
-        truncated_captions=count_truncated(model, processor, encoded.captions),
-        seconds=time.perf_counter() - started,
-        skipped=encoded.skipped,
-    )
 
 
 @dataclass(frozen=True)
@@ -197,9 +127,23 @@ def encode_source(
     on_error: str = "stop",
     progress: bool = False,
 ) -> EncodedSource:
-    """Embed all images and all captions of a source; arguments and errors as for `evaluate_source`."""
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}; it must be one of {', '.join(map(repr, ON_ERROR))}.")
+    """Embed all images and all captions of a source. Each caption of a row is a text of its own.
+
+    Args:
+        model: A CLIP, on its device and in its dtype.
+        processor: Its processor.
+        source: From `processing.data.sources.open_source`.
+        batch_size: Images in a forward; four times as many captions.
+        num_workers: Processes that read and resize images beside this one.
+        on_error: At a row that has no readable image or no caption: `"stop"` with an error that names row and file,
+            or `"skip"` it and list it in the result.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: An argument is wrong, a row is broken (`on_error="stop"`), or no row is left.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; it must be one of 'stop', 'skip'.")
     image_embeds: list[Tensor] = []
     captions: list[str] = []
     text_to_image: list[int] = []
@@ -208,16 +152,16 @@ def encode_source(
     number = 0
     with eval_mode(model):
         for rows, embeds in _image_batches(model, processor, source, batch_size, num_workers, progress):
-            for row in rows:
-                if row.error is None:
-                    captions += row.captions
-                    text_to_image += [len(kept)] * len(row.captions)
+            for row_captions, error in rows:
+                if error is None:
+                    captions += row_captions
+                    text_to_image += [len(kept)] * len(row_captions)
                     kept.append(number)
                 elif on_error == "skip":
-                    skipped.append(row.error)
+                    skipped.append(error)
                 else:
                     raise ValueError(
-                        f"{row.error} Mend or remove the row, or leave it out with on_error='skip' (--on-error skip)."
+                        f"{error} Mend or remove the row, or leave it out with on_error='skip' (--on-error skip)."
                     )
                 number += 1
             image_embeds.append(embeds)
@@ -228,16 +172,7 @@ def encode_source(
     return EncodedSource(torch.cat(image_embeds), text_embeds, captions, text_to_image, kept, skipped)
 
 
-@dataclass
-class _Row:
-    """An image of the model's size, `(1, 3, height, width)`, or the message that says why there is none."""
-
-    pixels: Tensor | None = None
-    captions: list[str] = field(default_factory=list)
-    error: str | None = None
-
-
-class _Rows(Dataset[_Row]):
+class _Rows(Dataset[Row]):
     """Reads and resizes images in worker processes. A broken row of a source becomes a message, not an exception."""
 
     def __init__(self, rows: Any, image_processor: Any) -> None:
@@ -247,52 +182,37 @@ class _Rows(Dataset[_Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> _Row:
+    def __getitem__(self, index: int) -> Row:
         if not isinstance(self.rows, Source):
-            return _Row(self._pixels(self.rows[index]))
+            return self._pixels(self.rows[index]), [], None
+        row = None
         try:
-            row: SourceRow = self.rows[index]
+            row = self.rows[index]
+            return self._pixels(row.image, row.name), row.captions, None
         except (ValueError, OSError) as error:
-            return _Row(error=str(error))
-        try:
-            return _Row(self._pixels(row.image, row.name), row.captions)
-        except (ValueError, OSError) as error:
-            return _Row(error=f"{self.rows.where(index)}: {error}")
+            where = "" if row is None else f"{self.rows.where(index)}: "  # the source's own errors say it
+            return None, [], f"{where}{error}"
 
     def _pixels(self, image: Any, name: str | None = None) -> Tensor:
         whole = load_image(image, name=name)
         return cut_crops(whole, [(0, 0, *whole.size)], self.image_processor)
 
 
-def _collate(rows: list[_Row]) -> tuple[list[_Row], Tensor]:
+def _collate(rows: list[Row]) -> tuple[list[tuple[list[str], str | None]], Tensor]:
     """The rows without their pixels, and the pixels as one tensor, so that a worker hands over one and not many."""
-    pixels = [row.pixels for row in rows if row.pixels is not None]
-    for row in rows:
-        row.pixels = None
-    return rows, torch.cat(pixels) if pixels else torch.empty(0)
+    pixels = [pixels for pixels, _, _ in rows if pixels is not None]
+    return [row[1:] for row in rows], torch.cat(pixels) if pixels else torch.empty(0)
 
 
 def _image_batches(
     model: Any, processor: Any, rows: Any, batch_size: int, num_workers: int, progress: bool
-) -> Iterator[tuple[list[_Row], Tensor]]:
+) -> Iterator[tuple[list[tuple[list[str], str | None]], Tensor]]:
     """Batches of rows, and the embeddings `(readable rows of the batch, width)` of their images, in order."""
-    _check_positive("batch_size", batch_size)
+    check_positive(batch_size=batch_size)
     dataset = _Rows(rows, processor.image_processor)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
-    waiting: deque[list[_Row]] = deque()
-
-    def pixels() -> Iterator[Tensor]:
-        for batch, tensor in loader:
-            waiting.append(batch)
-            yield tensor
-
+    batches, ahead = tee(DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate))
+    stream = embed_crop_stream((pixels for _, pixels in ahead), model, processor.image_processor, batch_size)
     with tqdm(total=len(rows), desc="images", unit="image", disable=not progress) as bar:
-        for embeds in embed_crop_stream(pixels(), model, processor.image_processor, batch_size):
-            batch = waiting.popleft()
+        for (batch, _), embeds in zip(batches, stream, strict=True):
             yield batch, embeds
             bar.update(len(batch))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive integer.")

@@ -5,9 +5,7 @@ import importlib.resources
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,28 +17,16 @@ from .embeddings import EncodedSource, count_truncated, encode_source, max_text_
 from .intervals import bootstrap_intervals, compare
 from .joint import evaluate_joint
 from .localisation import localise
-from .models import choose_workers, load_model
-from .protocols import open_protocol
+from .models import check_clip, choose_workers, load_model
+from .protocols import PROTOCOLS, open_protocol
 from .published import published_rows
 from .report import EvaluationReport, ModelResult
-from .retrieval import KS, Ranks
+from .retrieval import KS, Ranks, check_ks
 from .rivals import check_positive
 from .robustness import measure_robustness
 
 Checkpoint = str | os.PathLike[str] | torch.nn.Module
 Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datasets.Dataset` has no type
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One model's result, and what a comparison or the rest of the report needs of it."""
-
-    result: ModelResult
-    encoded: EncodedSource
-    ranks: Ranks
-    truncated: int
-    device: str
-    dtype: str
 
 
 def evaluate(
@@ -112,21 +98,27 @@ def evaluate(
     check_positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
     if resamples < 0 or resamples == 1:
         raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
+    check_ks(ks)
+    for checkpoint, own, option in ((model, processor, "--model"), (against, against_processor, "--against")):
+        if isinstance(checkpoint, str | os.PathLike):
+            check_clip(os.fspath(checkpoint), option)
+        elif checkpoint is not None and own is None:
+            raise ValueError(f"{option} is a loaded model; give its processor, too.")
     started = time.perf_counter()
-    opened = open_protocol(protocol, data, image_column, caption_column, split, limit)
-    source = opened.source
+    source = open_protocol(protocol, data, image_column, caption_column, split, limit)
 
-    def measure(checkpoint: Checkpoint, processor: Any, option: str) -> _Measured:
+    def measure(
+        checkpoint: Checkpoint, processor: Any, option: str
+    ) -> tuple[ModelResult, EncodedSource, Ranks, dict[str, Any]]:
+        """A model's result, what it is from, and what else the report says of it."""
         model: Any = checkpoint
         if isinstance(checkpoint, str | os.PathLike):
             name = os.fspath(checkpoint)
             model, processor = load_model(name, device, dtype, option)
-        elif processor is None:
-            raise ValueError(f"{option} is a loaded model; give its processor, too.")
         else:
             name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
-        workers = choose_workers(num_workers, model)
-        reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "progress": progress}
+        small: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        reading = {**small, "num_workers": choose_workers(num_workers, model)}
         encoded = encode_source(model, processor, source, on_error=on_error, **reading)
         ranks = encoded.ranks(model.device)
         result = ModelResult(
@@ -134,55 +126,51 @@ def evaluate(
             max_text_length=max_text_length(model),
             metrics=ranks.summary(ks),
             joint=evaluate_joint(model, processor, source, encoded, **reading) if joint else None,
-            robustness=measure_robustness(
-                model, processor, encoded, ranks, batch_size=4 * batch_size, seed=seed, progress=progress
-            )
-            if robustness
-            else None,
-            localisation=localise(
-                model, processor, source, encoded.rows, boxes_column, batch_size=batch_size, progress=progress
-            )
+            robustness=measure_robustness(model, processor, encoded, ranks, seed=seed, **small) if robustness else None,
+            localisation=localise(model, processor, source, encoded.rows, boxes_column, **small)
             if localisation
             else None,
         )
-        truncated = count_truncated(model, processor, encoded.captions)
-        return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))
+        facts = {
+            "truncated_captions": count_truncated(model, processor, encoded.captions),
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+        return result, encoded, ranks, facts
 
-    ours = measure(model, processor, "--model")
-    encoded = ours.encoded
+    result, encoded, ranks, facts = measure(model, processor, "--model")
     if check:
-        check_again(encoded, ours.result.metrics, ks)
+        check_again(encoded, result.metrics, ks)
     theirs, differences = None, None
     if against is not None:
-        theirs = measure(against, against_processor, "--against")
-        if theirs.encoded.rows != encoded.rows:
+        theirs, their_encoded, their_ranks, _ = measure(against, against_processor, "--against")
+        if their_encoded.rows != encoded.rows:
             raise ValueError("the two models could not read the same rows; mend the data, or use --on-error stop.")
-        differences = compare(ours.ranks, theirs.ranks, ks, resamples, seed)
+        differences = compare(ranks, their_ranks, ks, resamples, seed)
+    remark = PROTOCOLS[protocol].remark(len(encoded.rows))
     return EvaluationReport(
-        **vars(ours.result),
+        **vars(result),
+        **facts,
         protocol=protocol,
-        protocol_title=opened.protocol.title,
-        complete=opened.complete,
-        remark=opened.remark,
+        protocol_title=PROTOCOLS[protocol].title,
+        complete=not remark,
+        remark=remark,
         data=os.fspath(data) if isinstance(data, str | os.PathLike) else source.name,
         split=split,
         limit=limit,
         images=len(encoded.rows),
         captions=len(encoded.captions),
-        duplicate_captions=sum(times - 1 for times in Counter(encoded.captions).values()),
-        truncated_captions=ours.truncated,
-        truncated_share=ours.truncated / len(encoded.captions),
+        duplicate_captions=len(encoded.captions) - len(set(encoded.captions)),
+        truncated_share=facts["truncated_captions"] / len(encoded.captions),
         ks=list(ks),
         skipped=encoded.skipped,
         resamples=resamples or None,
-        intervals=bootstrap_intervals(ours.ranks, ks, resamples, seed) if resamples else None,
+        intervals=bootstrap_intervals(ranks, ks, resamples, seed) if resamples else None,
         checked=check or None,
-        published=(published_rows(protocol) or None) if opened.complete else None,
-        against=None if theirs is None else theirs.result,
+        published=None if remark else published_rows(protocol) or None,
+        against=theirs,
         differences=differences,
         seconds=round(time.perf_counter() - started, 3),
-        device=ours.device,
-        dtype=ours.dtype,
         batch_size=batch_size,
         seed=seed,
         versions={

@@ -25,12 +25,10 @@ class Difference:
     """One metric of two models on the same queries.
 
     Attributes:
-        ours: Of the first model.
-        theirs: Of the second.
         difference: `ours - theirs`.
         interval: 95 % interval of the difference, both models resampled together; None without resamples.
         only_ours: Queries that only the first model gets right; 0 for ranks.
-        only_theirs: Queries that only the second gets right.
+        only_theirs: Queries that only the second gets right, likewise.
     """
 
     ours: float
@@ -53,12 +51,9 @@ def bootstrap_intervals(
 
     Args:
         ranks: Of `retrieval_ranks`.
-        ks: The k of recall@k; one greater than the number of candidates is left out.
+        ks: As for `retrieval_metrics`, whose keys are returned.
         resamples: How often the images are drawn again, with replacement.
         seed: Of the random numbers; the same seed gives the same intervals.
-
-    Returns:
-        The keys of `retrieval_metrics`.
 
     Raises:
         ValueError: `resamples` is less than 2.
@@ -78,13 +73,11 @@ def compare(
     Raises:
         ValueError: The ranks belong to different captions or images, or `resamples` is 1 or negative.
     """
-    if not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()) or len(
-        ours.image_to_text
-    ) != len(theirs.image_to_text):
+    asked, theirs_asked = ((len(ranks.text_to_image), len(ranks.image_to_text)) for ranks in (ours, theirs))
+    if asked != theirs_asked or not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()):
         raise ValueError(
-            f"the first model was asked {len(ours.text_to_image)} captions of {len(ours.image_to_text)} images and the"
-            f" second {len(theirs.text_to_image)} of {len(theirs.image_to_text)}, or in another order; a paired"
-            " comparison needs the same queries."
+            f"the first model was asked {asked[0]} captions of {asked[1]} images and the second {theirs_asked[0]} of"
+            f" {theirs_asked[1]}, or in another order; a paired comparison needs the same queries."
         )
     mine, others = _Resampler(ours, ks), _Resampler(theirs, ks)
     intervals: list[Interval] | list[None] = [None] * len(mine.keys)

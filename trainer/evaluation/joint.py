@@ -101,19 +101,19 @@ def _relevant(group: Tensor, is_global: Tensor, items: int) -> Tensor:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be ({items},), one entry an item.")
     if group.is_floating_point() or group.dtype == torch.bool:
         raise ValueError(f"group has dtype {group.dtype}; it must hold integers.")
-    is_global = is_global.bool()
     members: dict[int, list[int]] = {}
     whole: dict[int, int] = {}
-    for item, (number, on_top) in enumerate(zip(group.tolist(), is_global.tolist(), strict=True)):
+    items_of = list(zip(group.tolist(), is_global.bool().tolist(), strict=True))
+    for item, (number, on_top) in enumerate(items_of):
         if on_top and whole.setdefault(number, item) != item:
             raise ValueError(f"group {number} has two global items, {whole[number]} and {item}; it may have one.")
         if not on_top:
             members.setdefault(number, []).append(item)
     rows = [
         [item, *(members.get(number, []) if on_top else [whole[number]] if number in whole else [])]
-        for item, (number, on_top) in enumerate(zip(group.tolist(), is_global.tolist(), strict=True))
+        for item, (number, on_top) in enumerate(items_of)
     ]
-    longest = max(len(row) for row in rows)
+    longest = max(map(len, rows))
     return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
 
 
@@ -137,17 +137,13 @@ def evaluate_joint(
     processor: Any,
     source: Source,
     encoded: EncodedSource,
-    k: int = 10,
     batch_size: int = 32,
     num_workers: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """`joint_map` of a pairs data set: every image with its caption, and its best region crop with its sentence.
+    """`joint_map` of what `fastgoal pairs` wrote: every image with its caption, its best region crop with its sentence.
 
-    Args:
-        model: As all that follow, for `encode_source`; `k` as for `joint_map`.
-        source: A data set that `fastgoal pairs` wrote.
-        encoded: Its images and captions.
+    `encoded` are the source's images and captions; other arguments as for `encode_source`.
 
     Raises:
         ValueError: A row has no local pairs or several captions.
@@ -171,5 +167,4 @@ def evaluate_joint(
         torch.cat([encoded.text_embeds, texts]).to(model.device),
         group,
         torch.arange(len(group)) < len(encoded.rows),
-        k,
     )

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from fastgoal.processing.sentences import split_sentences
 from .embeddings import encode_texts
 
 TOP = (5, 10, 15)
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Query:
     """A sentence and the boxes (x1, y1, x2, y2 in pixels of the original image) of what it speaks of."""
 
     text: str
-    boxes: list[tuple[float, float, float, float]]
+    boxes: list[Box]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Localisation:
     """Result of `localise`.
 
     Attributes:
-        hit_rate: Share of the sentences that hit at each k, `{5: 0.43, ...}`.
+        hit_rate: Share of the sentences that hit at each k of `TOP`, `{5: 0.43, ...}`.
         chance: The same for patches in random order, from the sizes of the boxes.
         sentences: Sentences that were asked.
         outside: Sentences left out because the model's crop of the image shows nothing of their boxes.
@@ -70,20 +72,18 @@ def localisation_queries(row: SourceRow, boxes_column: str = "boxes") -> list[Qu
     """
     columns = row.columns
     if all(isinstance(columns.get(name), list) for name in ("pairs", "sentences", "regions")):
-        caption = row.captions[0]
-        queries = []
-        for pair in columns["pairs"]:
-            span, region = columns["sentences"][pair["sentence"]], columns["regions"][pair["region"]]
-            queries.append(Query(caption[span["start"] : span["end"]], [tuple(region["box"])]))
-        return queries
+        spans = [columns["sentences"][pair["sentence"]] for pair in columns["pairs"]]
+        texts = [row.captions[0][span["start"] : span["end"]] for span in spans]
+        regions = [columns["regions"][pair["region"]] for pair in columns["pairs"]]
+        return [Query(text, [tuple(region["box"])]) for text, region in zip(texts, regions, strict=True)]
     boxes = columns.get(boxes_column)
     if not isinstance(boxes, list):
         raise ValueError(
             f"{row.name} has no column {boxes_column!r} with a list of boxes, nor is it of a pairs data set; it has"
             f" {sorted(columns)}. Name the column with --boxes-column."
         )
-    by_text: dict[str, list[tuple[float, float, float, float]]] = {}
-    by_label: dict[str, list[tuple[float, float, float, float]]] = {}
+    by_text: dict[str, list[Box]] = {}
+    by_label: dict[str, list[Box]] = {}
     for number, entry in enumerate(boxes):
         if not isinstance(entry, Mapping) or "bbox" not in entry or not (entry.get("sentence") or entry.get("label")):
             raise ValueError(f"{row.name}: box {number} is {entry!r}; expected 'bbox', and 'sentence' or 'label'.")
@@ -91,11 +91,10 @@ def localisation_queries(row: SourceRow, boxes_column: str = "boxes") -> list[Qu
             target = by_text if entry.get("sentence") else by_label
             target.setdefault(str(entry.get("sentence") or entry["label"]), []).append(tuple(entry["bbox"]))
     queries = [Query(text, found) for text, found in by_text.items()]
-    for caption in row.captions:
-        for sentence in split_sentences(caption):
-            for label, found in by_label.items():
-                if re.search(rf"\b{re.escape(label)}(s|es)?\b", sentence.text, re.IGNORECASE):
-                    queries.append(Query(sentence.text, found))
+    for sentence in chain.from_iterable(map(split_sentences, row.captions)):
+        for label, found in by_label.items():
+            if re.search(rf"\b{re.escape(label)}(s|es)?\b", sentence.text, re.IGNORECASE):
+                queries.append(Query(sentence.text, found))
     return queries
 
 
@@ -103,38 +102,31 @@ def localise(
     model: Any,
     processor: Any,
     source: Source,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int],
     boxes_column: str = "boxes",
-    top: Sequence[int] = TOP,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Localisation:
-    """Sentence to patch hit rates of a source whose rows have boxes.
-
-    Args:
-        model: As all that are not named here, for `encode_source`.
-        rows: The rows to use; all of them by default.
-        boxes_column: See `localisation_queries`.
-        top: The k of the hit rates.
+    """Sentence to patch hit rates of the rows of a source that have boxes; arguments as for `encode_source`.
 
     Raises:
         ValueError: A box is not one of its image, a row has no boxes, or no sentence has one.
     """
-    numbers = list(range(len(source)) if rows is None else rows)
     patch_size = int(model.config.vision_config.patch_size)
-    hits = dict.fromkeys(top, 0)
-    chance = dict.fromkeys(top, 0.0)
+    hits = dict.fromkeys(TOP, 0)
+    chance = dict.fromkeys(TOP, 0.0)
     asked = outside = patches = 0
-    with eval_mode(model), tqdm(total=len(numbers), desc="boxes", unit="image", disable=not progress) as bar:
-        for start in range(0, len(numbers), batch_size):
+    with eval_mode(model), tqdm(total=len(rows), desc="boxes", unit="image", disable=not progress) as bar:
+        for start in range(0, len(rows), batch_size):
             images, queries = [], []
-            for number in numbers[start : start + batch_size]:
+            for number in rows[start : start + batch_size]:
                 row = source[number]
+                where = source.where(number)
                 image = load_image(row.image, name=row.name)
                 transform = ImageTransform.of(processor.image_processor, image.size)
                 images.append(image)
                 for query in localisation_queries(row, boxes_column):
-                    regions = regions_from_boxes(query.boxes, image.size, name=source.where(number))
+                    regions = regions_from_boxes(query.boxes, image.size, name=where)
                     masks = [patch_mask(region.box, transform, patch_size) for region in regions]
                     queries.append((len(images) - 1, query.text, torch.stack(masks).any(0)))
             tokens = embed_patches(model, processor, images)
@@ -146,7 +138,7 @@ def localise(
                 covered = torch.stack([mask for _, _, mask in seen])
                 similarity = (tokens[[image for image, _, _ in seen]] @ texts[:, :, None]).squeeze(-1)
                 ranks = first_hit(similarity, covered)
-                for k in top:
+                for k in TOP:
                     hits[k] += int((ranks <= k).sum())
                     chance[k] += sum(_chance(patches, int(mask.sum()), k) for mask in covered)
                 asked += len(seen)
@@ -156,7 +148,7 @@ def localise(
             f"{source.name} has no sentence with a box that the model sees; sentences must name a box's label"
             " (or give boxes their 'sentence')."
         )
-    return Localisation({k: hits[k] / asked for k in top}, {k: chance[k] / asked for k in top}, asked, outside, patches)
+    return Localisation({k: hits[k] / asked for k in TOP}, {k: chance[k] / asked for k in TOP}, asked, outside, patches)
 
 
 @torch.no_grad()
@@ -168,14 +160,9 @@ def embed_patches(model: Any, processor: Any, images: Sequence[Any]) -> Tensor:
 
 
 def first_hit(similarity: Tensor, covered: Tensor) -> Tensor:
-    """The rank of the best covered patch, patches that are not covered and as similar standing before it.
+    """The rank `(queries,)`, from 1, of the best covered patch; others that are as similar stand before it.
 
-    Args:
-        similarity: `(queries, patches)`.
-        covered: `(queries, patches)` bool, at least one True in each row.
-
-    Returns:
-        `(queries,)` int64, starting at 1.
+    `similarity` and `covered` are `(queries, patches)`, the second with at least one True in each row.
     """
     best = similarity.masked_fill(~covered, -torch.inf).amax(dim=1, keepdim=True)
     return 1 + ((similarity >= best) & ~covered).sum(1)

@@ -10,24 +10,25 @@ from fastgoal.processing.devices import choose_device, choose_dtype
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 
+def check_clip(name: str, option: str) -> None:
+    """Raise `ValueError` or `OSError` for what is no CLIP checkpoint; only its configuration is looked at."""
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind != "clip":
+        raise ValueError(f"{option} {name} is a checkpoint of type {kind!r}; it must be a CLIP.")
+
+
 def load_model(
     name: str, device: str | None = None, dtype: str = "float32", option: str = "--model"
 ) -> tuple[FastGoalCLIPModel, FastGoalProcessor]:
-    """The model of a CLIP checkpoint, on its device and ready to be asked, and its processor.
+    """The model of a CLIP checkpoint (a folder or a Hub id), ready to be asked, and its processor.
 
-    Args:
-        name: A folder or a Hub id.
-        device: As for `choose_device`: the accelerator by default.
-        dtype: As for `choose_dtype`.
-        option: What messages call the checkpoint.
+    `device` is as for `choose_device`, `dtype` as for `choose_dtype`; messages call the checkpoint `option`.
 
     Raises:
         ValueError: The device is not there, the checkpoint is no CLIP, or it lacks weights.
     """
     device = choose_device(device)
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type != "clip":
-        raise ValueError(f"{option} {name} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
+    check_clip(name, option)
     kind: Any = getattr(torch, choose_dtype(dtype, device))
     loaded: Any = FastGoalCLIPModel.from_pretrained(name, dtype=kind, output_loading_info=True)
     model, loading = loaded

@@ -11,16 +11,18 @@ import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, open_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, open_source, parquet_files
 
 from .published_files import (
     as_list,
     as_object,
     find_file,
     image_file,
+    objects,
     parse_json,
     read_json,
     read_json_lines,
@@ -55,23 +57,13 @@ class Protocol:
     split: str | None = None
     read: Callable[[Path], Rows] | None = None
 
-
-@dataclass(frozen=True)
-class Opened:
-    """A protocol's data: the rows, and whether they are as many as the protocol has."""
-
-    protocol: Protocol
-    source: Source
-    complete: bool
-
-    @property
-    def remark(self) -> str:
-        """What to print beside a result of incomplete data; empty for complete data."""
-        if self.complete:
+    def remark(self, images: int) -> str:
+        """What to say beside a result of so many images; empty where they are as many as the protocol has."""
+        if self.images in (None, images):
             return ""
         return (
-            f"{self.protocol.title} has {self.protocol.images:,} images and this data {len(self.source):,}: the result"
-            " must not be compared with published ones."
+            f"{self.title} has {self.images:,} images and this data {images:,}: the result must not be compared with"
+            " published ones."
         )
 
 
@@ -100,14 +92,14 @@ def open_protocol(
     caption_column: str | None = None,
     split: str | None = None,
     limit: int | None = None,
-) -> Opened:
+) -> Source:
     """Open the data of a protocol.
 
     Args:
         name: One of `PROTOCOLS`.
         data: A folder in the form in which the data set is published (see `PROTOCOLS[name].about`), anything that
-            `open_source` takes (a folder with metadata.jsonl, a saved data set, a folder of parquet files, a Hub id),
-            an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its image and its captions.
+            `open_source` takes, an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its
+            image and its captions.
         image_column: As for `open_source`; not for the published form or a `Source`, as the next two.
         caption_column: Default: the protocol's.
         split: Default: the protocol's.
@@ -131,7 +123,7 @@ def open_protocol(
         source = _open_table(protocol, data, image_column, caption_column, split)
     if limit is not None and limit < len(source):
         source = ChosenRows(source, range(limit))
-    return Opened(protocol, source, protocol.images is None or len(source) == protocol.images)
+    return source
 
 
 def _open(
@@ -152,9 +144,7 @@ def _open(
 def _is_plain(folder: Path) -> bool:
     """Whether `open_source` reads the folder."""
     names = ("metadata.jsonl", "dataset_dict.json", "state.json")
-    return any((folder / name).is_file() for name in names) or any(
-        next(place.glob("*.parquet"), None) is not None for place in (folder, folder / "data")
-    )
+    return any((folder / name).is_file() for name in names) or bool(parquet_files(folder))
 
 
 def _open_table(
@@ -182,7 +172,7 @@ PROTOCOLS: dict[str, Protocol] = {}
 
 
 def protocol(name: str, title: str, about: str, **settings: Any) -> Callable[[Callable[[Path], Rows]], Any]:
-    """Register a reader of the published form under a name; the arguments are those of `Protocol`."""
+    """Register a reader of the published form; the arguments are those of `Protocol`."""
 
     def register(read: Callable[[Path], Rows]) -> Callable[[Path], Rows]:
         PROTOCOLS[name] = Protocol(name, title, about, read=read, **settings)
@@ -259,9 +249,7 @@ def _dci_2k(folder: Path) -> Rows:
     """GOAL's split: `DCI_test.json`, a list of `filename` (a path of the authors; its last part counts) and `caption`
     (datasets/DCI_test.json in PerceptualAI-Lab/GOAL)."""
     path = find_file(folder, "DCI_test.json")
-    for number, value in enumerate(as_list(read_json(path), str(path))):
-        where = f"{path} entry {number}"
-        row = as_object(value, where)
+    for where, row in objects(read_json(path), str(path)):
         name = text_of(row, "filename", where).replace("\\", "/").rsplit("/", 1)[-1]
         yield image_file(folder, name, "photos", "densely_captioned_images/photos"), [text_of(row, "caption", where)]
 
@@ -293,9 +281,7 @@ def _sharegpt4v(folder: Path) -> Rows:
     """The first 1,000 entries of share-captioner_coco_lcs_sam_1246k_1107.json: `image`, and the caption in
     `conversations[1]["value"]`, its line breaks replaced by spaces (train/sharegpt4v.py of Long-CLIP)."""
     path = find_file(folder, "share-captioner_coco_lcs_sam_1246k_1107.json", "data")
-    for number, value in enumerate(as_list(read_json(path), str(path))[:1000]):
-        where = f"{path} entry {number}"
-        row = as_object(value, where)
+    for where, row in islice(objects(read_json(path), str(path)), 1000):
         turns = row.get("conversations")
         if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[1], dict):
             raise ValueError(f"{where}: 'conversations' has no second turn; expected the caption there.")
@@ -306,9 +292,7 @@ def _sharegpt4v(folder: Path) -> Rows:
 def _karpathy(path: Path, folder: Path, *places: str) -> Rows:
     """Karpathy's splits (caption_datasets.zip): `images`, each with `filename`, for COCO `filepath`, `split`, and
     `sentences` with their `raw` text. The first five captions of the images of the test split."""
-    for number, value in enumerate(as_list(as_object(read_json(path), str(path)).get("images"), f"{path} 'images'")):
-        where = f"{path} image {number}"
-        row = as_object(value, where)
+    for where, row in objects(as_object(read_json(path), str(path)).get("images"), f"{path} 'images'"):
         if text_of(row, "split", where) != "test":
             continue
         sentences = as_list(row.get("sentences"), f"{where} 'sentences'")

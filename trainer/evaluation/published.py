@@ -8,14 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table.
-
-    Attributes:
-        model: As the paper calls it.
-        text_to_image: R@1 in percent.
-        image_to_text: R@1 in percent.
-        source: Where it was published.
-    """
+    """R@1 of a model, in percent, under the name that the paper `source` gives it."""
 
     model: str
     text_to_image: float

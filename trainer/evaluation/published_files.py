@@ -26,12 +26,10 @@ def image_file(folder: Path, name: str, *places: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
     return parse_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -47,15 +45,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, as_object(parse_json(line, where), where)
 
 
+def objects(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place in words and the value of each object of a list."""
+    for number, entry in enumerate(as_list(value, where)):
+        yield f"{where} entry {number}", as_object(entry, f"{where} entry {number}")
+
+
 def as_object(value: Any, where: str) -> dict[str, Any]:
-    """The value, which must be a JSON object."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a {type(value).__name__}; expected a JSON object.")
     return value
 
 
 def as_list(value: Any, where: str) -> list[Any]:
-    """The value, which must be a JSON list."""
     if not isinstance(value, list):
         raise ValueError(f"{where} is a {type(value).__name__}; expected a JSON list.")
     return value

@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 from fastgoal.processing.data.figures import histogram, nice_edges
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, max_text_length
+
+from .embeddings import encode_images, encode_texts, max_text_length
+from .rivals import check_positive
 
 PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
 BATCH = 64  # rows decoded at a time
@@ -28,19 +30,16 @@ def mean_cosine(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Mean cosine of images and their whole captions under a CLIP (the quality check of FAST-GOAL's paper).
+    """Mean cosine of images and their whole captions under a CLIP.
 
     Beside it stands the mean cosine of the same images with the caption of another image of the sample: what is left
     without any content in common.
 
     Args:
         folder: The data.
-        model: A CLIP, on its device.
+        model: A CLIP, on its device, which the result calls `name`.
         processor: Its processor.
-        name: What to call the model.
-        sample: Rows to draw at random; all of them if there are fewer.
-        seed: Of the draw.
-        progress: Show a bar.
+        sample: Rows to draw at random with `seed`; all of them if there are fewer.
 
     Returns:
         `model`, `tokens` (that it reads), `rows`, `mean`, `interval` (95 %, from the standard error), `mismatched`
@@ -50,8 +49,7 @@ def mean_cosine(
     Raises:
         ValueError: None of the images drawn can be read.
     """
-    if sample < 1:
-        raise ValueError(f"sample is {sample}; it must be a positive integer.")
+    check_positive(sample=sample)
     drawn = random.Random(seed).sample(range(len(folder)), min(sample, len(folder)))
     images: list[torch.Tensor] = []
     texts: list[torch.Tensor] = []

@@ -1,7 +1,7 @@
 """The report of an evaluation: what was measured, as plain values, as JSON, for a terminal and as Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from .retrieval import WAYS
 from .robustness import Change
 
 Table = tuple[str, list[str], list[list[str]]]
-LABELS = [way.replace("_", " ") for way in WAYS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +37,25 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(ModelResult):
-    """What `evaluate` measured, and what the numbers depend on.
+    """What `evaluate` measured, and what the numbers depend on; attributes named as its arguments are these.
 
     Attributes:
-        protocol: Its name.
-        protocol_title: Its name for people.
-        complete: Whether the data have as many images as the protocol.
+        protocol_title: The protocol's name for people.
+        complete: Whether as many images were measured as the protocol has.
         remark: What to say beside a result of incomplete data, else empty.
         data: Folder or Hub id.
-        split: Of the data, if one was asked for.
-        limit: The first rows that were taken, if not all.
         images: Images in the gallery.
         captions: Captions in the gallery.
         duplicate_captions: Captions that occur before.
         truncated_captions: Captions that have more tokens than the model reads.
         truncated_share: Their share, 0 to 1.
-        ks: The k of recall@k.
         skipped: The message of each row that was left out.
-        resamples: Of the intervals; None without them.
-        intervals: 95 % intervals of `metrics`.
+        intervals: 95 % intervals of `metrics`; None without resamples.
         checked: Whether a second implementation has found the same `metrics`.
         published: Published results of this protocol, if there are any and the data are complete.
         against: The other model, if there is one.
         differences: Of the two models' metrics.
         seconds: Wall-clock time, loading included.
-        device: Of the model.
-        dtype: Of the model.
-        batch_size: Images in a forward.
-        seed: Of resamples and changes.
         versions: Of the libraries.
     """
 
@@ -176,20 +166,26 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
-def _tables(report: EvaluationReport) -> list[Table]:
+def _tables(report: EvaluationReport) -> Iterator[Table]:
     """The report's numbers as tables of (title, head, rows)."""
     measured: list[tuple[str, ModelResult]] = [("this model", report)]
     if report.against is not None:
         measured.append(("the other model", report.against))
-    tables = [
-        _recall_table(report),
-        _published_table(report),
-        _difference_table(report),
-        _joint_table(report, measured),
-        _robustness_table(report, measured),
-        _localisation_table(report, measured),
-    ]
-    return [table for table in tables if table is not None]
+    yield _recall_table(report)
+    if report.published:
+        yield _published_table(report, report.published)
+    if report.against is not None and report.differences is not None:
+        yield _difference_table(report.against.model, report.differences)
+    if report.joint is not None:
+        yield _joint_table(report.joint, measured)
+    if report.robustness is not None:
+        yield _robustness_table(report.robustness, measured)
+    if report.localisation is not None:
+        yield _localisation_table(report.localisation, measured)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _percent(share: float) -> str:
@@ -205,7 +201,7 @@ def _recall_table(report: EvaluationReport) -> Table:
     intervals = report.intervals or {}
     rows = []
     for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
-        row = [name.replace("_", " ")]
+        row = [_words(name)]
         scale, digits = _scale(name)
         for key in (f"{way}_{name}" for way in WAYS):
             if key not in report.metrics:
@@ -218,25 +214,21 @@ def _recall_table(report: EvaluationReport) -> Table:
             row.append(cell)
         rows.append(row)
     title = "Retrieval" + (f", 95 % intervals of {report.resamples:,} resamples" if intervals else "")
-    return title, ["", *LABELS], rows
+    return title, ["", *map(_words, WAYS)], rows
 
 
-def _published_table(report: EvaluationReport) -> Table | None:
-    if not report.published:
-        return None
+def _published_table(report: EvaluationReport, published: list[PublishedRow]) -> Table:
     rows = [[f"{report.model} (measured here)", *(_percent(report.metrics[f"{way}_R@1"]) for way in WAYS)]]
-    for row in report.published:
+    for row in published:
         name = f"{row.model} (published, {row.source})"
         rows.append([name, f"{row.text_to_image:.2f}", f"{row.image_to_text:.2f}"])
-    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *LABELS], rows
+    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *map(_words, WAYS)], rows
 
 
-def _difference_table(report: EvaluationReport) -> Table | None:
-    if report.against is None or report.differences is None:
-        return None
+def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
     rows = []
-    for key, value in report.differences.items():
-        way, label = next((way, label) for way, label in zip(WAYS, LABELS, strict=True) if key.startswith(way))
+    for key, value in differences.items():
+        way = next(way for way in WAYS if key.startswith(way))
         name = key.removeprefix(f"{way}_")
         scale, digits = _scale(name)
         interval = "-"
@@ -245,7 +237,7 @@ def _difference_table(report: EvaluationReport) -> Table | None:
             interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append(
             [
-                f"{name.replace('_', ' ')}, {label}",
+                f"{_words(name)}, {_words(way)}",
                 f"{scale * value.ours:.{digits}f}",
                 f"{scale * value.theirs:.{digits}f}",
                 f"{scale * value.difference:+.{digits}f}",
@@ -255,27 +247,23 @@ def _difference_table(report: EvaluationReport) -> Table | None:
             ]
         )
     head = ["", "this model", "the other", "difference", "95 % interval", "differs", "found by this / other only"]
-    return f"Against {report.against.model}, on the same queries", head, rows
+    return f"Against {other}, on the same queries", head, rows
 
 
-def _joint_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
-    if report.joint is None:
-        return None
+def _joint_table(joint: dict[str, float], measured: list[tuple[str, ModelResult]]) -> Table:
     rows = []
-    for key in report.joint:
-        label = next(label for way, label in zip(WAYS, LABELS, strict=True) if way in key)
+    for key in joint:
+        way = next(way for way in WAYS if way in key)
         pairs = "own counterpart only" if "_own_" in key else "own picture's pairs"
         values = [_percent(which.joint[key]) for _, which in measured if which.joint]
-        rows.append([f"mAP@{key.split('@')[1]}, {label}, {pairs}", *values])
+        rows.append([f"mAP@{key.split('@')[1]}, {_words(way)}, {pairs}", *values])
     title = "Joint test: global and local pairs in one gallery, in percent"
     return title, ["", *(name for name, _ in measured)], rows
 
 
-def _robustness_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
-    if report.robustness is None:
-        return None
+def _robustness_table(changes: dict[str, Change], measured: list[tuple[str, ModelResult]]) -> Table:
     rows = []
-    for how, change in report.robustness.items():
+    for how, change in changes.items():
         drops = [_percent(which.robustness[how].drop) for _, which in measured if which.robustness]
         rows.append([change.what, f"{change.changed:,}", *drops])
     for name, drop in PUBLISHED_FALSE_SENTENCE.items():
@@ -285,10 +273,7 @@ def _robustness_table(report: EvaluationReport, measured: list[tuple[str, ModelR
     return title, ["", "captions changed", *(name for name, _ in measured)], rows
 
 
-def _localisation_table(report: EvaluationReport, measured: list[tuple[str, ModelResult]]) -> Table | None:
-    found = report.localisation
-    if found is None:
-        return None
+def _localisation_table(found: Localisation, measured: list[tuple[str, ModelResult]]) -> Table:
     rates = [(name, which.localisation.hit_rate) for name, which in measured if which.localisation]
     rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", found.chance)]]
     for name, values in PUBLISHED_LOCALISATION.items():

@@ -33,8 +33,8 @@ class Ranks:
     text_to_image_owner: Tensor
 
     def summary(self, ks: Sequence[int] = KS) -> dict[str, float]:
-        """Recall@k, mean and median rank of both directions, as `retrieval_metrics` returns them."""
-        _check_ks(ks)
+        """What `retrieval_metrics` returns."""
+        check_ks(ks)
         asked = self.image_to_text > 0
         if not bool(asked.all()):
             logger.warning_once(
@@ -42,8 +42,8 @@ class Ranks:
                 " retrieval and are left out of the image-to-text questions."
             )
         return {
-            **_summary("text_to_image", self.text_to_image, ks, candidates=len(self.image_to_text)),
-            **_summary("image_to_text", self.image_to_text[asked], ks, candidates=len(self.text_to_image)),
+            **_summary("text_to_image", self.text_to_image, ks, len(self.image_to_text)),
+            **_summary("image_to_text", self.image_to_text[asked], ks, len(self.text_to_image)),
         }
 
 
@@ -61,8 +61,7 @@ def retrieval_metrics(
     us: whatever is as similar as the right answer stands before it, so a model that maps everything to one point finds
     nothing, and of two images with the same caption neither is found first.
 
-    Similarities are compared as in float64, in tiles of `chunk_size` x `chunk_size`, on the device of `image_embeds`
-    (on the CPU for a device without float64).
+    Similarities are compared as in float64, on the device of `image_embeds` (on the CPU for one without float64).
 
     Args:
         image_embeds: `(images, width)`, of any scale: they are normalised here.
@@ -72,7 +71,7 @@ def retrieval_metrics(
             means that caption j belongs to image j.
         ks: the k of recall@k. A k greater than the number of candidates (images for text to image, captions for image
             to text) says nothing, so its key is left out and a warning logged once.
-        chunk_size: rows and columns of a tile; changes memory and speed, never the result.
+        chunk_size: rows and columns of a tile of similarities; changes memory and speed, never the result.
 
     Returns:
         For both directions `D` of `text_to_image` and `image_to_text`: `D_R@k` for each k (fraction, 0 to 1),
@@ -82,7 +81,7 @@ def retrieval_metrics(
         ValueError: for embeddings that are empty, not matrices, of different widths, or not finite, and for a
             `text_to_image`, `ks` or `chunk_size` that does not fit.
     """
-    _check_ks(ks)
+    check_ks(ks)
     return retrieval_ranks(image_embeds, text_embeds, text_to_image, chunk_size).summary(ks)
 
 
@@ -105,12 +104,8 @@ def retrieval_ranks(
     check_positive(chunk_size=chunk_size)
 
     # (captions,) similarity of each caption to its own image; (images,) that of each image to its best caption.
-    of_text = torch.cat(
-        [
-            (text_rows * images[owner_rows]).sum(-1)
-            for text_rows, owner_rows in zip(texts.split(chunk_size), owner.split(chunk_size), strict=True)
-        ]
-    )
+    chunks = zip(texts.split(chunk_size), owner.split(chunk_size), strict=True)
+    of_text = torch.cat([(text_rows * images[owner_rows]).sum(-1) for text_rows, owner_rows in chunks])
     of_image = images.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, of_text, "amax")
     own = torch.stack([torch.arange(len(texts), device=owner.device), owner], dim=1)
     asked = of_image.isfinite()
@@ -120,7 +115,8 @@ def retrieval_ranks(
     return Ranks(before_text[:, 0] + 1, (before_image[:, 0] + 1).where(asked, 0), owner)
 
 
-def _check_ks(ks: Sequence[int]) -> None:
+def check_ks(ks: Sequence[int]) -> None:
+    """Raise `ValueError` unless there are k, all of them positive integers."""
     if len(ks) == 0 or not all(map(is_positive, ks)):
         raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 
@@ -153,7 +149,6 @@ def _owners(text_to_image: Tensor | Sequence[int] | None, images: int, texts: in
 
 
 def _summary(direction: str, ranks: Tensor, ks: Sequence[int], candidates: int) -> dict[str, float]:
-    """Recalls and mean and median rank of one direction."""
     metrics = {}
     for k in ks:
         if k > candidates:

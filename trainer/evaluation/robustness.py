@@ -30,7 +30,7 @@ class Change:
 
     Attributes:
         what: The change in words.
-        metrics: Recall and ranks with the changed captions.
+        metrics: Recall and ranks with them.
         drop: R@1 of the captions as they are, less R@1 with the changed ones, the mean of both directions (fraction).
         changed: Captions that the change could be made to (a single sentence can be neither shuffled nor dropped).
     """
@@ -56,28 +56,22 @@ def change_captions(captions: Sequence[str], text_to_image: Sequence[int], how: 
     if how not in ("inserted", "shuffled", "dropped"):
         raise ValueError(f"how is {how!r}; it must be 'inserted', 'shuffled' or 'dropped'.")
     sentences = [[sentence.text for sentence in split_sentences(caption)] for caption in captions]
-    changed = []
-    for number, (caption, parts) in enumerate(zip(captions, sentences, strict=True)):
+    changed = list(captions)
+    for number, parts in enumerate(sentences):
         draw = random.Random(f"{seed} {how} {number}")
         if how == "inserted":
             false = _sentence_of_another(draw, number, sentences, text_to_image)
-            if false is None:
-                changed.append(caption)
-                continue
-            place = draw.randint(0, len(parts))
-            parts = [*parts[:place], false, *parts[place:]]
-        elif len(parts) < 2:
-            changed.append(caption)
-            continue
-        elif how == "shuffled":
+            if false is not None:
+                parts = [*parts]
+                parts.insert(draw.randint(0, len(parts)), false)
+                changed[number] = " ".join(parts)
+        elif len(parts) > 1:
             order = list(range(len(parts)))
-            while order == sorted(order):
+            if how == "dropped":
+                del order[draw.randrange(len(parts))]
+            while how == "shuffled" and order == sorted(order):
                 draw.shuffle(order)
-            parts = [parts[index] for index in order]
-        else:
-            gone = draw.randrange(len(parts))
-            parts = parts[:gone] + parts[gone + 1 :]
-        changed.append(" ".join(parts))
+            changed[number] = " ".join(parts[index] for index in order)
     return changed
 
 
@@ -100,19 +94,13 @@ def measure_robustness(
     processor: Any,
     encoded: EncodedSource,
     ranks: Ranks,
-    ks: Sequence[int] = (1, 5, 10),
-    batch_size: int = 128,
+    batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Change]:
-    """Retrieval with changed captions, for each of `CHANGES`.
+    """Retrieval with changed captions, for each of `CHANGES`; arguments as for `encode_source`.
 
-    Args:
-        model: As all that are not named here, for `encode_texts`.
-        encoded: Images, and captions as they are.
-        ranks: Of these.
-        ks: The k of recall@k.
-        seed: Of the changes.
+    `encoded` are the images, and the captions as they are, `ranks` the ranks of these; `seed` is that of the changes.
     """
     captions, text_to_image = encoded.captions, encoded.text_to_image
     image_embeds = encoded.image_embeds.to(model.device)
@@ -127,8 +115,8 @@ def measure_robustness(
         else:
             texts = change_captions(captions, text_to_image, how, seed)
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
-        embeds = encode_texts(model, processor, texts, batch_size, progress, max_length=length)
-        metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary(ks)
+        embeds = encode_texts(model, processor, texts, 4 * batch_size, progress, max_length=length)
+        metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary((1, 5, 10))
         drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in WAYS]
         results[how] = Change(what, metrics, sum(drops) / 2, changed)
     return results

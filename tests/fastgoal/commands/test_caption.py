@@ -89,7 +89,7 @@ def test_a_prompt_of_ones_own(photographs, tiny_vlm, tmp_path, capsys):
     assert "the prompt was another one" in capsys.readouterr().err
     prompt.write_text("  ")
     assert call(*arguments) == 2
-    assert "prompt.txt is empty" in capsys.readouterr().err
+    assert "prompt.txt, which is empty" in capsys.readouterr().err
 
 
 def test_broken_images(photographs, tiny_vlm, tmp_path, capsys):

@@ -85,6 +85,12 @@ def test_published_rows_stand_beside_ours(tiny_clip, folder, monkeypatch, capsys
     assert "FAST-GOAL ViT-B/16 (GLIT100k) (published, arXiv 2605.26615)" in output
     assert "(measured here)" in output
     assert "95 %" not in output
+    (folder / "2.png").unlink()
+    skip = ("--protocol", "docci", "--caption-column", "caption", "--on-error", "skip", "--resamples", 0)
+    assert run(tiny_clip, folder, *skip) == 0
+    output = capsys.readouterr().out
+    assert "DOCCI test has 4 images and this data 3" in output
+    assert "(published" not in output
 
 
 def test_duplicate_captions_are_counted(tiny_clip, folder, capsys):

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from fastgoal.cli import build_parser
+from fastgoal.cli import build_parser, main
 from fastgoal.commands.options import SHARED, number
 
 
@@ -26,6 +26,32 @@ def test_numbers_in_range():
     assert (number(1)("1"), number(0, 1, float)("1"), number(0, 1, float)("0.5")) == (1, 1.0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "which is no text in UTF-8 that can be read: 'utf-8' codec"),
+        (b" \n", "which is empty; expected a text"),
+        (None, "which is no text in UTF-8 that can be read: [Errno 2]"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--caption-file", "--prompt-file"])
+def test_a_text_file_that_is_none(tmp_path, capsys, option, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    before = ["explain", "--model", "m", "--image", "i"]
+    if option == "--prompt-file":
+        before = ["caption", "images", "--model", "m", "--output", str(tmp_path)]
+    assert main([*before, option, str(path)]) == 2
+    assert f"error: {option} is {path}, {message}" in capsys.readouterr().err
+
+
+def test_what_a_text_file_holds(tmp_path):
+    (tmp_path / "text.txt").write_text("A dog. Ü!\n", encoding="utf-8")
+    before = ["explain", "--model", "m", "--image", "i", "--caption-file", str(tmp_path / "text.txt")]
+    assert build_parser().parse_args(before).caption == "A dog. Ü!"
+
+
 def test_an_option_of_several_commands_is_a_shared_one():
     """An option that two commands declare stands in the table, but for names of files, which differ by nature."""
     parser = build_parser()
@@ -34,4 +60,4 @@ def test_an_option_of_several_commands_is_a_shared_one():
         {flag for action in command._actions for flag in action.option_strings} for command in commands.values()
     ]
     twice = {flag for flags in declared for flag in flags if sum(flag in other for other in declared) > 1}
-    assert twice - set(SHARED) == {"-h", "--help", "--traceback", "-k", "--output", "--detector", "--tokenizer"}
+    assert twice - set(SHARED) == {"-h", "--help", "--traceback", "-k", "--detector", "--tokenizer"}

@@ -31,14 +31,13 @@ def test_report_says_what_ran(toured):
 
 
 def test_numbers_are_those_of_the_saved_models(toured):
-    from fastgoal.processing.data.sources import open_source
-    from fastgoal.trainer.evaluation.embeddings import evaluate_source
+    from fastgoal import evaluate
 
     folder, report, _ = toured
     for name, place in (("base", BASE), ("global", folder / "global"), ("fast_goal", folder / "fast-goal")):
         model, processor = FastGoalCLIPModel.from_clip(str(place)), FastGoalProcessor.from_clip(str(place))
-        got = evaluate_source(model, processor, open_source(folder / "scenes" / "test"), batch_size=7).metrics
-        assert got == pytest.approx(report["results"][name], abs=1e-9), name
+        got = evaluate(model, folder / "scenes" / "test", processor=processor, batch_size=7, resamples=0)
+        assert got.metrics == pytest.approx(report["results"][name], abs=1e-9), name
 
 
 def test_trainings_differ_from_the_base_and_from_each_other(toured):

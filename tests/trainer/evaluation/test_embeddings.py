@@ -7,9 +7,10 @@ from PIL import Image
 from torch.nn.functional import one_hot
 from transformers import CLIPModel, CLIPProcessor
 
+from fastgoal import evaluate
 from fastgoal.cli import main
 from fastgoal.processing.data.sources import open_source
-from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, evaluate_source
+from fastgoal.trainer.evaluation.embeddings import encode_images, encode_source, encode_texts
 
 STEP = 20  # image i is grey of level STEP * i
 CLASSES = 12
@@ -141,7 +142,11 @@ def test_unreadable_image_is_named(model, processor, tmp_path):
         encode_images(model, processor, [grey(1), tmp_path / "torn.png"])
 
 
-def test_evaluate_source_knows_the_answer(processor, tmp_path):
+def measure(model, processor, folder, **settings):
+    return evaluate(model, folder, processor=processor, **{"resamples": 0, "num_workers": 0, **settings})
+
+
+def test_the_answer_is_known(processor, tmp_path):
     """Images 0 to 3; of the six captions one (of image 2) describes image 3 instead."""
     rows = [
         (0, ["number 0"]),
@@ -150,7 +155,7 @@ def test_evaluate_source_knows_the_answer(processor, tmp_path):
         (3, ["number 3"]),
     ]
     model = OneHotClip(processor)
-    result = evaluate_source(model, processor, open_source(str(write_folder(tmp_path, rows))), batch_size=3, ks=(1, 4))
+    result = measure(model, processor, write_folder(tmp_path, rows), batch_size=3, ks=(1, 4))
     assert (result.images, result.captions, result.truncated_captions, result.skipped) == (4, 6, 0, [])
     # "number 3" of image 2 is most like image 3, and ties with images 0 and 1: rank 4. The other captions find theirs.
     assert result.metrics["text_to_image_R@1"] == pytest.approx(5 / 6)
@@ -165,10 +170,10 @@ def test_evaluate_source_knows_the_answer(processor, tmp_path):
 
 def test_truncated_captions_are_counted(processor, tmp_path):
     rows = [(0, "number 0" + " x" * 100), (1, "number 1"), (2, "number 2" + " x" * 68), (3, "number 3" + " x" * 69)]
-    result = evaluate_source(OneHotClip(processor), processor, open_source(str(write_folder(tmp_path, rows))))
+    result = measure(OneHotClip(processor), processor, write_folder(tmp_path, rows))
     # 77 tokens are BOS, six letters, a digit, 68 x's and EOS.
     assert (result.max_text_length, result.truncated_captions, result.truncated_share) == (77, 2, 0.5)
-    result = evaluate_source(OneHotClip(processor, 248), processor, open_source(str(tmp_path)))
+    result = measure(OneHotClip(processor, 248), processor, tmp_path)
     assert (result.max_text_length, result.truncated_captions) == (248, 0)
 
 
@@ -184,14 +189,12 @@ def broken_folder(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_rows_stop(processor, broken_folder, num_workers):
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 \(1.png\).*on_error='skip'"):
-        evaluate_source(OneHotClip(processor), processor, open_source(str(broken_folder)), num_workers=num_workers)
+        measure(OneHotClip(processor), processor, broken_folder, num_workers=num_workers)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_broken_rows_are_skipped_and_listed(processor, broken_folder, batch_size):
-    model = OneHotClip(processor)
-    source = open_source(str(broken_folder))
-    result = evaluate_source(model, processor, source, batch_size=batch_size, ks=(1,), on_error="skip")
+    result = measure(OneHotClip(processor), processor, broken_folder, batch_size=batch_size, ks=(1,), on_error="skip")
     assert (result.images, result.captions) == (2, 2)
     assert [message.split("metadata.jsonl ")[1].split(":")[0] for message in result.skipped] == [
         "line 2 (1.png)",
@@ -205,9 +208,9 @@ def test_nothing_left_to_evaluate(processor, tmp_path):
     (folder / "0.png").unlink()
     source = open_source(str(folder))
     with pytest.raises(ValueError, match=r"no usable rows\. The first of 1 errors: .*0\.png"):
-        evaluate_source(OneHotClip(processor), processor, source, on_error="skip")
+        encode_source(OneHotClip(processor), processor, source, on_error="skip")
     with pytest.raises(ValueError, match="on_error is 'ignore'; it must be one of 'stop', 'skip'"):
-        evaluate_source(OneHotClip(processor), processor, source, on_error="ignore")
+        encode_source(OneHotClip(processor), processor, source, on_error="ignore")
 
 
 class TestCommand:
@@ -222,14 +225,14 @@ class TestCommand:
         assert self.run(tiny_clip, data, "--output", output, "--batch-size", 4, "--resamples", 0) == 0
         report = json.loads(output.read_text(encoding="utf-8"))
         assert sorted(path.name for path in output.parent.iterdir()) == ["report.json", "report.md"]
-        expected = evaluate_source(model, processor, open_source(str(data)))
-        assert report["metrics"] == expected.metrics
+        expected = encode_source(model, processor, open_source(str(data))).ranks().summary()
+        assert report["metrics"] == expected
         assert (report["images"], report["captions"], report["max_text_length"]) == (6, 12, 77)
         assert (report["truncated_share"], report["skipped"], report["dtype"]) == (0.0, [], "float32")
         printed = capsys.readouterr().out
         assert "images    6\n" in printed
         (line,) = [line for line in printed.splitlines() if line.startswith("R@5 ")]
-        percents = [100 * expected.metrics[f"{direction}_R@5"] for direction in ("text_to_image", "image_to_text")]
+        percents = [100 * expected[f"{direction}_R@5"] for direction in ("text_to_image", "image_to_text")]
         assert [float(value) for value in line.replace("%", "").split()[1:]] == pytest.approx(percents, abs=0.01)
         (line,) = [line for line in printed.splitlines() if line.startswith("R@10 ")]
         assert line.split()[1] == "-"

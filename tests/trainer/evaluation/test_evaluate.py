@@ -1,6 +1,7 @@
 """`fastgoal.evaluate`, what the command is a shell of."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_against_itself_nothing_differs(tiny_clip, loaded, pictures):
 
 def test_the_check_finds_a_wrong_number(loaded, pictures):
     model, processor = loaded
-    encoded = encode_source(model, processor, open_protocol("folder", pictures).source)
+    encoded = encode_source(model, processor, open_protocol("folder", pictures))
     metrics = encoded.ranks().summary((1, 2))
     check_again(encoded, metrics, (1, 2))
     metrics["text_to_image_mean_rank"] += 0.25
@@ -90,3 +91,18 @@ def test_errors(loaded, pictures, changes, message):
     model, processor = loaded
     with pytest.raises(ValueError, match=message):
         fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ks": (0,)}, r"ks is \(0,\)"),
+        ({"against": "no/such/place/here"}, "no/such/place/here"),
+        ({"against": torch.nn.Identity()}, "--against is a loaded model; give its processor"),
+    ],
+)
+def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures, monkeypatch, changes, message):
+    model, processor = loaded
+    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "encode_source", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        fastgoal.evaluate(model, pictures, processor=processor, **changes)

@@ -8,8 +8,8 @@ from fastgoal.cli import main
 from fastgoal.trainer.evaluation.protocols import PROTOCOLS, open_protocol
 
 
-def rows_of(opened):
-    return [(row.name, row.captions) for row in opened.source]
+def rows_of(source):
+    return [(row.name, row.captions) for row in source]
 
 
 def write(path, value):
@@ -35,11 +35,10 @@ def test_docci(tmp_path):
         for split, n in [("train", 0), ("test", 1), ("qual_test", 2), ("test", 3)]
     ]
     write(tmp_path / "docci_descriptions.jsonlines", "\n".join(map(json.dumps, lines)) + "\n")
-    opened = open_protocol("docci", str(tmp_path))
-    assert rows_of(opened) == [("test_00001.jpg", ["1."]), ("test_00003.jpg", ["3."])]
-    assert not opened.complete
-    assert "5,000 images and this data 2" in opened.remark
-    assert opened.source[0].image == str(tmp_path / "images" / "test_00001.jpg")
+    source = open_protocol("docci", str(tmp_path))
+    assert rows_of(source) == [("test_00001.jpg", ["1."]), ("test_00003.jpg", ["3."])]
+    assert "5,000 images and this data 2" in PROTOCOLS["docci"].remark(len(source))
+    assert source[0].image == str(tmp_path / "images" / "test_00001.jpg")
 
 
 @pytest.fixture
@@ -67,9 +66,9 @@ def test_dci_2k(tmp_path):
     write(tmp_path / "DCI_test.json", [{"filename": "../somewhere/photos/sa_1.jpg", "caption": "A mall."}])
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "sa_1.jpg").touch()
-    opened = open_protocol("dci-2k", str(tmp_path))
-    assert rows_of(opened) == [("sa_1.jpg", ["A mall."])]
-    assert opened.source[0].image == str(tmp_path / "photos" / "sa_1.jpg")
+    source = open_protocol("dci-2k", str(tmp_path))
+    assert rows_of(source) == [("sa_1.jpg", ["A mall."])]
+    assert source[0].image == str(tmp_path / "photos" / "sa_1.jpg")
 
 
 def test_urban1k(tmp_path):
@@ -91,10 +90,10 @@ def test_sharegpt4v_takes_the_first_thousand(tmp_path):
         for n in range(1003)
     ]
     write(tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json", entries)
-    opened = open_protocol("sharegpt4v-1k", str(tmp_path))
-    assert opened.complete
-    assert len(opened.source) == 1000
-    assert rows_of(opened)[7] == ("sa_7.jpg", ["Line 7 and more."])
+    source = open_protocol("sharegpt4v-1k", str(tmp_path))
+    assert len(source) == 1000
+    assert PROTOCOLS["sharegpt4v-1k"].remark(1000) == ""
+    assert rows_of(source)[7] == ("sa_7.jpg", ["Line 7 and more."])
 
 
 def karpathy(folder, name, filepath):
@@ -134,27 +133,26 @@ def test_a_protocol_as_parquet_takes_its_split_column_and_caption_column(tmp_pat
         {"image": datasets.Image(), "split": datasets.Value("string"), "description": datasets.Value("string")}
     )
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    source = open_protocol("docci", str(tmp_path)).source
+    source = open_protocol("docci", str(tmp_path))
     assert len(source) == 1
     assert "row 1" in source.where(0)
 
 
 def test_folder_is_anybodys_data(tmp_path):
     write(tmp_path / "metadata.jsonl", json.dumps({"file_name": "a.jpg", "captions": ["One.", "Two."]}))
-    opened = open_protocol("folder", str(tmp_path))
-    assert opened.complete
-    assert rows_of(opened) == [("a.jpg", ["One.", "Two."])]
+    source = open_protocol("folder", str(tmp_path))
+    assert PROTOCOLS["folder"].remark(1) == ""
+    assert rows_of(source) == [("a.jpg", ["One.", "Two."])]
 
 
 def test_rows_from_python_and_a_limit():
     rows = [{"image": f"{number}.jpg", "captions": [f"{number}.", "Two.", "Three."]} for number in range(4)]
-    opened = open_protocol("folder", rows, limit=2)
-    assert [row.captions for row in opened.source] == [["0.", "Two.", "Three."], ["1.", "Two.", "Three."]]
-    assert opened.source[1].image == "1.jpg"
-    assert open_protocol("folder", opened.source).source is opened.source
-    part = open_protocol("urban1k", opened.source)  # of one caption an image
-    assert [row.captions for row in part.source] == [["0."], ["1."]]
-    assert "1,000 images and this data 2" in part.remark
+    source = open_protocol("folder", rows, limit=2)
+    assert [row.captions for row in source] == [["0.", "Two.", "Three."], ["1.", "Two.", "Three."]]
+    assert source[1].image == "1.jpg"
+    assert open_protocol("folder", source) is source
+    part = open_protocol("urban1k", source)  # of one caption an image
+    assert [row.captions for row in part] == [["0."], ["1."]]
 
 
 def test_errors(tmp_path):
