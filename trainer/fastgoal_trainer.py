@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,14 +15,13 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from fastgoal.hub_cards.pushing import push, require_token
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
-from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
 from .batches.pair_data import captions_of, check_rows
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
-from .card import CardOptions, TrainingRun, finish_folder
+from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
 from .parallel.gather import gather_with_gradient
@@ -313,30 +311,14 @@ class FastGoalTrainer(Trainer):
         """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            finish_folder(output_dir or self.args.output_dir, self.run_facts(), self.card)
+            finish_folder(output_dir or self.args.output_dir, self)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write our model card; the automatic one never replaces it."""
         if self.is_world_process_zero():
-            finish_folder(self.args.output_dir, self.run_facts(), self.card)
-
-    def run_facts(self) -> TrainingRun:
-        """What a model card can know of this training."""
-        model = self.accelerator.unwrap_model(self.model)
-        return TrainingRun(
-            name=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
-            args=self.args,
-            objective=self.objective,
-            state=self.state,
-            train_data=self.train_dataset,
-            eval_data=self.eval_dataset,
-            processor=self.processing_class,
-            # A sharded model only runs on all processes at once.
-            model=None if self.is_fsdp_enabled or self.is_deepspeed_enabled else model,
-            text_length=text_positions(model),
-        )
+            finish_folder(self.args.output_dir, self)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository on the Hub. Without a token this is an error here, before anything is trained."""
