@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 class FastGoalOutput(FastGoalLosses):
     """Output of `FastGoalCLIPModel`. What the arguments did not allow to compute is None.
 
-    Before its own it has the fields of `FastGoalLosses`, with `return_loss=True` only.
+    It has the fields of `FastGoalLosses` too, with `return_loss=True` only.
 
     Attributes:
         logits_per_image: Scaled cosines, `(images, captions)`.
@@ -100,12 +100,10 @@ class FastGoalCLIPModel(CLIPModel):
         Raises:
             ValueError: The positions of the checkpoint cannot be brought to `max_text_length`.
         """
-        if isinstance(name_or_model, CLIPModel):
-            if kwargs:
-                raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
-            clip: Any = name_or_model
-        else:
-            clip = CLIPModel.from_pretrained(name_or_model, **kwargs)
+        is_model = isinstance(name_or_model, CLIPModel)
+        if is_model and kwargs:
+            raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
+        clip: Any = name_or_model if is_model else CLIPModel.from_pretrained(cast(str, name_or_model), **kwargs)
         positions = text_positions(clip)
         target = target_length(positions, max_text_length)
 
@@ -237,12 +235,10 @@ class FastGoalCLIPModel(CLIPModel):
 
         logit_scale = self.logit_scale.exp()
         logits = None if text is None else logit_scale * embeds["text_embeds"] @ embeds["image_embeds"].T
-        losses: dict[str, torch.Tensor] = {}
         if return_loss:
             rows = loss_rows(embeds, logit_scale, region_mask, sentence_mask)
-            losses = fast_goal_loss(rows, logit_scale, LossWeights.of(self.config))
+            embeds |= fast_goal_loss(rows, logit_scale, LossWeights.of(self.config))
         return FastGoalOutput(
-            **losses,
             **embeds,
             logits_per_image=None if logits is None else logits.T,
             logits_per_text=logits,

@@ -76,9 +76,7 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
         },
         steps=state.global_step,
         epochs=round(state.epoch or 0.0, 2),
-        losses=[
-            {name: line[name] for name in columns if name in line} for line in state.log_history if "loss" in line
-        ],
+        losses=[{name: line[name] for name in columns if name in line} for line in state.log_history if "loss" in line],
         hardware=cards.hardware(args.world_size),
         seconds=_newest(trainer, "train_runtime").get("train_runtime"),
         versions=cards.versions(),
