@@ -115,8 +115,8 @@ def convert(
     dropped = _check(state, expected, str(file), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
-    # A text tower of more positions than CLIP's was stretched before, and keeps them.
-    model: Any = FastGoalCLIPModel.from_clip(clip, positions if positions > CLIP_POSITIONS else max_text_length)
+    # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
+    model: Any = FastGoalCLIPModel.from_clip(clip, max_text_length if positions == CLIP_POSITIONS else positions)
     length = model.config.text_config.max_position_embeddings
     processor = FastGoalProcessor.from_clip(base)
     processor.tokenizer.model_max_length = length

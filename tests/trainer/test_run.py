@@ -40,6 +40,7 @@ def test_flags_overrule_the_file(tmp_path):
         ("max-steps: 1\nmax_steps: 2\n", [], "gives max-steps and max_steps, two names of one setting"),
         ("model: a\n", ["--train_data", "a", "--dataset-name", "b"], "the command line gives train_data and dataset-"),
         ("model: a\n", ["--train", "a"], "unknown option --train"),
+        ("model: a\ntrain_data: a\nglobal_weight: -1\n", [], "`global_weight` must not be negative, got -1.0."),
         ("model: a\n", ["--objective", "gaol"], "--objective is 'gaol'; it must be one of"),
     ],
 )
@@ -61,6 +62,17 @@ def test_names_of_the_ecosystem_and_both_spellings(tmp_path):
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
     path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\nlearning_rate: 5e-6\n")
     assert parse([path])[1].learning_rate == 5e-6
+
+
+def test_settings_that_hold_settings(tmp_path):
+    path = config(
+        tmp_path,
+        f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nuse_cpu: true\n"
+        + ("gradient_checkpointing_kwargs: {use_reentrant: false}\nlr_scheduler_kwargs:\n  num_cycles: 2\n"),
+    )
+    training = parse([path])[1]
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
 def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
