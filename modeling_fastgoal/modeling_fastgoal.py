@@ -213,11 +213,13 @@ class FastGoalCLIPModel(CLIPModel):
             return FastGoalOutput(loss_global=outputs.loss, logit_scale=self.logit_scale.exp(), **outputs)
         _check_rows({**inputs, **local}, return_token_embeds)
 
-        vision, embeds = self._embed_images(
-            {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values},
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **kwargs,
+        images: dict[str, Any] = {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values}
+        images = {name: pixels for name, pixels in images.items() if pixels is not None}
+        vision: Any = self.get_image_features(
+            torch.cat([*images.values()]), interpolate_pos_encoding, return_dict=True, **kwargs
         )
+        parts = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in images.values()])
+        embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
         hidden = {**kwargs, "output_hidden_states": True} if sentence_mask is not None else kwargs
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
         _, embeds["local_text_embeds"] = self._embed_texts(local_input_ids, local_attention_mask, **kwargs)
@@ -246,13 +248,6 @@ class FastGoalCLIPModel(CLIPModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-
-    def _embed_images(self, pixel_values: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """All images through the tower at once: its output, and the embeddings by the names of those not None."""
-        given = {name: pixels for name, pixels in pixel_values.items() if pixels is not None}
-        vision = self.get_image_features(pixel_values=torch.cat([*given.values()]), return_dict=True, **kwargs)
-        embeds = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in given.values()])
-        return vision, dict(zip(given, embeds, strict=True))
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The text tower's output and the embeddings; None both without texts."""

@@ -138,7 +138,10 @@ def _flags_of(path: Path) -> list[str]:
     """The settings of a YAML file as command line flags, so that later flags overrule them."""
     import yaml
 
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
     known = {name for kind in (RunArguments, FastGoalTrainingArguments) for name in kind.__dataclass_fields__}

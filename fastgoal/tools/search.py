@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Update:
     images: int
     encoded: int
     removed: int
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def test_flags_overrule_the_file(tmp_path):
             [],
             "has unknown settings (`fastgoal train --help` lists all): lerning_rate: did you mean learning_rate?, xyz",
         ),
+        ("model: a: b\n", [], "config.yaml is not YAML: mapping values are not allowed here"),
         ("just a text", [], "must hold `key: value` lines, got str"),
         ("model: a\nmodel_name_or_path: a\n", [], "gives model and model_name_or_path, two names of one setting"),
         ("max-steps: 1\nmax_steps: 2\n", [], "gives max-steps and max_steps, two names of one setting"),
