@@ -149,7 +149,7 @@ class FastGoalTrainer(Trainer):
             with self.compute_loss_context_manager():
                 outputs = self._forward(model, piece)
                 logit_scales.append(outputs.logit_scale)
-                return self._rows(outputs, piece), outputs.logit_scale
+                return self.loss_rows(outputs, piece), outputs.logit_scale
 
         # The Trainer divides the loss of a normal step by this number.
         scale = 1 / self.current_gradient_accumulation_steps
@@ -213,7 +213,7 @@ class FastGoalTrainer(Trainer):
         tokens = {"return_token_embeds": True} if self.objective.needs_tokens else {}
         return model(**{name: inputs[name] for name in names if name in inputs}, **tokens)
 
-    def _rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def loss_rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the loss needs of the rows of this process, one row per sample: embeddings, masks, losses of rows."""
         # SPARC's losses of rows want full precision; all else gets it when the rows are together.
         full = {
@@ -231,7 +231,7 @@ class FastGoalTrainer(Trainer):
 
         `outputs` are the model's for `inputs`, the batch of this process.
         """
-        return self._loss_of_rows(self._rows(outputs, inputs), outputs["logit_scale"], gather)
+        return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs["logit_scale"], gather)
 
     def _loss_of_rows(
         self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
