@@ -90,21 +90,13 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A part of the loss.
+    """A part of the loss, a scalar: `compute(*needs, last)`."""
 
-    Attributes:
-        name: Its key among the losses: field of `FastGoalLosses`, and line of the log.
-        weight: Field of `LossWeights`.
-        needs: Tensors among the rows of `loss_rows` without which it cannot be computed.
-        compute: Its function, of these tensors and where there is one of `last`; returns a scalar.
-        last: `logit_scale`, or the mask of the valid rows (None is handed on where the rows have it not).
-    """
-
-    name: str
-    weight: str
-    needs: tuple[str, ...]
+    name: str  # field of `FastGoalLosses`, and column of the log
+    weight: str  # field of `LossWeights`
+    needs: tuple[str, ...]  # among the rows of `loss_rows`; without them it is left out
     compute: Callable[..., torch.Tensor]
-    last: str | None = None
+    last: str  # `logit_scale`, or the mask of the valid rows, None where the rows have it not
 
 
 TERMS = (
@@ -123,15 +115,8 @@ TERMS = (
 
 @dataclass
 class FastGoalLosses(ModelOutput):
-    """The losses of a batch, scalars; None where the batch did not allow to compute one.
-
-    Attributes:
-        loss: Weighted sum of the parts below.
-        loss_global: Contrastive loss of (image, caption), unweighted.
-        loss_local: Contrastive loss of (region crop, sentence), unweighted.
-        loss_tsl_image: Token similarity of region patches and region crop, unweighted.
-        loss_tsl_text: Token similarity of the sentence's tokens in the caption and the sentence, unweighted.
-        loss_sparc: SPARC's fine-grained loss of patches and words, unweighted.
+    """The losses of a batch, scalars: `loss`, the weighted sum, and the unweighted parts, whose `TERMS` say of what
+    they are made. None where the batch did not allow to compute one.
     """
 
     loss: torch.Tensor | None = None
@@ -152,7 +137,7 @@ def loss_rows(
 
     Args:
         embeds: Embeddings under the names of `FastGoalOutput`, which may be one.
-        logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
+        logit_scale: The factor itself, a scalar.
         region_mask: `(batch, patches)`, as the model takes it.
         sentence_mask: `(batch, tokens)`, likewise.
 
@@ -178,7 +163,7 @@ def fast_goal_loss(
 
     Args:
         rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
-        logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
+        logit_scale: The factor itself, a scalar.
         weights: FAST-GOAL's by default.
 
     Returns:
@@ -188,19 +173,19 @@ def fast_goal_loss(
         ValueError: There is nothing that a loss could be made of.
     """
     weights = weights or LossWeights()
-    given: dict[str, torch.Tensor] = {**rows, "logit_scale": logit_scale}
-    terms = [term for term in TERMS if all(name in rows for name in term.needs)]
-    if not terms:
+    given = {**rows, "logit_scale": logit_scale}
+    parts, weighted = {}, []
+    for term in TERMS:
+        if not all(name in rows for name in term.needs):
+            continue
+        part = parts[term.name] = term.compute(*(rows[name] for name in term.needs), given.get(term.last))
+        # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
+        if weight := getattr(weights, term.weight):
+            weighted.append(weight * part)
+    if not parts:
         raise ValueError(
             "`rows` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), got "
             f"{sorted(rows)}."
         )
-    parts, weighted = {}, []
-    for term in terms:
-        last = [given.get(term.last)] if term.last else []
-        part = parts[term.name] = term.compute(*(rows[name] for name in term.needs), *last)
-        # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
-        if weight := getattr(weights, term.weight):
-            weighted.append(weight * part)
     loss = torch.stack(weighted).sum() if weighted else 0.0 * next(iter(parts.values()))
     return {"loss": loss, **parts}

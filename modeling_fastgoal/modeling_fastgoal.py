@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 class FastGoalOutput(FastGoalLosses):
     """Output of `FastGoalCLIPModel`. What the arguments did not allow to compute is None.
 
-    Before its own it has the fields of `FastGoalLosses`, with `return_loss=True` only.
+    It has the fields of `FastGoalLosses` too, with `return_loss=True` only.
 
     Attributes:
         logits_per_image: Scaled cosines, `(images, captions)`.
@@ -100,12 +100,10 @@ class FastGoalCLIPModel(CLIPModel):
         Raises:
             ValueError: The positions of the checkpoint cannot be brought to `max_text_length`.
         """
-        if isinstance(name_or_model, CLIPModel):
-            if kwargs:
-                raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
-            clip: Any = name_or_model
-        else:
-            clip = CLIPModel.from_pretrained(name_or_model, **kwargs)
+        is_model = isinstance(name_or_model, CLIPModel)
+        if is_model and kwargs:
+            raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
+        clip: Any = name_or_model if is_model else CLIPModel.from_pretrained(cast(str, name_or_model), **kwargs)
         positions = text_positions(clip)
         target = target_length(positions, max_text_length)
 
@@ -215,11 +213,13 @@ class FastGoalCLIPModel(CLIPModel):
             return FastGoalOutput(loss_global=outputs.loss, logit_scale=self.logit_scale.exp(), **outputs)
         _check_rows({**inputs, **local}, return_token_embeds)
 
-        vision, embeds = self._embed_images(
-            {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values},
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **kwargs,
+        images: dict[str, Any] = {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values}
+        images = {name: pixels for name, pixels in images.items() if pixels is not None}
+        vision: Any = self.get_image_features(
+            torch.cat([*images.values()]), interpolate_pos_encoding, return_dict=True, **kwargs
         )
+        parts = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in images.values()])
+        embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
         hidden = {**kwargs, "output_hidden_states": True} if sentence_mask is not None else kwargs
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
         _, embeds["local_text_embeds"] = self._embed_texts(local_input_ids, local_attention_mask, **kwargs)
@@ -237,12 +237,10 @@ class FastGoalCLIPModel(CLIPModel):
 
         logit_scale = self.logit_scale.exp()
         logits = None if text is None else logit_scale * embeds["text_embeds"] @ embeds["image_embeds"].T
-        losses: dict[str, torch.Tensor] = {}
         if return_loss:
             rows = loss_rows(embeds, logit_scale, region_mask, sentence_mask)
-            losses = fast_goal_loss(rows, logit_scale, LossWeights.of(self.config))
+            embeds |= fast_goal_loss(rows, logit_scale, LossWeights.of(self.config))
         return FastGoalOutput(
-            **losses,
             **embeds,
             logits_per_image=None if logits is None else logits.T,
             logits_per_text=logits,
@@ -250,13 +248,6 @@ class FastGoalCLIPModel(CLIPModel):
             text_model_output=text,
             vision_model_output=vision,
         )
-
-    def _embed_images(self, pixel_values: dict[str, Any], **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """All images through the tower at once: its output, and the embeddings by the names of those not None."""
-        given = {name: pixels for name, pixels in pixel_values.items() if pixels is not None}
-        vision = self.get_image_features(pixel_values=torch.cat([*given.values()]), return_dict=True, **kwargs)
-        embeds = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in given.values()])
-        return vision, dict(zip(given, embeds, strict=True))
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The text tower's output and the embeddings; None both without texts."""

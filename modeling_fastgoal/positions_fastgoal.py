@@ -48,22 +48,17 @@ def stretch_positions(table: torch.Tensor, length: int = LONGEST) -> torch.Tenso
 
 def target_length(positions: int, wanted: int) -> int:
     """Text positions the model shall have, or a `ValueError` that says why it cannot have them."""
-    if not CLIP_POSITIONS <= wanted <= LONGEST and positions != wanted:
+    if positions == wanted:
+        return positions
+    if not CLIP_POSITIONS <= wanted <= LONGEST:
         raise ValueError(f"`max_text_length` must be from {CLIP_POSITIONS} to {LONGEST} tokens, got {wanted}.")
     if positions == CLIP_POSITIONS:
         return wanted
-    if positions < CLIP_POSITIONS and positions != wanted:
-        raise ValueError(
-            f"The checkpoint reads {positions} tokens; only CLIP's {CLIP_POSITIONS} can be stretched. "
-            f"Pass `max_text_length={positions}` to keep it as it is."
-        )
     if positions < wanted:
         raise ValueError(
-            f"The checkpoint was already stretched to {positions} tokens and cannot be stretched again to {wanted}. "
-            f"Pass `max_text_length={positions}`, or start from the {CLIP_POSITIONS}-token checkpoint."
+            f"The checkpoint reads {positions} tokens and cannot be stretched to {wanted}: only CLIP's "
+            f"{CLIP_POSITIONS} can be, and what was stretched not again. Pass `max_text_length={positions}` to keep it "
+            f"as it is, or start from a checkpoint of {CLIP_POSITIONS} tokens."
         )
-    if positions > wanted:
-        logger.info(
-            f"The checkpoint reads {positions} tokens already, more than the {wanted} asked for; left as it is."
-        )
+    logger.info(f"The checkpoint reads {positions} tokens already, more than the {wanted} asked for; left as it is.")
     return positions

@@ -69,7 +69,7 @@ def pool_patches(model: Any, vision_outputs: Any, mask: torch.Tensor) -> torch.T
 
     Args:
         model: The model.
-        vision_outputs: Its image tower's, of as many images as the mask has rows.
+        vision_outputs: Of as many images as the mask has rows.
         mask: `(images, patches)`, True (or non-zero) where a patch belongs to the region.
 
     Returns:

@@ -1,4 +1,7 @@
-"""From a training to the model card: gathers what ran, and completes a saved folder with card and handler."""
+"""From a training to the model card: gathers what ran, and completes a saved folder with card and handler.
+
+`trainer` is a `FastGoalTrainer`, of which this only reads.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,19 +9,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
-
 from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.images import load_image
 
 from .batches.pair_data import PairData
-from .objectives import Objective
-from .training_arguments import FastGoalTrainingArguments
 
 PICTURES = 3
-LOSS_COLUMNS = ("loss", *(term.name for term in TERMS), "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -38,119 +37,92 @@ class CardOptions:
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a training is, as far as cards tell of it.
-
-    Attributes:
-        name: What to call the model.
-        args: The training's arguments.
-        objective: What is trained for.
-        state: How far it is, and its log.
-        train_data: Rows trained on, or None.
-        eval_data: Rows evaluated on, or None.
-        processor: The model's processor.
-        model: The model, not wrapped; None where it lies in shards and cannot run by itself.
-        text_length: Tokens of a caption that the model reads.
-    """
-
-    name: str
-    args: FastGoalTrainingArguments
-    objective: Objective
-    state: TrainerState
-    train_data: Any
-    eval_data: Any
-    processor: Any
-    model: Any
-    text_length: int
-
-
-def finish_folder(folder: str | os.PathLike[str], run: TrainingRun, options: CardOptions) -> None:
+def finish_folder(folder: str | os.PathLike[str], trainer: Any) -> None:
     """Add the model card and `handler.py` to a folder with a saved model; pictures to the output folder only."""
-    folder = Path(folder)
+    folder, options = Path(folder), trainer.card
+    output = Path(trainer.args.output_dir)
     cards.copy_handler(folder)
-    facts = _pictures(run, folder) if options.pictures and folder == Path(run.args.output_dir) else {}
-    cards.write_model_card(
+    facts = cards.ModelFacts.of_folder(
         folder,
-        cards.ModelFacts.of_folder(
-            folder,
-            name=run.name,
-            base_model=options.base_model,
-            license=options.license,
-            note=options.note,
-            training=training_facts(run),
-            evaluation=evaluation_facts(run),
-            **facts,
-        ),
+        name=trainer.hub_model_id or trainer.args.hub_model_id or output.resolve().name,
+        base_model=options.base_model,
+        license=options.license,
+        note=options.note,
+        training=training_facts(trainer),
+        evaluation=evaluation_facts(trainer),
+        **(_pictures(trainer, folder) if options.pictures and folder == output else {}),
     )
+    cards.write_model_card(folder, facts)
 
 
-def training_facts(run: TrainingRun) -> cards.TrainingFacts | None:
+def training_facts(trainer: Any) -> cards.TrainingFacts | None:
     """What was trained so far; None before the first step."""
-    args, history = run.args, run.state.log_history
-    if not run.state.global_step:
+    args, state, objective = trainer.args, trainer.state, trainer.objective
+    if not state.global_step:
         return None
-    losses = [
-        {"step": line["step"], **{name: line[name] for name in LOSS_COLUMNS if name in line}}
-        for line in history
-        if "loss" in line
-    ]
-    weights = {weight.metadata["label"]: getattr(run.objective.weights, weight.name) for weight in fields(LossWeights)}
+    columns = ("step", "loss", *(term.name for term in TERMS), "logit_scale")
+    weights = {weight.metadata["label"]: getattr(objective.weights, weight.name) for weight in fields(LossWeights)}
     return cards.TrainingFacts(
-        data=_data_name(run.train_data),
-        rows=_length(run.train_data),
-        objective=run.objective.name,
+        data=_data_name(trainer.train_dataset),
+        rows=_length(trainer.train_dataset),
+        objective=objective.name,
         weights={label: weight for label, weight in weights.items() if weight},
         settings={
             **cards.listed_settings(args),
             "recipe": args.recipe,
-            **({"pair_choice": args.pair_choice} if run.objective.needs_pairs else {}),
+            **({"pair_choice": args.pair_choice} if objective.needs_pairs else {}),
             "near_batches": args.near_batches,
             **({"decay_all": True} if args.decay_all else {}),
         },
-        steps=run.state.global_step,
-        epochs=round(run.state.epoch or 0.0, 2),
-        losses=losses,
+        steps=state.global_step,
+        epochs=round(state.epoch or 0.0, 2),
+        losses=[{name: line[name] for name in columns if name in line} for line in state.log_history if "loss" in line],
         hardware=cards.hardware(args.world_size),
-        seconds=next((line["train_runtime"] for line in reversed(history) if "train_runtime" in line), None),
+        seconds=_newest(trainer, "train_runtime").get("train_runtime"),
         versions=cards.versions(),
     )
 
 
-def evaluation_facts(run: TrainingRun) -> cards.EvaluationFacts | None:
+def evaluation_facts(trainer: Any) -> cards.EvaluationFacts | None:
     """The newest evaluation of this training; None where there was none."""
-    line = next((line for line in reversed(run.state.log_history) if "eval_text_to_image_R@1" in line), None)
-    if line is None:
+    line = _newest(trainer, "eval_text_to_image_R@1")
+    if not line:
         return None
-    rows = _length(run.eval_data)
-    precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "float32"
+    rows = _length(trainer.eval_dataset)
+    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
+    tokens = text_positions(trainer.accelerator.unwrap_model(trainer.model))
     return cards.EvaluationFacts(
-        data=_data_name(run.eval_data),
+        data=_data_name(trainer.eval_dataset),
         images=rows,
         captions=rows,
         metrics={name.removeprefix("eval_"): value for name, value in line.items() if "_to_" in name},
         protocol=(
             f"all {rows} images against all {rows} captions, one caption an image (several of an image are joined), "
-            f"captions cut at {run.text_length} tokens, ties count against the model, {precision}, after step "
-            f"{line['step']}."
+            f"captions cut at {tokens} tokens, ties count against the model, {precision}, after step {line['step']}."
         ),
     )
 
 
-def _pictures(run: TrainingRun, folder: Path) -> dict[str, Any]:
+def _newest(trainer: Any, key: str) -> dict[str, Any]:
+    """The last line of the log that has a key; empty where there is none."""
+    return next((line for line in reversed(trainer.state.log_history) if key in line), {})
+
+
+def _pictures(trainer: Any, folder: Path) -> dict[str, Any]:
     """Draw matched pairs of the training data, and let the model label a few pictures it is evaluated on."""
     facts: dict[str, Any] = {}
-    train = _rows(run.train_data)
-    if run.objective.needs_pairs and train and all(row.get("pairs") for row in train):
+    train = _rows(trainer.train_dataset)
+    if trainer.objective.needs_pairs and train and all(row.get("pairs") for row in train):
         facts["pictures"] = save_pairs_sheet(folder, train)
-    shown = _rows(run.eval_data) or train
-    if shown and run.model is not None:
+    shown = _rows(trainer.eval_dataset) or train
+    # A sharded model only runs on all processes at once.
+    if shown and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         facts["examples"] = cards.save_examples(
             folder,
             [load_image(row["image"], name=row.get("file_name")) for row in shown],
-            [_label(row, run.processor) for row in shown],
-            run.model,
-            run.processor,
+            [_label(row, trainer.processing_class) for row in shown],
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
         )
     return facts
 

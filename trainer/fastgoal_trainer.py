@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,14 +15,13 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from fastgoal.hub_cards.pushing import push, require_token
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
-from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
 from .batches.pair_data import captions_of, check_rows
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
-from .card import CardOptions, TrainingRun, finish_folder
+from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
 from .parallel.gather import gather_with_gradient
@@ -71,8 +69,7 @@ class FastGoalTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ):
-        if args is None:
-            args = FastGoalTrainingArguments()
+        args = args or FastGoalTrainingArguments()
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process cannot train on {args.n_gpu} GPUs. Start one for each with "
@@ -100,7 +97,7 @@ class FastGoalTrainer(Trainer):
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
-        self._logit_scale: torch.Tensor | None = None
+        self._logit_scale = torch.tensor(0.0)
         # The last batch of an epoch, and how many rows of all processes' last batches are not repetitions.
         self._last_batch: Any = None
         self._last_rows: int | None = None
@@ -125,7 +122,7 @@ class FastGoalTrainer(Trainer):
         outputs = self._forward(model, inputs)
         parts = self.loss_parts(outputs, inputs)
         if model.training:
-            self._note_parts(parts, outputs.logit_scale)  # type: ignore[arg-type]
+            self._note_parts(parts, outputs.logit_scale)
         return (parts["loss"], outputs) if return_outputs else parts["loss"]
 
     def training_step(
@@ -146,18 +143,18 @@ class FastGoalTrainer(Trainer):
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], chunk: int) -> torch.Tensor:
         model.train()
-        logit_scales: list[Any] = []
+        logit_scales: list[torch.Tensor] = []
 
         def embed(piece: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
             with self.compute_loss_context_manager():
                 outputs = self._forward(model, piece)
                 logit_scales.append(outputs.logit_scale)
-                return self.loss_rows(outputs, piece), outputs.logit_scale  # type: ignore[return-value]
+                return self.loss_rows(outputs, piece), outputs.logit_scale
 
         # The Trainer divides the loss of a normal step by this number.
         scale = 1 / self.current_gradient_accumulation_steps
         parts = cached_backward(
-            self._step_inputs(model, inputs),
+            inputs,
             chunk,
             embed,
             self._loss_of_rows,
@@ -210,47 +207,31 @@ class FastGoalTrainer(Trainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
-    def _step_inputs(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What of a batch the step needs: training on region crops alone leaves images and captions out."""
-        if model.training and not self.objective.needs_global:
-            return {name: inputs[name] for name in LOCAL_INPUTS if name in inputs}
-        return dict(inputs)
-
-    def _forward(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> FastGoalOutput:
+    def _forward(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+        # Training on region crops alone leaves images and captions out.
+        names = inputs if self.objective.needs_global or not model.training else LOCAL_INPUTS
         tokens = {"return_token_embeds": True} if self.objective.needs_tokens else {}
-        outputs: FastGoalOutput = model(**self._step_inputs(model, inputs), **tokens)
-        if outputs.logit_scale is None:
-            raise ValueError("The model's output has no `logit_scale`: it must be a FastGoalCLIPModel.")
-        return outputs
+        return model(**{name: inputs[name] for name in names if name in inputs}, **tokens)
 
     def loss_rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the loss needs of the rows of this process, one row per sample: embeddings, masks, losses of rows.
-
-        Args:
-            outputs: The model's output for `inputs`.
-            inputs: The batch of this process.
-        """
+        """What the loss needs of the rows of this process, one row per sample: embeddings, masks, losses of rows."""
         # SPARC's losses of rows want full precision; all else gets it when the rows are together.
-        tokens = {name: outputs[name].float() for name in ("patch_embeds", "token_embeds") if name in outputs}
+        full = {
+            name: outputs[name].float() for name in ("patch_embeds", "token_embeds", "logit_scale") if name in outputs
+        }
         with self._full_precision():
             return loss_rows(
-                {**outputs, **tokens},
-                outputs.logit_scale.float(),  # type: ignore[union-attr]
-                inputs.get("region_mask"),
-                inputs.get("sentence_mask"),
+                {**outputs, **full}, full["logit_scale"], inputs.get("region_mask"), inputs.get("sentence_mask")
             )
 
     def loss_parts(
         self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor], gather: bool = True
     ) -> dict[str, torch.Tensor]:
-        """The loss and its parts by name.
+        """The loss and its parts by name, over the rows of all processes or, without `gather`, of this one alone.
 
-        Args:
-            outputs: The model's output for `inputs`.
-            inputs: The batch of this process.
-            gather: Whether to compute it over the rows of all processes, or over those of this one.
+        `outputs` are the model's for `inputs`, the batch of this process.
         """
-        return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs.logit_scale, gather)  # type: ignore[arg-type]
+        return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs["logit_scale"], gather)
 
     def _loss_of_rows(
         self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
@@ -291,21 +272,16 @@ class FastGoalTrainer(Trainer):
         self._eval_parts.clear()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics = output.metrics or {}
         for name, values in self._eval_parts.items():
             mean = self.accelerator.gather(torch.stack(values).mean()).mean()
-            metrics[f"{prefix}_{name}"] = mean.item()
-        return output._replace(metrics=metrics)
+            output.metrics[f"{prefix}_{name}"] = mean.item()  # type: ignore[index]
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the loss parts since the last line."""
         if "loss" in logs and self._part_steps:
-            logs = {
-                **logs,
-                **{name: round((value / self._part_steps).item(), 4) for name, value in self._part_sums.items()},
-            }
-            if self._logit_scale is not None:
-                logs["logit_scale"] = round(self._logit_scale.item(), 2)
+            means = {name: round((value / self._part_steps).item(), 4) for name, value in self._part_sums.items()}
+            logs = {**logs, **means, "logit_scale": round(self._logit_scale.item(), 2)}
             self._part_sums, self._part_steps = {}, 0
         super().log(logs, start_time)
 
@@ -313,30 +289,14 @@ class FastGoalTrainer(Trainer):
         """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            finish_folder(output_dir or self.args.output_dir, self.run_facts(), self.card)
+            finish_folder(output_dir or self.args.output_dir, self)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write our model card; the automatic one never replaces it."""
         if self.is_world_process_zero():
-            finish_folder(self.args.output_dir, self.run_facts(), self.card)
-
-    def run_facts(self) -> TrainingRun:
-        """What a model card can know of this training."""
-        model = self.accelerator.unwrap_model(self.model)
-        return TrainingRun(
-            name=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
-            args=self.args,
-            objective=self.objective,
-            state=self.state,
-            train_data=self.train_dataset,
-            eval_data=self.eval_dataset,
-            processor=self.processing_class,
-            # A sharded model only runs on all processes at once.
-            model=None if self.is_fsdp_enabled or self.is_deepspeed_enabled else model,
-            text_length=text_positions(model),
-        )
+            finish_folder(self.args.output_dir, self)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository on the Hub. Without a token this is an error here, before anything is trained."""

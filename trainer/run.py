@@ -82,9 +82,9 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]
         _refuse_two_names([flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")], "the command line")
         if flags and flags[0].endswith((".yaml", ".yml")):
             flags = [*_flags_of(Path(flags[0])), *flags[1:]]
+        run, training = parser.parse_args_into_dataclasses(flags)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    run, training = parser.parse_args_into_dataclasses(flags)
     return run, training
 
 

@@ -32,6 +32,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
 
 
+def _setting(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+_FLAG = {"nargs": "?", "const": True}
+"""A flag that may be given alone or with true or false, where None is the default."""
+
+
 @dataclass
 class FastGoalTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objective and the defaults of GOAL's published training.
@@ -43,105 +51,73 @@ class FastGoalTrainingArguments(TrainingArguments):
     recipe make new arguments, as `dataclasses.replace` would keep the old one's values.
     """
 
-    recipe: str = field(
-        default="paper",
-        metadata={
-            "help": "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches, "
-            "no warm-up). `goal`: as `paper`, with what GOAL's public code does besides (batches of 16 and no shorter "
-            "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
-            "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
-            "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
-            "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see "
-            "benchmarks/study/STUDY.md.",
-            "choices": [*RECIPES],
-        },
+    recipe: str = _setting(
+        "paper",
+        "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches, "
+        "no warm-up). `goal`: as `paper`, with what GOAL's public code does besides (batches of 16 and no shorter "
+        "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
+        "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
+        "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
+        "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see "
+        "benchmarks/study/STUDY.md.",
+        choices=[*RECIPES],
     )
-    objective: str = field(
-        default="fast_goal", metadata={"help": f"What to train for: {', '.join(OBJECTIVES)}.", "choices": [*OBJECTIVES]}
+    objective: str = _setting("fast_goal", f"What to train for: {', '.join(OBJECTIVES)}.", choices=[*OBJECTIVES])
+    global_weight: float | None = _setting(
+        None, "Weight of the loss over (image, caption); the recipe's by default, else the objective's own."
     )
-    global_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the loss over (image, caption); the recipe's by default, else the objective's own."
-        },
+    local_weight: float | None = _setting(None, "Weight of the loss over (region crop, sentence); likewise.")
+    tsl_weight: float | None = _setting(None, "Weight of token similarity learning; likewise.")
+    sparc_weight: float | None = _setting(
+        None, "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."
     )
-    local_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the loss over (region crop, sentence); likewise."}
+    pair_choice: str | None = _setting(
+        None,
+        "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
+        "three best; or any of them, drawn anew each time. The recipe's by default.",
+        choices=[*PAIR_CHOICES],
     )
-    tsl_weight: float | None = field(default=None, metadata={"help": "Weight of token similarity learning; likewise."})
-    sparc_weight: float | None = field(
-        default=None, metadata={"help": "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."}
+    near_batches: bool | None = _setting(
+        None,
+        "Make batches in which most images stand beside one that looks like them, so that the details tell "
+        "their captions apart (hard negatives). Costs a pass of the image tower over all images at the start. The "
+        "recipe's by default.",
+        **_FLAG,
     )
-    pair_choice: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
-            "three best; or any of them, drawn anew each time. The recipe's by default.",
-            "choices": [*PAIR_CHOICES],
-        },
+    gradient_cache_chunk: int | None = _setting(
+        None,
+        "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
+        "at the memory of so many pairs and the cost of one more forward.",
     )
-    near_batches: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Make batches in which most images stand beside one that looks like them, so that the details tell "
-            "their captions apart (hard negatives). Costs a pass of the image tower over all images at the start. The "
-            "recipe's by default.",
-            "nargs": "?",
-            "const": True,
-        },
+    group_by_caption_length: bool = _setting(
+        False, "Make batches of captions of like length, so that less of them is padding."
     )
-    gradient_cache_chunk: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
-            "at the memory of so many pairs and the cost of one more forward."
-        },
+    output_dir: str = _setting("fast-goal", "Folder for the model and its checkpoints.")
+    learning_rate: float = _setting(5e-6, "Peak learning rate of AdamW.")
+    weight_decay: float = _setting(0.05, "Weight decay of AdamW.")
+    num_train_epochs: float = _setting(10.0, "Times the training data are gone through.")
+    warmup_steps: float | None = _setting(  # type: ignore[assignment]
+        None,
+        "Steps over which the learning rate rises, or below 1 their share of all steps. The recipe's by default.",
     )
-    group_by_caption_length: bool = field(
-        default=False, metadata={"help": "Make batches of captions of like length, so that less of them is padding."}
+    decay_all: bool | None = _setting(
+        None, "Weight decay on all parameters, biases and norms included. The recipe's by default.", **_FLAG
     )
-    output_dir: str = field(default="fast-goal", metadata={"help": "Folder for the model and its checkpoints."})
-    learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Times the training data are gone through."})
-    warmup_steps: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Steps over which the learning rate rises, or below 1 their share of all steps. The recipe's by "
-            "default."
-        },
+    max_grad_norm: float | None = _setting(  # type: ignore[assignment]
+        None, "Longer gradients are cut to this length; 0 leaves them. The recipe's by default."
     )
-    decay_all: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Weight decay on all parameters, biases and norms included. The recipe's by default.",
-            "nargs": "?",
-            "const": True,
-        },
+    lr_scheduler_type: str = _setting("cosine", "Shape of the learning rate over the steps.")
+    per_device_train_batch_size: int | None = _setting(  # type: ignore[assignment]
+        None, "Pairs per device and step. The recipe's by default."
     )
-    max_grad_norm: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "Longer gradients are cut to this length; 0 leaves them. The recipe's by default."},
+    dataloader_drop_last: bool | None = _setting(  # type: ignore[assignment]
+        None, "Leave out the last batch of an epoch where it is shorter. The recipe's by default.", **_FLAG
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
-    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Pairs per device and step. The recipe's by default."}
-    )
-    dataloader_drop_last: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Leave out the last batch of an epoch where it is shorter. The recipe's by default.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that load and crop images."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
-    )
+    per_device_eval_batch_size: int = _setting(64, "Pairs per device in evaluation.")
+    dataloader_num_workers: int = _setting(2, "Processes that load and crop images.")
+    logging_steps: float = _setting(10, "Steps between two lines of the log.")
+    save_total_limit: int | None = _setting(2, "Checkpoints kept; older ones are deleted.")
+    remove_unused_columns: bool = _setting(False, "Must stay False: the collator needs the columns.")
 
     def __post_init__(self) -> None:
         if self.remove_unused_columns:

@@ -16,14 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS
+from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
+
 # Keys under which training programs put the weights beside their optimiser and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Tensors that are no weights: tables and masks that every model makes for itself.
 NOT_WEIGHTS = re.compile(r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)")
-# Long-CLIP keeps CLIP's first rows in one table and the stretched rest in another.
-LONG_CLIP_KEPT = 20
-CLIP_POSITIONS = 77
-POSITIONS = "text_model.embeddings.position_embedding.weight"
 
 # Modules, each with a weight and perhaps a bias.
 _MODULES = {
@@ -35,7 +34,7 @@ _MODULES = {
     "visual.proj": "visual_projection",
 }
 _PARAMETERS = {
-    "positional_embedding": POSITIONS,
+    "positional_embedding": TEXT_POSITIONS,
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
 }
@@ -109,15 +108,15 @@ def convert(
 
     state, ignored = read_state_dict(file)
     state, layout = clip_names(state)
-    positions = len(state[POSITIONS]) if POSITIONS in state else config.text_config.max_position_embeddings
+    positions = len(state[TEXT_POSITIONS]) if TEXT_POSITIONS in state else config.text_config.max_position_embeddings
     config.text_config.max_position_embeddings = positions
     clip = CLIPModel(config)
     expected = {name: tensor.shape for name, tensor in clip.state_dict().items()}
     dropped = _check(state, expected, str(file), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
-    # A text tower of more positions than CLIP's was stretched before, and keeps them.
-    model: Any = FastGoalCLIPModel.from_clip(clip, positions if positions > CLIP_POSITIONS else max_text_length)
+    # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
+    model: Any = FastGoalCLIPModel.from_clip(clip, max_text_length if positions == CLIP_POSITIONS else positions)
     length = model.config.text_config.max_position_embeddings
     processor = FastGoalProcessor.from_clip(base)
     processor.tokenizer.model_max_length = length
@@ -209,7 +208,8 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
                 "`positional_embedding_res` needs a `positional_embedding` of its shape "
                 f"{tuple(stretched.shape)} beside it, got {None if kept is None else tuple(kept.shape)}."
             )
-        source["positional_embedding"] = torch.cat([kept[:LONG_CLIP_KEPT], stretched[LONG_CLIP_KEPT:]])
+        # CLIP's first rows are in one table, and the stretched rest in the other.
+        source["positional_embedding"] = torch.cat([kept[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
     for name, tensor in source.items():
         block = _BLOCK.fullmatch(name)
         if block is not None:

@@ -10,16 +10,19 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.embeddings import encode_images
+
+from .files import write_text
 
 FOLDER = ".fastgoal-search"
 _STATE = "index.json"
@@ -34,7 +37,7 @@ class Update:
     images: int
     encoded: int
     removed: int
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ class ImageIndex:
             raise ValueError(f"{images} is not a folder; name the folder with the images to search.")
         self.images, self.place = images, place
         self.model_name, self.model_fingerprint = model_name, model_fingerprint
-        self._faiss = _faiss()
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("searching needs faiss; install it with: pip install 'fastgoal[search]'") from error
+        self._faiss: Any = faiss
         self._index: Any = None
         self._paths: list[str] = []  # of the vectors, in order
         self._stamps: dict[str, list[int]] = {}  # of all files seen: size and time
@@ -92,7 +99,10 @@ class ImageIndex:
         todo = [name for name, stamp in stamps.items() if self._stamps.get(name) != stamp]
         gone = [name for name in self._stamps if name not in stamps]
         stale = {*todo, *gone}
-        self._keep([name not in stale for name in self._paths])
+        dropped = [place for place, name in enumerate(self._paths) if name in stale]
+        if dropped:
+            self._index.remove_ids(np.array(dropped))
+            self._paths = [name for name in self._paths if name not in stale]
         for name in stale:
             self._stamps.pop(name, None)
             self._broken.pop(name, None)
@@ -103,7 +113,7 @@ class ImageIndex:
             try:
                 vectors = encode([self.images / name for name in portion])
             except (ValueError, OSError):
-                good = [name for name in portion if self._readable(name, self.images / name)]
+                good = [name for name in portion if self._is_readable(name)]
                 vectors = encode([self.images / name for name in good]) if good else torch.empty(0)
             if good:
                 self._add(good, vectors)
@@ -120,10 +130,7 @@ class ImageIndex:
     def search(self, vector: Tensor, k: int = 5, without: Sequence[str] = ()) -> list[Hit]:
         """The k images nearest to a normalised vector `(width,)`, best first; all of them if there are fewer.
 
-        Args:
-            vector: Of the query.
-            k: How many.
-            without: Names of `names_of` that are no answers.
+        Those `without` (of `names_of`) are no answers.
 
         Raises:
             ValueError: The vector has another width than the index or is not finite, or k is not positive.
@@ -155,9 +162,9 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def _readable(self, name: str, path: Path) -> bool:
+    def _is_readable(self, name: str) -> bool:
         try:
-            load_image(path)
+            load_image(self.images / name)
         except (ValueError, OSError) as error:
             self._broken[name] = str(error)
             return False
@@ -171,24 +178,12 @@ class ImageIndex:
         if broken:
             raise ValueError(f"the vector of {names[broken[0]]} has NaN or infinite values; the model has overflowed.")
         if self._index is None:
-            sizes = self._faiss.ScalarQuantizer.QT_fp16
-            self._index = self._faiss.IndexScalarQuantizer(vectors.shape[1], sizes, self._faiss.METRIC_INNER_PRODUCT)
+            kind = self._faiss.ScalarQuantizer.QT_fp16  # which needs no training
+            self._index = self._faiss.IndexScalarQuantizer(vectors.shape[1], kind, self._faiss.METRIC_INNER_PRODUCT)
         if vectors.shape[1] != self._index.d:
             raise ValueError(f"the model gives vectors of width {vectors.shape[1]}; the index has {self._index.d}.")
-        values = vectors.contiguous().numpy()
-        if not self._index.is_trained:
-            self._index.train(values)
-        self._index.add(values)
+        self._index.add(vectors.contiguous().numpy())
         self._paths += names
-
-    def _keep(self, kept: list[bool]) -> None:
-        if self._index is None or all(kept):
-            return
-        vectors = torch.from_numpy(self._index.reconstruct_n(0, len(self._paths)))[torch.tensor(kept)]
-        paths = [name for name, stays in zip(self._paths, kept, strict=True) if stays]
-        self._index, self._paths = None, []
-        if paths:
-            self._add(paths, vectors)
 
     def _load(self) -> None:
         path = self.place / _STATE
@@ -196,11 +191,9 @@ class ImageIndex:
             state = json.loads(path.read_text(encoding="utf-8"))
             version, model, fingerprint = state["version"], state["model"], state["model_fingerprint"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"the index {self.place} cannot be read ({error}); make it anew with --rebuild.") from None
+            raise self._useless(f"cannot be read ({error})") from None
         if version != _VERSION:
-            raise ValueError(
-                f"the index {self.place} has version {version}, not {_VERSION}; make it anew with --rebuild."
-            )
+            raise self._useless(f"has version {version}, not {_VERSION}")
         if fingerprint != self.model_fingerprint:
             raise ValueError(
                 f"the index {self.place} was built with another model, {model}; vectors of {self.model_name} cannot be"
@@ -213,17 +206,17 @@ class ImageIndex:
             if self._file is not None:
                 self._index = self._faiss.read_index(str(self.place / Path(self._file).name))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"the index {self.place} cannot be read ({reason}); make it anew with --rebuild."
-            ) from None
+            raise self._useless(f"cannot be read ({str(error).strip().splitlines()[0]})") from None
         if (0 if self._index is None else self._index.ntotal) != len(self._paths):
-            raise ValueError(f"the index {self.place} does not fit together; make it anew with --rebuild.")
+            raise self._useless("does not fit together")
+
+    def _useless(self, reason: str) -> ValueError:
+        return ValueError(f"the index {self.place} {reason}; make it anew with --rebuild.")
 
     def _save(self) -> None:
         """Vectors under a new name first, then the state that names them: a crash leaves the old index whole."""
         self.place.mkdir(parents=True, exist_ok=True)
-        before, self._file = self._file, None
+        self._file = None
         if self._index is not None:
             self._file = f"vectors-{secrets.token_hex(8)}.faiss"
             self._faiss.write_index(self._index, str(self.place / self._file))
@@ -236,11 +229,9 @@ class ImageIndex:
             "stamps": self._stamps,
             "broken": self._broken,
         }
-        draft = self.place / f".{_STATE}.{os.getpid()}"
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(draft, self.place / _STATE)
+        write_text(self.place / _STATE, json.dumps(state))
         for path in self.place.glob("vectors-*.faiss"):
-            if path.name == before or path.name != self._file:
+            if path.name != self._file:
                 path.unlink(missing_ok=True)
 
 
@@ -279,11 +270,3 @@ def file_encoder(model: Any, processor: Any, batch_size: int = 32, num_workers: 
         return encode_images(model, processor, list(paths), batch_size, num_workers, progress=len(paths) > batch_size)
 
     return encode
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("searching needs faiss; install it with: pip install 'fastgoal[search]'") from error
-    return faiss

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPModel, TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
@@ -79,7 +80,7 @@ def test_the_log_has_sparcs_part(trainer_for):
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
-    facts = training_facts(trainer.run_facts())
+    facts = training_facts(trainer)
     assert facts.weights == {"global": 0.5, "SPARC": 1.0}
     assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
 
@@ -207,6 +208,23 @@ def test_the_three_kinds_of_rows_are_one(trainer_for, rows, tmp_path, kind):
             assert got["loss_tsl_image"] == expected["loss_tsl_image"]
 
 
+def test_rows_of_the_processor_with_pictures_that_are_not_read_yet(trainer_for, processor, rows, tmp_path):
+    """Workers share the open files that such pictures hold; each must get its own pixels all the same."""
+    files = [tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(len(rows))]
+    for file in files:  # noise makes them larger than what is read of a file at once
+        Image.effect_noise((160, 160), 80).convert("RGB").save(file)
+    captions, changes = [row["caption"] for row in rows], {"max_steps": 3}
+    model = FastGoalCLIPModel.from_clip(trainer_for().model)
+    whole = trainer_for("whole", train=processor.pair_rows(files, captions, model), **changes)
+    whole.train()
+    unread = processor.pair_rows([Image.open(file) for file in files], captions, model)
+    assert all(row["image"].tile for row in unread)
+    trainer = trainer_for(train=unread, dataloader_num_workers=2, **changes)
+    trainer.train()
+    for got, expected in zip(trainer.state.log_history[:3], whole.state.log_history[:3], strict=True):
+        assert got["loss"] == expected["loss"]
+
+
 def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
     broken = [*rows[:7], {**rows[7], "pairs": []}, *rows[8:]]
     with pytest.raises(ValueError, match=rf"`train_dataset`: 1 of 12 .*row 7 \({rows[7]['file_name']}\)"):
@@ -245,7 +263,7 @@ def test_the_recipe_of_goals_code(trainer_for, rows):
         id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05 for p in group["params"]
     }
     assert decayed == {id(p) for p in trainer.model.parameters()}
-    assert training_facts(trainer.run_facts()).settings["decay_all"] is True
+    assert training_facts(trainer).settings["decay_all"] is True
 
     paper = trainer_for("paper", train=[*rows, *rows[:8]], sparc_weight=100.0, per_device_train_batch_size=16)
     norms = Norms()
@@ -258,4 +276,4 @@ def test_the_recipe_of_goals_code(trainer_for, rows):
         names[id(p)] for group in paper.optimizer.param_groups if not group["weight_decay"] for p in group["params"]
     }
     assert free == {name for name in names.values() if name.endswith("bias") or "norm" in name}
-    assert "decay_all" not in training_facts(paper.run_facts()).settings
+    assert "decay_all" not in training_facts(paper).settings

@@ -59,31 +59,27 @@ class FastGoalCollator:
         Raises:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
         """
-        captions = [self._caption(row) for row in rows]
-        images = _images(rows)
+        captions, images = [_caption(row) for row in rows], _images(rows)
         batch = self._tokenise(captions)
         if not self.local_pairs:
             return {**batch, "pixel_values": self._pixels(images)}
 
-        crops, sentences, region_masks, sentence_masks = [], [], [], []
-        for row, caption, image in zip(rows, captions, images, strict=True):
+        crops, sentences, region_masks = [], [], []
+        sentence_masks = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for row, caption, image, padded in zip(rows, captions, images, sentence_masks, strict=True):
             box, (start, end), region_mask, sentence_mask = self._choose_pair(row, caption, image)
             crops.append(crop_box(image, box))
             sentences.append(caption[start:end])
             region_masks.append(region_mask)
-            sentence_masks.append(sentence_mask)
+            padded[: len(sentence_mask)] = sentence_mask
         pixels = self._pixels([*images, *crops])
-        length = batch["input_ids"].shape[1]
-        padded = torch.zeros(len(rows), length, dtype=torch.bool)
-        for mask, tokens in zip(padded, sentence_masks, strict=True):
-            mask[: len(tokens)] = tokens
         return {
             **batch,
             "pixel_values": pixels[: len(rows)],
             "local_pixel_values": pixels[len(rows) :],
             **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
             "region_mask": torch.stack(region_masks),
-            "sentence_mask": padded,
+            "sentence_mask": sentence_masks,
         }
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
@@ -103,11 +99,10 @@ class FastGoalCollator:
         seen: list[_Chosen] = []
         hidden: list[_Chosen] = []
         for pair in pairs:
-            box = row["regions"][pair["region"]]["box"]
-            region_mask = self.processor.region_mask(box, image.size)
-            sentence_mask = masks[pair["sentence"]]
-            visible = bool(region_mask.any() and sentence_mask.any())
-            (seen if visible else hidden).append((box, spans[pair["sentence"]], region_mask, sentence_mask))
+            box, sentence = row["regions"][pair["region"]]["box"], pair["sentence"]
+            chosen = box, spans[sentence], self.processor.region_mask(box, image.size), masks[sentence]
+            visible = chosen[2].any() and chosen[3].any()
+            (seen if visible else hidden).append(chosen)
             if len(seen) == PAIR_CHOICES[self.pair_choice]:
                 break
         if not seen:
@@ -121,11 +116,12 @@ class FastGoalCollator:
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
-    def _caption(self, row: Mapping[str, Any]) -> str:
-        caption = row.get("caption")
-        if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"{_name(row)}: `caption` must be a text that is not empty, got {caption!r}.")
-        return caption
+
+def _caption(row: Mapping[str, Any]) -> str:
+    caption = row.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(f"{_name(row)}: `caption` must be a text that is not empty, got {caption!r}.")
+    return caption
 
 
 def _images(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:

@@ -65,10 +65,8 @@ def training_neighbours(
     mark = _mark(model, data) if main else ""
     kept = _read(file, mark) if main else None
     is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
-    table = torch.empty(len(data), min(NEIGHBOURS, max(len(data) - 1, 0)), dtype=torch.long)
-    if kept is not None:
-        table = kept
-    elif not is_kept:
+    table = torch.empty(len(data), min(NEIGHBOURS, max(len(data) - 1, 0)), dtype=torch.long) if kept is None else kept
+    if not is_kept:
         start = time.monotonic()
         if main:
             logger.warning(f"Near batches: looking for the training images that look alike, {len(data):,} in all.")

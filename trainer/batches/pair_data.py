@@ -18,15 +18,14 @@ class PairData(Dataset):
     Args:
         source: An opened data set, or what `open_source` takes: the folder that `fastgoal pairs` wrote, or any
             folder of images and captions for training without local pairs.
-        split: Split of a saved or Hub data set.
         limit: Use the first rows only.
 
     Raises:
         ValueError: The source cannot be read; the message says what it should be.
     """
 
-    def __init__(self, source: str | Source, split: str | None = None, limit: int | None = None):
-        self.source = open_source(source, split=split) if isinstance(source, str) else source
+    def __init__(self, source: str | Source, limit: int | None = None):
+        self.source = open_source(source) if isinstance(source, str) else source
         self.rows = len(self.source) if limit is None else min(limit, len(self.source))
 
     def __len__(self) -> int:
@@ -72,19 +71,20 @@ def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
         for key, part in data.items():
             check_rows(part, f"{name}[{key!r}]", needs_pairs)
     elif isinstance(data, PairData | Sequence) or _is_table(data):
-        for key in ("image", "caption"):
-            _require(_holds(data, key), data, name, f"`{key}`", "Each must be a dict with `image` and `caption`")
+        # A source has found both columns when it was opened, and checks them row by row.
+        for key in () if isinstance(data, PairData) else ("image", "caption"):
+            _refuse_lacking(data, key, name, f"`{key}`", "Each must be a dict with `image` and `caption`")
         if needs_pairs:
             way_out = (
                 "This objective trains on them: make them with `fastgoal pairs SOURCE --output DIR --model CLIP` or "
                 "`processor.pair_rows(images, captions, model)`, leave such rows out, or train with the objective "
                 "global or sparc, which need none"
             )
-            _require(_holds(data, "pairs"), data, name, "local pairs", way_out)
+            _refuse_lacking(data, "pairs", name, "local pairs", way_out)
 
 
-def _require(holds: Iterator[bool], data: Any, name: str, what: str, way_out: str) -> None:
-    lacking = [index for index, held in enumerate(holds) if not held]
+def _refuse_lacking(data: Any, key: str, name: str, what: str, way_out: str) -> None:
+    lacking = [index for index, held in enumerate(_holds(data, key)) if not held]
     if lacking:
         raise ValueError(
             f"`{name}`: {len(lacking):,} of {len(data):,} rows have no {what}; the first is "
@@ -94,29 +94,23 @@ def _require(holds: Iterator[bool], data: Any, name: str, what: str, way_out: st
 
 def _holds(data: Any, key: str) -> Iterator[bool]:
     """For each row whether it has the key, with a value; a list of pairs must not be empty."""
-    if isinstance(data, Sequence):
-        for index, row in enumerate(data):
+    table = data
+    if isinstance(data, PairData) and isinstance(data.source, DatasetSource):
+        table = data.source.dataset
+    if not isinstance(table, datasets.Dataset):
+        for index in range(len(data)):
+            row = data[index]
             if not isinstance(row, Mapping):
                 raise TypeError(f"Row {index} must be a dict with `image` and `caption`, got a {type(row).__name__}.")
             yield bool(row.get(key)) if key == "pairs" else row.get(key) is not None
         return
-    table = data
-    if isinstance(data, PairData):
-        if key != "pairs":  # a source has found both columns when it was opened, and checks them row by row
-            return
-        table = data.source.dataset if isinstance(data.source, DatasetSource) else None
-    if table is None:
-        yield from (bool(data[index].get(key)) for index in range(len(data)))
-    elif key not in table.column_names or (key == "pairs" and not _is_list(table, key)):
+    schema = table.features.arrow_schema
+    if key not in schema.names or (key == "pairs" and not hasattr(schema.field(key).type, "value_type")):
         yield from [False] * len(data)
     elif key == "pairs":
         table = table.select_columns([key]).with_format("arrow").select(range(len(data)))
         for part in table.iter(READ_AT_ONCE):
             yield from (bool(length) for length in pyarrow.compute.list_value_length(part[key]).to_pylist())
-
-
-def _is_list(table: Any, column: str) -> bool:
-    return hasattr(table.features.arrow_schema.field(column).type, "value_type")
 
 
 def _is_table(data: Any) -> bool:

@@ -5,23 +5,22 @@ embedded in chunks without gradients; the loss over all embeddings gives the gra
 embedded again, with gradients, and its share is sent back through the model. Costs one more forward.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 Rows = dict[str, torch.Tensor]
 Batch = Mapping[str, torch.Tensor]
 
 
-def split_batch(batch: Batch, chunk: int) -> list[dict[str, torch.Tensor]]:
+def split_batch(batch: Batch, chunk: int) -> list[Rows]:
     """The batch in pieces of at most `chunk` rows, in order; each tensor is split along its first dimension.
 
     Raises:
-        ValueError: `chunk` is not positive, or the tensors differ in their number of rows.
+        ValueError: The tensors differ in their number of rows.
     """
-    if chunk < 1:
-        raise ValueError(f"`gradient_cache_chunk` must be positive, got {chunk}.")
     rows = {name: len(value) for name, value in batch.items()}
     if len(set(rows.values())) != 1:
         raise ValueError(f"All tensors of a batch must have the same number of rows, got {rows}.")
@@ -57,7 +56,8 @@ def cached_backward(
     states, outputs = [], []
     with torch.no_grad():
         for piece in pieces:
-            states.append(_RandomState(next(iter(piece.values())).device))
+            first = next(iter(piece.values()))
+            states.append((torch.get_rng_state(), *get_device_states(first if first.is_cuda else None)))
             outputs.append(embed(piece))
     rows = {name: torch.cat([output[name] for output, _ in outputs]) for name in outputs[0][0]}
     leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in rows.items()}
@@ -67,9 +67,14 @@ def cached_backward(
     (parts["loss"] * scale).backward()
 
     gradients = split_batch({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, chunk)
-    for index, (piece, gradient, state) in enumerate(zip(pieces, gradients, states, strict=True)):
+    for index, (piece, gradient, (state, devices, device_states)) in enumerate(
+        zip(pieces, gradients, states, strict=True)
+    ):
         last = index == len(pieces) - 1
-        with nullcontext() if last else no_sync(), state.replayed():
+        # Dropout drops the same units in both forwards; afterwards the random numbers that were due go on.
+        with nullcontext() if last else no_sync(), torch.random.fork_rng(devices):
+            torch.set_rng_state(state)
+            set_device_states(devices, device_states)
             again, chunk_scale = embed(piece)
             # A sum whose gradient at each embedding is the one that the loss of the whole batch has there.
             terms = [(again[name] * value).sum().float() for name, value in gradient.items()]
@@ -77,22 +82,3 @@ def cached_backward(
                 terms.append((chunk_scale * logit_scale.grad).float())
             backward(torch.stack(terms).sum())
     return {name: value.detach() for name, value in parts.items()}
-
-
-class _RandomState:
-    """The state of the random numbers at one moment, so that dropout drops the same units in both forwards."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Within, the random numbers of that moment come again; afterwards those that were due go on."""
-        devices = [] if self.cuda is None else [self.device]
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(self.cpu)
-            if self.cuda is not None:
-                torch.cuda.set_rng_state(self.cuda, self.device)
-            yield

@@ -125,6 +125,15 @@ def test_goal(clip, tiny_clip, tmp_path):
     assert "goal_b16.pth (transformers layout)" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_other_positions_are_kept(clip, tiny_clip, tmp_path):
+    state = {**clip.state_dict(), POSITIONS: torch.randn(64, 32)}
+    torch.save(state, tmp_path / "short.pt")
+    done = convert(tmp_path / "short.pt", str(tiny_clip), tmp_path / "out")
+    assert (done.positions, done.max_text_length) == (64, 64)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "out").state_dict()[POSITIONS], state[POSITIONS])
+    assert FastGoalProcessor.from_pretrained(tmp_path / "out").tokenizer.model_max_length == 64
+
+
 def test_names_without_a_place_stop_it_and_are_listed(clip, tiny_clip, tmp_path, capsys):
     file = {**openai_layout(clip.state_dict()), "cross_net.gate": torch.ones(2), "logit_bias": torch.ones(1)}
     torch.save(file, tmp_path / "more.pt")

@@ -257,7 +257,7 @@ def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, capl
     assert len(lines) == 2
     assert "16" in lines[0]
     assert re.search(r"found in \d+ s", lines[1])
-    settings = training_facts(trainer.run_facts()).settings
+    settings = training_facts(trainer).settings
     assert (settings["recipe"], settings["near_batches"]) == ("paper", True)
     assert "pair_choice" not in settings  # the objective has no pairs
     trainer.save_model()

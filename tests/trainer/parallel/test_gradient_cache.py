@@ -150,8 +150,6 @@ def test_splitting():
     assert pieces[2]["b"].tolist() == [[8, 9]]
     with pytest.raises(ValueError, match="same number of rows"):
         split_batch({"a": torch.arange(5), "b": torch.arange(4)}, 2)
-    with pytest.raises(ValueError, match="gradient_cache_chunk"):
-        split_batch({"a": torch.arange(5)}, 0)
 
 
 def test_a_wrong_chunk_is_refused_at_once(tmp_path):
