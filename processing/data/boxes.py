@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgoal.processing.regions import Box, Region, check_size, clip_box
+from fastgoal.processing.geometry import Box, check_size
+from fastgoal.processing.regions import Region, clip_box
 
 _FORMAT = (
     "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
