@@ -1,11 +1,14 @@
 """What `auto` stands for here: the device and the number format of a model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def choose_device(device: str | None = None) -> str:
+def choose_device(device: "str | torch.device | None" = None) -> str:
     """The name of a device that is there; None and `auto` stand for the accelerator, or the CPU without one.
 
     Raises:
@@ -13,7 +16,7 @@ def choose_device(device: str | None = None) -> str:
     """
     import torch
 
-    if device is None or device == "auto":
+    if device in (None, "auto"):
         accelerator: Any = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if accelerator is None else str(accelerator.type)
     try:
@@ -21,9 +24,9 @@ def choose_device(device: str | None = None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={device!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
+            f"device={str(device)!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
         ) from None
-    return device
+    return str(device)
 
 
 def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:

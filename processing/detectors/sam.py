@@ -64,9 +64,8 @@ class SamDetector:
 
 def shrink(image: Image.Image) -> Image.Image:
     """An image larger than 4000 x 3000 (either way up), made to fit 2048 x 1536; any other as it is."""
-    long, short = max(image.size), min(image.size)
-    if long <= LARGE[0] and short <= LARGE[1]:
+    if max(image.size) <= LARGE[0] and min(image.size) <= LARGE[1]:
         return image
-    factor = min(SHRUNK[0] / long, SHRUNK[1] / short)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    smaller = image.copy()
+    smaller.thumbnail(SHRUNK if image.width >= image.height else SHRUNK[::-1], Image.Resampling.LANCZOS, None)
+    return smaller
