@@ -14,6 +14,7 @@ from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
 from .pictures import pairs_sheet
+from .wording import count
 
 HERE = Path(__file__).parent
 CARD = "README.md"
@@ -47,7 +48,7 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
         facts: What the template lays out, with a `name`.
     """
     layouts = Environment(loader=FileSystemLoader(HERE))
-    layouts.filters.update(public_name=public_name, thousands="{:,}".format)
+    layouts.filters.update(public_name=public_name, thousands="{:,}".format, things=count)
     layout = layouts.get_template(template)
     text = layout.render(card_data=data.to_yaml(), facts=facts, title=facts.name.split("/")[-1])
     path = Path(folder) / CARD

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from fastgoal.hub_cards.wording import number
 from fastgoal.processing.images import load_image
@@ -276,9 +276,7 @@ def rule(width: int) -> Image.Image:
 
 def padded(block: Image.Image, margin: int = MARGIN, colour: str = "white") -> Image.Image:
     """The block with a margin on all sides."""
-    sheet = Image.new("RGB", (block.width + 2 * margin, block.height + 2 * margin), colour)
-    sheet.paste(block, (margin, margin))
-    return sheet
+    return ImageOps.expand(block, margin, colour)
 
 
 def wrap_text(text: str, font: Any, width: int) -> list[str]:
