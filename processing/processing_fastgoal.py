@@ -3,6 +3,7 @@
 This file travels with a checkpoint. FLISM does not: where the package is missing, its methods say so.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 CLIP_TOKENS = 77
 LONGEST = 248
+_LOADED = (str, os.PathLike, Image.Image)
 
 
 class FastGoalProcessor(Flism, CLIPProcessor):
@@ -108,10 +110,10 @@ class FastGoalProcessor(Flism, CLIPProcessor):
             text = [text] if isinstance(text, str) else list(text)
             kwargs.setdefault("padding", True)
             kwargs.setdefault("truncation", True)
-        if isinstance(images, str | Image.Image):
+        if isinstance(images, _LOADED):
             images = load_image(images)
         elif isinstance(images, list | tuple):
-            images = [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
+            images = [load_image(image) if isinstance(image, _LOADED) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
         if text is not None and kwargs["truncation"]:
             limit = kwargs.get("max_length") or self.tokenizer.model_max_length
@@ -129,7 +131,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
 
         Args:
             box: (x1, y1, x2, y2) in pixels of the original upright image.
-            image_size: (width, height) of the original upright image.
+            image_size: (width, height) of that image.
 
         Returns:
             `(patches,)` bool, row-major; all False if the box falls outside the crop.

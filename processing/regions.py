@@ -69,12 +69,8 @@ def find_regions(
 def default_regions(image_size: tuple[int, int]) -> list[Region]:
     """The five regions that every image gets: its quadrants and its centre (FAST-GOAL, arXiv 2605.26615).
 
-    Args:
-        image_size: (width, height) of the image in pixels.
-
-    Returns:
-        The quadrants, which tile the image, and the centre box (W/4, H/4, 3W/4, 3H/4), labelled `top_left`,
-        `top_right`, `bottom_left`, `bottom_right` and `centre`.
+    Of an image of (width, height) pixels: the quadrants, which tile it, and the centre box (W/4, H/4, 3W/4, 3H/4),
+    labelled `top_left`, `top_right`, `bottom_left`, `bottom_right` and `centre`.
     """
     width, height = check_size(image_size)
     x, y = width / 2, height / 2
@@ -91,14 +87,14 @@ def default_regions(image_size: tuple[int, int]) -> list[Region]:
 def filter_regions(
     regions: Iterable[Region],
     image_size: tuple[int, int],
-    min_score: float = 0.25,
-    min_area: float = 0.01,
-    max_area: float = 0.80,
+    min_score: float = LIMITS["min_score"],
+    min_area: float = LIMITS["min_area"],
+    max_area: float = LIMITS["max_area"],
 ) -> list[Region]:
-    """Leaves out unsure, tiny and nearly image-wide regions; the limits themselves stay.
+    """Leaves out unsure, tiny and nearly image-wide regions of an image; the limits themselves stay.
 
     Args:
-        regions: regions of one image.
+        regions: what there is.
         image_size: (width, height) of the image in pixels.
         min_score: smallest score that stays.
         min_area: smallest box that stays, as a share of the image.
@@ -124,13 +120,7 @@ def merge_regions(regions: Iterable[Region], iou_threshold: float = 0.9) -> list
     """Merges near-duplicates: of boxes that overlap by `iou_threshold` or more, the one with the highest score stays.
 
     Labels and sources play no part: two names for one box are one region. Of equal scores the earlier region stays.
-
-    Args:
-        regions: regions of one image.
-        iou_threshold: intersection over union, above 0 and at most 1, from which on two boxes are duplicates.
-
-    Returns:
-        The regions that stay, in their order; no two of them reach the threshold.
+    `iou_threshold` is an intersection over union, above 0 and at most 1. What stays keeps its order.
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"`iou_threshold` must be above 0 and at most 1, got {iou_threshold}: the default is 0.9.")
