@@ -212,12 +212,8 @@ def open_finished(folder: Path) -> PairsFolder:
 def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None = None) -> CaptionerFacts | None:
     """What wrote the captions of a pairs data set; None if its source is not there or has others.
 
-    Args:
-        pairs: What `fastgoal pairs` wrote.
-        captions: Folder that `fastgoal caption` wrote; by default the source of the pairs.
-
-    Raises:
-        ValueError: `captions` was given, and is not what the pairs were made from.
+    `captions` is a folder that `fastgoal caption` wrote, by default the source of the pairs. One that is given and is
+    not what the pairs were made from is a `ValueError`.
     """
     source = Path(captions or pairs.manifest["source"])
     if captions is None and not (source / CAPTIONS_MANIFEST).is_file():

@@ -238,12 +238,7 @@ def save_examples(
 ) -> list[dict[str, Any]]:
     """Let the model tell the labels of some images apart, and keep small copies of the images; entries of the widget.
 
-    Args:
-        folder: The model's folder.
-        images: A few pictures.
-        labels: What may be in them, the same for all; the widget separates labels by commas, so they are taken out.
-        model: A CLIP.
-        processor: Its `FastGoalProcessor`.
+    All images have all labels, without commas: the widget separates labels by them.
     """
     import torch
 

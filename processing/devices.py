@@ -9,11 +9,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def choose_device(device: "str | torch.device | None" = None) -> str:
-    """The name of a device that is there; None and `auto` stand for the accelerator, or the CPU without one.
-
-    Raises:
-        ValueError: The device cannot be used here.
-    """
+    """The name of a device, or a `ValueError` if it cannot be used; None and `auto`: the accelerator, else the CPU."""
     import torch
 
     if device in (None, "auto"):
@@ -30,15 +26,9 @@ def choose_device(device: "str | torch.device | None" = None) -> str:
 
 
 def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
-    """The name of a number format; `auto` is a half one on CUDA and float32 elsewhere.
+    """The name of a number format, a `ValueError` for one not in `DTYPES`; `auto` is a half one on CUDA, else float32.
 
-    Args:
-        dtype: One of `DTYPES`.
-        device: Of `choose_device`.
-        bfloat16: Let `auto` be bfloat16 where the GPU has it, for models whose numbers may outgrow float16.
-
-    Raises:
-        ValueError: There is no such format.
+    With `bfloat16` it is that one where the GPU has it, for models whose numbers may outgrow float16.
     """
     import torch
 

@@ -52,8 +52,6 @@ def pair_up(
     """Give each sentence its most similar region and mark the image's best pair.
 
     Args:
-        sentences: The caption's sentences.
-        regions: The image's candidate regions.
         similarity: Cosines, `(sentences, regions)`; of equal ones the first region wins.
         visible: Whether the model sees both sides of a pair: some token of the sentence is left after truncation,
             some patch of the region inside the crop. One that it does not see is best only if all are like that.
@@ -119,9 +117,7 @@ def embed_crop_stream(
 
     Args:
         images: For each image its crops from `cut_crops`; asked for as late as a batch needs them.
-        model: A CLIP.
-        image_processor: CLIP's, for the scale and the mean of pixels.
-        batch_size: See above.
+        image_processor: For the scale and the mean of pixels.
 
     Yields:
         For each image its crops' embeddings, `(crops, dim)`.
@@ -162,9 +158,7 @@ def embed_texts(
     Those of like lengths share a forward, so that little is padded, the longest first: out of memory is out at once.
 
     Args:
-        texts: One or more texts.
-        model: A CLIP.
-        tokenizer: CLIP's.
+        texts: One at least.
         batch_size: Texts of `tokens_each` tokens in a forward, by default about as much work as so many crops; of
             other lengths as many as have so many tokens.
         tokens_each: See `batch_size`.

@@ -94,7 +94,6 @@ def filter_regions(
     """Leaves out unsure, tiny and nearly image-wide regions of an image; the limits themselves stay.
 
     Args:
-        regions: what there is.
         image_size: (width, height) of the image in pixels.
         min_score: smallest score that stays.
         min_area: smallest box that stays, as a share of the image.

@@ -61,12 +61,10 @@ def describe_detector(
     text = "none" if name is None else os.fspath(name)
     if not text:
         raise ValueError(f"`name` is empty. {_FORMS}")
-    path, weights, model_type = Path(text), "", ""
-    if text.lower() == "none":
-        kind, label = "none", ""
-    elif text.startswith("column:"):
+    path, kind, label, weights, model_type = Path(text), "none", "", "", ""
+    if text.startswith("column:"):
         kind, label = "column", text.removeprefix("column:")
-    else:
+    elif text.lower() != "none":
         if text.lower().endswith(".pt") and not path.is_dir():
             kind = "ultralytics"
             if not path.is_file():

@@ -42,15 +42,12 @@ class UltralyticsDetector:
         spec: its description; `min_score` is the smallest confidence of a region.
         device: where it runs.
 
-    Attributes:
-        image_size: length in pixels to which the longer side of each image is resized.
-
     Raises:
         ValueError: if the file is no ultralytics model or gives no boxes.
         ImportError: if ultralytics is missing.
     """
 
-    image_size = 640
+    image_size = 640  # pixels to which the longer side of each image is resized
 
     def __init__(self, weights: str, spec: DetectorSpec, device: torch.device) -> None:
         path = Path(weights)
