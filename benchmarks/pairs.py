@@ -104,11 +104,10 @@ class Parts:
         self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in pixels.split(batch_size)]
         texts = {sentence.text for row in rows for sentence in processor.split_sentences(row.caption)}
         lengths = {text: len(processor.tokenizer(text, truncation=True)["input_ids"]) for text in texts}
-        ordered = sorted(texts, key=lambda text: (lengths[text], text))
         self.sentences = len(texts)
         self.texts = [
             processor.tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(model.device)
-            for batch in batches_by_tokens(ordered, lengths, batch_size * TOKENS_PER_CROP)
+            for batch in batches_by_tokens(lengths, batch_size * TOKENS_PER_CROP)
         ]
         self.images = len(images)
 

@@ -14,6 +14,7 @@ from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
 from .pictures import pairs_sheet
+from .wording import count, number, percent
 
 HERE = Path(__file__).parent
 CARD = "README.md"
@@ -40,14 +41,10 @@ def public_weights(mark: str) -> str:
 def write_card(folder: str | os.PathLike[str], template: str, data: CardData, facts: Any) -> Path:
     """Write `README.md` into a folder, all of it or nothing; returns its path.
 
-    Args:
-        folder: Of the model or the data set.
-        template: File beside this one.
-        data: The metadata above the text.
-        facts: What the template lays out, with a `name`.
+    A template, a file beside this one, lays out the facts, which have a `name`, below the metadata.
     """
     layouts = Environment(loader=FileSystemLoader(HERE))
-    layouts.filters.update(public_name=public_name, thousands="{:,}".format)
+    layouts.filters.update(public_name=public_name, number=number, percent=percent, things=count)
     layout = layouts.get_template(template)
     text = layout.render(card_data=data.to_yaml(), facts=facts, title=facts.name.split("/")[-1])
     path = Path(folder) / CARD

@@ -53,11 +53,7 @@ class CaptionerFacts:
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> "CaptionerFacts":
-        """The facts of a folder that `fastgoal caption` wrote.
-
-        Raises:
-            ValueError: The folder is none, or was not finished.
-        """
+        """The facts of a folder that `fastgoal caption` wrote; a `ValueError` if it is none, or was not finished."""
         manifest = _finished(
             Path(folder) / CAPTIONS_MANIFEST, f"captions='{folder}' is not a finished folder of `fastgoal caption`."
         )
@@ -107,19 +103,16 @@ class DataFacts:
 
     @classmethod
     def of_folder(
-        cls, folder: str | os.PathLike[str], counter: TokenCounter | None = None, **facts: Any
+        cls, folder: str | os.PathLike[str] | PairsFolder, counter: TokenCounter | None = None, **facts: Any
     ) -> "DataFacts":
-        """The facts of a folder that `fastgoal pairs` wrote, beside those given.
+        """The facts of what `fastgoal pairs` wrote, beside those given by name.
 
         Args:
-            folder: What `fastgoal pairs` wrote.
+            folder: A folder, or one from `open_finished`; see there for what is wrong with it.
             counter: Counts the captions' tokens; None leaves them out.
-            facts: Attributes by name.
-
-        Raises:
-            ValueError: The folder is none, was not finished, or lacks rows.
+            **facts: Attributes.
         """
-        opened = open_finished(Path(folder))
+        opened = folder if isinstance(folder, PairsFolder) else open_finished(Path(folder))
         captioner = facts.get("captioner")
         return cls(
             **{
@@ -161,13 +154,12 @@ def prepare_data_card(
     """Write the card of a folder that `fastgoal pairs` wrote, with figures, licences and a sheet of sample rows.
 
     Args:
-        folder: What `fastgoal pairs` wrote; finished.
+        folder: See `open_finished`.
         repo: Id on the Hub that the card names.
         license: Of the data set as a whole: an identifier of the Hub such as `cc-by-4.0`.
-        image_license: Of the images, in words, if it is another.
-        caption_license: Of the captions, in words, if it is another.
-        captions: Folder that `fastgoal caption` wrote; by default the one that the pairs were made from, if it is
-            still there.
+        image_license: Of the images, in words, if it is another; likewise `caption_license`.
+        caption_license: Of the captions.
+        captions: See `find_captioner`.
         tokenizer: Folder or Hub id that CLIP's tokens are counted with; None leaves them out.
 
     Returns:
@@ -189,7 +181,7 @@ def prepare_data_card(
     if card.exists() and _hash(card) != (json.loads(mark.read_bytes())["hash"] if mark.exists() else None):
         return False
     facts = DataFacts.of_folder(
-        folder,
+        opened,
         None if tokenizer is None else TokenCounter(tokenizer),
         name=repo,
         license=license,
@@ -205,11 +197,7 @@ def prepare_data_card(
 
 
 def open_finished(folder: Path) -> PairsFolder:
-    """A folder that `fastgoal pairs` wrote.
-
-    Raises:
-        ValueError: The folder is none, was not finished, or lacks rows that it once had.
-    """
+    """A folder that `fastgoal pairs` wrote; a `ValueError` if it is none, unfinished, or lacks rows that it had."""
     refusal = f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first."
     images = _finished(folder / MANIFEST, refusal)["summary"]["images"]
     opened = PairsFolder(folder)
@@ -224,12 +212,8 @@ def open_finished(folder: Path) -> PairsFolder:
 def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None = None) -> CaptionerFacts | None:
     """What wrote the captions of a pairs data set; None if its source is not there or has others.
 
-    Args:
-        pairs: What `fastgoal pairs` wrote.
-        captions: Folder that `fastgoal caption` wrote; by default the source of the pairs.
-
-    Raises:
-        ValueError: `captions` was given, and is not what the pairs were made from.
+    `captions` is a folder that `fastgoal caption` wrote, by default the source of the pairs. One that is given and is
+    not what the pairs were made from is a `ValueError`.
     """
     source = Path(captions or pairs.manifest["source"])
     if captions is None and not (source / CAPTIONS_MANIFEST).is_file():
@@ -247,8 +231,7 @@ def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None =
 
 def sample_rows(folder: PairsFolder, count: int) -> list[dict[str, Any]]:
     """Some rows of a pairs data set, evenly spaced."""
-    numbers = range(0, len(folder), max(1, len(folder) // count))[:count]
-    return [row for _, row in folder.read(numbers)]
+    return [row for _, row in folder.read(range(0, len(folder), max(1, len(folder) // count))[:count])]
 
 
 def _finished(path: Path, refusal: str) -> dict[str, Any]:
@@ -265,10 +248,10 @@ def _finished(path: Path, refusal: str) -> dict[str, Any]:
 def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a manifest that are worth telling, without names of folders; the detector in words."""
     detector = DetectorSpec.from_settings(settings)
-    _, at, revision = detector.weights.partition("#")[0].partition("@")
+    revision = detector.weights.partition("#")[0].partition("@")[2]
     told = {
         "model": public_weights(str(settings["model"])),
-        "detector": str(detector) + (f", revision {revision}" if at else ""),
+        "detector": f"{detector}, revision {revision}" if revision else str(detector),
     }
     return {
         name: told.get(name, value) for name, value in settings.items() if value is not None and name not in NOT_LISTED

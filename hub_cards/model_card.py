@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from .cards import EXAMPLES, HERE, is_hub_id, write_card
+from .wording import count
 
 LOSS_LINES = 8
 
@@ -32,19 +33,6 @@ NOT_LISTED = re.compile(
     r"ddp|fsdp|deepspeed|accelerator|parallelism|load_best|metric|greater|batch_eval|include_|per_device_eval|"
     r"activation_checkpointing|prediction_loss|remove_unused|label_names|disable|local_rank|debug|auto_find|torch_empty"
 )
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture with labels and the model's scores for them, for the widget of the model's page.
-
-    Attributes:
-        image: Path inside the model's folder.
-        scores: Probability by label, best first.
-    """
-
-    image: str
-    scores: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,7 @@ class ModelFacts:
         training: How it was trained here.
         evaluation: What was measured here.
         pictures: Path of a sheet of matched pairs inside the folder.
-        examples: For the widget.
+        examples: Pictures with the model's scores of labels, for the widget of the model's page.
     """
 
     name: str
@@ -152,7 +140,7 @@ class ModelFacts:
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None
     pictures: str | None = None
-    examples: list[Example] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str], **facts: Any) -> "ModelFacts":
@@ -186,7 +174,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         license=facts.license,
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "long-captions", "image-text-retrieval", "fast-goal", "fastgoal", "sentence-transformers"],
-        widget=[_widget(example) for example in facts.examples] or None,
+        widget=facts.examples or None,
         model_name=facts.name,
         eval_results=_eval_results(facts.evaluation) if facts.evaluation else None,
         ignore_metadata_errors=False,
@@ -232,7 +220,7 @@ def hardware(world_size: int) -> str:
     if torch.accelerator.is_available():
         return f"{world_size} x {torch.accelerator.current_accelerator()}"
     processes = f", {world_size} processes" if world_size > 1 else ""
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads{processes})"
+    return f"CPU ({platform.machine()}, {count(torch.get_num_threads(), 'thread')}{processes})"
 
 
 def versions() -> dict[str, str]:
@@ -247,15 +235,10 @@ def versions() -> dict[str, str]:
 
 def save_examples(
     folder: Path, images: Sequence[Image.Image], labels: Sequence[str], model: Any, processor: Any
-) -> list[Example]:
-    """Let the model tell the labels of some images apart, and keep small copies of the images.
+) -> list[dict[str, Any]]:
+    """Let the model tell the labels of some images apart, and keep small copies of the images; entries of the widget.
 
-    Args:
-        folder: The model's folder.
-        images: A few pictures.
-        labels: What may be in them, the same for all; the widget separates labels by commas, so they are taken out.
-        model: A CLIP.
-        processor: Its `FastGoalProcessor`.
+    All images have all labels, without commas: the widget separates labels by them.
     """
     import torch
 
@@ -272,23 +255,22 @@ def save_examples(
         small = image.convert("RGB")
         small.thumbnail((512, 512))
         small.save(folder / EXAMPLES / f"{number}.jpg", quality=88)
-        scores = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
-        examples.append(Example(f"{EXAMPLES}/{number}.jpg", {label: round(score, 4) for label, score in scores}))
+        scores = [{"label": label, "score": round(score, 4)} for label, score in zip(labels, row, strict=True)]
+        scores.sort(key=lambda entry: -entry["score"])
+        examples.append(
+            {
+                "src": f"{EXAMPLES}/{number}.jpg",
+                "candidate_labels": ", ".join(entry["label"] for entry in scores),
+                "example_title": str(number),
+                "output": scores,
+            }
+        )
     return examples
 
 
-def _widget(example: Example) -> dict[str, Any]:
-    return {
-        "src": example.image,
-        "candidate_labels": ", ".join(example.scores),
-        "example_title": Path(example.image).stem,
-        "output": [{"label": label, "score": score} for label, score in example.scores.items()],
-    }
-
-
-def _eval_results(found: EvaluationFacts) -> list[EvalResult] | None:
+def _eval_results(found: EvaluationFacts) -> list[EvalResult]:
     """Recalls in percent, each with the protocol it was measured by."""
-    results = [
+    return [
         EvalResult(
             task_type="image-text-retrieval",
             task_name="Retrieval with long captions",
@@ -301,4 +283,3 @@ def _eval_results(found: EvaluationFacts) -> list[EvalResult] | None:
         )
         for direction, k, value in found.recalls
     ]
-    return results or None

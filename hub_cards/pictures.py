@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from fastgoal.hub_cards.wording import number
 from fastgoal.processing.images import load_image
@@ -200,12 +200,14 @@ def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, widt
     if not rows:
         raise ValueError("`rows` must hold at least one row of a pairs data set, got none.")
     inside = width - 2 * MARGIN
-    figures = [row_figure(row) for row in rows]
-    images = [load_image(row["image"], name=row.get("file_name")) for row in rows]
-    shown = [framed(image, figure[0], 0.45 * inside, image_height) for image, figure in zip(images, figures)]
-    left = max(picture.width for picture in shown)
+    shown = []
+    for row in rows:
+        frames, lines = row_figure(row)
+        image = load_image(row["image"], name=row.get("file_name"))
+        shown.append((framed(image, frames, 0.45 * inside, image_height), lines))
+    left = max(picture.width for picture, _ in shown)
     blocks = [text_block([(LEGEND, GREY)], inside)]
-    for picture, (_, lines) in zip(shown, figures, strict=True):
+    for picture, lines in shown:
         texts = lines_block(lines, inside - left - MARGIN)
         blocks += [flow([stack([picture], width=left), texts], inside), rule(inside)]
     return padded(stack(blocks[:-1], MARGIN // 2))
@@ -276,9 +278,7 @@ def rule(width: int) -> Image.Image:
 
 def padded(block: Image.Image, margin: int = MARGIN, colour: str = "white") -> Image.Image:
     """The block with a margin on all sides."""
-    sheet = Image.new("RGB", (block.width + 2 * margin, block.height + 2 * margin), colour)
-    sheet.paste(block, (margin, margin))
-    return sheet
+    return ImageOps.expand(block, margin, colour)
 
 
 def wrap_text(text: str, font: Any, width: int) -> list[str]:

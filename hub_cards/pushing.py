@@ -22,15 +22,8 @@ from .model_card import ModelFacts, copy_handler, write_model_card
 from .wording import count, size_in_words
 
 MODEL_FILES = (
-    CARD,
-    "LICENSE*",
-    "*.json",
-    "*.safetensors",
-    "merges.txt",
-    "*.py",
-    "examples/*.jpg",
-    "onnx/*.onnx",
-    "onnx/*.onnx.data",
+    *(CARD, "LICENSE*", "*.json", "*.safetensors", "merges.txt", "*.py"),
+    *("examples/*.jpg", "onnx/*.onnx", "onnx/*.onnx.data"),
 )
 # What a training leaves beside the model: paths of the machine, and numbers that the card has.
 NOT_MODEL_FILES = ("trainer_state.json", "*_results.json", ".*")
@@ -109,11 +102,7 @@ def push(
 
 
 def require_token(token: str | None = None) -> str:
-    """The token given, or the one that is logged in.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """The token given, or the one that is logged in; a `ValueError` if there is none."""
     found = token or get_token()
     if not found:
         raise ValueError(
@@ -124,11 +113,7 @@ def require_token(token: str | None = None) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """`model` or `dataset`, by the files in a folder.
-
-    Raises:
-        ValueError: It is neither, or the model's weights are not safetensors.
-    """
+    """`model` or `dataset`, by a folder's files; a `ValueError` if it is neither, or the weights are no safetensors."""
     if (folder / MANIFEST).is_file():
         return "dataset"
     if not (folder / "config.json").is_file():
@@ -152,11 +137,7 @@ def choose_files(folder: Path, kind: str) -> tuple[list[str], list[str]]:
 
 
 def refuse_secrets(folder: Path, files: Sequence[str], token: str | None) -> None:
-    """Look for access tokens in the text files, one's own among them.
-
-    Raises:
-        ValueError: One of them holds one; the message names the file and not the token.
-    """
+    """A `ValueError` that names the file, not the token, if a text file holds an access token, be it one's own."""
     for name in files:
         path = folder / name
         if path.suffix in TEXT_FILES:
@@ -166,11 +147,7 @@ def refuse_secrets(folder: Path, files: Sequence[str], token: str | None) -> Non
 
 
 def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[list[str], list[str]]:
-    """Write what is missing of card and handler, name the repository in the card, and choose the files.
-
-    Returns:
-        Files to send, looked through for secrets, and files left out.
-    """
+    """Write what is missing of card and handler, name the repository in the card; see `choose_files`."""
     card = folder / CARD
     if not card.exists() and kind == "model":
         write_model_card(folder, ModelFacts.of_folder(folder))

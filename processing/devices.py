@@ -1,19 +1,18 @@
 """What `auto` stands for here: the device and the number format of a model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def choose_device(device: str | None = None) -> str:
-    """The name of a device that is there; None and `auto` stand for the accelerator, or the CPU without one.
-
-    Raises:
-        ValueError: The device cannot be used here.
-    """
+def choose_device(device: "str | torch.device | None" = None) -> str:
+    """The name of a device, or a `ValueError` if it cannot be used; None and `auto`: the accelerator, else the CPU."""
     import torch
 
-    if device is None or device == "auto":
+    if device in (None, "auto"):
         accelerator: Any = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = "cpu" if accelerator is None else str(accelerator.type)
     try:
@@ -21,21 +20,15 @@ def choose_device(device: str | None = None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={device!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
+            f"device={str(device)!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
         ) from None
-    return device
+    return str(device)
 
 
 def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
-    """The name of a number format; `auto` is a half one on CUDA and float32 elsewhere.
+    """The name of a number format, a `ValueError` for one not in `DTYPES`; `auto` is a half one on CUDA, else float32.
 
-    Args:
-        dtype: One of `DTYPES`.
-        device: Of `choose_device`.
-        bfloat16: Let `auto` be bfloat16 where the GPU has it, for models whose numbers may outgrow float16.
-
-    Raises:
-        ValueError: There is no such format.
+    With `bfloat16` it is that one where the GPU has it, for models whose numbers may outgrow float16.
     """
     import torch
 

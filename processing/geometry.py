@@ -41,9 +41,7 @@ class ImageTransform:
         Raises:
             ValueError: `image_size` is not positive, or the processor resizes in a way that is not known here.
         """
-        width, height = image_size
-        if width <= 0 or height <= 0:
-            raise ValueError(f"`image_size` must be (width, height) in pixels, both positive, got {image_size}.")
+        width, height = check_size(image_size)
         new_width, new_height = width, height
         if image_processor.do_resize:
             new_width, new_height = _resized(dict(image_processor.size), width, height)
@@ -51,7 +49,8 @@ class ImageTransform:
         if image_processor.do_center_crop:
             crop = dict(image_processor.crop_size)
             out_width, out_height = int(crop["width"]), int(crop["height"])
-            left, top = _crop_start(new_width, out_width), _crop_start(new_height, out_height)
+            # Negative where the image is smaller and gets padded, by as much on either side; rounded towards 0.
+            left, top = int((new_width - out_width) / 2), int((new_height - out_height) / 2)
         shown = (
             float(max(0, -left)),
             float(max(0, -top)),
@@ -91,6 +90,21 @@ def patch_mask(box: Sequence[float], transform: ImageTransform, patch_size: int)
     return mask.flatten()
 
 
+def check_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height), or a `ValueError` if it is not two positive numbers."""
+    try:
+        width, height = image_size
+        valid = width > 0 and height > 0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"`image_size` must be the (width, height) of the image, both positive, got {image_size!r}: PIL's "
+            "`image.size` is that pair."
+        )
+    return width, height
+
+
 def crop_box(image: Image.Image, box: Sequence[float]) -> Image.Image:
     """Cut a box (x1, y1, x2, y2) out of an image, widened to whole pixels and clipped to the image.
 
@@ -117,8 +131,3 @@ def _resized(size: dict[str, Any], width: int, height: int) -> tuple[int, int]:
     short, long = min(width, height), max(width, height)
     new_long = int(edge * long / short)
     return (int(edge), new_long) if width <= height else (new_long, int(edge))
-
-
-def _crop_start(length: int, crop: int) -> int:
-    """First pixel of a centre crop on one axis; negative where the image is smaller and gets padded."""
-    return (length - crop) // 2 if length >= crop else -((crop - length) // 2)

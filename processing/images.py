@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,9 +40,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         TypeError: if `source` is of another type.
     """
     if isinstance(source, Image.Image):
-        label = str(name or getattr(source, "filename", "") or "the given PIL image")
-        again = _opened_again(source)
-        return _decode(source if again is None else again, label)
+        with _named(str(name or getattr(source, "filename", "") or "the given PIL image")):
+            return _decode(_opened_again(source) or source)
     if isinstance(source, dict):
         data, path = source.get("bytes"), source.get("path")
         if data is None and not path:
@@ -48,58 +49,65 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
                 f"{name or 'The image'} has neither `bytes` nor `path`: got a dict with the keys {sorted(source)}. "
                 "Give the encoded file under `bytes` or its location under `path`."
             )
-        inner: Any = path if data is None else data
-        return load_image(inner, name or (str(path) if path else None))
-    if isinstance(source, (str, os.PathLike)):
-        return _load_path(Path(os.fspath(source)), name)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open(io.BytesIO(source), name or "an image given as bytes")
-    if hasattr(source, "read"):
-        return _open(source, name or str(getattr(source, "name", "") or "an image given as a file object"))
-    raise TypeError(
-        f"`source` must be a PIL image, a path, bytes, a dict with `bytes` or `path`, or a binary file object, got "
-        f"{type(source).__name__}{f' for {name}' if name else ''}."
-    )
+        return load_image(source["path"] if data is None else data, name or (str(path) if path else None))
+    encoded, label = _read(source, name)
+    with _named(label), Image.open(io.BytesIO(encoded)) as image:
+        return _decode(image)
 
 
-def _load_path(path: Path, name: str | None) -> Image.Image:
-    label = str(path) if name is None or name == str(path) else f"{name} ({path})"
+def _read(source: Any, name: str | None) -> tuple[bytes, str]:
+    """The encoded image, and what errors call it."""
+    label = name or "an image given as bytes"
     try:
-        with path.open("rb") as file:
-            return _open(file, label)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            data = bytes(source)
+        elif isinstance(source, (str, os.PathLike)):
+            path = Path(os.fspath(source))
+            label = str(path) if name is None or name == str(path) else f"{name} ({path})"
+            data = path.read_bytes()
+        elif hasattr(source, "read"):
+            label = name or str(getattr(source, "name", "") or "an image given as a file object")
+            if hasattr(source, "seekable") and source.seekable():
+                source.seek(0)
+            data = source.read()
+        else:
+            raise TypeError(
+                "`source` must be a PIL image, a path, bytes, a dict with `bytes` or `path`, or a binary file object, "
+                f"got {type(source).__name__}{f' for {name}' if name else ''}."
+            )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The image {label} does not exist. Check the path and, if it is relative, the folder that it is relative "
             f"to. {_SKIP}"
         ) from error
-    except OSError as error:
-        raise ValueError(f"The image {label} cannot be read: {error.strerror or error}. {_WAY_OUT}") from error
-
-
-def _open(file: Any, label: str) -> Image.Image:
-    """Decodes a binary file that is open for reading."""
-    try:
-        if hasattr(file, "seekable") and file.seekable():
-            file.seek(0)
-        data = file.read()
     except (OSError, ValueError) as error:
-        raise ValueError(f"The image {label} cannot be read: {error}. {_WAY_OUT}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"The image {label} cannot be read: {reason}. {_WAY_OUT}") from error
     if not isinstance(data, bytes):
         raise TypeError(f"`source` must be opened in binary mode, got text for {label}: use open(path, 'rb').")
     if not data:
         raise ValueError(f"The image {label} is empty (0 bytes). {_WAY_OUT}")
+    return data, label
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Says of what goes wrong in decoding which image it is and what to do."""
     try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise _too_large(label, error) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{label} is not an image that PIL can read. {_WAY_OUT}") from error
+        yield
     except MemoryError:
         raise
-    except Exception as error:  # a broken header makes PIL's format plug-ins raise nearly anything
-        raise ValueError(f"The image {label} is broken: {error or type(error).__name__}. {_WAY_OUT}") from error
-    with image:
-        return _decode(image, label)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"The image {label} has too many pixels to be read safely: {error}. Shrink it, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust its source."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{label} is not an image that PIL can read. {_WAY_OUT}") from error
+    except Exception as error:  # a broken file makes PIL's format plug-ins raise nearly anything
+        raise ValueError(
+            f"The image {label} is cut off or broken: {str(error) or type(error).__name__}. {_WAY_OUT}"
+        ) from error
 
 
 def _opened_again(image: Image.Image) -> Image.Image | None:
@@ -120,21 +128,12 @@ def _opened_again(image: Image.Image) -> Image.Image | None:
     return again if (again.size, again.mode) == (image.size, image.mode) else None
 
 
-def _decode(image: Image.Image, label: str) -> Image.Image:
+def _decode(image: Image.Image) -> Image.Image:
     """Reads the pixels, turns the image upright and converts it to RGB."""
     if 0 in image.size:
-        raise ValueError(f"The image {label} has no pixels: its size is {image.size}. {_WAY_OUT}")
-    try:
-        image.load()
-        return _to_rgb(_upright(image))
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(label, error) from error
-    except Exception as error:  # see above
-        raise ValueError(
-            f"The image {label} is cut off or broken: {error or type(error).__name__}. {_WAY_OUT}"
-        ) from error
+        raise ValueError(f"it has no pixels, its size is {image.size}")
+    image.load()
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -174,10 +173,3 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
-
-
-def _too_large(label: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"The image {label} has too many pixels to be read safely: {error}. Shrink it, or raise "
-        "PIL.Image.MAX_IMAGE_PIXELS if you trust its source."
-    )

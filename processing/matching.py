@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,8 +52,6 @@ def pair_up(
     """Give each sentence its most similar region and mark the image's best pair.
 
     Args:
-        sentences: The caption's sentences.
-        regions: The image's candidate regions.
         similarity: Cosines, `(sentences, regions)`; of equal ones the first region wins.
         visible: Whether the model sees both sides of a pair: some token of the sentence is left after truncation,
             some patch of the region inside the crop. One that it does not see is best only if all are like that.
@@ -119,9 +117,7 @@ def embed_crop_stream(
 
     Args:
         images: For each image its crops from `cut_crops`; asked for as late as a batch needs them.
-        model: A CLIP.
-        image_processor: CLIP's, for the scale and the mean of pixels.
-        batch_size: Crops in a forward.
+        image_processor: For the scale and the mean of pixels.
 
     Yields:
         For each image its crops' embeddings, `(crops, dim)`.
@@ -134,11 +130,11 @@ def embed_crop_stream(
             yield from crops
 
     stream = single_crops()
-    batches = iter(lambda: list(islice(stream, batch_size)), [])
     done, running = torch.empty(0), torch.empty(0)
-    for batch in chain(batches, [None]):
-        last = running
-        if batch is not None:
+    batch: list[torch.Tensor] | None = None
+    while batch != []:
+        batch, last = list(islice(stream, batch_size)), running
+        if batch:
             pixels = _normalise(torch.stack(batch), image_processor, model)
             running = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
         done = torch.cat([done, last.cpu()])
@@ -162,9 +158,7 @@ def embed_texts(
     Those of like lengths share a forward, so that little is padded, the longest first: out of memory is out at once.
 
     Args:
-        texts: One or more texts.
-        model: A CLIP.
-        tokenizer: CLIP's.
+        texts: One at least.
         batch_size: Texts of `tokens_each` tokens in a forward, by default about as much work as so many crops; of
             other lengths as many as have so many tokens.
         tokens_each: See `batch_size`.
@@ -178,10 +172,10 @@ def embed_texts(
     unique = list(dict.fromkeys(texts))
     encoded = tokenizer(unique, truncation=True, max_length=max_length)["input_ids"]
     ids = dict(zip(unique, encoded, strict=True))
+    lengths = {text: len(tokens) for text, tokens in ids.items()}
     place: dict[str, int] = {}
     parts = []
-    lengths = {text: len(tokens) for text, tokens in ids.items()}
-    for batch in batches_by_tokens(unique, lengths, batch_size * tokens_each):
+    for batch in batches_by_tokens(lengths, batch_size * tokens_each):
         inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt").to(model.device)
         embeds = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         parts.append(F.normalize(embeds.pooler_output.float(), dim=-1))
@@ -190,14 +184,14 @@ def embed_texts(
     return torch.cat(parts).cpu()[[place[text] for text in texts]]
 
 
-def batches_by_tokens(texts: Iterable[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Cut texts, the longest first, into batches of at most `most` tokens with padding, or of one long text.
+def batches_by_tokens(lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Cut texts of these lengths, the longest first, into batches of `most` tokens with padding, or of one long text.
 
     A batch also ends where it has an eighth of that and would get more than a tenth of its tokens from padding.
     """
     batch: list[str] = []
     tokens = 0
-    for text in sorted(texts, key=lambda text: (-lengths[text], text)):
+    for text in sorted(lengths, key=lambda text: (-lengths[text], text)):
         padded = (len(batch) + 1) * lengths[batch[0] if batch else text]
         wasteful = 0.9 * padded > tokens + lengths[text] and 8 * tokens >= most
         if batch and (padded > most or wasteful):

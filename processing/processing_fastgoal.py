@@ -1,8 +1,9 @@
 """The processor: CLIP's inputs for long captions, masks of regions and sentences, and FLISM, which finds local pairs.
 
-This file travels with a checkpoint. The parts of FLISM do not: where the package is missing, its methods say so.
+This file travels with a checkpoint. FLISM does not: where the package is missing, its methods say so.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,20 +16,26 @@ from .geometry import ImageTransform, patch_mask
 from .images import load_image
 
 try:
-    from fastgoal.processing import flism
-    from fastgoal.processing.matching import LocalPair
-    from fastgoal.processing.regions import Detector, Region
-    from fastgoal.processing.sentences import Sentence
+    from fastgoal.processing.flism import Flism
 except ImportError:  # a saved folder, which has all that the model's inputs need
-    flism = None  # type: ignore[assignment]
+
+    class Flism:  # type: ignore[no-redef]
+        def _missing(self, *args: Any, **kwargs: Any) -> Any:
+            raise ImportError(
+                "Sentences, regions and their pairs are found by the package fastgoal: pip install fastgoal"
+            )
+
+        split_sentences = propose_regions = match = pair_rows = pair_sentences = _missing
+
 
 logger = logging.get_logger(__name__)
 
 CLIP_TOKENS = 77
 LONGEST = 248
+_LOADED = (str, os.PathLike, Image.Image)
 
 
-class FastGoalProcessor(CLIPProcessor):
+class FastGoalProcessor(Flism, CLIPProcessor):
     """CLIP's image processor and tokenizer for long captions, plus FLISM (FAST-GOAL, arXiv 2605.26615).
 
     Args:
@@ -45,7 +52,7 @@ class FastGoalProcessor(CLIPProcessor):
     ):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.patch_size = patch_size
-        self.detector: Detector | None = None
+        self.detector = None
 
     @classmethod
     def from_clip(cls, name: str, max_text_length: int = LONGEST, **kwargs: Any) -> "FastGoalProcessor":
@@ -103,10 +110,10 @@ class FastGoalProcessor(CLIPProcessor):
             text = [text] if isinstance(text, str) else list(text)
             kwargs.setdefault("padding", True)
             kwargs.setdefault("truncation", True)
-        if isinstance(images, str | Image.Image):
+        if isinstance(images, _LOADED):
             images = load_image(images)
         elif isinstance(images, list | tuple):
-            images = [load_image(image) if isinstance(image, str | Image.Image) else image for image in images]
+            images = [load_image(image) if isinstance(image, _LOADED) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
         if text is not None and kwargs["truncation"]:
             limit = kwargs.get("max_length") or self.tokenizer.model_max_length
@@ -119,123 +126,12 @@ class FastGoalProcessor(CLIPProcessor):
         """How many of the captions have more tokens than the model reads (or than `max_length`)."""
         return count_longer(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
-    def split_sentences(self, caption: str) -> "list[Sentence]":
-        """Split a caption into sentences with exact spans; see `processing.sentences`."""
-        sentences: list[Sentence] = _package().split_sentences(caption)
-        return sentences
-
-    def propose_regions(
-        self,
-        images: Sequence[Image.Image],
-        boxes: "Sequence[Sequence[Region]] | None" = None,
-        min_score: float | None = None,
-        min_area: float | None = None,
-        max_area: float | None = None,
-        captions: Sequence[str] | None = None,
-    ) -> "list[list[Region]]":
-        """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
-
-        Near-duplicates are merged; the four quadrants and the centre box are always added (FLISM, step 2).
-
-        Args:
-            images: PIL images, upright.
-            boxes: Regions known already, a list per image; the detector is then not asked.
-            min_score: Lowest score of a region; by default the detector's own limit, or 0.25.
-            min_area: Least share of the image's area; by default the detector's own limit, or 0.01.
-            max_area: Greatest share of the image's area; by default the detector's own limit, or 0.80.
-            captions: One per image, for a detector that looks for what they name; others do without.
-
-        Returns:
-            A list of regions per image: the proposed ones in their order, the five default ones last.
-
-        Raises:
-            TypeError: One image instead of a list.
-            ValueError: `boxes` does not have one list per image, or captions are needed and missing.
-        """
-        found: list[list[Region]] = _package().propose_regions(
-            self, images, boxes, min_score, min_area, max_area, captions
-        )
-        return found
-
-    def match(
-        self,
-        images: Sequence[Image.Image],
-        captions: Sequence[str],
-        model: Any,
-        regions: "Sequence[Sequence[Region]] | None" = None,
-        sentences: "Sequence[Sequence[Sentence]] | None" = None,
-        batch_size: int = 64,
-    ) -> "list[list[LocalPair]]":
-        """Match every sentence of every caption to the region that shows it best (FLISM, steps 1 to 4).
-
-        Args:
-            images: PIL images, upright.
-            captions: One caption per image.
-            model: A CLIP (`get_image_features`, `get_text_features`), for the cosine of crops and sentences.
-            regions: Candidates per image; `propose_regions` by default.
-            sentences: Sentences per caption; `split_sentences` by default.
-            batch_size: Crops (and sentences) in a forward, of as many images as that takes.
-
-        Returns:
-            For each image one pair per sentence, in order; exactly one is `best`.
-
-        Raises:
-            TypeError: One image or caption instead of a list.
-            ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
-        """
-        found: list[list[LocalPair]] = _package().match(self, images, captions, model, regions, sentences, batch_size)
-        return found
-
-    def pair_rows(
-        self,
-        images: Sequence[Any],
-        captions: Sequence[str],
-        model: Any,
-        file_names: Sequence[str] | None = None,
-        batch_size: int = 64,
-    ) -> list[dict[str, Any]]:
-        """Rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them: `match` from images to data.
-
-            rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies beside it."], model)
-
-        Args:
-            images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. A row keeps its image so.
-            captions: One caption per image.
-            model: A CLIP, as for `match`.
-            file_names: What messages call the images; by default their files, or their numbers.
-            batch_size: Crops in a forward, and images that are held decoded.
-
-        Returns:
-            For each image its row, see `pair_row`.
-
-        Raises:
-            TypeError: One image or caption instead of a list.
-            ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
-        """
-        found: list[dict[str, Any]] = _package().pair_rows(self, images, captions, model, file_names, batch_size)
-        return found
-
-    def pair_sentences(
-        self,
-        caption: str,
-        sentences: "Sequence[Sentence]",
-        regions: "Sequence[Region]",
-        image_size: tuple[int, int],
-        similarity: torch.Tensor,
-    ) -> "list[LocalPair]":
-        """The last step of `match` for one image: `pair_up` with what this processor lets the model see.
-
-        `image_size` is the (width, height) of the upright image, `similarity` `(sentences, regions)` cosines.
-        """
-        found: list[LocalPair] = _package().pair_sentences(self, caption, sentences, regions, image_size, similarity)
-        return found
-
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Which patches of the model's input a box covers, mapped through this processor's resize and crop.
 
         Args:
             box: (x1, y1, x2, y2) in pixels of the original upright image.
-            image_size: (width, height) of the original upright image.
+            image_size: (width, height) of that image.
 
         Returns:
             `(patches,)` bool, row-major; all False if the box falls outside the crop.
@@ -285,13 +181,6 @@ def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
         return 0
     ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
     return sum(len(row) > limit for row in ids)
-
-
-def _package() -> Any:
-    """What finds local pairs, which a saved folder does not hold."""
-    if flism is None:
-        raise ImportError("Sentences, regions and their pairs are found by the package fastgoal: pip install fastgoal")
-    return flism
 
 
 FastGoalProcessor.register_for_auto_class()

@@ -3,14 +3,17 @@
 Boxes are (x1, y1, x2, y2) in pixels of the original upright image, x2 and y2 exclusive, as floats.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
-Box = tuple[float, float, float, float]
+from .geometry import Box, check_size
+
 # Of the boxes that stay, where no detector has limits of its own.
 LIMITS = {"min_score": 0.25, "min_area": 0.01, "max_area": 0.80}
 
@@ -66,12 +69,8 @@ def find_regions(
 def default_regions(image_size: tuple[int, int]) -> list[Region]:
     """The five regions that every image gets: its quadrants and its centre (FAST-GOAL, arXiv 2605.26615).
 
-    Args:
-        image_size: (width, height) of the image in pixels.
-
-    Returns:
-        The quadrants, which tile the image, and the centre box (W/4, H/4, 3W/4, 3H/4), labelled `top_left`,
-        `top_right`, `bottom_left`, `bottom_right` and `centre`.
+    Of an image of (width, height) pixels: the quadrants, which tile it, and the centre box (W/4, H/4, 3W/4, 3H/4),
+    labelled `top_left`, `top_right`, `bottom_left`, `bottom_right` and `centre`.
     """
     width, height = check_size(image_size)
     x, y = width / 2, height / 2
@@ -88,14 +87,13 @@ def default_regions(image_size: tuple[int, int]) -> list[Region]:
 def filter_regions(
     regions: Iterable[Region],
     image_size: tuple[int, int],
-    min_score: float = 0.25,
-    min_area: float = 0.01,
-    max_area: float = 0.80,
+    min_score: float = LIMITS["min_score"],
+    min_area: float = LIMITS["min_area"],
+    max_area: float = LIMITS["max_area"],
 ) -> list[Region]:
-    """Leaves out unsure, tiny and nearly image-wide regions; the limits themselves stay.
+    """Leaves out unsure, tiny and nearly image-wide regions of an image; the limits themselves stay.
 
     Args:
-        regions: regions of one image.
         image_size: (width, height) of the image in pixels.
         min_score: smallest score that stays.
         min_area: smallest box that stays, as a share of the image.
@@ -121,24 +119,15 @@ def merge_regions(regions: Iterable[Region], iou_threshold: float = 0.9) -> list
     """Merges near-duplicates: of boxes that overlap by `iou_threshold` or more, the one with the highest score stays.
 
     Labels and sources play no part: two names for one box are one region. Of equal scores the earlier region stays.
-
-    Args:
-        regions: regions of one image.
-        iou_threshold: intersection over union, above 0 and at most 1, from which on two boxes are duplicates.
-
-    Returns:
-        The regions that stay, in their order; no two of them reach the threshold.
+    `iou_threshold` is an intersection over union, above 0 and at most 1. What stays keeps its order.
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"`iou_threshold` must be above 0 and at most 1, got {iou_threshold}: the default is 0.9.")
     candidates = list(regions)
-    boxes = np.array([region.box for region in candidates], dtype=np.float64).reshape(-1, 4)
-    scores = np.array([region.score for region in candidates], dtype=np.float64)
-    kept: list[int] = []
-    for index in np.argsort(-scores, kind="stable"):
-        if (_iou(boxes[index], boxes[kept]) < iou_threshold).all():
-            kept.append(int(index))
-    return [candidates[index] for index in sorted(kept)]
+    boxes = torch.tensor([region.box for region in candidates], dtype=torch.float64).reshape(-1, 4)
+    scores = torch.tensor([region.score for region in candidates], dtype=torch.float64)
+    kept = nms(boxes, scores, math.nextafter(iou_threshold, 0))  # which drops what is above the number
+    return [candidates[index] for index in sorted(kept.tolist())]
 
 
 def clip_box(box: Sequence[float], image_size: tuple[int, int]) -> Box | None:
@@ -147,27 +136,3 @@ def clip_box(box: Sequence[float], image_size: tuple[int, int]) -> Box | None:
     x1, x2 = (min(max(float(x), 0.0), float(width)) for x in (box[0], box[2]))
     y1, y2 = (min(max(float(y), 0.0), float(height)) for y in (box[1], box[3]))
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
-
-
-def check_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height), or a `ValueError` if it is not two positive numbers."""
-    try:
-        width, height = image_size
-        valid = width > 0 and height > 0
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"`image_size` must be the (width, height) of the image, both positive, got {image_size!r}: PIL's "
-            "`image.size` is that pair."
-        )
-    return width, height
-
-
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box (4,) with boxes (n, 4); 0 where neither has an area."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    intersection = np.prod(np.clip(sides, 0.0, None), axis=1)
-    areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=1)
-    union = areas + np.prod(np.clip(box[2:] - box[:2], 0.0, None)) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

@@ -5,13 +5,11 @@ and bullets, line breaks, quotation marks without a partner, a missing space aft
 that it takes for abbreviations although captions end sentences with them.
 """
 
-import importlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+
+from sentencex import get_sentence_boundaries
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,10 @@ def split_sentences(caption: str) -> list[Sentence]:
             without knowledge of their abbreviations.
 
     Returns:
-        The sentences in order, `caption[s.start:s.end] == s.text`; an empty list for an empty or blank caption.
+        The sentences in order; an empty list for an empty or blank caption.
 
     Raises:
         TypeError: if `caption` is not a string.
-        ImportError: if the package sentencex is missing.
     """
     if not isinstance(caption, str):
         raise TypeError(f"`caption` must be a str, got {type(caption).__name__}: join lists of captions into one text.")
@@ -200,20 +197,9 @@ def _list_items(text: str) -> tuple[set[int], set[int]]:
     return items, set()
 
 
-@lru_cache(maxsize=1)
-def _library() -> Callable[[str, str], list[dict[str, Any]]]:
-    try:
-        module = importlib.import_module("sentencex")
-    except ImportError as error:
-        raise ImportError(
-            "Splitting captions into sentences needs the package sentencex: pip install sentencex"
-        ) from error
-    return module.get_sentence_boundaries
-
-
 def _proposals(text: str) -> set[int]:
     """Where sentencex starts a new sentence."""
     # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
     line = "x " + text.translate(_ONE_LINE)
-    ends = [boundary["end_index"] for boundary in _library()("en", line)]
+    ends = [boundary["end_index"] for boundary in get_sentence_boundaries("en", line)]
     return {gap.end() - 2 for end in ends if (gap := _GAP.match(line, end))}

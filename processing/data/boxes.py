@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgoal.processing.regions import Box, Region, check_size, clip_box
+from fastgoal.processing.geometry import Box, check_size
+from fastgoal.processing.regions import Region, clip_box
 
 _COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
 _FORMAT = (

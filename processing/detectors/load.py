@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, MODEL_FOR_OBJECT_DETECTION_MAPPING, AutoConfig
 
+from fastgoal.processing.devices import choose_device
 from fastgoal.processing.regions import Detector
 from fastgoal.processing.weights import mark_weights
 
-from .common import auto_device, first_line
+from .common import first_line
 from .open_vocabulary import MIN_SCORES, OpenVocabularyDetector
 from .phrases import MAX_PHRASES
 from .sam import SamDetector
@@ -60,12 +61,10 @@ def describe_detector(
     text = "none" if name is None else os.fspath(name)
     if not text:
         raise ValueError(f"`name` is empty. {_FORMS}")
-    path, weights, model_type = Path(text), "", ""
-    if text.lower() == "none":
-        kind, label = "none", ""
-    elif text.startswith("column:"):
+    path, kind, label, weights, model_type = Path(text), "none", "", "", ""
+    if text.startswith("column:"):
         kind, label = "column", text.removeprefix("column:")
-    else:
+    elif text.lower() != "none":
         if text.lower().endswith(".pt") and not path.is_dir():
             kind = "ultralytics"
             if not path.is_file():
@@ -93,10 +92,7 @@ def describe_detector(
 def load_detector(
     name: str | os.PathLike[str] | None,
     device: str | torch.device | None = None,
-    *,
-    min_score: float | None = None,
-    min_area: float = 0.01,
-    max_area: float = 0.80,
+    **limits: Any,
 ) -> Detector | None:
     """Loads a detector by name; never downloads ultralytics weights.
 
@@ -106,9 +102,7 @@ def load_detector(
         name: "none" or None for no detector; a local file that ends in `.pt` for ultralytics; a folder or the Hub id
             (`owner/name`) of a transformers object detector, an open-vocabulary detector or a SAM.
         device: Where it runs; None takes a GPU if there is one.
-        min_score: See `describe_detector`, as for the areas.
-        min_area: Likewise.
-        max_area: Likewise.
+        **limits: `min_score`, `min_area` and `max_area` as for `describe_detector`.
 
     Returns:
         The detector, its description in `spec`; or None for "none".
@@ -118,7 +112,7 @@ def load_detector(
         ValueError: For any other name, a file that is no detector, or "column:NAME", which names boxes of the data.
         ImportError: ultralytics is needed and missing.
     """
-    spec = describe_detector(name, min_score=min_score, min_area=min_area, max_area=max_area)
+    spec = describe_detector(name, **limits)
     if spec.kind == "none":
         return None
     if spec.kind == "column":
@@ -126,7 +120,7 @@ def load_detector(
             f"`name` is 'column:{spec.name}', which is no detector but a column of boxes in the data: the command "
             f"`fastgoal pairs` reads it; in Python give the boxes to `propose_regions`. {_FORMS}"
         )
-    return LOADERS[spec.kind](os.fspath(name or ""), spec, auto_device(device))
+    return LOADERS[spec.kind](os.fspath(name or ""), spec, torch.device(choose_device(device)))
 
 
 def _configuration(name: str) -> Any:

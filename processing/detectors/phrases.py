@@ -14,15 +14,9 @@ MAX_WORDS = 5
 
 
 def noun_phrases(caption: str, most: int = MAX_PHRASES) -> list[str]:
-    """The first noun phrases of a caption.
+    """The first noun phrases of a caption, `most` of them; none if the caption names no thing.
 
-    Args:
-        caption: English text of any length.
-        most: Phrases at most.
-
-    Returns:
-        Different phrases in lower case and in order, each of 1 to 5 words without articles and numbers, such as
-        "brown dog"; none if the caption names no thing.
+    They are different ones, in lower case and in order, of 1 to 5 words without articles and numbers: "brown dog".
     """
     phrases: dict[str, None] = {}
     for run in _runs(_TOKEN.findall(caption.lower().replace("’", "'"))):

@@ -38,7 +38,9 @@ class SamDetector:
     def prepare(self, image: Image.Image, caption: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
         """The image as SAM sees it, and the (width, height) of the given one; see `Detector`."""
         upright = load_image(image)
-        return shrink(upright), upright.size
+        size = upright.size
+        shrink(upright)
+        return upright, size
 
     def detect(self, prepared: Sequence[tuple[Image.Image, tuple[int, int]]]) -> list[list[Region]]:
         """See `Detector`; `score` is SAM's estimate of the mask's quality."""
@@ -62,11 +64,7 @@ class SamDetector:
         return regions_inside(boxes, scores, [""] * len(boxes), size, self.spec.kind)
 
 
-def shrink(image: Image.Image) -> Image.Image:
-    """An image larger than 4000 x 3000 (either way up), made to fit 2048 x 1536; any other as it is."""
-    long, short = max(image.size), min(image.size)
-    if long <= LARGE[0] and short <= LARGE[1]:
-        return image
-    factor = min(SHRUNK[0] / long, SHRUNK[1] / short)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def shrink(image: Image.Image) -> None:
+    """Makes an image larger than 4000 x 3000 (either way up) fit 2048 x 1536, in its place; leaves any other."""
+    if max(image.size) > LARGE[0] or min(image.size) > LARGE[1]:
+        image.thumbnail(SHRUNK if image.width >= image.height else SHRUNK[::-1], Image.Resampling.LANCZOS, None)

@@ -1,6 +1,6 @@
 """Object-detection models of transformers, such as YOLOS (the paper's), DETR or RT-DETR."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,11 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from fastgoal.processing.images import load_image
 from fastgoal.processing.regions import Region
 
-from .common import forwards, load_checkpoint, regions_inside
+from .common import batches_of_one_shape, first_line, regions_inside
 from .spec import DetectorSpec
+
+Prepared = tuple[Mapping[str, torch.Tensor], tuple[int, int], Mapping[int, str]]
+"""The model's inputs for an image, its (width, height), and names by the labels that the model gives."""
 
 
 class TransformersDetector:
@@ -23,39 +26,65 @@ class TransformersDetector:
         spec: Its description; `min_score` is the smallest confidence of a region.
 
     Raises:
-        ValueError: The processor is none of an object detector.
+        ValueError: The processor is none of such a detector.
     """
 
+    classes: tuple[Any, Any] = (AutoModelForObjectDetection, AutoImageProcessor)
+    post_process = "post_process_object_detection"
+
     def __init__(self, model: Any, processor: Any, spec: DetectorSpec) -> None:
-        if not hasattr(processor, "post_process_object_detection"):
+        if not hasattr(processor, self.post_process):
             raise ValueError(
-                f"`processor` must have post_process_object_detection, got {type(processor).__name__}: give the image "
-                "processor of the detector."
+                f"`processor` must have {self.post_process}, got {type(processor).__name__}: give the processor of the "
+                "detector."
             )
         self.model, self.processor, self.spec = model, processor, spec
 
     @classmethod
     def load(cls, name: str, spec: DetectorSpec, device: torch.device) -> "TransformersDetector":
-        """The detector of a folder or Hub id."""
-        return cls(*load_checkpoint(AutoModelForObjectDetection, AutoImageProcessor, name, device), spec)
+        """The detector of a folder or Hub id; a `ValueError` if it cannot be loaded."""
+        model, processor = cls.classes
+        try:
+            return cls(model.from_pretrained(name).to(device).eval(), processor.from_pretrained(name), spec)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"The detector {name!r} cannot be loaded: {first_line(error)}") from error
 
-    def prepare(self, image: Image.Image, caption: str | None = None) -> tuple[Any, tuple[int, int]]:
-        """The model's inputs for one image, and the image's (width, height); see `Detector`."""
-        upright = load_image(image)
-        return self.processor(images=upright, return_tensors="pt"), upright.size
-
-    def detect(self, prepared: Sequence[tuple[Any, tuple[int, int]]]) -> list[list[Region]]:
+    def prepare(self, image: Image.Image, caption: str | None = None) -> Prepared | None:
         """See `Detector`."""
+        upright = load_image(image)
         names = getattr(self.model.config, "id2label", None) or {}
+        return self.processor(images=upright, return_tensors="pt"), upright.size, names
+
+    @torch.no_grad()
+    def detect(self, prepared: Sequence[Prepared]) -> list[list[Region]]:
+        """See `Detector`; images whose inputs have the same shapes may share a forward.
+
+        Nothing is padded: YOLOS has no mask for it, and the regions of an image would depend on the others.
+        """
         regions: list[list[Region]] = [[] for _ in prepared]
-        for group, outputs in forwards(self.model, [inputs for inputs, _ in prepared]):
-            sizes = [prepared[index][1] for index in group]
-            found = self.processor.post_process_object_detection(
-                outputs, threshold=self.spec.min_score, target_sizes=[(height, width) for width, height in sizes]
-            )
-            for index, size, result in zip(group, sizes, found, strict=True):
-                labels = [str(names.get(label, label)) for label in result["labels"].tolist()]
-                regions[index] = regions_inside(
-                    result["boxes"].tolist(), result["scores"].tolist(), labels, size, self.spec.kind
-                )
+        shapes = [tuple((key, value.shape) for key, value in inputs.items()) for inputs, _, _ in prepared]
+        for group in batches_of_one_shape(shapes, self.model.device):
+            alike = [prepared[index] for index in group]
+            batch = {
+                key: torch.cat([inputs[key] for inputs, _, _ in alike]).to(self.model.device) for key in alike[0][0]
+            }
+            batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+            for index, found in zip(group, self._regions(self.model(**batch), alike), strict=True):
+                regions[index] = found
         return regions
+
+    def _regions(self, outputs: Any, prepared: Sequence[Prepared]) -> list[list[Region]]:
+        """The regions of each image in the outputs of a forward."""
+        found = getattr(self.processor, self.post_process)(
+            outputs, threshold=self.spec.min_score, target_sizes=[(height, width) for _, (width, height), _ in prepared]
+        )
+        regions = []
+        for result, (_, size, names) in zip(found, prepared, strict=True):
+            labels = [str(names.get(label, label)) for label in result["labels"].tolist()]
+            regions.append(self._inside(result["boxes"].tolist(), result["scores"].tolist(), labels, size))
+        return regions
+
+    def _inside(
+        self, boxes: list[list[float]], scores: list[float], labels: list[str], image_size: tuple[int, int]
+    ) -> list[Region]:
+        return regions_inside(boxes, scores, labels, image_size, self.spec.kind)

@@ -1,10 +1,12 @@
 """Detectors of the package ultralytics: YOLO or RT-DETR weights in a local `.pt` file."""
 
+import atexit
 import contextlib
 import importlib
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -40,15 +42,12 @@ class UltralyticsDetector:
         spec: its description; `min_score` is the smallest confidence of a region.
         device: where it runs.
 
-    Attributes:
-        image_size: length in pixels to which the longer side of each image is resized.
-
     Raises:
         ValueError: if the file is no ultralytics model or gives no boxes.
         ImportError: if ultralytics is missing.
     """
 
-    image_size = 640
+    image_size = 640  # pixels to which the longer side of each image is resized
 
     def __init__(self, weights: str, spec: DetectorSpec, device: torch.device) -> None:
         path = Path(weights)
@@ -131,10 +130,7 @@ class Letterboxed:
 def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
     """Resize an image so that its longer side is `size` and pad the other one to a multiple of `stride`, as YOLO does.
 
-    Args:
-        image: an RGB image.
-        size: pixels, rounded up to a multiple of `stride`.
-        stride: pixels; None for the image as it is, without a frame.
+    `size` is rounded up to a multiple of `stride`; where that is None, the image stays as it is, without a frame.
     """
     if stride is None:
         return Letterboxed(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]), image.size, (1.0, 1.0), (0, 0))
@@ -159,7 +155,8 @@ def _import_ultralytics() -> Any:
         # it away from the user's.
         own = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "ULTRALYTICS_SAFE_LOAD": "true"}
         if "YOLO_CONFIG_DIR" not in os.environ:
-            own["YOLO_CONFIG_DIR"] = _settings_folder().name
+            own["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fastgoal-ultralytics-")
+            atexit.register(shutil.rmtree, own["YOLO_CONFIG_DIR"], ignore_errors=True)
         numpy_options = np.get_printoptions()
         disabled = logging.root.manager.disable
         with _same_environment():
@@ -179,16 +176,6 @@ def _import_ultralytics() -> Any:
         with contextlib.suppress(ImportError, AttributeError):
             importlib.import_module(module).events.enabled = False
     return sys.modules["ultralytics"]
-
-
-_SETTINGS: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _settings_folder() -> tempfile.TemporaryDirectory[str]:
-    """The folder for this process's ultralytics settings, removed when the process ends."""
-    if not _SETTINGS:
-        _SETTINGS.append(tempfile.TemporaryDirectory(prefix="fastgoal-ultralytics-"))
-    return _SETTINGS[0]
 
 
 @contextlib.contextmanager

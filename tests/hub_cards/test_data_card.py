@@ -99,6 +99,16 @@ def test_the_card_of_known_pairs(tmp_path):
     assert "| detector | sam2 (sam), score from 0.25, masks of 1 to 80 % of the image |" in text
 
 
+def test_a_card_of_one_row(tmp_path, tiny_clip):
+    folder = write(tmp_path / "one", rows()[4:])
+    facts = DataFacts.of_folder(folder, TokenCounter(str(tiny_clip)))
+    facts.figures["captions"]["tokens"]["truncated"]["248"]["share"] = 0.0001
+    text = " ".join(write_data_card(folder, facts).read_text().split())
+    assert "<0.1 % are longer than 248 tokens" in text
+    assert "1 image with long captions" in text
+    assert "shows it best: 1 sentence, 1 pair. Made" in text
+
+
 def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
     words = {"image_license": "CC BY 2.0, by their photographers", "caption_license": "MIT"}
     assert prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))

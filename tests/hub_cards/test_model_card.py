@@ -37,7 +37,7 @@ def test_the_card_says_what_ran(trained, card):
     assert "`fast_goal`: 1.0 x global + 0.5 x local + 1.0 x TSL" in text
     assert "`squares`, 6 images" in text
     assert "| steps | 4 (2 epochs) |" in text
-    assert re.search(r"\| hardware \| CPU \(.+ threads\) \|", text)
+    assert re.search(r"\| hardware \| CPU \(.+ threads?\) \|", text)
     assert re.search(r"\| time \| \d+ s \|", text)
     for setting in ("learning_rate | 0.00123", "adam_beta2 | 0.98", "optim | adamw_torch", "seed | 42"):
         assert setting in text
@@ -171,3 +171,10 @@ def test_times_and_losses_of_a_training(seconds, words):
     facts = TrainingFacts("squares", 6, "global", {}, {}, 29, 1.0, losses, "CPU", seconds, {})
     assert facts.duration == words
     assert [line["step"] for line in facts.shown_losses] == [1, 5, 9, 13, 17, 21, 25, 29]
+
+
+def test_one_thing_is_no_several(tmp_path):
+    training = TrainingFacts("squares", 1, "global", {}, {}, 1, 1.0, [], "CPU", None, {})
+    text = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, training=training)).read_text()
+    assert "| `squares`, 1 image |" in text
+    assert "| steps | 1 (1 epoch) |" in text

@@ -206,6 +206,15 @@ def test_broken_files_are_named(tmp_path: Path, file_name: str) -> None:
     assert "row 7" in str(error.value)
 
 
+def test_an_error_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(ValueError, match=r"row 2 is cut off or broken: EOFError\. Repair"):
+        load_image(Image.new("RGB", (2, 2)), name="row 2")
+
+
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_image(tmp_path)

@@ -35,7 +35,7 @@ def test_texts_alone_and_together_are_the_same(processor, model):
 def test_batches_of_texts_are_full_but_not_of_padding():
     def sizes(lengths, most):
         texts = [f"{i:02}" for i in range(len(lengths))]
-        batches = list(batches_by_tokens(texts, dict(zip(texts, lengths)), most))
+        batches = list(batches_by_tokens(dict(zip(texts, lengths)), most))
         longest_first = sorted(texts, key=lambda text: -lengths[int(text)])
         assert [text for batch in batches for text in batch] == longest_first
         return [len(batch) for batch in batches]

@@ -39,6 +39,13 @@ def test_single_image_and_text(processor):
     assert got["input_ids"].shape[0] == 1
 
 
+def test_files_are_images(processor, tmp_path):
+    image(color="red").save(tmp_path / "a.png")
+    expected = processor(images=image(color="red"))["pixel_values"]
+    for name in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"]):
+        assert torch.equal(processor(images=name)["pixel_values"], expected)
+
+
 def test_rotated_and_transparent_images_are_made_right(processor):
     upright = Image.new("RGB", (48, 64), "black")
     ImageDraw.Draw(upright).rectangle((0, 0, 47, 9), fill="white")

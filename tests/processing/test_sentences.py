@@ -6,7 +6,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastgoal.processing import sentences as sentences_module
 from fastgoal.processing.sentences import Sentence, split_sentences
 
 # Each case is the list of sentences; the caption is the list joined by one space, unless a caption is given first.
@@ -228,13 +227,3 @@ def test_strange_long_texts_take_no_long_time(caption: str) -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(TypeError, match="`caption` must be a str, got list"):
         split_sentences(["A dog."])  # type: ignore[arg-type]
-
-
-def test_missing_library_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library(name: str) -> object:
-        raise ImportError(name)
-
-    sentences_module._library.cache_clear()
-    monkeypatch.setattr(sentences_module.importlib, "import_module", no_library)
-    with pytest.raises(ImportError, match="pip install sentencex"):
-        split_sentences("Seen with Adm. Nelson. A dog.")

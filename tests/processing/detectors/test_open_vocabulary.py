@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastgoal.cli import main
 from fastgoal.commands import pairs
-from fastgoal.processing.detectors import common
+from fastgoal.processing.detectors import transformers
 from fastgoal.processing.detectors.common import batches_of_one_shape
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
@@ -104,8 +104,9 @@ class Answers(torch.nn.Module):
 
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, scores, boxes):
+    def __init__(self, scores, boxes, model_type="owlv2"):
         super().__init__()
+        self.config = SimpleNamespace(model_type=model_type)
         self.scores, self.boxes, self.asked = torch.tensor(scores), torch.tensor(boxes), []
 
     def forward(self, **inputs):
@@ -167,6 +168,7 @@ def test_grounding_dino_boxes_are_shares_of_the_image(grounding_dino):
             [0.9, 0.2, 0.2, 0.9, 0.2, 0.9, 0.9, 0.9],  # only tokens of no phrase are likely
         ],
         [[0.25, 0.5, 0.5, 1.0], [0.9, 0.5, 0.4, 0.5], [0.5, 0.5, 1.0, 1.0]],
+        "grounding-dino",
     )
     (regions,) = find_regions(detector, [Image.new("RGB", (100, 40))], [CAPTION])
     assert regions == [
@@ -194,7 +196,7 @@ def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
             batches.extend(batches_of_one_shape(shapes, torch.device("cuda")))
             return batches
 
-        patch.setattr(common, "batches_of_one_shape", as_on_a_gpu)
+        patch.setattr(transformers, "batches_of_one_shape", as_on_a_gpu)
         together = find_regions(detector, images, captions)
     assert max(map(len, batches)) > 1
     assert together[3] == []

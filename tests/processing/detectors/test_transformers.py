@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-from fastgoal.processing.detectors import common
+from fastgoal.processing.detectors import transformers
 from fastgoal.processing.detectors.common import batches_of_one_shape
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -111,7 +111,7 @@ def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path, mon
     assert all(together)
     for image, regions in zip(images, together, strict=True):
         assert _close(find_regions(detector, [image])[0], regions)
-    monkeypatch.setattr(common, "batches_of_one_shape", as_on_a_gpu)
+    monkeypatch.setattr(transformers, "batches_of_one_shape", as_on_a_gpu)
     for shared, regions in zip(find_regions(detector, [*images, *images]), together * 2, strict=True):
         assert _close(shared, regions)
 
