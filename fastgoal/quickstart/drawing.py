@@ -127,7 +127,6 @@ SHAPES: dict[str, list[Point]] = {
 MARKS = ("circle", "square", "triangle", "star", "heart", "cross")
 """The shapes that may sit in the middle of an object."""
 
-
 GROUPS = {
     1: (1.0, [(0.0, 0.0)]),
     2: (0.52, [(-0.48, 0.0), (0.48, 0.0)]),
@@ -138,17 +137,14 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, or a group of objects alike, as it is drawn, in the words of the captions.
+    """One object, or a group of `count` (1 to 3) objects alike, as it is drawn, in the words of the captions.
 
     Attributes:
-        shape: One of `SHAPES`.
-        colour: The main colour, one of `COLOURS`.
-        pattern: One of `PATTERNS`.
+        shape, colour, pattern: Names of `SHAPES`, `COLOURS`, `PATTERNS`.
         second: The pattern's colour; `None` for the plain one.
-        outline: The outline's colour; `None` without one.
+        outline: Its colour, or `None`.
         mark: Colour and shape of the mark in the middle, or `None`.
         place: Centre and radius (x, y, r) of the circle that holds them, in pixels.
-        count: How many of them there are, 1 to 3.
     """
 
     shape: str
@@ -167,11 +163,11 @@ class Scene:
 
     Attributes:
         image: RGB image.
-        sentences: The sentences of the caption, in order.
+        sentences: The caption's, in order.
         sentence_things: For each sentence the things it speaks of, by number: none for the scene as a whole.
         boxes: (x1, y1, x2, y2) of every thing in pixels, the last column and row excluded.
-        things: The things.
-        background: The word for the background's colour.
+        things: What is drawn.
+        background: The word for its colour.
     """
 
     image: Image.Image
@@ -241,14 +237,8 @@ def jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
 def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: float) -> Box:
     """Draws all objects of a thing, slightly turned, on a canvas `SUPERSAMPLING` times as large as the picture.
 
-    Args:
-        canvas: The canvas.
-        thing: What to draw.
-        rng: Turns and tints it.
-        mark_size: Radius of the mark in radii of the object.
-
-    Returns:
-        The box around what was drawn, in pixels of the picture; it may end a pixel outside.
+    `mark_size` is the mark's radius in radii of the object. Returns the box around what was drawn, in pixels of the
+    picture; it may end a pixel outside.
     """
     x, y, radius = (value * SUPERSAMPLING for value in thing.place)
     share, spots = GROUPS[thing.count]
@@ -263,9 +253,7 @@ def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: floa
         corner = (round(x + dx * radius) - half, round(y + dy * radius) - half)
         if thing.outline:
             canvas.paste(jitter(COLOURS[thing.outline], rng), corner, whole)
-            canvas.paste(fill, corner, _shape_mask(thing.shape, 0.8 * small, turn, half))
-        else:
-            canvas.paste(fill, corner, whole)
+        canvas.paste(fill, corner, _shape_mask(thing.shape, 0.8 * small, turn, half) if thing.outline else whole)
         if thing.mark:
             mark = _shape_mask(thing.mark[1], mark_size * small, turn, half)
             canvas.paste(jitter(COLOURS[thing.mark[0]], rng), corner, mark)
