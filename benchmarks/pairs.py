@@ -91,17 +91,11 @@ class Parts:
             self.prepared = [self.detector.prepare(image, row.caption) for image, row in zip(images, rows)]
         regions = processor.propose_regions(images, self.detect() if self.detector else None)
         self.crops = sum(map(len, regions))
-        pixels = torch.cat(
-            [
-                cut_crops(image, [region.box for region in candidates], processor.image_processor)
-                for image, candidates in zip(images, regions)
-            ]
-        )
-        mean, std = (
-            torch.tensor(values).view(-1, 1, 1)
-            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
-        )
-        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in pixels.split(batch_size)]
+        shape = processor.image_processor
+        crops = [cut_crops(image, [region.box for region in some], shape) for image, some in zip(images, regions)]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (shape.image_mean, shape.image_std))
+        batches = torch.cat(crops).split(batch_size)
+        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in batches]
         texts = {sentence.text for row in rows for sentence in processor.split_sentences(row.caption)}
         lengths = {text: len(processor.tokenizer(text, truncation=True)["input_ids"]) for text in texts}
         ordered = sorted(texts, key=lambda text: (lengths[text], text))
