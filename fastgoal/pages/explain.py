@@ -91,15 +91,10 @@ class Panel:
 def explain(
     model: Any, processor: FastGoalProcessor, image: Image.Image, caption: str, name: str, detector: Any = None
 ) -> Explanation:
-    """Match the sentences of a caption to regions and patches of an image.
+    """Match the sentences of a caption to regions and patches of an image, upright and RGB.
 
-    Args:
-        model: A CLIP, on its device.
-        processor: Its processor.
-        image: Upright, RGB.
-        caption: Any length; sentences past the model's text length are marked as not read.
-        name: What to call the model.
-        detector: Proposes regions beside the five default ones.
+    Sentences past the model's text length are marked as not read. `name` is what to call the model; a detector proposes
+    regions beside the five default ones.
 
     Raises:
         ValueError: The caption has no sentence.
@@ -206,10 +201,10 @@ def _seen(image: Image.Image, explanation: Explanation, shown: Image.Image) -> t
 
 
 def explanation_picture(image: Image.Image, panels: Sequence[Panel]) -> Image.Image:
-    """One picture of one or several models' explanations, next to each other.
+    """One picture with a sheet for every model, next to each other.
 
-    For every model: the image with all regions; the image tokens' principal components; the caption in the sentences'
-    colours with scores; then a heat map for every sentence.
+    A sheet has the image with all regions, the principal components of its tokens, the sentences with their scores, and
+    a heat map for each.
     """
     width = 1200 if len(panels) == 1 else 900
     sheets = [_sheet(image, panel, width - 2 * MARGIN) for panel in panels]

@@ -78,49 +78,31 @@ def _around(count: int, radius: Callable[[float], float], start: float = -math.p
     return [(radius(angle) * math.cos(angle), radius(angle) * math.sin(angle)) for angle in angles]
 
 
-def _star() -> list[Point]:
-    tips = _around(10, lambda _: 1.0)
-    return [(x, y) if i % 2 == 0 else (0.45 * x, 0.45 * y) for i, (x, y) in enumerate(tips)]
-
-
-def _heart() -> list[Point]:
-    points = []
-    for i in range(40):
-        t = 2 * math.pi * i / 40
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3, -(y + 2.5) / 15))
-    return points
-
-
-def _dome() -> list[Point]:
-    arc = [math.pi * (1 + i / 24) for i in range(25)]
-    return [(math.cos(a), 1.35 * math.sin(a) + 0.65) for a in arc]
-
-
-def _drop() -> list[Point]:
-    arc = [math.radians(-30 + 240 * i / 30) for i in range(31)]
-    return [(0.62 * math.cos(a), 0.38 + 0.62 * math.sin(a)) for a in arc] + [(0.0, -1.0)]
-
-
 SHAPES: dict[str, list[Point]] = {
     "circle": _around(48, lambda _: 0.9),
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
     "triangle": [(0.0, -0.95), (0.95, 0.8), (-0.95, 0.8)],
     "diamond": [(0.0, -1.0), (0.68, 0.0), (0.0, 1.0), (-0.68, 0.0)],
     "hexagon": _around(6, lambda _: 0.95, start=0.0),
-    "star": _star(),
-    "heart": _heart(),
+    "star": [(x, y) if i % 2 == 0 else (0.45 * x, 0.45 * y) for i, (x, y) in enumerate(_around(10, lambda _: 1.0))],
+    "heart": [
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) + 2.5) / 15)
+        for t in (2 * math.pi * i / 40 for i in range(40))
+    ],
     "cross": [
         *[(-0.35, -0.95), (0.35, -0.95), (0.35, -0.35), (0.95, -0.35), (0.95, 0.35), (0.35, 0.35)],
         *[(0.35, 0.95), (-0.35, 0.95), (-0.35, 0.35), (-0.95, 0.35), (-0.95, -0.35), (-0.35, -0.35)],
     ],
     "flower": _around(60, lambda a: 0.68 + 0.3 * abs(math.cos(2.5 * (a + math.pi / 2)))),
-    "dome": _dome(),
+    "dome": [(math.cos(a), 1.35 * math.sin(a) + 0.65) for a in (math.pi * (1 + i / 24) for i in range(25))],
     "arrow": [
         *[(0.0, -1.0), (0.85, -0.1), (0.4, -0.1), (0.4, 0.95)],
         *[(-0.4, 0.95), (-0.4, -0.1), (-0.85, -0.1)],
     ],
-    "drop": _drop(),
+    "drop": [
+        *[(0.62 * math.cos(a), 0.38 + 0.62 * math.sin(a)) for a in (math.radians(-30 + 8 * i) for i in range(31))],
+        (0.0, -1.0),
+    ],
 }
 """Outlines of the shapes as polygons within [-1, 1] x [-1, 1], y pointing down."""
 

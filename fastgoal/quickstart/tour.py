@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,12 +68,13 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
     with _timed(seconds, "scenes"):
+        sources = {}
         numbers: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
         for split, number in numbers.items():
-            scenes = draw_scenes(number, settings.seed, split, shapes=SHAPES, colours=COLOURS)
-            shutil.rmtree(output / "scenes" / split, ignore_errors=True)
-            write_folder(scenes, output / "scenes" / split)
-        train_source, test_source = (open_source(output / "scenes" / split) for split in numbers)
+            folder = output / "scenes" / split
+            shutil.rmtree(folder, ignore_errors=True)
+            write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colours=COLOURS), folder)
+            sources[split] = open_source(folder)
 
     say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")
     with _timed(seconds, "pairs"):
@@ -80,11 +82,11 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         processor = FastGoalProcessor.from_clip(str(BASE))
         shutil.rmtree(output / "pairs", ignore_errors=True)
         summary = build_pairs(
-            train_source,
+            sources["train"],
             output / "pairs",
             PairSettings(model="quickstart base", detector=DetectorSpec("column", "boxes")),
             lambda: (model, processor),
-            progress=False,
+            progress=sys.stderr.isatty(),
         )
         pairs = PairData(str(output / "pairs"))
         pairs_sheet([pairs[i] for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
@@ -94,7 +96,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
-            results[name] = evaluate_source(tuned, processor, test_source, batch_size=50).metrics
+            results[name] = evaluate_source(tuned, processor, sources["test"], batch_size=50).metrics
 
     measure("base", model)
     for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):

@@ -51,7 +51,6 @@ class EpochLines(TrainerCallback):
             return
         rate = state.global_step / (time.perf_counter() - self.start)
         left = (state.max_steps - state.global_step) / rate
-        self.say(
-            f"   Epoch {round(state.epoch)} of {state.num_train_epochs}: loss {float(logs['loss']):.2f}, "
-            f"{rate:.1f} steps/s, {left:.0f} s to go."
-        )
+        time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        epoch = f"Epoch {round(state.epoch)} of {state.num_train_epochs}"
+        self.say(f"   {epoch}: loss {float(logs['loss']):.2f}, {rate:.1f} steps/s, {time_left} to go.")

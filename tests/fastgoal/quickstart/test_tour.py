@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.cli import main
 from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, TourSettings, result_table, take_tour
 
@@ -74,6 +75,13 @@ def test_test_scenes_are_not_trained_on(toured):
         for name in ("train", "test")
     }
     assert not captions["train"] & captions["test"]
+
+
+def test_pairs_can_be_inspected(toured, tmp_path):
+    assert main(["inspect", str(toured[0] / "pairs"), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>boxes in the data</td>" in page
+    assert "<td>column</td>" not in page
 
 
 def test_picture_of_pairs_is_there(toured):
