@@ -94,14 +94,12 @@ def loader_rate(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_
 
 def padded_share(batches: list[torch.Tensor]) -> float:
     """Share of the tokens of some batches that is padding, from the lengths of each batch's captions."""
-    real = sum(int(lengths.sum()) for lengths in batches)
-    return 1 - real / sum(len(lengths) * int(lengths.max()) for lengths in batches)
+    return 1 - float(torch.cat(batches).sum()) / sum(len(lengths) * int(lengths.max()) for lengths in batches)
 
 
 def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size: int) -> None:
     """Share of padding in the captions with each way to make batches."""
-    ids = processor.tokenizer(captions, truncation=True)["input_ids"]
-    lengths = torch.tensor([len(row) for row in ids])
+    lengths = torch.tensor([len(row) for row in processor.tokenizer(captions, truncation=True)["input_ids"]])
     shuffled = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
     grouped = lengths[list(CaptionLengthSampler([len(caption) for caption in captions], batch_size))]
     print(f"Tokens of a caption: mean {lengths.float().mean():.0f}, longest {lengths.max()}; share of padding:\n")

@@ -39,20 +39,20 @@ def overlap(box: Sequence[float], true: Sequence[float]) -> tuple[bool, bool]:
 
 def right_share(scenes: Sequence[Scene], matches: Sequence[Sequence[LocalPair]], best: bool) -> float:
     """Share of the sentences about one object whose region is right; of all, or of those in each scene's best pair."""
-    hits = []
-    for scene, pairs in zip(scenes, matches, strict=True):
-        for pair in pairs:
-            for thing in scene.sentence_things[pair.sentence_index]:
-                if pair.best or not best:
-                    hits.append(any(overlap(pair.region.box, scene.boxes[thing])))
+    hits = [
+        any(overlap(pair.region.box, scene.boxes[thing]))
+        for scene, pairs in zip(scenes, matches, strict=True)
+        for pair in pairs
+        if pair.best or not best
+        for thing in scene.sentence_things[pair.sentence_index]
+    ]
     return sum(hits) / max(len(hits), 1)
 
 
 def report_scenes(count: int, tuned: str | None) -> None:
     """The table over drawn scenes: region sources by models."""
     scenes = draw_scenes(count, 0, "validation", shapes=SHAPES, colours=COLOURS)
-    images = [scene.image for scene in scenes]
-    captions = [scene.caption for scene in scenes]
+    images, captions = [scene.image for scene in scenes], [scene.caption for scene in scenes]
     processor = FastGoalProcessor.from_clip(str(BASE))
     boxes = [regions_from_boxes(scene.boxes, scene.image.size) for scene in scenes]
     sources: dict[str, Callable[[int], list[Region]]] = {
@@ -60,9 +60,7 @@ def report_scenes(count: int, tuned: str | None) -> None:
         "objects' boxes": lambda i: boxes[i],
         "both": lambda i: processor.propose_regions([images[i]], boxes=[boxes[i]])[0],
     }
-    print(
-        f"{count} drawn scenes, sentences about one object whose region is right (IoU >= 0.5, or the box contained):\n"
-    )
+    print(f"{count} drawn scenes, sentences about one object whose region is right (IoU >= 0.5 or box contained):\n")
     print("| model | regions | best pair | all pairs | best pairs from a default region |\n|---|---|---|---|---|")
     for name, path in {"base": str(BASE), **({"fine-tuned": tuned} if tuned else {})}.items():
         model = FastGoalCLIPModel.from_clip(path)
@@ -110,7 +108,7 @@ def main() -> None:
     parser.add_argument("--detector", metavar="NAME", help="as `fastgoal pairs` takes it; needs --photographs")
     args = parser.parse_args()
     if bool(args.photographs) != bool(args.detector):
-        parser.error("--photographs and --detector go together")
+        parser.error("--photographs and --detector go together.")
     if args.photographs:
         report_photographs(args.photographs, args.detector)
     else:

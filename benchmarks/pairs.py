@@ -91,17 +91,11 @@ class Parts:
             self.prepared = [self.detector.prepare(image, row.caption) for image, row in zip(images, rows)]
         regions = processor.propose_regions(images, self.detect() if self.detector else None)
         self.crops = sum(map(len, regions))
-        pixels = torch.cat(
-            [
-                cut_crops(image, [region.box for region in candidates], processor.image_processor)
-                for image, candidates in zip(images, regions)
-            ]
-        )
-        mean, std = (
-            torch.tensor(values).view(-1, 1, 1)
-            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
-        )
-        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in pixels.split(batch_size)]
+        shape = processor.image_processor
+        crops = [cut_crops(image, [region.box for region in some], shape) for image, some in zip(images, regions)]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (shape.image_mean, shape.image_std))
+        batches = torch.cat(crops).split(batch_size)
+        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in batches]
         texts = {sentence.text for row in rows for sentence in processor.split_sentences(row.caption)}
         lengths = {text: len(processor.tokenizer(text, truncation=True)["input_ids"]) for text in texts}
         self.sentences = len(texts)
@@ -117,20 +111,13 @@ class Parts:
         return [regions for start in starts for regions in self.detector.detect(self.prepared[start : start + step])]
 
     @torch.inference_mode()
-    def embed_crops(self) -> None:
-        for pixels in self.pixels:
-            self.model.get_image_features(pixel_values=pixels)
-
-    @torch.inference_mode()
-    def embed_texts(self) -> None:
-        for inputs in self.texts:
-            self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-
     def times(self) -> dict[str, np.ndarray]:
         """Seconds of each model on all inputs, on the clock and of the processor."""
+        model = self.model
         work: dict[str, Callable[[], Any]] = {"detector": self.detect} if self.detector else {}
-        work |= {"crops": self.embed_crops, "sentences": self.embed_texts}
-        return {name: timed(run, str(self.model.device)) for name, run in work.items()}
+        work["crops"] = lambda: [model.get_image_features(pixel_values=pixels) for pixels in self.pixels]
+        work["sentences"] = lambda: [model.get_text_features(**inputs) for inputs in self.texts]
+        return {name: timed(run, str(model.device)) for name, run in work.items()}
 
 
 WHOLE, ALONE = "**`fastgoal pairs`, all of it**", "detector + CLIP alone"

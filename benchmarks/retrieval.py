@@ -29,10 +29,8 @@ def made_up(items: int, width: int, noise: float) -> tuple[Tensor, Tensor, list[
     """Embeddings of a joint gallery: half of the items global, and one local item to each."""
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(items // 2, width, generator=generator)
-    local = whole + torch.randn(items // 2, width, generator=generator)
-    meaning = torch.cat([whole, local])
-    images = meaning + noise * torch.randn(meaning.shape, generator=generator)
-    texts = meaning + noise * torch.randn(meaning.shape, generator=generator)
+    meaning = torch.cat([whole, whole + torch.randn(whole.shape, generator=generator)])
+    images, texts = (meaning + noise * torch.randn(meaning.shape, generator=generator) for _ in range(2))
     group = [*range(items // 2), *range(items // 2)]
     return images, texts, group, [item < items // 2 for item in range(len(group))]
 
@@ -43,8 +41,7 @@ def straightforward(images: Tensor, texts: Tensor, group: list[int], is_global: 
         {"file": f"{number:08d}.jpg" if whole else f"{number:08d}.jpg_crops/0.png", "whole": whole}
         for number, whole in zip(group, is_global, strict=True)
     ]
-    images = torch.nn.functional.normalize(images.double(), dim=-1)
-    texts = torch.nn.functional.normalize(texts.double(), dim=-1)
+    images, texts = (torch.nn.functional.normalize(embeds.double(), dim=-1) for embeds in (images, texts))
     matrix = images @ texts.T
     metrics = {}
     for direction, similarity in (("text_to_image", matrix.T), ("image_to_text", matrix)):

@@ -1,6 +1,6 @@
 """Where our sentence splitter, plain sentencex and pysbd disagree about captions, and how fast each of them is.
 
-    python benchmarks/sentences.py captions.jsonl [more.jsonl ...]    # lines with `caption` (or a list `captions`)
+    python -m benchmarks.sentences captions.jsonl [more.jsonl ...]    # lines with `caption` (or a list `captions`)
 
 Prints each place at which not all of them start a sentence, with the names of those that do, and captions per second.
 pysbd takes part where it is installed (`pip install pysbd`). Which of them is right is for the reader to say.

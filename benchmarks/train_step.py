@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,10 +47,8 @@ class Batch:
     regions: list[list[int]]  # numbers of the patches
 
     def to(self, device: str) -> "Batch":
-        def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: value.to(device) for name, value in tensors.items()}
-
-        return Batch(move(self.ours), move(self.padded), self.captions, self.sentences, self.regions)
+        ours, padded = ({name: value.to(device) for name, value in part.items()} for part in (self.ours, self.padded))
+        return replace(self, ours=ours, padded=padded)
 
 
 Step = Callable[[Any, Batch], torch.Tensor]
@@ -120,10 +118,10 @@ def build_steps(
         args = FastGoalTrainingArguments(output_dir=folder, objective=objective, use_cpu=device == "cpu")
         return FastGoalTrainer(model=model, args=args, processing_class=processor)
 
-    fast_goal, global_local, plain = trainer("fast_goal"), trainer("global_local"), trainer("global")
-
-    def without(batch: Batch, *prefixes: str) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in batch.ours.items() if not name.startswith(prefixes)}
+    def step(objective: str, *left_out: str) -> Step:
+        """A trainer's step on the batch without the inputs that begin so."""
+        compute = trainer(objective).compute_loss
+        return lambda model, batch: compute(model, {k: v for k, v in batch.ours.items() if not k.startswith(left_out)})
 
     def towers(model: Any, batch: Batch) -> torch.Tensor:
         inputs = batch.ours
@@ -135,17 +133,13 @@ def build_steps(
         return torch.stack([embed.float().square().mean() for embed in embeds]).sum()
 
     steps: dict[str, Step] = {
-        OURS: lambda model, batch: fast_goal.compute_loss(model, dict(batch.ours)),
-        "our step without TSL": lambda model, batch: global_local.compute_loss(
-            model, without(batch, "region", "sentence")
-        ),
+        OURS: step("fast_goal"),
+        "our step without TSL": step("global_local", "region", "sentence"),
         FLOOR: towers,
-        "plain CLIP fine-tuning": lambda model, batch: plain.compute_loss(
-            model, without(batch, "region", "sentence", "local_")
-        ),
+        "plain CLIP fine-tuning": step("global", "region", "sentence", "local_"),
         "reference style": lambda model, batch: reference_losses(model, batch, processor.tokenizer)["loss"],
     }
-    return steps, fast_goal
+    return steps, trainer("fast_goal")
 
 
 def check_equal(model: FastGoalCLIPModel, trainer: FastGoalTrainer, batch: Batch, tokenizer: Any) -> float:
@@ -166,25 +160,21 @@ def check_equal(model: FastGoalCLIPModel, trainer: FastGoalTrainer, batch: Batch
 def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> float:
     """What TSL adds to a step: pooling, norms, projections and its loss, there and back; median of the repeats."""
     inputs = batch.ours
-    rows, tokens = inputs["sentence_mask"].shape
-    widths = [model.config.vision_config.hidden_size, model.config.text_config.hidden_size]
+    masks, config = (inputs["region_mask"], inputs["sentence_mask"]), model.config
     patches, words = (
-        torch.randn(rows, count, width, device=device, requires_grad=True)
-        for count, width in zip((inputs["region_mask"].shape[1], tokens), widths, strict=True)
+        torch.randn(*mask.shape, tower.hidden_size, device=device, requires_grad=True)
+        for mask, tower in zip(masks, (config.vision_config, config.text_config), strict=True)
     )
-    targets = torch.randn(2, rows, model.config.projection_dim, device=device, requires_grad=True)
+    targets = torch.randn(2, len(masks[0]), config.projection_dim, device=device, requires_grad=True)
 
     def run() -> None:
         # What the towers give, as `towers_fastgoal` reads it: the class token first, the last layer before the norm.
         vision = SimpleNamespace(last_hidden_state=torch.cat([patches[:, :1], patches], dim=1))
         text = SimpleNamespace(hidden_states=[words])
-        pooled = {
-            "region_mask": pool_patches(model, vision, inputs["region_mask"]),
-            "sentence_mask": pool_text(model, text, inputs["sentence_mask"]),
-        }
+        pooled = pool_patches(model, vision, masks[0]), pool_text(model, text, masks[1])
         losses = [
-            token_similarity_loss(embeds, target, inputs[mask].bool().any(dim=1))
-            for (mask, embeds), target in zip(pooled.items(), targets, strict=True)
+            token_similarity_loss(embeds, target, mask.bool().any(dim=1))
+            for mask, embeds, target in zip(masks, pooled, targets, strict=True)
         ]
         torch.stack(losses).sum().backward()
 

@@ -22,7 +22,7 @@ class Sizes:
         epochs: Times the training scenes are gone through.
         batch_size: Scenes in a step.
         learning_rate: Peak rate of AdamW, where an arm has none of its own.
-        warmup: Share of the steps over which the rate rises, likewise.
+        warmup: Share of the steps over which it rises, likewise.
     """
 
     train_scenes: int = 2000
@@ -43,18 +43,16 @@ class Arm:
         name: In the tables.
         objective: As `--objective` takes it; `none` does not train.
         regions: Sources of the candidate regions: `default`, `detected`, `true`.
-        pairs: `best` trains on each image's single best pair; `top3` on one of the three best, drawn anew in every
-            epoch; `random` on any pair that the model can see, drawn anew; `true` on a sentence about one thing with
-            that thing's box, drawn anew.
+        pairs: `best` trains on each image's single best pair; drawn anew in every epoch are `top3`, one of the three
+            best, `random`, any pair that the model can see, and `true`, a sentence about one thing with its true box.
         sentence_shift: Tokens by which sentence masks are moved, as a defect would.
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
         scale: The factor of the logits, fixed; `None` learns it.
         near: Whether a batch has images that look alike in twos (`--near_batches`).
-        epochs: Epochs as a multiple of the others'.
+        epochs: As a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
-        learning_rate: Peak rate of AdamW, if not the sizes'.
-        warmup: Share of the steps over which the rate rises, if not the sizes'.
+        learning_rate, warmup: If not the sizes'.
     """
 
     name: str
@@ -86,8 +84,8 @@ class Arm:
 
 
 FAST_GOAL = Arm("FAST-GOAL")
-GLOBAL = Arm("global", "global")
-LOCAL = Arm("local", "local")
+GLOBAL, LOCAL, BOTH = Arm("global", "global"), Arm("local", "local"), Arm("global + local", "global_local")
+SPARC, SPARC_TOO = Arm("SPARC", "sparc"), Arm("SPARC + FAST-GOAL", settings=(("sparc_weight", 1.0),))
 ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
 BEST = replace(ANY_PAIR, name="any pair, near batches", near=True)
 
@@ -103,17 +101,7 @@ class Question:
 
 QUESTIONS = {
     1: Question(
-        "Which losses help?",
-        (
-            Arm("before", "none"),
-            GLOBAL,
-            LOCAL,
-            Arm("global + local", "global_local"),
-            FAST_GOAL,
-            Arm("SPARC", "sparc"),
-            Arm("SPARC + FAST-GOAL", settings=(("sparc_weight", 1.0),)),
-        ),
-        "global",
+        "Which losses help?", (Arm("before", "none"), GLOBAL, LOCAL, BOTH, FAST_GOAL, SPARC, SPARC_TOO), "global"
     ),
     2: Question(
         "Which regions?",
@@ -149,9 +137,7 @@ QUESTIONS = {
         (
             GLOBAL,
             replace(GLOBAL, name="global, 2 times the epochs", epochs=2.0),
-            LOCAL,
-            FAST_GOAL,
-            BEST,
+            *(LOCAL, FAST_GOAL, BEST),
             replace(GLOBAL, name="global, no warm-up", warmup=0.0),
             replace(GLOBAL, name="global, no warm-up, rate 1e-3", warmup=0.0, learning_rate=1e-3),
             replace(FAST_GOAL, name="FAST-GOAL, no warm-up", warmup=0.0),
@@ -161,10 +147,7 @@ QUESTIONS = {
     6: Question(
         "What else helps?",
         (
-            FAST_GOAL,
-            ANY_PAIR,
-            replace(FAST_GOAL, name="near batches", near=True),
-            BEST,
+            *(FAST_GOAL, ANY_PAIR, replace(FAST_GOAL, name="near batches", near=True), BEST),
             replace(BEST, name="the same, 0.85 of the way from the base", average=0.85),
             replace(BEST, name="the same, 0.7 of the way from the base", average=0.7),
             replace(GLOBAL, name="global, near batches", near=True),

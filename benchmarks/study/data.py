@@ -30,18 +30,15 @@ MEASURES = ("R@1", "text_to_image_R@1", "image_to_text_R@1", "R@5", "twins", "sh
 class StudyData:
     """Training scenes with everything that training needs of them.
 
-    Attributes:
-        scenes: The scenes; their pictures are not needed any more.
-        pixels: The pictures.
-        regions: For each scene its candidate regions, `Region.source` being `default`, `detected` or `true`.
-        crops: The crops of all candidates; those of a scene begin at its `first_crop`.
-        sentences: For each scene its sentences.
-        ids: For each scene the caption's token ids.
-        sentence_ids: For each scene and sentence the sentence's token ids.
-        sentence_masks: For each scene `(sentences, tokens)` bool.
-        region_masks: For each scene `(regions, patches)` bool.
-        squashed_masks: The same without the crop.
-        similarity: For each scene the base's cosines, `(sentences, regions)`.
+    Attributes, for each scene but `pixels` and `crops`:
+        pixels: Their pictures.
+        crops: Of all candidate regions; those of a scene begin at its `first_crop`.
+        regions: The candidates, `Region.source` being `default`, `detected` or `true`.
+        ids: The caption's token ids.
+        sentence_ids: Each sentence's.
+        sentence_masks: `(sentences, tokens)` bool.
+        region_masks: `(regions, patches)` bool; `squashed_masks` are the same without the crop.
+        similarity: The base's cosines, `(sentences, regions)`.
     """
 
     def __init__(self, scenes: Sequence[Crowd], processor: FastGoalProcessor, model: Any):
@@ -49,8 +46,8 @@ class StudyData:
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
         self.pixels = Pixels((scene.image for scene in scenes), image_processor)
         self.regions = [candidates(scene, processor) for scene in scenes]
-        known = list(zip(scenes, self.regions, strict=True))
-        crops = (crop_box(scene.image, region.box) for scene, regions in known for region in regions)
+        known = [(scene.image, regions) for scene, regions in zip(scenes, self.regions, strict=True)]
+        crops = (crop_box(image, region.box) for image, regions in known for region in regions)
         self.crops = Pixels(crops, image_processor)
         self.first_crop = [0, *accumulate(len(regions) for regions in self.regions)][:-1]
         self.sentences = [processor.split_sentences(scene.caption) for scene in scenes]
@@ -64,25 +61,18 @@ class StudyData:
             for scene, sentences in zip(scenes, self.sentences, strict=True)
         ]
         self.region_masks = [
-            torch.stack([processor.region_mask(region.box, scene.image.size) for region in regions])
-            for scene, regions in known
+            torch.stack([processor.region_mask(region.box, image.size) for region in regions])
+            for image, regions in known
         ]
         grid = image_processor.crop_size["height"] // processor.patch_size
         self.squashed_masks = [
-            torch.stack([squashed_mask(region, scene.image.size, grid) for region in regions])
-            for scene, regions in known
+            torch.stack([squashed_mask(region, image.size, grid) for region in regions]) for image, regions in known
         ]
         self.padding = tokenizer.pad_token_id
         texts = encode_texts(model, processor, [text for scene in scenes for text in scene.sentences])
         crop_embeds = F.normalize(embed_pixels(model, self.crops), dim=-1)
-        self.similarity = [
-            sentences @ regions.T
-            for sentences, regions in zip(
-                texts.split([len(scene.sentences) for scene in scenes]),
-                crop_embeds.split([len(regions) for regions in self.regions]),
-                strict=True,
-            )
-        ]
+        parts = texts.split(list(map(len, self.sentences))), crop_embeds.split(list(map(len, self.regions)))
+        self.similarity = [sentences @ regions.T for sentences, regions in zip(*parts, strict=True)]
 
     def pairs(self, index: int, sources: Sequence[str]) -> list[LocalPair]:
         """FLISM's pairs of a scene from the regions of some sources; `region_index` counts all candidates.
@@ -102,15 +92,13 @@ class StudyData:
 
     def true_pairs(self, index: int) -> list[LocalPair]:
         """Each sentence about one thing with that thing's true box, scored by the base."""
-        numbers = [i for i, region in enumerate(self.regions[index]) if region.source == "true"]
-        found = []
-        for row, things in enumerate(self.scenes[index].sentence_things):
-            if len(things) == 1:
-                place = numbers[things[0]]
-                score = float(self.similarity[index][row, place])
-                sentence, region = self.sentences[index][row], self.regions[index][place]
-                found.append(LocalPair(sentence, region, score, False, row, place))
-        return found
+        sentences, regions, similarity = self.sentences[index], self.regions[index], self.similarity[index]
+        places = [place for place, region in enumerate(regions) if region.source == "true"]
+        return [
+            LocalPair(sentences[row], regions[place], float(similarity[row, place]), False, row, place)
+            for row, things in enumerate(self.scenes[index].sentence_things)
+            for place in (places[thing] for thing in things if len(things) == 1)
+        ]
 
     def ranked(self, index: int, pairs: Sequence[LocalPair]) -> list[LocalPair]:
         """The pairs of which the model sees both sides, the best first; the best one where it sees none."""

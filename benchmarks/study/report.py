@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +38,17 @@ def summarise(number: int, runs: Mapping[int, Seed]) -> dict[str, Any]:
     """The results of a question: for each arm mean and interval of every measure, and of the paired differences.
 
     An arm counts the seeds with which it and the arm that it is compared with were trained.
-
-    Args:
-        number: The question.
-        runs: The trainings of each seed.
     """
     question, any_run = QUESTIONS[number], next(iter(runs.values()))
-    found = {arm.name: {seed: run.finished(arm) for seed, run in runs.items()} for arm in question.arms}
+    finished = {arm.name: {seed: run.finished(arm) for seed, run in runs.items()} for arm in question.arms}
     rows = []
     for arm in question.arms:
-        common = [seed for seed in runs if found[arm.name][seed] and found[question.against][seed]]
+        both = [finished[name] for name in (arm.name, question.against)]
+        common = [seed for seed in runs if all(found[seed] for found in both)]
         if not common:
             print(f"question {number}: nothing is trained of {arm.name!r}; it is left out", file=sys.stderr)
             continue
-        own, against = ([found[name][seed] for seed in common] for name in (arm.name, question.against))
+        own, against = ([found[seed] for seed in common] for found in both)
         row: dict[str, Any] = {"arm": arm.name, "settings": asdict(arm), "seeds": common}
         for name in MEASURES:
             values = [100 * run[name] for run in own]
@@ -95,11 +91,11 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         fewer = f" (seeds: {len(row['seeds'])})" if len(row["seeds"]) < len(result["seeds"]) else ""
-        cells = [f"{row['R@1']['mean']:.1f} ± {row['R@1']['half']:.1f}{fewer}"]
-        gain = row["R@1"]
-        cells.append("" if row["arm"] == result["against"] else f"{gain['gain']:+.1f} ± {gain['gain_half']:.1f}")
-        cells += [f"{row[name]['mean']:.1f} ± {row[name]['half']:.1f}" for name in ("R@5", "twins", "short_R@1")]
-        lines.append(f"| {row['arm']} | " + " | ".join(cells) + f" | {row['train_seconds']:.0f} |")
+        shown = ("R@1", "R@5", "twins", "short_R@1")
+        first, *others = (f"{row[name]['mean']:.1f} ± {row[name]['half']:.1f}" for name in shown)
+        gain = f"{row['R@1']['gain']:+.1f} ± {row['R@1']['gain_half']:.1f}"
+        cells = [row["arm"], first + fewer, "" if row["arm"] == result["against"] else gain, *others]
+        lines.append(f"| {' | '.join(cells)} | {row['train_seconds']:.0f} |")
     return "\n".join(lines)
 
 
@@ -139,14 +135,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(rows) + 1.2), layout="constrained")
     if result["question"] == 5:
         figure.set_size_inches(9, 4)
-        for row, mean, half, (colour, marker) in zip(
-            rows, means, halves, cycle(zip(COLOURS, MARKERS, strict=True)), strict=False
-        ):
-            axes.errorbar(row["train_seconds"], mean, half, fmt=marker, capsize=3, color=colour, ms=7, label=row["arm"])
-        axes.set_xlabel("processor seconds of the training")
-        axes.set_ylabel("R@1, mean of both directions (%)")
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        for place, row in enumerate(rows):
+            looks = {"color": COLOURS[place % len(COLOURS)], "fmt": MARKERS[place % len(MARKERS)], "label": row["arm"]}
+            axes.errorbar(row["train_seconds"], means[place], halves[place], capsize=3, ms=7, **looks)
+        axes.set(xlabel="processor seconds of the training", xlim=(0, None))
+        axes.set(ylabel="R@1, mean of both directions (%)", ylim=(0, None))
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     else:
         colours = ["#999999" if row["arm"] == result["against"] else "#0072b2" for row in rows]

@@ -89,10 +89,9 @@ class StudyTrainer(FastGoalTrainer):
 def train_arm(
     arm: Arm, sizes: Sizes, seed: int, data: StudyData, base: Path, processor: FastGoalProcessor
 ) -> tuple[Any, dict[str, float]]:
-    """Fine-tune the base on an arm; its `average` is left to the caller, who has the tuned weights then.
+    """Fine-tune the base on an arm, without its `average`: the model, and what it cost in steps, seconds, samples.
 
-    Returns:
-        The model, in eval mode, and `steps`, `train_seconds` (of the processor), `samples`.
+    `train_seconds` are the processor's.
     """
     model = FastGoalCLIPModel.from_clip(str(base))
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
@@ -127,7 +126,7 @@ def train_arm(
         trainer.train()
         seconds = time.process_time() - start
     steps = trainer.state.global_step
-    return model.eval(), {"steps": steps, "train_seconds": seconds, "samples": steps * sizes.batch_size}
+    return model, {"steps": steps, "train_seconds": seconds, "samples": steps * sizes.batch_size}
 
 
 class Seed:
@@ -184,33 +183,29 @@ class Seed:
 
     def result(self, arm: Arm) -> dict[str, Any]:
         """The numbers of an arm, from the folder or from a training."""
-        if self.finished(arm) is None:
+        path = self.result_path(arm)
+        if not path.exists():
             model, cost = self.model(arm)
             result = {"arm": asdict(arm), "seed": self.seed, **cost, **self.gallery.measure(model, self.processor)}
-            part = self.result_path(arm).with_suffix(".part")
+            part = path.with_suffix(".part")
             part.write_text(json.dumps(result))
-            part.rename(self.result_path(arm))
-        return dict(json.loads(self.result_path(arm).read_text()))
+            part.rename(path)
+        return dict(json.loads(path.read_text()))
 
     def model(self, arm: Arm) -> tuple[Any, dict[str, Any]]:
         """The tuned model, from the folder or from a training, and what it cost."""
         trained = replace(arm, average=1.0)
         path = self._path(trained, "weights", ".safetensors")
-        cost_path = path.with_suffix(".cost")
-        model = FastGoalCLIPModel.from_clip(str(self.base))
-        start = {name: value.clone() for name, value in model.state_dict().items()}
+        cost_path, part = path.with_suffix(".cost"), path.with_suffix(".part")
         if path.exists():
+            model, cost = FastGoalCLIPModel.from_clip(str(self.base)), json.loads(cost_path.read_text())
             model.load_state_dict(load_file(path))
-            cost = json.loads(cost_path.read_text())
         else:
-            wall = time.perf_counter()
             model, cost = train_arm(trained, self.sizes, self.seed, self.data, self.base, self.processor)
-            cost["wall_seconds"] = time.perf_counter() - wall
             cost_path.write_text(json.dumps(cost))
-            state = {name: value.contiguous() for name, value in model.state_dict().items()}
-            save_file(state, path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
+            part.rename(path)
         if arm.average != 1.0:
-            tuned = model.state_dict()
+            start, tuned = FastGoalCLIPModel.from_clip(str(self.base)).state_dict(), model.state_dict()
             model.load_state_dict({name: torch.lerp(start[name], tuned[name], arm.average) for name in tuned})
         return model.eval(), cost

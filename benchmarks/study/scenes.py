@@ -18,24 +18,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from fastgoal.quickstart.drawing import (
-    BACKGROUNDS,
-    MARKS,
-    PATTERNS,
-    SUPERSAMPLING,
-    Box,
-    Circle,
-    Scene,
-    Split,
-    Thing,
-    article,
-    check_request,
-    choose_details,
-    jitter,
-    other_colour,
-    paint,
-    place_circles,
-)
+from fastgoal.quickstart import drawing
+from fastgoal.quickstart.drawing import BACKGROUNDS, SUPERSAMPLING, Box, Scene, Split, Thing, article, other_colour
 
 from .words import Plan, describe, details, relations, with_article
 
@@ -84,17 +68,16 @@ def draw_crowds(
         count: Number of scenes.
         seed: Draws others.
         split: Draws others, worded in the split's own way.
-        twins: Share of scenes that are near-twins of the one before.
-        min_things: Fewest things of a scene.
+        twins: Share of scenes, 0 to 1, that are near-twins of the one before.
+        min_things: Fewest things of a scene, from 1.
         max_things: Most things of a scene, up to 7.
         words: How many words long captions have for each detail, 1 to 3.
         large: Whether things fill much of the picture.
 
     Raises:
-        ValueError: `split` is unknown, `twins` is not from 0 to 1, the numbers of things not within 1 to 7, or `words`
-            not within 1 to 3.
+        ValueError: `split` is unknown, or a number is not within its limits.
     """
-    check_request(split, min_things, max_things, limit=7)
+    drawing.check_request(split, min_things, max_things, limit=7)
     if not 0 <= twins <= 1:
         raise ValueError(f"`twins` must be from 0 to 1, got {twins}.")
     if not 1 <= words <= 3:
@@ -111,55 +94,37 @@ def draw_crowds(
     return scenes
 
 
-def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detail: float = 0.3) -> str:
-    """A short caption of one or two things, as the base CLIP learns from: plain words, seldom a detail.
+def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detail: float) -> str:
+    """A short caption of the one or two things with these numbers, in plain words, as the base CLIP learns from.
 
-    Args:
-        scene: The scene.
-        chosen: The things to name, by number: one or two.
-        rng: Chooses the wording.
-        detail: Chance that a thing's pattern is told, or its outline, or its mark.
+    `detail` is the chance that a thing's pattern is told, or its outline, or its mark.
     """
-    phrases = []
-    for number in chosen:
-        thing = scene.things[number]
+    phrases, things = [], [scene.things[number] for number in chosen]
+    for thing in things:
         told = [phrase for phrase in details(thing, rng, 0, "any") if rng.random() < detail]
         phrases.append(with_article(thing) + (" " + " and ".join(told) if told else ""))
-    if len(chosen) == 2 and rng.random() < 0.5:
-        relation = rng.choice(relations(scene.things[chosen[0]], scene.things[chosen[1]]))
-        text = f"{phrases[0]} {relation} {phrases[1]}"
-    else:
-        text = " and ".join(phrases)
+    text = " and ".join(phrases)
+    if len(things) == 2 and rng.random() < 0.5:
+        text = f" {rng.choice(relations(*things))} ".join(phrases)
     if rng.random() < 0.25:
         place = f"{article(scene.background)} {scene.background}"
         text += rng.choice((f" on {place} background", f" in front of {place} wall", f" in {scene.light} light"))
     return rng.choice(SHORT_STARTS) + text
 
 
-# What there is
-
-
 def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> Plan:
     size = rng.choice(SIZES)
     count = rng.randint(*things)
     largest = 58 - 3.2 * count if large else 52 - 3.5 * count  # the more there are, the smaller
-    places = place_circles(rng, count, size, radii=(0.6 * largest, largest), tries=80)
-    return Plan(
-        size,
-        rng.choice(sorted(BACKGROUNDS)),
-        rng.choice(TEXTURES),
-        rng.choice(sorted(LIGHTS)),
-        tuple(_thing(rng, place) for place in places),
-        seed,
-        words,
-    )
-
-
-def _thing(rng: random.Random, place: Circle) -> Thing:
-    colour = rng.choice(THING_COLOURS)
-    looks = choose_details(rng, colour)
-    count = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
-    return Thing(rng.choice(THING_SHAPES), colour, *looks, place, count)
+    places = drawing.place_circles(rng, count, size, radii=(0.6 * largest, largest), tries=80)
+    background, texture, light = (rng.choice(names) for names in (sorted(BACKGROUNDS), TEXTURES, sorted(LIGHTS)))
+    things = []
+    for place in places:
+        colour = rng.choice(THING_COLOURS)
+        looks = drawing.choose_details(rng, colour)
+        alike = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
+        things.append(Thing(rng.choice(THING_SHAPES), colour, *looks, place, alike))
+    return Plan(size, background, texture, light, tuple(things), seed, words)
 
 
 def _change_one(plan: Plan, rng: random.Random, index: int) -> Plan:
@@ -168,64 +133,49 @@ def _change_one(plan: Plan, rng: random.Random, index: int) -> Plan:
     thing = plan.things[number]
     change = rng.choice(("pattern", "outline", "mark"))
     if change == "pattern":
-        pattern = rng.choice([name for name in PATTERNS if name not in (thing.pattern, "plain")])
+        pattern = rng.choice([name for name in drawing.PATTERNS if name not in (thing.pattern, "plain")])
         thing = replace(thing, pattern=pattern, second=other_colour(rng, thing.colour, thing.second))
     elif change == "outline":
         thing = replace(thing, outline=other_colour(rng, thing.colour, thing.outline))
     else:
         taken = thing.mark[0] if thing.mark else None
-        thing = replace(thing, mark=(other_colour(rng, thing.colour, thing.second, taken), rng.choice(MARKS)))
+        thing = replace(thing, mark=(other_colour(rng, thing.colour, thing.second, taken), rng.choice(drawing.MARKS)))
     things = (*plan.things[:number], thing, *plan.things[number + 1 :])
     return replace(plan, things=things, twin_of=index)
 
 
-# Drawing
-
-
 def _draw(plan: Plan, rng: random.Random, wording: str) -> Crowd:
     canvas = _background(plan, random.Random(f"{plan.seed}/background"))
-    boxes = [
-        _draw_thing(canvas, thing, random.Random(f"{plan.seed}/{number}")) for number, thing in enumerate(plan.things)
-    ]
+    boxes = [_draw_thing(canvas, thing, random.Random(f"{plan.seed}/{i}")) for i, thing in enumerate(plan.things)]
     image = canvas.reduce(SUPERSAMPLING)
     if plan.light == "dim":
         image = image.point([round(value * LIGHTS["dim"]) for value in range(256)] * 3)
     sentences, spoken_of = describe(plan, rng, wording)
-    return Crowd(
-        image,
-        sentences,
-        spoken_of,
-        boxes,
-        list(plan.things),
-        plan.background,
-        detected=_detect(boxes, plan.size, rng),
-        texture=plan.texture,
-        light=plan.light,
-        twin_of=plan.twin_of,
-    )
+    told = (sentences, spoken_of, boxes, list(plan.things), plan.background)
+    return Crowd(image, *told, _detect(boxes, plan.size, rng), plan.texture, plan.light, plan.twin_of)
 
 
 def _background(plan: Plan, rng: random.Random) -> Image.Image:
     width, height = (side * SUPERSAMPLING for side in plan.size)
-    paper = jitter(BACKGROUNDS[plan.background], rng, 6)
-    red, green, blue = (max(0, value - 34) for value in paper)
+    paper = drawing.jitter(BACKGROUNDS[plan.background], rng, 6)
+    ink = tuple(max(0, value - 34) for value in paper)
     canvas = Image.new("RGB", (width, height), paper)
     pen = ImageDraw.Draw(canvas)
     step = 14 * SUPERSAMPLING
     if plan.texture == "floored":
-        pen.rectangle((0, height * 0.72, width, height), fill=(red, green, blue))
+        pen.rectangle((0, height * 0.72, width, height), fill=ink)
     for y in range(step // 2, height, step):
         if plan.texture == "ruled":
-            pen.line((0, y, width, y), fill=(red, green, blue), width=SUPERSAMPLING)
+            pen.line((0, y, width, y), fill=ink, width=SUPERSAMPLING)
         elif plan.texture == "dotted":
             for x in range(step // 2, width, step):
-                pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(red, green, blue))
+                pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=ink)
     return canvas
 
 
 def _draw_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> Box:
     """Draw all objects of a thing and return the box around them, in pixels of the picture and clipped to it."""
-    x1, y1, x2, y2 = paint(canvas, thing, rng, mark_size=0.34)
+    x1, y1, x2, y2 = drawing.paint(canvas, thing, rng, mark_size=0.34)
     width, height = (side // SUPERSAMPLING for side in canvas.size)
     return max(0, x1), max(0, y1), min(x2, width), min(y2, height)
 
@@ -236,11 +186,8 @@ def _detect(boxes: Sequence[Box], size: tuple[int, int], rng: random.Random) -> 
     for x1, y1, x2, y2 in boxes:
         if rng.random() < 0.85:
             slack = 0.08 * max(x2 - x1, y2 - y1)
-            low = [max(0, round(value + rng.uniform(-slack, slack))) for value in (x1, y1)]
-            high = [
-                min(side, round(value + rng.uniform(-slack, slack))) for side, value in zip(size, (x2, y2), strict=True)
-            ]
-            found.append((low[0], low[1], high[0], high[1]))
+            left, top, right, bottom = (round(value + rng.uniform(-slack, slack)) for value in (x1, y1, x2, y2))
+            found.append((max(0, left), max(0, top), min(size[0], right), min(size[1], bottom)))
     if rng.random() < 0.2:
         side = rng.randint(40, 90)
         x, y = (rng.randint(0, length - side) for length in size)

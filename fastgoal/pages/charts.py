@@ -32,8 +32,9 @@ def histogram(
         the ticks of both axes, and `marks` with place and text, a mark with whether its text stands left of it.
     """
     shares = {name: [value / max(1.0, sum(counts)) for value in counts] for name, counts in series.items()}
-    step = nice_step(max(100 * max(map(max, shares.values())), 1e-9) / 4)
-    high = step * -(-100 * max(map(max, shares.values())) // step) or step
+    highest = 100 * max(map(max, shares.values()))
+    step = nice_step(max(highest, 1e-9) / 4)
+    high = step * -(-highest // step) or step
 
     def x(value: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * (value - edges[0]) / (edges[-1] - edges[0]), 2)

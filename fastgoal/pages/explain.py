@@ -61,8 +61,7 @@ class Explanation:
     Attributes:
         model: Its name.
         score: Cosine of image and caption.
-        lines: The sentences, each with its best region's number and name and the cosine of the two; the note says
-            whether the caption was cut before it.
+        lines: The sentences with their best regions; the note says whether the caption was cut before it.
         frames: Of the best regions, in pixels of the image.
         heats: `(sentences, rows, columns)` cosine of each sentence and each patch of the model's input.
         components: `(rows, columns, 3)` the first three principal components of the image tokens, 0 to 1.
@@ -92,15 +91,10 @@ class Panel:
 def explain(
     model: Any, processor: FastGoalProcessor, image: Image.Image, caption: str, name: str, detector: Any = None
 ) -> Explanation:
-    """Match the sentences of a caption to regions and patches of an image.
+    """Match the sentences of a caption to regions and patches of an image, upright and RGB.
 
-    Args:
-        model: A CLIP, on its device.
-        processor: Its processor.
-        image: Upright, RGB.
-        caption: Any length; sentences past the model's text length are marked as not read.
-        name: What to call the model.
-        detector: Proposes regions beside the five default ones.
+    Sentences past the model's text length are marked as not read. `name` is what to call the model; a detector proposes
+    regions beside the five default ones.
 
     Raises:
         ValueError: The caption has no sentence.
@@ -131,10 +125,7 @@ def sentences_and_regions(
 ) -> tuple[list[Line], list[Frame]]:
     """The sentences with their colours, and the frames of their regions in the order in which they are named.
 
-    Args:
-        pairs: A pair for each sentence.
-        read: Whether the model reads any of the sentence in the caption.
-        tokens: That it reads.
+    There are a pair for each sentence, and whether the model, which reads so many `tokens`, has `read` any of it.
     """
     places: dict[tuple[float, float, float, float], list[int]] = {}
     lines = []
@@ -151,16 +142,15 @@ def sentences_and_regions(
     return lines, frames
 
 
-def principal_components(tokens: Tensor, count: int = 3) -> Tensor:
-    """The first principal components of `(tokens, width)`, each scaled to 0..1; 0.5 where all tokens are equal.
+def principal_components(tokens: Tensor) -> Tensor:
+    """The first three principal components of `(tokens, width)`, each scaled to 0..1; 0.5 where all tokens are equal.
 
     A component's sign is chosen so that the first token is not above the middle, as signs mean nothing.
     """
     centred = tokens - tokens.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    values = centred @ directions[:count].T
-    if values.shape[1] < count:
-        values = torch.nn.functional.pad(values, (0, count - values.shape[1]))
+    values = centred @ directions[:3].T
+    values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))  # where there are fewer
     values = torch.where(values[:1] > 0, -values, values)
     low, high = values.amin(0), values.amax(0)
     spread = high - low
@@ -172,20 +162,19 @@ def draw_explanations(image: Image.Image, explanations: Sequence[Explanation]) -
     return [
         Panel(
             made,
-            components_picture(image, made, *VIEW),
-            [heat_picture(image, made, place, *MAP) for place in range(len(made.heats))],
+            components_picture(image, made),
+            [heat_picture(image, made, place) for place in range(len(made.heats))],
             [f"{number(float(heat.min()), 2)} to {number(float(heat.max()), 2)}" for heat in made.heats],
         )
         for made in explanations
     ]
 
 
-def heat_picture(image: Image.Image, explanation: Explanation, place: int, width: int, height: int) -> Image.Image:
+def heat_picture(image: Image.Image, explanation: Explanation, place: int) -> Image.Image:
     """The image in grey with the patch similarities of a sentence in its colour, lowest to highest."""
-    shown = fitted(image.convert("L").convert("RGB"), width, height)
-    heat = explanation.heats[place]
-    spread = float(heat.max() - heat.min())
-    strength = (heat - heat.min()) / spread if spread > 1e-9 else torch.zeros_like(heat)
+    shown = fitted(image.convert("L").convert("RGB"), *MAP)
+    heat = explanation.heats[place] - explanation.heats[place].min()
+    strength = heat / heat.max().clamp(min=1e-9)
     mask = Image.new("L", shown.size, 0)
     left, top, right, bottom = _seen(image, explanation, shown)
     patch = Image.fromarray((strength**1.5 * 225).round().byte().numpy())
@@ -194,9 +183,9 @@ def heat_picture(image: Image.Image, explanation: Explanation, place: int, width
     return Image.composite(Image.new("RGB", shown.size, in_turn(place)), pale, mask)
 
 
-def components_picture(image: Image.Image, explanation: Explanation, width: int, height: int) -> Image.Image:
+def components_picture(image: Image.Image, explanation: Explanation) -> Image.Image:
     """The principal components of the image tokens as colours, where the model sees the image; the rest is faint."""
-    shown = fitted(image, width, height)
+    shown = fitted(image, *VIEW)
     pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.75)
     left, top, right, bottom = _seen(image, explanation, shown)
     colours = Image.fromarray((explanation.components * 255).round().byte().numpy())
@@ -212,19 +201,17 @@ def _seen(image: Image.Image, explanation: Explanation, shown: Image.Image) -> t
 
 
 def explanation_picture(image: Image.Image, panels: Sequence[Panel]) -> Image.Image:
-    """One picture of one or several models' explanations, next to each other.
+    """One picture with a sheet for every model, next to each other.
 
-    For every model: the image with all regions; the image tokens' principal components; the caption in the sentences'
-    colours with scores; then a heat map for every sentence.
+    A sheet has the image with all regions, the principal components of its tokens, the sentences with their scores, and
+    a heat map for each.
     """
     width = 1200 if len(panels) == 1 else 900
     sheets = [_sheet(image, panel, width - 2 * MARGIN) for panel in panels]
     height = max(sheet.height for sheet in sheets)
     line = Image.new("RGB", (1, height), PALE)
-    blocks = [padded(sheets[0])]
-    for sheet in sheets[1:]:
-        blocks += [line, padded(sheet)]
-    return flow(blocks, width * len(panels) + len(panels) - 1, gap=0)
+    blocks = [block for sheet in sheets for block in (line, padded(sheet))]
+    return flow(blocks[1:], width * len(panels) + len(panels) - 1, gap=0)
 
 
 def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
@@ -247,11 +234,9 @@ def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
     for line, heat, values in zip(panel.made.lines, panel.maps, panel.ranges, strict=True):
         text = text_block([(f"{line.number}. {line.text}", line.colour)], cell, most=2)
         maps.append(stack([fitted(heat, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
-    title = text_block(
-        [(f"{panel.made.model}: image and caption {number(panel.made.score, 3)}", "black")], width, FONT_SIZE + 3
-    )
-    notes = text_block([(NOTE, GREY)], width)
-    legend = text_block([(COLOUR_NOTE, GREY)], width)
+    heading = f"{panel.made.model}: image and caption {number(panel.made.score, 3)}"
+    title = text_block([(heading, "black")], width, FONT_SIZE + 3)
+    legend, notes = (text_block([(text, GREY)], width) for text in (COLOUR_NOTE, NOTE))
     return stack([title, legend, flow(top, width), flow(maps, width), notes], MARGIN)
 
 
@@ -259,13 +244,5 @@ def explanation_page(image: Image.Image, panels: Sequence[Panel], caption: str) 
     """The same as a web page that needs no other file; models stand next to each other."""
     shape = image.width / image.height
     view, least = ("100%", "420px") if shape > WIDE else ("300px", "190px") if shape > TALL else ("140px", "140px")
-    return render(
-        "explain",
-        title=caption[:80],
-        image=image,
-        panels=panels,
-        view=view,
-        map=least,
-        colours=COLOUR_NOTE,
-        note=NOTE,
-    )
+    values = {"title": caption[:80], "image": image, "panels": panels, "view": view, "map": least}
+    return render("explain", **values, colours=COLOUR_NOTE, note=NOTE)

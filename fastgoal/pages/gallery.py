@@ -20,8 +20,6 @@ from fastgoal.trainer.evaluation.embeddings import EncodedSource
 from fastgoal.trainer.evaluation.retrieval import Ranks
 
 RIGHT, WRONG = "#2e7d32", "#c62828"
-SHOW = ("examples", "errors", "both")
-DIRECTIONS = ("text-to-image", "image-to-text")
 
 
 @dataclass(frozen=True)
@@ -79,35 +77,26 @@ def choose_queries(contestants: Sequence[Contestant], direction: str, show: str,
     """Which queries to draw, the most telling ones first.
 
     Examples are queries that the first model answers right; with a second model those that it ranks worst come first.
-    Errors are queries that the first model answers wrong, the worst ranks first. `both` takes half of each.
+    Errors are queries that the first model answers wrong, the worst ranks first.
 
     Args:
         contestants: The model, and others to compare.
-        direction: Of `DIRECTIONS`.
-        show: Of `SHOW`.
+        direction: "text-to-image" or "image-to-text".
+        show: "examples", "errors", or "both", half of each.
         count: How many; fewer where there are no more.
 
     Raises:
-        ValueError: An argument is not one of its values, or there is no such query.
+        ValueError: There is no such query.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; it must be one of {', '.join(map(repr, DIRECTIONS))}.")
-    if show not in SHOW:
-        raise ValueError(f"show is {show!r}; it must be one of {', '.join(map(repr, SHOW))}.")
-    if count < 1:
-        raise ValueError(f"count is {count}; it must be a positive integer.")
     ranks = [contestant.rank_of(direction) for contestant in contestants]
     asked = [query for query, rank in enumerate(ranks[0]) if rank > 0]
-    others = [max(column[query] for column in ranks[1:]) if ranks[1:] else 0 for query in range(len(ranks[0]))]
+    others = [max((column[query] for column in ranks[1:]), default=0) for query in range(len(ranks[0]))]
     examples = sorted((query for query in asked if ranks[0][query] == 1), key=lambda query: -others[query])
     errors = sorted((query for query in asked if ranks[0][query] > 1), key=lambda query: -ranks[0][query])
-    if show == "examples":
-        chosen = examples[:count]
-    elif show == "errors":
-        chosen = errors[:count]
+    if show != "both":
+        chosen = (examples if show == "examples" else errors)[:count]
     else:
-        half = errors[: count // 2]
-        chosen = examples[: count - len(half)]
+        chosen = examples[: count - min(len(errors), count // 2)]
         chosen += errors[: count - len(chosen)]
     if not chosen:
         raise ValueError(f"there is no query to show: the model answers {'all' if show == 'errors' else 'none'} right.")
@@ -131,26 +120,20 @@ def draw_gallery(
         entry = source[row]
         return fitted(load_image(entry.image, name=entry.name), 480, 400)
 
-    texts = direction == "image-to-text"
     model, ranks = contestants[0].name, contestants[0].rank_of(direction)
-    right = [query for query in queries if ranks[query] == 1]
-    wrong = [query for query in queries if ranks[query] != 1]
-    groups = [
-        (
-            f"{kind}: {model} puts a {verdict} answer first",
-            [_query(contestants, picture, query, direction, k, queries.index(query) + 1) for query in chosen],
-        )
-        for kind, verdict, chosen in (("Examples", "right", right), ("Errors", "wrong", wrong))
-        if chosen
-    ]
-    what = "images and the captions found for them" if texts else "captions and the images found for them"
+    groups: dict[bool, list[Query]] = {True: [], False: []}
+    for place, query in enumerate(queries, start=1):
+        groups[ranks[query] == 1].append(_query(contestants, picture, query, direction, k, place))
+    titles = {True: "Examples: {} puts a right answer first", False: "Errors: {} puts a wrong answer first"}
+    what = "images and the captions" if direction == "image-to-text" else "captions and the images"
     answers = "The first answer" if k == 1 else f"The first {k} answers"
     lead = (
         f"{answers} of {' and of '.join(one.name for one in contestants)} among"
         f" {count(len(contestants[0].encoded.rows), 'image')}, with their cosine to the query. Green frame: right. Red"
         " frame: wrong."
     )
-    return Gallery(f"Retrieval: {what}", lead, groups)
+    headed = [(titles[right].format(model), found) for right, found in groups.items() if found]
+    return Gallery(f"Retrieval: {what} found for them", lead, headed)
 
 
 def _query(
@@ -166,10 +149,8 @@ def _query(
     def shown(item: int, text: bool) -> Image.Image | str:
         return encoded.captions[item] if text else picture(encoded.rows[item])
 
-    if texts:
-        right = [text for text, owner in enumerate(encoded.text_to_image) if owner == query]
-    else:
-        right = [encoded.text_to_image[query]]
+    owners = encoded.text_to_image
+    right = [text for text, owner in enumerate(owners) if owner == query] if texts else [owners[query]]
     missed, found = False, []
     for contestant in contestants:
         images, captions = contestant.encoded.image_embeds, contestant.encoded.text_embeds

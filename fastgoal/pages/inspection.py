@@ -15,6 +15,7 @@ from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
 
 SHOWN_LINES = 50  # of a list of rows left out
+SOURCE_NAMES = {DEFAULT: "default regions", "column": "boxes in the data", "": "unknown"}
 
 TokenEnds = Callable[[str], list[tuple[int, int]]]
 
@@ -70,7 +71,7 @@ def inspection_page(
         skipped=[str(entry.get("reason", entry)) for entry in facts["skipped"]],
         most=SHOWN_LINES,
         made_with=_made_with(facts),
-        region_source=_region_source,
+        source_names=SOURCE_NAMES,
         plain_label=plain_label,
     )
 
@@ -110,14 +111,15 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _card(place: int, row: Mapping[str, Any], broken: list[str], token_ends: TokenEnds | None) -> dict[str, Any]:
     """A row to show: its picture, or what is wrong with it, with frames, and its sentences."""
     frames, lines = row_figure(row)
-    card: dict[str, Any] = {"row": row, "place": place, "frames": frames, "lines": lines, "picture": None, "error": ""}
-    card["texts"] = _cut_texts(row, [] if token_ends is None else token_ends(row["caption"] or ""))
+    picture, problem = None, ""
     try:
-        card["picture"] = load_image(row["image"] or {}, name=row["file_name"])
+        picture = load_image(row["image"] or {}, name=row["file_name"])
     except (ValueError, OSError) as error:
-        card["error"] = str(error)
-        broken.append(f"row {place}: {error}")
-    return card
+        problem = str(error)
+        broken.append(f"row {place}: {problem}")
+    texts = _cut_texts(row, token_ends(row["caption"] or "") if token_ends else [])
+    card = {"row": row, "place": place, "frames": frames, "lines": lines, "texts": texts}
+    return {**card, "picture": picture, "error": problem}
 
 
 def _cut_texts(row: Mapping[str, Any], token_ends: Sequence[tuple[int, int]]) -> list[list[tuple[str, int | None]]]:
@@ -185,7 +187,3 @@ def _made_with(facts: Mapping[str, Any]) -> dict[str, str]:
     if facts["versions"]:
         entries["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return entries
-
-
-def _region_source(source: str) -> str:
-    return "default regions" if source == DEFAULT else source or "unknown"

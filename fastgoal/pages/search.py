@@ -25,30 +25,13 @@ def results_page(
     Args:
         index: What was searched.
         hits: What was found, best first.
-        query: The text, or what to call the image that was looked for.
+        query: The text, or what to call the `picture` that was looked for.
         place: The folder that the page will lie in.
         picture: The image that was looked for.
-        left_out: Whether this image is one of the index and was left out of the hits.
+        left_out: Whether it is one of the index and was left out of the hits.
     """
-    return render(
-        "search",
-        title=query[:80],
-        model=index.model_name,
-        folder=str(index.images),
-        images=len(index),
-        query=query,
-        picture=picture,
-        left_out=left_out,
-        hits=[
-            {
-                "name": str(hit.path),
-                "score": hit.score,
-                "link": link(hit.path, place),
-                "picture": thumbnail(load_image(hit.path), 640),
-            }
-            for hit in hits
-        ],
-    )
+    shown = [(hit, link(hit.path, place), thumbnail(load_image(hit.path), 640)) for hit in hits]
+    return render("search", title=query[:80], index=index, query=query, picture=picture, left_out=left_out, hits=shown)
 
 
 def link(path: Path, place: Path) -> str:

@@ -78,55 +78,36 @@ def _around(count: int, radius: Callable[[float], float], start: float = -math.p
     return [(radius(angle) * math.cos(angle), radius(angle) * math.sin(angle)) for angle in angles]
 
 
-def _star() -> list[Point]:
-    tips = _around(10, lambda _: 1.0)
-    return [(x, y) if i % 2 == 0 else (0.45 * x, 0.45 * y) for i, (x, y) in enumerate(tips)]
-
-
-def _heart() -> list[Point]:
-    points = []
-    for i in range(40):
-        t = 2 * math.pi * i / 40
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3, -(y + 2.5) / 15))
-    return points
-
-
-def _dome() -> list[Point]:
-    arc = [math.pi * (1 + i / 24) for i in range(25)]
-    return [(math.cos(a), 1.35 * math.sin(a) + 0.65) for a in arc]
-
-
-def _drop() -> list[Point]:
-    arc = [math.radians(-30 + 240 * i / 30) for i in range(31)]
-    return [(0.62 * math.cos(a), 0.38 + 0.62 * math.sin(a)) for a in arc] + [(0.0, -1.0)]
-
-
 SHAPES: dict[str, list[Point]] = {
     "circle": _around(48, lambda _: 0.9),
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
     "triangle": [(0.0, -0.95), (0.95, 0.8), (-0.95, 0.8)],
     "diamond": [(0.0, -1.0), (0.68, 0.0), (0.0, 1.0), (-0.68, 0.0)],
     "hexagon": _around(6, lambda _: 0.95, start=0.0),
-    "star": _star(),
-    "heart": _heart(),
+    "star": [(x, y) if i % 2 == 0 else (0.45 * x, 0.45 * y) for i, (x, y) in enumerate(_around(10, lambda _: 1.0))],
+    "heart": [
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) + 2.5) / 15)
+        for t in (2 * math.pi * i / 40 for i in range(40))
+    ],
     "cross": [
         *[(-0.35, -0.95), (0.35, -0.95), (0.35, -0.35), (0.95, -0.35), (0.95, 0.35), (0.35, 0.35)],
         *[(0.35, 0.95), (-0.35, 0.95), (-0.35, 0.35), (-0.95, 0.35), (-0.95, -0.35), (-0.35, -0.35)],
     ],
     "flower": _around(60, lambda a: 0.68 + 0.3 * abs(math.cos(2.5 * (a + math.pi / 2)))),
-    "dome": _dome(),
+    "dome": [(math.cos(a), 1.35 * math.sin(a) + 0.65) for a in (math.pi * (1 + i / 24) for i in range(25))],
     "arrow": [
         *[(0.0, -1.0), (0.85, -0.1), (0.4, -0.1), (0.4, 0.95)],
         *[(-0.4, 0.95), (-0.4, -0.1), (-0.85, -0.1)],
     ],
-    "drop": _drop(),
+    "drop": [
+        *[(0.62 * math.cos(a), 0.38 + 0.62 * math.sin(a)) for a in (math.radians(-30 + 8 * i) for i in range(31))],
+        (0.0, -1.0),
+    ],
 }
 """Outlines of the shapes as polygons within [-1, 1] x [-1, 1], y pointing down."""
 
 MARKS = ("circle", "square", "triangle", "star", "heart", "cross")
 """The shapes that may sit in the middle of an object."""
-
 
 GROUPS = {
     1: (1.0, [(0.0, 0.0)]),
@@ -138,17 +119,14 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, or a group of objects alike, as it is drawn, in the words of the captions.
+    """One object, or a group of `count` (1 to 3) objects alike, as it is drawn, in the words of the captions.
 
     Attributes:
-        shape: One of `SHAPES`.
-        colour: The main colour, one of `COLOURS`.
-        pattern: One of `PATTERNS`.
+        shape, colour, pattern: Names of `SHAPES`, `COLOURS`, `PATTERNS`.
         second: The pattern's colour; `None` for the plain one.
-        outline: The outline's colour; `None` without one.
+        outline: Its colour, or `None`.
         mark: Colour and shape of the mark in the middle, or `None`.
         place: Centre and radius (x, y, r) of the circle that holds them, in pixels.
-        count: How many of them there are, 1 to 3.
     """
 
     shape: str
@@ -167,11 +145,11 @@ class Scene:
 
     Attributes:
         image: RGB image.
-        sentences: The sentences of the caption, in order.
+        sentences: The caption's, in order.
         sentence_things: For each sentence the things it speaks of, by number: none for the scene as a whole.
         boxes: (x1, y1, x2, y2) of every thing in pixels, the last column and row excluded.
-        things: The things.
-        background: The word for the background's colour.
+        things: What is drawn.
+        background: The word for its colour.
     """
 
     image: Image.Image
@@ -241,14 +219,8 @@ def jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
 def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: float) -> Box:
     """Draws all objects of a thing, slightly turned, on a canvas `SUPERSAMPLING` times as large as the picture.
 
-    Args:
-        canvas: The canvas.
-        thing: What to draw.
-        rng: Turns and tints it.
-        mark_size: Radius of the mark in radii of the object.
-
-    Returns:
-        The box around what was drawn, in pixels of the picture; it may end a pixel outside.
+    `mark_size` is the mark's radius in radii of the object. Returns the box around what was drawn, in pixels of the
+    picture; it may end a pixel outside.
     """
     x, y, radius = (value * SUPERSAMPLING for value in thing.place)
     share, spots = GROUPS[thing.count]
@@ -263,9 +235,7 @@ def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: floa
         corner = (round(x + dx * radius) - half, round(y + dy * radius) - half)
         if thing.outline:
             canvas.paste(jitter(COLOURS[thing.outline], rng), corner, whole)
-            canvas.paste(fill, corner, _shape_mask(thing.shape, 0.8 * small, turn, half))
-        else:
-            canvas.paste(fill, corner, whole)
+        canvas.paste(fill, corner, _shape_mask(thing.shape, 0.8 * small, turn, half) if thing.outline else whole)
         if thing.mark:
             mark = _shape_mask(thing.mark[1], mark_size * small, turn, half)
             canvas.paste(jitter(COLOURS[thing.mark[0]], rng), corner, mark)

@@ -19,26 +19,13 @@ from pathlib import Path
 from PIL import Image
 
 from fastgoal.quickstart import drawing
-from fastgoal.quickstart.drawing import (
-    BACKGROUNDS,
-    COLOURS,
-    NUMBER_WORDS,
-    SHAPES,
-    SUPERSAMPLING,
-    Scene,
-    Split,
-    Thing,
-    article,
-    check_request,
-    choose_details,
-    enumerate_phrases,
-    jitter,
-    paint,
-    place_circles,
-)
+from fastgoal.quickstart.drawing import BACKGROUNDS, COLOURS, SHAPES, SUPERSAMPLING, Scene, Split, Thing, article
 
 SCENE_SIZE = 192
 """Width and height of a scene, in pixels."""
+
+MOST = 5
+"""Objects of a scene."""
 
 DETAIL_WORDS = {plain: words[0] for plain, words in drawing.DETAIL_WORDS.items()}
 """What long captions call colours, patterns and marks where they tell a detail."""
@@ -49,7 +36,6 @@ def draw_scenes(
     seed: int = 0,
     split: Split = "train",
     min_objects: int = 3,
-    max_objects: int = 5,
     shapes: Sequence[str] | None = None,
     colours: Sequence[str] | None = None,
     rich: bool = True,
@@ -61,7 +47,6 @@ def draw_scenes(
         seed: Draws others.
         split: Draws others too: what a scene is for.
         min_objects: Fewest objects of a scene.
-        max_objects: Most objects of a scene.
         shapes: Shapes of the objects, all of `SHAPES` by default. The fewer there are, the more it takes the details
             to tell scenes apart.
         colours: Main colours of the objects, likewise; patterns, outlines and marks have any colour.
@@ -69,9 +54,9 @@ def draw_scenes(
             are the same.
 
     Raises:
-        ValueError: `split`, a shape or a colour is unknown, or the numbers of objects are not within 1 to 6.
+        ValueError: `split`, a shape or a colour is unknown, or `min_objects` is not within 1 to 5.
     """
-    check_request(split, min_objects, max_objects, limit=6)
+    drawing.check_request(split, min_objects, MOST, limit=MOST)
     for name, given, known in (("shapes", shapes, SHAPES), ("colours", colours, COLOURS)):
         if given is not None and (not given or set(given) - set(known)):
             raise ValueError(f"`{name}` must be some of {sorted(known)}, got {given}.")
@@ -80,7 +65,7 @@ def draw_scenes(
     scenes = []
     for index in range(count):
         rng = random.Random(f"{split}/{seed}/{index}")
-        scenes.append(_draw_scene(rng, (min_objects, max_objects), names, tints, words))
+        scenes.append(_draw_scene(rng, min_objects, names, tints, words))
     return scenes
 
 
@@ -92,15 +77,13 @@ def short_caption(objects: Sequence[Thing], rng: random.Random, detail: float = 
     phrases = []
     for thing in objects:
         noun = thing.shape if rng.random() < 0.05 else f"{thing.colour} {thing.shape}"
-        told = []
-        for phrase, chance in ((_pattern_phrase, detail), (_outline_phrase, detail / 2), (_mark_phrase, detail / 2)):
-            if rng.random() < chance:
-                told.append(phrase(thing, rng, {}))
+        chances = (_pattern_phrase, detail), (_outline_phrase, detail / 2), (_mark_phrase, detail / 2)
+        told = [phrase(thing, rng, {}) for phrase, chance in chances if rng.random() < chance]
         told = [phrase for phrase in told if phrase]
         rng.shuffle(told)
         phrases.append(f"{article(noun)} {noun}" + (" " + " and ".join(told) if told else ""))
     start = rng.choice(("", "", "a picture of ", "a drawing of ", "there is ", "we see "))
-    return start + enumerate_phrases(phrases)
+    return start + drawing.enumerate_phrases(phrases)
 
 
 def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
@@ -117,20 +100,20 @@ def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
 
 
 def _draw_scene(
-    rng: random.Random, numbers: tuple[int, int], names: Sequence[str], tints: Sequence[str], words: Mapping[str, str]
+    rng: random.Random, fewest: int, names: Sequence[str], tints: Sequence[str], words: Mapping[str, str]
 ) -> Scene:
     background = rng.choice(sorted(BACKGROUNDS))
     side = SCENE_SIZE * SUPERSAMPLING
-    canvas = Image.new("RGB", (side, side), jitter(BACKGROUNDS[background], rng, 6))
-    places = place_circles(rng, rng.randint(*numbers), (SCENE_SIZE, SCENE_SIZE), radii=(20, 34), tries=60)
+    canvas = Image.new("RGB", (side, side), drawing.jitter(BACKGROUNDS[background], rng, 6))
+    places = drawing.place_circles(rng, rng.randint(fewest, MOST), (SCENE_SIZE, SCENE_SIZE), radii=(20, 34), tries=60)
     # Different shapes where there are enough of them.
     different = len(names) >= len(places)
     shapes = rng.sample(names, len(places)) if different else rng.choices(names, k=len(places))
     things, boxes = [], []
     for shape, place in zip(shapes, places, strict=True):
         colour = rng.choice(tints)
-        things.append(Thing(shape, colour, *choose_details(rng, colour), place))
-        boxes.append(paint(canvas, things[-1], rng, mark_size=0.32))
+        things.append(Thing(shape, colour, *drawing.choose_details(rng, colour), place))
+        boxes.append(drawing.paint(canvas, things[-1], rng, mark_size=0.32))
     sentences, spoken_of = _describe(things, background, rng, words)
     return Scene(canvas.reduce(SUPERSAMPLING), sentences, spoken_of, boxes, things, background)
 
@@ -141,7 +124,7 @@ def _describe(
     """Sentences of the long caption in random order, and the objects each one speaks of; `words` are for details."""
     order = rng.sample(range(len(objects)), len(objects))
     told: list[tuple[str, tuple[int, ...]]] = [(_object_sentence(objects[i], rng, words), (i,)) for i in order]
-    number, tint = NUMBER_WORDS[len(objects)], f"{article(background)} {background}"
+    number, tint = drawing.NUMBER_WORDS[len(objects)], f"{article(background)} {background}"
     whole = rng.choice(
         (
             f"The picture shows {number} shapes on {tint} background.",
@@ -156,13 +139,13 @@ def _describe(
 def _object_sentence(thing: Thing, rng: random.Random, words: Mapping[str, str]) -> str:
     """One sentence with every attribute of the object, in one of several wordings."""
     noun = f"{thing.colour} {thing.shape}"
-    details = [_pattern_phrase(thing, rng, words), _outline_phrase(thing, rng, words), _mark_phrase(thing, rng, words)]
+    details = [phrase(thing, rng, words) for phrase in (_pattern_phrase, _outline_phrase, _mark_phrase)]
     rng.shuffle(details)
     told = [phrase for phrase in details if phrase]
     if not told:
         return f"{article(noun).capitalize()} {noun} has no detail at all."
     subject = rng.choice(("There is", "One shape is", "We see"))
-    return f"{subject} {article(noun)} {noun} {enumerate_phrases(told)}."
+    return f"{subject} {article(noun)} {noun} {drawing.enumerate_phrases(told)}."
 
 
 def _pattern_phrase(thing: Thing, rng: random.Random, words: Mapping[str, str]) -> str:

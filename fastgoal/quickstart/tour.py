@@ -1,8 +1,8 @@
 """The whole path on a drawn world, in minutes and without a network: scenes, pairs, two trainings, one table."""
 
 import json
-import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +14,11 @@ from typing import Any
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
-logger = logging.getLogger(__name__)
-
 # Few shapes and colours, so that it takes the details to tell scenes apart.
 SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
 COLOURS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
 CARD_NOTE = "A toy of the quickstart: trained on drawn scenes only, of no use for photographs."
-DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True)
@@ -45,73 +42,66 @@ class TourSettings:
     seed: int = 0
 
 
-def take_tour(
-    output: Path, settings: TourSettings | None = None, say: Callable[[str], None] = logger.info
-) -> dict[str, Any]:
-    """Run the quickstart and leave everything it made in `output`.
+def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the quickstart and leave scenes, pairs, checkpoints, `pairs.png` and `report.json` in `output`.
 
-    Args:
-        output: Folder for scenes, pairs, checkpoints, `pairs.png` and `report.json`.
-        settings: Sizes.
-        say: Takes a line of text at every step.
+    `say` takes a line of text at every step, and at every epoch of a training.
 
     Returns:
         The report: `settings`, `pairs` (summary), `steps`, `results` (retrieval of the base, of fine-tuning with the
         global loss alone and of FAST-GOAL, by name), `seconds` by stage, and a `note`.
-
-    Raises:
-        OSError: A file cannot be written.
     """
     from fastgoal.hub_cards.pictures import pairs_sheet
+    from fastgoal.hub_cards.wording import count
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-    from fastgoal.quickstart.training import quiet_trainer
+    from fastgoal.quickstart.training import EpochLines, quiet_trainer
     from fastgoal.trainer.batches.pair_data import PairData
     from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.evaluation.embeddings import encode_source
 
-    settings = settings or TourSettings()
     seconds: dict[str, float] = {}
     results: dict[str, dict[str, float]] = {}
 
     say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
     with _timed(seconds, "scenes"):
-        counts: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
-        for split, count in counts.items():
-            scenes = draw_scenes(count, settings.seed, split, shapes=SHAPES, colours=COLOURS)
-            shutil.rmtree(output / "scenes" / split, ignore_errors=True)
-            write_folder(scenes, output / "scenes" / split)
-        train_source, test_source = (open_source(output / "scenes" / split) for split in counts)
+        sources = {}
+        numbers: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
+        for split, number in numbers.items():
+            folder = output / "scenes" / split
+            shutil.rmtree(folder, ignore_errors=True)
+            write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colours=COLOURS), folder)
+            sources[split] = open_source(folder)
 
-    say("2. Finding local pairs with FLISM: five default regions and the objects' boxes, the small CLIP matches.")
+    say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")
     with _timed(seconds, "pairs"):
         model = FastGoalCLIPModel.from_clip(str(BASE))
         processor = FastGoalProcessor.from_clip(str(BASE))
         shutil.rmtree(output / "pairs", ignore_errors=True)
         summary = build_pairs(
-            train_source,
+            sources["train"],
             output / "pairs",
             PairSettings(model="quickstart base", detector=DetectorSpec("column", "boxes")),
             lambda: (model, processor),
-            progress=False,
+            progress=sys.stderr.isatty(),
         )
         pairs = PairData(str(output / "pairs"))
-        sheet = pairs_sheet([pairs[i] for i in range(min(6, len(pairs)))])
-        sheet.save(output / "pairs.png")
-    found = ", ".join(f"{count} {source}" for source, count in summary["regions"].items())
-    say(f"   {summary['pairs']} pairs, from {found} regions; see {output / 'pairs.png'}")
+        pairs_sheet([pairs[i] for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
+    objects, fixed = (summary["regions"][source] for source in ("column", "default"))
+    say(f"   The small CLIP chose one for each of {count(summary['pairs'], 'sentence')}, among the boxes of")
+    say(f"   {count(objects, 'object')} and {fixed:,} fixed regions, five in every scene. See {output / 'pairs.png'}")
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
-            encoded = encode_source(tuned, processor, test_source, batch_size=50)
+            encoded = encode_source(tuned, processor, sources["test"], batch_size=50)
             results[name] = encoded.ranks(tuned.device).summary()
 
     measure("base", model)
     for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):
-        say(f"{number}. Fine-tuning with {title}, {settings.epochs} epochs.")
+        say(f"{number}. Fine-tuning with {title}, {count(settings.epochs, 'epoch')}.")
         folder = output / objective.replace("_", "-")
         with _timed(seconds, objective):
             # A fresh copy of the base: the two trainings differ in the objective alone.
@@ -125,8 +115,9 @@ def take_tour(
                 per_device_train_batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate,
                 seed=settings.seed,
-                logging_steps=20,
+                logging_strategy="epoch",
             )
+            trainer.add_callback(EpochLines(say))
             trainer.card = CardOptions(note=CARD_NOTE)
             trainer.train()
             trainer.save_model()
@@ -149,18 +140,12 @@ def take_tour(
 def result_table(report: dict[str, Any]) -> str:
     """The results as a table of percentages."""
     names = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
-    lines = [
-        f"{'':<20}{'text to image':^20}{'image to text':^20}".rstrip(),
-        (f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2).rstrip(),
-    ]
+    columns = [f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5)]
+    lines = [f"{'':<20}{'text to image':^20}{'image to text':^20}", f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2]
     for name, title in names.items():
-        metrics = report["results"][name]
-        cells = "".join(
-            f"{100 * metrics[f'{direction}_R@1']:>9.1f}{100 * metrics[f'{direction}_R@5']:>9.1f}  "
-            for direction in DIRECTIONS
-        )
-        lines.append(f"{title:<20}{cells}".rstrip())
-    return "\n".join(lines)
+        cells = [f"{100 * report['results'][name][column]:>9.1f}" for column in columns]
+        lines.append(f"{title:<20}{cells[0]}{cells[1]}  {cells[2]}{cells[3]}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @contextmanager

@@ -117,10 +117,8 @@ class Pixels:
 class Views(Pixels):
     """Whole scenes and their things enlarged.
 
-    Attributes:
-        shown: For each view its scene and the numbers of the things in it.
-        whole: Numbers of the views of whole scenes.
-        enlarged: Numbers of the views of single things.
+    `shown` has for each view its scene and the numbers of the things in it; `whole` and `enlarged` are the numbers of
+    the views of whole scenes and of single things.
     """
 
     def __init__(self, scenes: Sequence[Scene], image_processor: CLIPImageProcessor, rng: random.Random):
@@ -165,14 +163,13 @@ def fit(
 ) -> None:
     """Train a new model on views and their short captions, and save it with its tokenizer and image processor.
 
-    Half of each batch are enlarged things, half are whole scenes.
+    Half of each batch are enlarged things, half are whole scenes. The rate rises over 100 steps and falls along a
+    cosine; the seed makes the weights, orders the views and words the captions.
 
     Args:
-        args: What `read_arguments` gave. The rate rises over 100 steps and falls along a cosine; `seed` makes the
-            weights, orders the views and words the captions.
-        tokenizer: The model's tokenizer.
-        image_processor: Its image processor.
-        patch_size: Its patches, in pixels.
+        args: What `read_arguments` gave.
+        tokenizer, image_processor: The model's.
+        patch_size: In pixels.
         views: What it sees.
         caption: A new short caption of a view.
         held_out: Other views, and texts of the first enlarged ones; their R@1 of text to image goes to the log.
@@ -182,18 +179,16 @@ def fit(
     logger.info(f"{len(views)} views, {len(tokenizer)} tokens, {model.num_parameters():,} weights")
     cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     rng = random.Random(args.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    half = args.batch_size // 2
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
+    half, labels = args.batch_size // 2, torch.arange(args.batch_size)
     start, running = time.perf_counter(), 0.0
     for step in range(1, args.steps + 1):
         pace = min(1.0, step / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = pace * args.learning_rate
+        optimizer.param_groups[0]["lr"] = pace * args.learning_rate
         rows = rng.sample(views.enlarged, half) + rng.sample(views.whole, args.batch_size - half)
         texts = tokenizer([caption(row, rng) for row in rows], padding=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(pixel_values=views[rows], **texts).logits_per_text.float()
-        labels = torch.arange(args.batch_size)
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         optimizer.zero_grad()
         loss.backward()
@@ -203,8 +198,7 @@ def fit(
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
         running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
         if step % 200 == 0 or step == args.steps:
-            minutes = (time.perf_counter() - start) / 60
-            recall = _short_recall(model.eval(), tokenizer, *held_out)
+            minutes, recall = (time.perf_counter() - start) / 60, _short_recall(model.eval(), tokenizer, *held_out)
             logger.info(f"step {step}: loss {running:.3f}, short R@1 {100 * recall:.1f} %, {minutes:.1f} min")
             model.save_pretrained(args.output)
             model.train()
@@ -214,8 +208,7 @@ def fit(
 @torch.no_grad()
 def _short_recall(model: CLIPModel, tokenizer: CLIPTokenizer, views: Views, texts: list[str]) -> float:
     """R@1 of text to image over the first enlarged views, one short caption each."""
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
-    embeds = model.get_text_features(**inputs).pooler_output
+    embeds = model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
     images = embed_pixels(model, views, views.enlarged[: len(texts)])
     return retrieval_metrics(images, embeds, ks=(1,))["text_to_image_R@1"]
 
@@ -246,10 +239,8 @@ def read_arguments(description: str, scenes: int, steps: int) -> argparse.Namesp
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=scenes, help="scenes to draw (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    for name, default in {"--steps": steps, "--batch-size": 256, "--learning-rate": 2e-3, "--seed": 0}.items():
+        parser.add_argument(name, type=type(default), default=default, help="(default: %(default)s)")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return parser.parse_args()
 

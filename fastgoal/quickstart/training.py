@@ -1,8 +1,10 @@
 """The trainer with the habits of the quickstart and the study: it prints nothing and saves nothing by itself."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -18,13 +20,7 @@ def quiet_trainer(
 ) -> Any:
     """A trainer of `model` on `rows`, in this process alone and with full batches only.
 
-    Args:
-        model: A `FastGoalCLIPModel`.
-        processor: Its processor.
-        rows: The data set.
-        collator: Makes the batches, if not `FastGoalCollator`.
-        trainer_class: `FastGoalTrainer` or a class on top of it.
-        settings: Arguments of `FastGoalTrainingArguments`.
+    `settings` are arguments of `FastGoalTrainingArguments`; `FastGoalCollator` makes the batches if no other does.
     """
     args = FastGoalTrainingArguments(
         dataloader_num_workers=0,
@@ -39,3 +35,22 @@ def quiet_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+class EpochLines(TrainerCallback):
+    """Says a line after every epoch, where `logging_strategy` is `epoch`: its mean loss, and how long it will take."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.start = say, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        rate = state.global_step / (time.perf_counter() - self.start)
+        left = (state.max_steps - state.global_step) / rate
+        time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        epoch = f"Epoch {round(state.epoch)} of {state.num_train_epochs}"
+        self.say(f"   {epoch}: loss {float(logs['loss']):.2f}, {rate:.1f} steps/s, {time_left} to go.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.ops import box_convert  # type: ignore[import-untyped]
+from torchvision.ops import box_convert
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from fastgoal.processing.images import load_image

@@ -127,7 +127,7 @@ def test_folder_is_a_source(scenes, tmp_path):
         assert ImageChops.difference(image, scenes[0].image).getbbox() is None
 
 
-@pytest.mark.parametrize("arguments", [{"split": "holdout"}, {"min_objects": 0}, {"min_objects": 5, "max_objects": 4}])
+@pytest.mark.parametrize("arguments", [{"split": "holdout"}, {"min_objects": 0}, {"min_objects": 6}])
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=r"must be|must have"):
         draw_scenes(1, **arguments)

@@ -1,11 +1,13 @@
 """The quickstart in small: everything it promises is there, and the numbers are those of the models it leaves."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.cli import main
 from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, TourSettings, result_table, take_tour
 
@@ -20,14 +22,29 @@ def toured(tmp_path_factory):
 
 
 def test_report_says_what_ran(toured):
-    folder, report, lines = toured
+    folder, report, _ = toured
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["steps"] == 4
     assert report["pairs"]["images"] == 12
     assert report["pairs"]["regions"]["default"] == 60
     assert report["pairs"]["regions"]["column"] >= 36
     assert set(report["results"]) == {"base", "global", "fast_goal"}
-    assert len(lines) >= 4
+
+
+def test_lines_are_in_words_and_tell_how_far_a_training_is(toured):
+    folder, report, lines = toured
+    regions = report["pairs"]["regions"]
+    text = "\n".join(lines)
+    assert f"one for each of {report['pairs']['pairs']} sentences, among" in text
+    assert f"{regions['column']} objects and 60 fixed regions, five in every scene." in text
+    epochs = [line for line in lines if line.startswith("   Epoch ")]
+    assert [line.split(":")[0].strip() for line in epochs] == ["Epoch 1 of 2", "Epoch 2 of 2"] * 2
+    assert epochs[1].endswith(" steps/s, 0 s to go.")
+    for line, name in zip(epochs[1::2], ("global", "fast-goal"), strict=True):
+        card = (folder / name / "README.md").read_text()
+        loss = re.search(r"\| 4 \| ([0-9.]+) ", card)  # of the last step, in the table of losses
+        assert loss is not None
+        assert f"loss {float(loss[1]):.2f}, " in line
 
 
 def test_numbers_are_those_of_the_saved_models(toured):
@@ -57,6 +74,13 @@ def test_test_scenes_are_not_trained_on(toured):
         for name in ("train", "test")
     }
     assert not captions["train"] & captions["test"]
+
+
+def test_pairs_can_be_inspected(toured, tmp_path):
+    assert main(["inspect", str(toured[0] / "pairs"), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>boxes in the data</td>" in page
+    assert "<td>column</td>" not in page
 
 
 def test_picture_of_pairs_is_there(toured):
