@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.files import prepare_output, write_text
+    from fastgoal.processing.files import prepare_output, write_text
 
     if args.output is not None:
         prepare_output(args.output)

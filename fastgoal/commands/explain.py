@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
     from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
+    from fastgoal.processing.files import write_text
     from fastgoal.processing.images import load_image
-    from fastgoal.tools.files import write_text
 
     image = load_image(args.image)
     explanations = []

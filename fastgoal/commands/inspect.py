@@ -39,15 +39,15 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.data.figures import inspect_pairs
     from fastgoal.processing.data.pairs_dataset import PairsFolder
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
-    from fastgoal.tools.files import prepare_output, write_json, write_text
+    from fastgoal.processing.files import prepare_output, write_json, write_text
     from fastgoal.trainer.evaluation.models import load_model
 
     folder = PairsFolder(args.folder)
     name = page_name(args.folder)
     output = args.output or Path(f"{name}-inspect.html")
-    for path in (output, args.json):
-        if path is not None:
-            prepare_output(path)
+    prepare_output(output)
+    if args.json is not None:
+        prepare_output(args.json, "--json")
     counter = find_counter(args.tokenizer or args.model, folder.manifest)
     if counter is None and args.tokenizer is None:
         print(

@@ -102,12 +102,13 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
 
 def prepare_pictures(args: argparse.Namespace) -> None:
     """Refuse before the work that neither --output nor --html is given, or that one cannot be written."""
-    from fastgoal.tools.files import prepare_output
+    from fastgoal.processing.files import prepare_output
 
     if args.output is None and args.html is None:
         raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
-    for path in filter(None, (args.output, args.html)):
-        prepare_output(path)
+    for option in ("output", "html"):
+        if getattr(args, option) is not None:
+            prepare_output(getattr(args, option), f"--{option}")
 
 
 def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:

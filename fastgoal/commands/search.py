@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.files import prepare_output, write_text
+    from fastgoal.processing.files import prepare_output, write_text
 
     if args.query is not None and args.query_image is not None:
         raise ValueError("there are two queries, a text and --query-image; give one of them.")
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         if args.query is None and args.query_image is None:
             raise ValueError("--html shows what a query finds; give a text or --query-image.")
-        prepare_output(args.html)
+        prepare_output(args.html, "--html")
     if not args.images.is_dir():
         raise ValueError(f"{args.images} is not a folder; name the folder with the images to search.")
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.files import write_text
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.embeddings import encode_images
-
-from .files import write_text
 
 FOLDER = ".fastgoal-search"
 _STATE = "index.json"

@@ -26,12 +26,13 @@ from transformers.utils import logging
 
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, METADATA, DatasetSource, Source
+from fastgoal.processing.files import write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
 from .captioner import Caption
 from .engine import BadRow, Shard, Threads, check_counts, check_run, good_rows, run_shards
-from .shards import WORK_FOLDER, RunFolder, refuse_skipped, write_errors, write_json, write_text
+from .shards import WORK_FOLDER, RunFolder, refuse_skipped
 
 logger = logging.get_logger(__name__)
 

@@ -19,13 +19,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.files import whole_file, write_errors, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -246,66 +247,9 @@ class ParquetShards:
         return record
 
 
-@contextmanager
-def whole_file(path: Path, work: Path) -> Iterator[BinaryIO]:
-    """A file in the folder `work` that is renamed to `path`, complete and on the disk, when the block ends well.
-
-    Readers see the old file or the new one, never a part, and an error leaves nothing behind.
-    """
-    draft = work / f"{path.name}.{os.getpid()}.tmp"
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = draft.open("wb")
-    try:
-        yield file
-        with write_errors(path):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(draft, path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            file.close()
-        draft.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str, work: Path) -> None:
-    """Write a file as `whole_file` does."""
-    with whole_file(path, work) as file, write_errors(path):
-        file.write(text.encode())
-
-
-def write_json(path: Path, value: Any, work: Path) -> None:
-    """Write a value as a file of JSON, as `whole_file` does."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", work)
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Let an `OSError` of the block say which file could not be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"could not write {path}: {error}. What is finished is kept; make room (or write access) and run the same "
-            "command again: it continues where it stopped."
-        ) from error
-
-
 def _holder_in_words(holder: Path) -> str:
     try:
         found = json.loads(holder.read_bytes())
         return f"process {found['pid']} on the machine '{found['host']}'"
     except (OSError, ValueError, KeyError, TypeError):
         return "another run"
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename in this folder last through a power cut, where the system allows it."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

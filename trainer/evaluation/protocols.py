@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, open_source, parquet_files
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, is_source, open_source
 
 from .published_files import (
     as_list,
@@ -114,7 +114,7 @@ def open_protocol(
     source: Source
     if protocol.read is None:
         source = _open(data, image_column, caption_column, split)
-    elif isinstance(data, str | os.PathLike) and Path(data).is_dir() and not _is_plain(Path(data)):
+    elif isinstance(data, str | os.PathLike) and Path(data).is_dir() and not is_source(Path(data)):
         rows = [{"image": str(path), "captions": captions} for path, captions in protocol.read(Path(data))]
         if not rows:
             raise ValueError(f"{data} has no row of the protocol {name}. Expected: {protocol.about}")
@@ -139,12 +139,6 @@ def _open(
     if not isinstance(data, datasets.Dataset):
         data = datasets.Dataset.from_list([dict(row) for row in data])
     return DatasetSource(data, name, image_column, caption_column)
-
-
-def _is_plain(folder: Path) -> bool:
-    """Whether `open_source` reads the folder."""
-    names = ("metadata.jsonl", "dataset_dict.json", "state.json")
-    return any((folder / name).is_file() for name in names) or bool(parquet_files(folder))
 
 
 def _open_table(

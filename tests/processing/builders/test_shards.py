@@ -10,8 +10,9 @@ from PIL import Image
 
 from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.captions import CaptionSettings
-from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped, whole_file, write_json
+from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped
 from fastgoal.processing.data.image_folder import ImageFolder
+from fastgoal.processing.files import whole_file, write_json
 
 SETTINGS = CaptionSettings("a model", "What is it?")
 
