@@ -60,8 +60,8 @@ class FastGoalProcessor(Flism, CLIPProcessor):
 
         Args:
             name: Hub id or folder of a CLIP checkpoint with its configuration, tokenizer and image processor.
-            max_text_length: Tokens a caption may have, from 77 to 248; a checkpoint that reads more than CLIP's
-                77 by itself keeps its own length, as in `FastGoalCLIPModel.from_clip`.
+            max_text_length: Tokens a caption may have, from 77 to 248; a checkpoint that does not read CLIP's 77 keeps
+                its own length. (`FastGoalCLIPModel.from_clip` refuses one that reads less than is asked for.)
             **kwargs: Passed on to `from_pretrained` (`revision`, `token`...).
 
         Raises:

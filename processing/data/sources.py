@@ -225,6 +225,7 @@ class DatasetSource(Source):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.dataset = dataset
         self._texts: Any = with_captions and dataset.select_columns([self.caption_column])
+        self._names = dataset.select_columns(["file_name"]) if "file_name" in dataset.column_names else None
 
     def caption(self, index: int) -> str:
         return self._caption(index, self._texts[index][self.caption_column])
@@ -234,6 +235,11 @@ class DatasetSource(Source):
 
     def _caption(self, index: int, value: Any) -> str:
         return SourceRow("", None, self._checked(value, f"{self.name} row {index}")).caption
+
+    def where(self, index: int) -> str:
+        # The image's bytes are not read for its name, where that stands in a column.
+        named = dict(self._names[index]) if self._names is not None else {}
+        return self._where(index, named) if named.get("file_name") else super().where(index)
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from fastgoal import FastGoalCLIPConfig, FastGoalCLIPModel
+from tests.modeling_fastgoal.norms import shake_norms
 
 EOS = 99
 PATCHES = 16
@@ -23,10 +24,7 @@ def tiny_config(**text) -> CLIPConfig:
 def clip():
     torch.manual_seed(0)
     model = CLIPModel(tiny_config()).eval()
-    with torch.no_grad():  # norms that do something, so that skipping one would show
-        for norm in (model.vision_model.post_layernorm, model.text_model.final_layer_norm):
-            norm.weight.normal_(1, 0.3)
-            norm.bias.normal_(0, 0.3)
+    shake_norms(model)
     return model
 
 

@@ -14,15 +14,13 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import (
     text_positions,
     token_embeds,
 )
+from tests.modeling_fastgoal.norms import shake_norms
 
 
 @pytest.fixture(scope="module")
 def clip(tiny_clip):
     model = CLIPModel.from_pretrained(tiny_clip).eval()
-    with torch.no_grad():  # norms that do something, so that skipping one would show
-        for norm in (model.vision_model.post_layernorm, model.text_model.final_layer_norm):
-            norm.weight.normal_(1, 0.3)
-            norm.bias.normal_(0, 0.3)
+    shake_norms(model)
     return model
 
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from fastgoal import (
     FastGoalCLIPModel,
     FastGoalCollator,
-    FastGoalProcessor,
     FastGoalTrainer,
     FastGoalTrainingArguments,
     Region,
@@ -22,16 +21,6 @@ from fastgoal.processing.detectors.spec import DetectorSpec
 from tests.squares import picture_of
 
 CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is white."
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip):
-    return FastGoalCLIPModel.from_clip(str(tiny_clip))
 
 
 class Finds:

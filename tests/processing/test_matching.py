@@ -1,20 +1,9 @@
 """Matching: embeddings of texts and crops against single forwards, batches, and which pair is the best."""
 
-import pytest
 import torch
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, Region, Sentence
+from fastgoal import Region, Sentence
 from fastgoal.processing.matching import batches_by_tokens, embed_crop_stream, embed_texts, pair_up
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip):
-    return FastGoalCLIPModel.from_clip(str(tiny_clip))
 
 
 def test_texts_alone_and_together_are_the_same(processor, model):

@@ -103,7 +103,8 @@ def evaluate(
         if isinstance(checkpoint, str | os.PathLike):
             check_clip(os.fspath(checkpoint), option)
         elif checkpoint is not None and own is None:
-            raise ValueError(f"{option} is a loaded model; give its processor, too.")
+            names = ("model", "processor") if option == "--model" else ("against", "against_processor")
+            raise ValueError("`{}` is a loaded model; give its processor, too, as `{}`.".format(*names))
     started = time.perf_counter()
     source = open_protocol(protocol, data, image_column, caption_column, split, limit)
 

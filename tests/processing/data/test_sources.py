@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from fastgoal.processing.data.sources import SourceRow, open_source
+from fastgoal.processing.data.sources import DatasetSource, SourceRow, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +131,16 @@ def make_dataset(captions=("One.", "Two."), names=None):
     if names:
         columns["file_name"], features["file_name"] = list(names), Value("string")
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def test_a_row_is_named_by_its_column_without_its_image(monkeypatch):
+    source = DatasetSource(make_dataset(names=["a.png", ""]), "data")
+    read, values = [], source._values
+    monkeypatch.setattr(source, "_values", lambda index: read.append(index) or values(index))
+    assert source.where(0) == "data row 0 (a.png)"
+    assert read == []
+    assert source.where(1) == "data row 1 (row-00000001)"
+    assert read == [1]
 
 
 def test_saved_data_set(tmp_path):

@@ -79,7 +79,7 @@ def test_the_check_finds_a_wrong_number(loaded, pictures):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"processor": None}, "--model is a loaded model; give its processor"),
+        ({"processor": None}, "`model` is a loaded model; give its processor, too, as `processor`."),
         ({"batch_size": 0}, "batch_size is 0; it must be a positive integer"),
         ({"limit": 0}, "limit is 0"),
         ({"resamples": 1}, "resamples is 1; it must be 0, for no intervals, or at least 2"),
@@ -98,7 +98,10 @@ def test_errors(loaded, pictures, changes, message):
     [
         ({"ks": (0,)}, r"ks is \(0,\)"),
         ({"against": "no/such/place/here"}, "no/such/place/here"),
-        ({"against": torch.nn.Identity()}, "--against is a loaded model; give its processor"),
+        (
+            {"against": torch.nn.Identity()},
+            "`against` is a loaded model; give its processor, too, as `against_processor`.",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures, monkeypatch, changes, message):

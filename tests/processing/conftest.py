@@ -1,0 +1,15 @@
+"""The tiny CLIP as our model and processor."""
+
+import pytest
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return FastGoalProcessor.from_clip(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_clip):
+    return FastGoalCLIPModel.from_clip(str(tiny_clip))
