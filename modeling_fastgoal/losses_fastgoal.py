@@ -1,21 +1,51 @@
 """The losses as pure tensor functions, and the one list of them: `LossWeights`, `TERMS` and `FastGoalLosses`.
 
-No model, no process group, no state. Embeddings may come normalised or not. In a run of several processes, gather
-them first: each function sees the whole batch. A new loss is a function, a weight, a term and a field of
-`FastGoalLosses`; configuration, objectives, log, model card and trainer go by these.
+No model, no process group, no state. Embeddings may come normalised or not. In a run of several processes each one
+computes the losses of its own rows, the contrastive ones against the rows of all (`WholeBatch`). A new loss is a
+function, a weight, a term and a field of `FastGoalLosses`; configuration, objectives, log, model card and trainer go by
+these.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from .sparc_fastgoal import sparc_losses
 
+LOGITS_AT_ONCE = 2**22
+"""A matrix of more logits is never whole in memory: a part of so many is computed, and again for the backward pass."""
 
-def clip_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """The rows of all processes, some of which are this one's: what its share of a loss is computed against.
+
+    Attributes:
+        rows: As `loss_rows` names them: the embeddings that are contrasted, `(all rows, dim)`, and masks of valid rows.
+        first: Number among them of this process's first row; its others follow.
+    """
+
+    rows: Mapping[str, torch.Tensor]
+    first: int
+
+    def count(self, mask: str) -> torch.Tensor | int:
+        """How many rows are valid, by the mask of this name; all where there is none."""
+        return self.rows[mask].sum() if mask in self.rows else len(next(iter(self.rows.values())))
+
+
+def clip_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    all_images: torch.Tensor | None = None,
+    all_texts: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
     """Symmetric InfoNCE of CLIP: row i of the images belongs to row i of the texts.
 
     Used for the global loss over (image, caption) and for the local one over (region crop, sentence).
@@ -24,19 +54,44 @@ def clip_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale
         image_embeds: `(batch, dim)`.
         text_embeds: `(batch, dim)`.
         logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
+        all_images: Images of all processes, `(rows, dim)`, where `image_embeds` are those from `first` on.
+        all_texts: Their texts, likewise.
+        first: See `all_images`.
 
     Returns:
-        Scalar. When all embeddings are alike it is `log(batch)`.
+        Scalar. When all embeddings are alike it is `log(batch)`. With the rows of all processes it is this one's share:
+        the shares add up to the loss.
     """
-    images = F.normalize(image_embeds, dim=-1)
-    texts = F.normalize(text_embeds, dim=-1)
-    logits = (logit_scale * images @ texts.T).float()
-    labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
+    every_image = images if all_images is None else F.normalize(all_images, dim=-1)
+    every_text = texts if all_texts is None else F.normalize(all_texts, dim=-1)
+    to_texts = _contrast(images, every_text, logit_scale, first)
+    to_images = _contrast(texts, every_image, logit_scale, first)
+    return (to_texts + to_images) / (2 * len(every_text))
+
+
+def _contrast(rows: torch.Tensor, among: torch.Tensor, logit_scale: torch.Tensor, first: int) -> torch.Tensor:
+    """Sum over the rows of the cross-entropy of finding a row's own one, number `first` + i, `among` all; a scalar."""
+
+    def part(some: torch.Tensor, scale: torch.Tensor, among: torch.Tensor, start: int) -> torch.Tensor:
+        labels = torch.arange(start, start + len(some), device=some.device)
+        return F.cross_entropy((scale * some @ among.T).float(), labels, reduction="sum")
+
+    size = max(1, LOGITS_AT_ONCE // max(1, len(among)))
+    if len(rows) <= size:
+        return part(rows, logit_scale, among, first)
+    parts = [
+        checkpoint(part, some, logit_scale, among, first + i * size, use_reentrant=False, preserve_rng_state=False)
+        for i, some in enumerate(rows.split(size))
+    ]
+    return torch.stack(parts).sum()
 
 
 def token_similarity_loss(
-    token_embeds: torch.Tensor, target_embeds: torch.Tensor, valid: torch.Tensor | None = None
+    token_embeds: torch.Tensor,
+    target_embeds: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    count: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """One half of token similarity learning (FAST-GOAL's L_TSL): `mean((cos(token, target) - 1) ** 2)`.
 
@@ -46,21 +101,27 @@ def token_similarity_loss(
         token_embeds: Projected mean of the global tokens of each row's region or sentence, `(batch, dim)`.
         target_embeds: Embeddings of the region's crop or of the sentence by itself, `(batch, dim)`.
         valid: `(batch,)` bool; False leaves a row out (its region or sentence has no tokens).
+        count: As for `mean_of_rows`.
 
     Returns:
         Scalar; 0 (with a gradient of 0) when no row is valid.
     """
     cosine = F.cosine_similarity(token_embeds.float(), target_embeds.float(), dim=-1)
-    return mean_of_rows((cosine - 1) ** 2, valid)
+    return mean_of_rows((cosine - 1) ** 2, valid, count)
 
 
-def mean_of_rows(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over the valid rows, scalar; 0 (with a gradient of 0) when there are none."""
-    if valid is None:
-        return values.mean()
+def mean_of_rows(
+    values: torch.Tensor, valid: torch.Tensor | None = None, count: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Mean over the valid rows, scalar; 0 (with a gradient of 0) when there are none.
+
+    With `count`, the number of valid rows of all processes, it is this process's share of the mean over all.
+    """
     # `where` rather than a product: a row without tokens may hold anything, and NaN * 0 is NaN.
-    values = torch.where(valid, values, torch.zeros_like(values))
-    return values.sum() / valid.sum().clamp(min=1)
+    kept = values if valid is None else torch.where(valid, values, torch.zeros_like(values))
+    if count is None:
+        count = len(values) if valid is None else valid.sum()
+    return kept.sum() / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 
 
 @dataclass(frozen=True)
@@ -90,13 +151,29 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A part of the loss, a scalar: `compute(*needs, last)`."""
+    """A part of the loss, a scalar: `compute(*needs, last)`, with more where the batch is that of several processes."""
 
     name: str  # field of `FastGoalLosses`, and column of the log
     weight: str  # field of `LossWeights`
     needs: tuple[str, ...]  # among the rows of `loss_rows`; without them it is left out
     compute: Callable[..., torch.Tensor]
     last: str  # `logit_scale`, or the mask of the valid rows, None where the rows have it not
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether each row is held against all others; else it counts by itself."""
+        return self.last == "logit_scale"
+
+    def share(self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, whole: WholeBatch | None) -> Any:
+        """The loss of the rows or, with the whole batch, their share of it."""
+        own = [rows[name] for name in self.needs]
+        if self.contrasts:
+            every = () if whole is None else (*(whole.rows[name] for name in self.needs), whole.first)
+            return self.compute(*own, logit_scale, *every)
+        valid = rows.get(self.last)
+        if whole is None:
+            return self.compute(*own, valid)
+        return self.compute(*own, valid, whole.count(self.last))
 
 
 TERMS = (
@@ -111,6 +188,9 @@ TERMS = (
     LossTerm("loss_sparc", "sparc_weight", ("sparc_rows",), mean_of_rows, "sparc_valid"),
 )
 """All there are, in the order in which they are summed and logged."""
+
+CONTRASTED = tuple(name for term in TERMS if term.contrasts for name in term.needs)
+"""The rows that every process needs of all others."""
 
 
 @dataclass
@@ -157,7 +237,10 @@ def loss_rows(
 
 
 def fast_goal_loss(
-    rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, weights: LossWeights | None = None
+    rows: Mapping[str, torch.Tensor],
+    logit_scale: torch.Tensor,
+    weights: LossWeights | None = None,
+    whole: WholeBatch | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted sum of the losses: `w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine`.
 
@@ -165,20 +248,21 @@ def fast_goal_loss(
         rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
         logit_scale: The factor itself, a scalar.
         weights: FAST-GOAL's by default.
+        whole: The rows of all processes, where `rows` are only those of one.
 
     Returns:
         `loss` (the weighted sum) and the unweighted parts that could be computed, by the names of `TERMS`; scalars.
+        With `whole` they are this process's shares, which add up over the processes.
 
     Raises:
         ValueError: There is nothing that a loss could be made of.
     """
     weights = weights or LossWeights()
-    given = {**rows, "logit_scale": logit_scale}
     parts, weighted = {}, []
     for term in TERMS:
         if not all(name in rows for name in term.needs):
             continue
-        part = parts[term.name] = term.compute(*(rows[name] for name in term.needs), given.get(term.last))
+        part = parts[term.name] = term.share(rows, logit_scale, whole)
         # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
         if weight := getattr(weights, term.weight):
             weighted.append(weight * part)

@@ -1,7 +1,7 @@
 """The trainer: the objective over the batch of all processes, its parts in the log, retrieval at evaluations."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from functools import partial
 from inspect import signature
 from typing import Any, cast
@@ -24,7 +24,7 @@ from .batches.samplers import CaptionLengthSampler, NearPairSampler
 from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
-from .parallel.gather import gather_with_gradient
+from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
 from .training_arguments import FastGoalTrainingArguments
 
@@ -35,8 +35,9 @@ class FastGoalTrainer(Trainer):
     """Fine-tunes a `FastGoalCLIPModel` with the objective of its `FastGoalTrainingArguments`.
 
     Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
-    ones apart. Where the last batch of an epoch is too short for all processes, the rows that the data loader repeats
-    to fill it are left out of the loss: N processes do what one process with the whole batch does.
+    ones apart, and each process computes the losses of its own rows against all. Where the last batch of an epoch is
+    too short for all processes, the rows that the data loader repeats to fill it are left out of the loss: N processes
+    do what one process with the whole batch does.
 
     Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports the loss and
     R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor and a model card,
@@ -118,7 +119,7 @@ class FastGoalTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The objective over the rows of all processes; the same scalar on each of them."""
+        """The objective of this process's rows among those of all; the mean over the processes is that of the batch."""
         outputs = self._forward(model, inputs)
         parts = self.loss_parts(outputs, inputs)
         if model.training:
@@ -227,20 +228,29 @@ class FastGoalTrainer(Trainer):
     def loss_parts(
         self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor], gather: bool = True
     ) -> dict[str, torch.Tensor]:
-        """The loss and its parts by name, over the rows of all processes or, without `gather`, of this one alone.
+        """The loss and its parts by name, of this process's rows among those of all, or by themselves without `gather`.
 
-        `outputs` are the model's for `inputs`, the batch of this process.
+        `outputs` are the model's for `inputs`, the batch of this process. The mean over the processes is the loss of
+        the whole batch.
         """
         return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs["logit_scale"], gather)
 
     def _loss_of_rows(
         self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
     ) -> dict[str, torch.Tensor]:
-        if gather:
-            rows = {name: gather_with_gradient(value)[: self._last_rows] for name, value in rows.items()}
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
+        whole = None
+        if gather:
+            rows, whole = gather_batch(rows, self._even_batches, self._last_rows)
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
-            return fast_goal_loss(rows, logit_scale.float(), self.objective.weights)
+            parts = fast_goal_loss(rows, logit_scale.float(), self.objective.weights, whole)
+        # Gradients, and the losses in the log, are averaged over the processes: shares of a sum are multiplied for it.
+        return parts if whole is None else {name: value * self.args.world_size for name, value in parts.items()}
+
+    @property
+    def _even_batches(self) -> bool:
+        """Whether batches are known to be of one size in all processes: accelerate sees to it, but for streams."""
+        return self.accelerator.even_batches and isinstance(self.train_dataset, Sized)
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)
@@ -280,9 +290,13 @@ class FastGoalTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the loss parts since the last line."""
         if "loss" in logs and self._part_steps:
-            means = {name: round((value / self._part_steps).item(), 4) for name, value in self._part_sums.items()}
+            sums = self.accelerator.reduce(torch.stack([*self._part_sums.values()]), "mean") / self._part_steps
+            means = {name: round(value, 4) for name, value in zip(self._part_sums, sums.tolist(), strict=True)}
             logs = {**logs, **means, "logit_scale": round(self._logit_scale.item(), 2)}
             self._part_sums, self._part_steps = {}, 0
+        if "train_loss" in logs:  # what no line was logged for yet is this process's share
+            loss = torch.tensor(logs["train_loss"], device=self.args.device)
+            logs["train_loss"] = self.accelerator.reduce(loss, "mean").item()
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

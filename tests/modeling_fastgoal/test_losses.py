@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPConfig
-from fastgoal.modeling_fastgoal import LossWeights, clip_loss, fast_goal_loss, sparc_losses, token_similarity_loss
-from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, FastGoalLosses, loss_rows
+from fastgoal.modeling_fastgoal import (
+    LossWeights,
+    clip_loss,
+    fast_goal_loss,
+    losses_fastgoal,
+    sparc_losses,
+    token_similarity_loss,
+)
+from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, FastGoalLosses, WholeBatch, loss_rows
 
 SCALE = torch.tensor(10.0)
 
@@ -34,6 +41,53 @@ def test_clip_loss_is_a_loop_over_rows():
         for row in (cosine, back):
             total += -math.log(math.exp(10 * row[i]) / sum(math.exp(10 * value) for value in row)) / 12
     assert clip_loss(images, texts, SCALE.double()).item() == pytest.approx(total, abs=1e-6)
+
+
+def shared_loss(images, texts, scale, first, rows):
+    """The share of some rows among all."""
+    own = slice(first, first + rows)
+    return clip_loss(images[own], texts[own], scale, images, texts, first)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 9, 2**22])
+def test_shares_computed_in_parts_are_the_loss(at_once, monkeypatch):
+    torch.manual_seed(0)
+    inputs = [torch.randn(9, 7).double(), torch.randn(9, 7).double(), SCALE.double()]
+    whole, shares = ([value.clone().requires_grad_() for value in inputs] for _ in range(2))
+    loss = clip_loss(*whole)
+    loss.backward()
+    monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", at_once)
+    total = sum(shared_loss(*shares, first, rows) for first, rows in ((0, 4), (4, 5), (9, 0)))
+    total.backward()
+    assert total.item() == pytest.approx(loss.item(), abs=1e-6)
+    for one, other in zip(whole, shares):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=0)
+
+
+def kept_bytes(compute, inputs):
+    """What a loss keeps for its backward pass, beside its inputs."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = compute()
+    own = {value.untyped_storage().data_ptr() for value in inputs}
+    assert loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+def test_one_of_eight_processes_keeps_less_than_an_eighth(monkeypatch):
+    images, texts = torch.randn(256, 4, requires_grad=True), torch.randn(256, 4, requires_grad=True)
+    matrices = kept_bytes(lambda: clip_loss(images, texts, SCALE), (images, texts)) / (4 * 256 * 256)
+    assert matrices > 2  # the softmax of both directions
+    share = kept_bytes(lambda: shared_loss(images, texts, SCALE, 32, 32), (images, texts)) / (4 * 256 * 256)
+    assert share < matrices / 6.5  # an eighth, and the embeddings
+    monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", 8 * 256)
+    parts = kept_bytes(lambda: shared_loss(images, texts, SCALE, 32, 32), (images, texts)) / (4 * 256 * 256)
+    assert parts < 0.25  # the embeddings, no logits
 
 
 @pytest.mark.parametrize(("angle", "expected"), [(0.0, 0.0), (math.pi / 2, 1.0), (math.pi, 4.0), (math.pi / 3, 0.25)])
@@ -95,6 +149,24 @@ def test_weights_are_used_one_by_one():
     embeds = _embeds()
     parts = fast_goal_loss(embeds, SCALE, LossWeights(global_weight=0.0, local_weight=0.0, tsl_weight=2.0))
     assert parts["loss"].item() == pytest.approx(2 * (parts["loss_tsl_image"] + parts["loss_tsl_text"]).item())
+
+
+def test_shares_of_a_batch_add_up():
+    valid = torch.tensor([True, False, True, True])
+    rows = {**_embeds(), "region_valid": valid, "sparc_rows": torch.arange(4.0)}
+    parts = fast_goal_loss(rows, SCALE, LossWeights(sparc_weight=0.5))
+    shares = [
+        fast_goal_loss(
+            {name: value[first:end] for name, value in rows.items()},
+            SCALE,
+            LossWeights(sparc_weight=0.5),
+            WholeBatch(rows, first),
+        )
+        for first, end in ((0, 1), (1, 2), (2, 4))
+    ]
+    assert parts.keys() == shares[0].keys()
+    for name, value in parts.items():
+        assert sum(share[name] for share in shares).item() == pytest.approx(value.item(), abs=1e-6)
 
 
 def test_a_weight_of_zero_trains_nothing():

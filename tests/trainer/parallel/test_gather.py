@@ -1,4 +1,7 @@
-"""Two processes against one: the same loss and the same gradients, also with an uneven last batch."""
+"""Two processes against one: the same loss and the same gradients, also with an uneven last batch, in one exchange."""
+
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -6,10 +9,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from fastgoal.modeling_fastgoal import fast_goal_loss
-from fastgoal.trainer.parallel.gather import gather_with_gradient
+from fastgoal.trainer.parallel import gather
+from fastgoal.trainer.parallel.gather import gather_batch, gather_with_gradient
 
 NAMES = ("image_embeds", "text_embeds", "local_image_embeds", "local_text_embeds", "region_embeds", "sentence_embeds")
 ROWS, WIDTH = 7, 5
+# The rows of each process, and how they are gathered. Rows from the seventh on repeat the first ones.
+CASES: dict[str, tuple[list[range], dict[str, Any]]] = {
+    "uneven": ([range(4), range(4, 7)], {}),
+    "one row": ([range(6), range(6, 7)], {}),
+    "more in the second": ([range(1), range(1, 7)], {}),
+    "repeated": ([range(4), range(4, 8)], {"even": True, "last": ROWS}),
+    "all of one repeated": ([range(7), range(7, 14)], {"even": True, "last": ROWS}),
+}
 
 
 class Towers(torch.nn.Module):
@@ -21,10 +33,10 @@ class Towers(torch.nn.Module):
         self.maps = torch.nn.ModuleDict({name: torch.nn.Linear(WIDTH, WIDTH).double() for name in NAMES})
         self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
 
-    def loss(self, rows: dict[str, torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
-        rows = {name: gather_with_gradient(self.maps[name](rows[name])) for name in NAMES}
-        valid = gather_with_gradient(valid)
-        return fast_goal_loss({**rows, "region_valid": valid, "sentence_valid": valid}, self.scale.exp())["loss"]
+    def loss(self, rows: dict[str, torch.Tensor], valid: torch.Tensor, **how: Any) -> torch.Tensor:
+        embeds = {name: self.maps[name](rows[name]) for name in NAMES}
+        own, whole = gather_batch({**embeds, "region_valid": valid, "sentence_valid": ~valid}, **how)
+        return fast_goal_loss(own, self.scale.exp(), whole=whole)["loss"]
 
 
 def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -33,40 +45,66 @@ def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return rows, torch.tensor([True, False, True, True, False, True, True])
 
 
-def work(rank: int, store: str, split: int, results) -> None:
+def work(rank: int, store: str, results) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    towers, (rows, valid) = Towers(), batch()
-    mine = slice(0, split) if rank == 0 else slice(split, ROWS)
-    loss = towers.loss({name: value[mine] for name, value in rows.items()}, valid[mine])
-    loss.backward()
-    for parameter in towers.parameters():  # what DistributedDataParallel does
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= 2
-    results.put((rank, dist.get_world_size(), loss.item(), [p.grad.tolist() for p in towers.parameters()]))
+    rows, valid = batch()
+    calls = Counter()
+
+    def count(name):
+        collective = getattr(gather, name)
+
+        def counted(*args):
+            calls[name] += 1
+            return collective(*args)
+
+        setattr(gather, name, counted)
+
+    for name in ("_ALL_GATHER", "_REDUCE_SCATTER", "gather_sizes"):
+        count(name)
+    for case, (shares, how) in CASES.items():
+        towers = Towers()
+        numbers = [number % ROWS for number in shares[rank]]
+        calls.clear()
+        loss = towers.loss({name: value[numbers] for name, value in rows.items()}, valid[numbers], **how)
+        loss.backward()
+        seen = dict(calls)
+        for value in (loss, *(parameter.grad for parameter in towers.parameters())):
+            dist.all_reduce(value.detach())  # shares add up; the trainer multiplies where gradients are averaged
+        gradients = [p.grad.tolist() for p in towers.parameters()]
+        results.put((case, rank, dist.get_world_size(), loss.item(), gradients, seen))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("split", [4, 6, 1])
-def test_two_processes_are_one(tmp_path, split):
-    towers = Towers()
-    loss = towers.loss(*batch())
-    loss.backward()
-
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What each of two processes computed, by case and rank."""
     context = mp.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=work, args=(rank, str(tmp_path / "store"), split, results)) for rank in (0, 1)]
+    store = str(tmp_path_factory.mktemp("gather") / "store")
+    processes = [context.Process(target=work, args=(rank, store, results)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    got = sorted(results.get(timeout=120) for _ in processes)
+    got = [results.get(timeout=120) for _ in range(2 * len(CASES))]
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
-    assert [(rank, size) for rank, size, _, _ in got] == [(0, 2), (1, 2)]
-    for _, _, value, gradients in got:
-        assert value == pytest.approx(loss.item(), abs=1e-10)
+    return {(case, rank): rest for case, rank, *rest in got}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(seen, case):
+    towers = Towers()
+    loss = towers.loss(*batch())
+    loss.backward()
+    for rank in (0, 1):
+        size, value, gradients, calls = seen[case, rank]
+        assert size == 2
+        assert value == pytest.approx(loss.item(), abs=1e-6)
         for parameter, gradient in zip(towers.parameters(), gradients, strict=True):
-            torch.testing.assert_close(torch.tensor(gradient, dtype=torch.float64), parameter.grad)
+            torch.testing.assert_close(torch.tensor(gradient, dtype=torch.float64), parameter.grad, atol=1e-6, rtol=0)
+        asked = {} if "even" in CASES[case][1] else {"gather_sizes": 1}
+        assert calls == {"_ALL_GATHER": 1, "_REDUCE_SCATTER": 1, **asked}
 
 
 def test_one_process_gathers_nothing():
