@@ -11,8 +11,8 @@ from fastgoal.modeling_fastgoal.losses_fastgoal import CONTRASTED, WholeBatch
 Rows = Mapping[str, torch.Tensor]
 
 # torch 2.14 has new names for both, and warns of the old ones.
-_ALL_GATHER = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
-_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+_ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 def several_processes() -> bool:
@@ -34,7 +34,7 @@ def gather_with_gradient(tensor: torch.Tensor, sizes: list[int] | None = None) -
     sizes = sizes or gather_sizes(len(tensor), tensor.device)
     longest = max(sizes)
     if min(sizes) == longest:
-        return _Gathered.apply(tensor)  # type: ignore[no-any-return]
+        return _Gathered.apply(tensor)
     # The collective wants equal shapes: shorter ones are filled up, and the filling is dropped again.
     filling = tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])
     parts = _Gathered.apply(torch.cat([tensor, filling])).split(longest)
@@ -91,7 +91,7 @@ class _Gathered(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
         _REDUCE_SCATTER(own, gradient.contiguous())
         return own
