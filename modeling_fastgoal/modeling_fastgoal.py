@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -120,6 +121,14 @@ class FastGoalCLIPModel(CLIPModel):
         model.set_attn_implementation(clip.config._attn_implementation)
         model.config.dtype = clip.config.dtype
         return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the text tower's tokens."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        self.text_model.set_input_embeddings(value)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`; with `trust_remote_code=True` a pipeline too finds this class."""

@@ -72,6 +72,7 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
             "recipe": args.recipe,
             **({"pair_choice": args.pair_choice} if objective.needs_pairs else {}),
             "near_batches": args.near_batches,
+            "max_logit_scale": args.max_logit_scale or "none",
             **({"decay_all": True} if args.decay_all else {}),
         },
         steps=state.global_step,

@@ -21,11 +21,13 @@ from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
 from .batches.pair_data import captions_of, check_rows
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
+from .callbacks import LogitScaleLimit, StartLine
 from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
+from .parallel.strategy import group_of_its_own, own_class, prepare_shards
 from .training_arguments import FastGoalTrainingArguments
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
@@ -94,6 +96,10 @@ class FastGoalTrainer(Trainer):
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
+        self._sharded = prepare_shards(self.accelerator, self.model)
+        self.add_callback(StartLine(self.accelerator))
+        if args.max_logit_scale:
+            self.add_callback(LogitScaleLimit(args.max_logit_scale))
         self.card = CardOptions()
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
         self._part_sums: dict[str, torch.Tensor] = {}
@@ -201,6 +207,12 @@ class FastGoalTrainer(Trainer):
     def _find_neighbours(self, data: Any) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
         return training_neighbours(model, self.processing_class, data, self.accelerator, self.args)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._sharded:
+            group_of_its_own(optimizer, cast(Any, self.model).logit_scale)
+        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All parameters with `decay_all`; else all but biases and norms, as `Trainer` has it."""
@@ -353,7 +365,8 @@ class FastGoalTrainer(Trainer):
         # The Trainer pickles its arguments into the folder: without the token, which is no setting of the training.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(output_dir, state_dict)
+            with own_class(self.accelerator.unwrap_model(self.model)):
+                super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
 

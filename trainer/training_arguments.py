@@ -89,6 +89,9 @@ class FastGoalTrainingArguments(TrainingArguments):
         "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
         "at the memory of so many pairs and the cost of one more forward.",
     )
+    max_logit_scale: float = _setting(
+        100.0, "Largest factor in the logits, which the model learns; 0 leaves it alone. CLIP was trained with 100."
+    )
     group_by_caption_length: bool = _setting(
         False, "Make batches of captions of like length, so that less of them is padding."
     )
@@ -124,6 +127,8 @@ class FastGoalTrainingArguments(TrainingArguments):
             raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
         if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
             raise ValueError(f"`gradient_cache_chunk` must be positive, got {self.gradient_cache_chunk}.")
+        if self.max_logit_scale and not self.max_logit_scale >= 1:
+            raise ValueError(f"`max_logit_scale` must be 0 (no limit) or at least 1, got {self.max_logit_scale}.")
         if self.recipe not in RECIPES:
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
         published = resolve_objective(self.objective)
