@@ -1,4 +1,4 @@
-"""What happens beside the steps: the limit of the logit scale, and a word at the start on what runs."""
+"""What happens beside the steps: the epoch told to all who draw, the limit of the logit scale, a word at the start."""
 
 import math
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -43,6 +44,28 @@ class LogitScaleLimit(TrainerCallback):
     ) -> None:
         scale: Any = model.logit_scale if model is not None else torch.zeros(())
         scale.clamp_(0.0, math.log(self.limit))
+
+
+class Epochs(TrainerCallback):
+    """Tells the order of rows and the collator which epoch begins, whatever is wrapped around them.
+
+    A data loader that skips what a checkpoint has seen, and one that is shared by several processes, do not.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        batches: Any = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        for what in (getattr(batches, "sampler", None), getattr(train_dataloader, "collate_fn", None)):
+            if hasattr(what, "set_epoch"):
+                what.set_epoch(int(state.epoch or 0))
 
 
 class StartLine(TrainerCallback):

@@ -19,9 +19,9 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
-from .batches.pair_data import captions_of, check_rows
+from .batches.pair_data import captions_of, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
-from .callbacks import LogitScaleLimit, StartLine
+from .callbacks import Epochs, LogitScaleLimit, StartLine
 from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_metrics
 from .objectives import Objective
@@ -82,7 +82,9 @@ class FastGoalTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
-            data_collator = FastGoalCollator(processing_class, self.objective.needs_pairs, str(args.pair_choice))
+            data_collator = FastGoalCollator(
+                processing_class, self.objective.needs_pairs, str(args.pair_choice), args.order_seed
+            )
         # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
         if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
             raise TypeError(
@@ -98,6 +100,7 @@ class FastGoalTrainer(Trainer):
         )
         self._sharded = prepare_shards(self.accelerator, self.model)
         self.add_callback(StartLine(self.accelerator))
+        self.add_callback(Epochs())
         if args.max_logit_scale:
             self.add_callback(LogitScaleLimit(args.max_logit_scale))
         self.card = CardOptions()
@@ -139,8 +142,8 @@ class FastGoalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Forward and backward of one batch, in pieces with `gradient_cache_chunk`."""
-        remainder = self.accelerator.gradient_state.remainder
-        self._last_rows = remainder if inputs is self._last_batch and remainder > 0 else None
+        if inputs is self._last_batch and isinstance(self.train_dataset, Sized) and not self.args.dataloader_drop_last:
+            self._last_rows = len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size) or None
         try:
             if not self.args.gradient_cache_chunk:
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -196,13 +199,13 @@ class FastGoalTrainer(Trainer):
         near, by_length = self.args.near_batches, self.args.group_by_caption_length
         if not near and not by_length:
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(caption) for caption in captions_of(data)] if by_length else None
-        batch_size = self.args.train_batch_size * self.args.world_size
+        lengths = token_counts(captions_of(data), self.processing_class) if by_length else None
+        batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
         if lengths is not None and not near:
-            return CaptionLengthSampler(lengths, batch_size, self.args.seed)
+            return CaptionLengthSampler(lengths, batch_size, seed)
         if self._neighbours is None:
             self._neighbours = self._find_neighbours(data)
-        return NearPairSampler(self._neighbours, batch_size, self.args.seed, lengths)
+        return NearPairSampler(self._neighbours, batch_size, seed, lengths)
 
     def _find_neighbours(self, data: Any) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)

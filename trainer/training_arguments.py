@@ -140,6 +140,11 @@ class FastGoalTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of rows and of the pairs that are drawn."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def resolved_objective(self) -> Objective:
         """The objective with the weights that are in force."""
         return resolve_objective(self.objective, **{name: getattr(self, name, None) for name in WEIGHTS})

@@ -51,6 +51,23 @@ def captions_of(data: Any) -> list[str]:
     return [row["caption"] for row in data]
 
 
+def token_counts(captions: Sequence[str], processor: Any) -> list[int]:
+    """The tokens of each caption as the model reads it, cut at its length.
+
+    Raises:
+        ValueError: There is no processor.
+    """
+    if processor is None:
+        raise ValueError(
+            "`group_by_caption_length` counts tokens: `processing_class` must be the FastGoalProcessor, got None."
+        )
+    counts: list[int] = []
+    for start in range(0, len(captions), READ_AT_ONCE):
+        portion = list(captions[start : start + READ_AT_ONCE])
+        counts += map(len, processor.tokenizer(portion, truncation=True)["input_ids"])
+    return counts
+
+
 def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
     """Check that each row has what `FastGoalCollator` reads; of data sets on the disk only the columns that tell.
 

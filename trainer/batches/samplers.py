@@ -5,16 +5,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-POOL_BATCHES = 50
+SPREAD = 9
+"""Batches over which a row may move from its place by length: of two rows in a batch about one in eleven meets the
+other again in the next epoch, where an epoch has so many batches and more. Fewer make batches of liker length that come
+again; with pools of 50 batches, as often used for speed, a small data set has the same batches in every epoch."""
 PASSED_OVER = 0.3
 
 
 class CaptionLengthSampler(Sampler[int]):
     """Row numbers in an order in which every batch holds captions of like length.
 
-    Rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches are shuffled. So
-    batches differ from epoch to epoch. The negatives of a contrastive loss are then of like length too, which takes a
-    clue away that tells nothing about the image.
+    Rows are sorted by length, each moved by up to nine batches (at most half of the rows) from its place at random,
+    and cut into batches, which are shuffled. So batches differ from epoch to epoch. The negatives of a contrastive loss are then of like length
+    too, which takes a clue away that tells nothing about the image. A last batch that is not full is taken out of the
+    order at another place in every epoch.
 
     Args:
         lengths: Length of each row's caption, in any unit.
@@ -34,24 +38,31 @@ class CaptionLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next pass is; the Trainer calls it, also when it goes on from a checkpoint."""
+        """Set the epoch that the next pass is."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=generator)
-        pools = shuffled.split(POOL_BATCHES * self.batch_size)
-        rows = torch.cat([pool[self.lengths[pool].argsort(descending=True)] for pool in pools])
-        return self._shuffle_batches(rows, generator)
+        return self._shuffle_batches(self._by_length(self.lengths, SPREAD * self.batch_size, generator), generator)
 
-    def _shuffle_batches(self, rows: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
-        """The rows cut into batches, the batches in a new order."""
-        batches = list(rows.split(self.batch_size))
+    @staticmethod
+    def _by_length(lengths: torch.Tensor, spread: float, generator: torch.Generator) -> torch.Tensor:
+        """Numbers of the lengths, the longest first, each moved by up to `spread` places; equal ones at random."""
+        spread = min(spread, len(lengths) / 2)
+        shuffled = torch.randperm(len(lengths), generator=generator)
+        order = shuffled[lengths[shuffled].argsort(descending=True)]
+        return order[(torch.arange(len(order)) + spread * torch.rand(len(order), generator=generator)).argsort()]
+
+    def _shuffle_batches(self, rows: torch.Tensor, generator: torch.Generator, unit: int = 1) -> Iterator[int]:
+        """The rows cut into batches, the batches in a new order; rows stay together in units where they can."""
+        short = len(rows) % self.batch_size
+        run = min(len(rows), -(-short // unit) * unit)
+        start = unit * int(torch.randint((len(rows) - run) // unit + 1, (), generator=generator))
+        rows = torch.cat([rows[:start], rows[start + run :], rows[start : start + run]])
         # A batch that is not full can only be the last one: whoever cuts the order into batches cuts it there.
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        for batch in [*(batches[i] for i in order), *short]:
-            yield from batch.tolist()
+        full = rows[: len(rows) - short].reshape(-1, self.batch_size)
+        yield from full[torch.randperm(len(full), generator=generator)].flatten().tolist()
+        yield from rows[len(rows) - short :].tolist()
 
 
 class NearPairSampler(CaptionLengthSampler):
@@ -59,7 +70,7 @@ class NearPairSampler(CaptionLengthSampler):
 
     In every epoch rows are visited at random, and each takes the nearest neighbour that nobody has taken; a nearer one
     is passed over with a chance of 0.3, so that pairs differ from epoch to epoch. Batches are made of such pairs, of
-    captions of like length if lengths are given; rows left alone come last in the cutting. The contrastive loss
+    captions of like length if lengths are given; rows left alone come after them in the cutting. The contrastive loss
     cannot tell such twos apart by background or subject: it has to look at the details (hard negatives).
 
     Args:
@@ -77,12 +88,9 @@ class NearPairSampler(CaptionLengthSampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         pairs, alone = self._pair_up(generator)
-        rows = []
-        for pool in pairs.split(POOL_BATCHES * max(1, self.batch_size // 2)):
-            longest = self.lengths[pool].amax(dim=1)
-            rows.append(pool[longest.argsort(descending=True, stable=True)].flatten())
-        rows.append(alone[self.lengths[alone].argsort(descending=True, stable=True)])
-        return self._shuffle_batches(torch.cat(rows), generator)
+        by_length = self._by_length(self.lengths[pairs].amax(dim=1), SPREAD * self.batch_size / 2, generator)
+        rows = [pairs[by_length].flatten(), alone[self.lengths[alone].argsort(descending=True, stable=True)]]
+        return self._shuffle_batches(torch.cat(rows), generator, unit=2)
 
     def _pair_up(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs of near rows, `(pairs, 2)`, and the rows that found no partner, `(rows,)`."""

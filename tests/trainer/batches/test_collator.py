@@ -64,17 +64,22 @@ def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
         tuple(processor.region_mask(box, load_image(row["image"]).size).tolist()): i for i, box in enumerate(boxes)
     }
 
-    def drawn(choice):
-        torch.manual_seed(0)
-        batch = FastGoalCollator(processor, pair_choice=choice)([row] * 200)
-        return [masks[tuple(mask.tolist())] for mask in batch["region_mask"]]
+    def drawn(choice, seed=0, epochs=50):
+        collator, found = FastGoalCollator(processor, pair_choice=choice, seed=seed), []
+        for epoch in range(epochs):
+            collator.set_epoch(epoch)
+            batch = collator([{**row, "file_name": f"{i}.png"} for i in range(4)])
+            found += [masks[tuple(mask.tolist())] for mask in batch["region_mask"]]
+        return found
 
     assert set(drawn("best")) == {0}
     assert set(drawn("top3")) == {0, 1, 2}
     counts = torch.bincount(torch.tensor(drawn("any")), minlength=5)
     assert counts[3] == 0
     assert all(30 <= count <= 70 for count in counts[[0, 1, 2, 4]])
-    assert drawn("any") == drawn("any")
+    again = drawn("any", epochs=4)
+    torch.manual_seed(1)
+    assert drawn("any", epochs=4) == again != drawn("any", seed=1, epochs=4)
     with pytest.raises(ValueError, match="best, top3, any, got 'worst'"):
         FastGoalCollator(processor, pair_choice="worst")
 
