@@ -80,14 +80,24 @@ def patch_mask(box: Sequence[float], transform: ImageTransform, patch_size: int)
     Returns:
         `(patches,)` bool, row-major as the model's patch tokens. All False if the box falls outside the crop.
     """
-    columns, rows = transform.size[0] // patch_size, transform.size[1] // patch_size
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
-    mapped = transform.box(box)
-    if mapped is not None:
-        left, top = (math.floor((value + _EPSILON) / patch_size) for value in mapped[:2])
-        right, bottom = (math.ceil((value - _EPSILON) / patch_size) for value in mapped[2:])
-        mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    mask = torch.zeros(transform.size[1] // patch_size, transform.size[0] // patch_size, dtype=torch.bool)
+    span = patch_span(box, transform, patch_size)
+    if span is not None:
+        left, top, right, bottom = span
+        mask[top:bottom, left:right] = True
     return mask.flatten()
+
+
+def patch_span(box: Sequence[float], transform: ImageTransform, patch_size: int) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of the patches that `patch_mask` marks; None if it marks none."""
+    mapped = transform.box(box)
+    if mapped is None:
+        return None
+    left, top = (math.floor((value + _EPSILON) / patch_size) for value in mapped[:2])
+    if left >= transform.size[0] // patch_size or top >= transform.size[1] // patch_size:
+        return None  # in the rest beside the last whole patch
+    right, bottom = (math.ceil((value - _EPSILON) / patch_size) for value in mapped[2:])
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def check_size(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -111,11 +121,17 @@ def crop_box(image: Image.Image, box: Sequence[float]) -> Image.Image:
     Raises:
         ValueError: The box has no pixel in common with the image.
     """
+    return image.crop(crop_bounds(image.size, box))
+
+
+def crop_bounds(image_size: tuple[int, int], box: Sequence[float]) -> tuple[int, int, int, int]:
+    """The whole pixels that `crop_box` cuts out; raises as it does."""
+    width, height = image_size
     x1, y1 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
-    x2, y2 = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
+    x2, y2 = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
     if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"`box` {tuple(box)} lies outside the image of {image.width}x{image.height} pixels.")
-    return image.crop((x1, y1, x2, y2))
+        raise ValueError(f"`box` {tuple(box)} lies outside the image of {width}x{height} pixels.")
+    return x1, y1, x2, y2
 
 
 def _resized(size: dict[str, Any], width: int, height: int) -> tuple[int, int]:

@@ -139,12 +139,16 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         Raises:
             ValueError: The processor does not know the model's patch size.
         """
+        return patch_mask(box, ImageTransform.of(self.image_processor, image_size), self.require_patch_size())
+
+    def require_patch_size(self) -> int:
+        """`patch_size`, or a `ValueError` that says how to set it."""
         if self.patch_size is None:
             raise ValueError(
                 "`patch_size` is None: this folder holds a plain CLIP processor. Load it with "
                 "`FastGoalProcessor.from_clip(name)`, or set `processor.patch_size`."
             )
-        return patch_mask(box, ImageTransform.of(self.image_processor, image_size), self.patch_size)
+        return self.patch_size
 
     def sentence_mask(self, caption: str, start: int, end: int) -> torch.Tensor:
         """Which tokens of a caption belong to the sentence `caption[start:end]`.
@@ -160,17 +164,33 @@ class FastGoalProcessor(Flism, CLIPProcessor):
 
     def sentence_masks(self, caption: str, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """`sentence_mask` for several spans of one caption, tokenised once: `(spans, tokens)` bool."""
-        for start, end in spans:
-            if not 0 <= start < end <= len(caption):
-                raise ValueError(
-                    f"`start` and `end` must be a span of the caption's {len(caption)} characters, got {start}, {end}."
-                )
         encoded = self.tokenizer(caption, truncation=True, return_offsets_mapping=True, return_special_tokens_mask=True)
-        offsets = torch.tensor(encoded["offset_mapping"])  # (tokens, 2), characters
-        word = ~torch.tensor(encoded["special_tokens_mask"], dtype=torch.bool)
-        bounds = torch.tensor(spans).reshape(-1, 2)
-        overlap = (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1])
-        return overlap & word
+        return span_masks(
+            caption, spans, torch.tensor(encoded["offset_mapping"]), torch.tensor(encoded["special_tokens_mask"])
+        )
+
+
+def span_masks(
+    caption: str, spans: Sequence[tuple[int, int]], offsets: torch.Tensor, special: torch.Tensor
+) -> torch.Tensor:
+    """Which tokens of a caption lie in which of its spans, `(spans, tokens)` bool.
+
+    Args:
+        caption: The text.
+        spans: (start, end) in characters.
+        offsets: `(tokens, 2)`, where each token stands in the text.
+        special: `(tokens,)`, 1 for BOS, EOS and padding.
+
+    Raises:
+        ValueError: A span does not lie in the caption.
+    """
+    for start, end in spans:
+        if not 0 <= start < end <= len(caption):
+            raise ValueError(
+                f"`start` and `end` must be a span of the caption's {len(caption)} characters, got {start}, {end}."
+            )
+    bounds = torch.tensor(spans).reshape(-1, 2)
+    return (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1]) & (special == 0)
 
 
 def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:

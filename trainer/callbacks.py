@@ -63,7 +63,8 @@ class Epochs(TrainerCallback):
         batches: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
-        for what in (getattr(batches, "sampler", None), getattr(train_dataloader, "collate_fn", None)):
+        listeners: list[Any] = [getattr(batches, "sampler", None), getattr(train_dataloader, "collate_fn", None)]
+        for what in listeners:
             if hasattr(what, "set_epoch"):
                 what.set_epoch(int(state.epoch or 0))
 

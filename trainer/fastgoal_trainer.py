@@ -151,6 +151,12 @@ class FastGoalTrainer(Trainer):
         finally:
             self._last_rows = None
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, its pixels normalised there."""
+        inputs = super()._prepare_inputs(inputs)
+        collator = self.data_collator
+        return collator.reader.normalise(inputs) if isinstance(collator, FastGoalCollator) else inputs
+
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], chunk: int) -> torch.Tensor:
         model.train()
         logit_scales: list[torch.Tensor] = []
@@ -184,13 +190,13 @@ class FastGoalTrainer(Trainer):
         self._last_batch = batches[-1] if ended else None
         return batches, items
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Evaluations take each row's best pair, so that their losses compare."""
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """Workers leave the normalising to the device; evaluations take each row's best pair: their losses compare."""
         chosen = self.data_collator
         if isinstance(chosen, FastGoalCollator):
-            self.data_collator = FastGoalCollator(chosen.processor, chosen.local_pairs)
+            self.data_collator = chosen.raw(None if is_training else "best")
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.data_collator = chosen
 

@@ -1,5 +1,6 @@
 """From rows of a pairs data set to the batch that the model takes; runs in the data loader's workers."""
 
+import copy
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,16 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fastgoal.processing.geometry import crop_box
+from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
 from fastgoal.processing.images import load_image
-from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor, span_masks
+
+from .pixels import PixelReader
 
 PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
-
-
-_Chosen = tuple[Sequence[float], tuple[int, int], torch.Tensor, torch.Tensor]
-"""A local pair: box, sentence span, region mask, sentence mask."""
 
 
 class FastGoalCollator:
@@ -37,13 +36,20 @@ class FastGoalCollator:
         pair_choice: `best`; `top3` draws one of the three best, `any` one of all, anew in every epoch.
         seed: Of the drawing. What is drawn depends on it, the epoch and the row's name and caption alone: it is the
             same in any process and worker, and after going on from a checkpoint.
+        normalise: Whether pixels are normalised here. Without it they are uint8 where the processor allows it, a
+            quarter of the bytes, and `PixelReader.normalise` ends the work on the device, as the trainer does.
 
     Raises:
         ValueError: `pair_choice` is none of these.
     """
 
     def __init__(
-        self, processor: FastGoalProcessor, local_pairs: bool = True, pair_choice: str = "best", seed: int = 0
+        self,
+        processor: FastGoalProcessor,
+        local_pairs: bool = True,
+        pair_choice: str = "best",
+        seed: int = 0,
+        normalise: bool = True,
     ):
         if pair_choice not in PAIR_CHOICES:
             raise ValueError(f"`pair_choice` must be one of {', '.join(PAIR_CHOICES)}, got {pair_choice!r}.")
@@ -51,8 +57,16 @@ class FastGoalCollator:
         self.local_pairs = local_pairs
         self.pair_choice = pair_choice
         self.seed = seed
+        self.normalise = normalise
+        self.reader = PixelReader(processor.image_processor)
         # In shared memory: a data loader's workers may live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def raw(self, pair_choice: str | None = None) -> "FastGoalCollator":
+        """The same without normalising, and with another choice of pairs if one is given; epochs are shared."""
+        other = copy.copy(self)
+        other.normalise, other.pair_choice = False, pair_choice or self.pair_choice
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next batches belong to; the trainer calls it."""
@@ -71,61 +85,68 @@ class FastGoalCollator:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
         """
         captions, images = [_caption(row) for row in rows], _images(rows)
-        batch = self._tokenise(captions)
         if not self.local_pairs:
-            return {**batch, "pixel_values": self._pixels(images)}
+            batch = self._tokenise(captions) | {"pixel_values": self.reader.read([(image, None) for image in images])}
+            return self._finished(batch)
 
-        crops, sentences, region_masks = [], [], []
-        sentence_masks = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-        for row, caption, image, padded in zip(rows, captions, images, sentence_masks, strict=True):
-            box, (start, end), region_mask, sentence_mask = self._choose_pair(row, caption, image)
-            crops.append(crop_box(image, box))
+        batch = self._tokenise(captions, return_offsets_mapping=True, return_special_tokens_mask=True)
+        offsets, special = batch.pop("offset_mapping"), batch.pop("special_tokens_mask")
+        boxes, sentences, region_masks, sentence_masks = [], [], [], []
+        for row, caption, image, *tokens in zip(rows, captions, images, offsets, special, strict=True):
+            spans = [(sentence["start"], sentence["end"]) for sentence in row.get("sentences") or ()]
+            masks = span_masks(caption, spans, *tokens)
+            transform = ImageTransform.of(self.processor.image_processor, image.size)
+            pair = self._choose_pair(row, caption, transform, masks.any(dim=1).tolist())
+            start, end = spans[pair["sentence"]]
+            boxes.append(row["regions"][pair["region"]]["box"])
             sentences.append(caption[start:end])
-            region_masks.append(region_mask)
-            padded[: len(sentence_mask)] = sentence_mask
-        pixels = self._pixels([*images, *crops])
-        return {
-            **batch,
-            "pixel_values": pixels[: len(rows)],
-            "local_pixel_values": pixels[len(rows) :],
-            **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
-            "region_mask": torch.stack(region_masks),
-            "sentence_mask": sentence_masks,
-        }
+            region_masks.append(patch_mask(boxes[-1], transform, self.processor.require_patch_size()))
+            sentence_masks.append(masks[pair["sentence"]])
+        pixels = self.reader.read([*((image, None) for image in images), *zip(images, boxes, strict=True)])
+        return self._finished(
+            {
+                **batch,
+                "pixel_values": pixels[: len(rows)],
+                "local_pixel_values": pixels[len(rows) :],
+                **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
+                "region_mask": torch.stack(region_masks),
+                "sentence_mask": torch.stack(sentence_masks),
+            }
+        )
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The whole images of the rows alone, `(batch, 3, height, width)`; raises as a batch does."""
-        return self._pixels(_images(rows))
+        return self._finished({"pixel_values": self.reader.read([(image, None) for image in _images(rows)])})[
+            "pixel_values"
+        ]
 
-    def _choose_pair(self, row: Mapping[str, Any], caption: str, image: Image.Image) -> _Chosen:
-        """The row's pair for this batch."""
+    def _choose_pair(
+        self, row: Mapping[str, Any], caption: str, transform: ImageTransform, readable: Sequence[bool]
+    ) -> Mapping[str, Any]:
+        """The row's pair for this batch; `readable` tells of each sentence whether the model reads any of it."""
         pairs = sorted(row.get("pairs") or [], key=lambda pair: -pair["score"])
         if not pairs:
             raise ValueError(
                 f"{_name(row)}: the row has no local pairs. Make them with `fastgoal pairs`, "
                 "or train with the objective global or sparc, which need none."
             )
-        spans = [(s["start"], s["end"]) for s in row["sentences"]]
-        masks = self.processor.sentence_masks(caption, spans)
-        seen: list[_Chosen] = []
-        hidden: list[_Chosen] = []
+        patch_size = self.processor.require_patch_size()
+        seen: list[Mapping[str, Any]] = []
         for pair in pairs:
-            box, sentence = row["regions"][pair["region"]]["box"], pair["sentence"]
-            chosen = box, spans[sentence], self.processor.region_mask(box, image.size), masks[sentence]
-            visible = chosen[2].any() and chosen[3].any()
-            (seen if visible else hidden).append(chosen)
+            box = row["regions"][pair["region"]]["box"]
+            if readable[pair["sentence"]] and patch_span(box, transform, patch_size) is not None:
+                seen.append(pair)
             if len(seen) == PAIR_CHOICES[self.pair_choice]:
                 break
         if not seen:
-            return hidden[0]
+            return pairs[0]
         return seen[_draw(len(seen), self.seed, self._epoch.item(), _name(row), caption)]
 
-    def _tokenise(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        encoded = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:
+        return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **more))
 
-    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
-        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    def _finished(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.reader.normalise(batch) if self.normalise else batch
 
 
 def _draw(count: int, *key: Any) -> int:

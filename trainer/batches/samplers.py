@@ -16,9 +16,9 @@ class CaptionLengthSampler(Sampler[int]):
     """Row numbers in an order in which every batch holds captions of like length.
 
     Rows are sorted by length, each moved by up to nine batches (at most half of the rows) from its place at random,
-    and cut into batches, which are shuffled. So batches differ from epoch to epoch. The negatives of a contrastive loss are then of like length
-    too, which takes a clue away that tells nothing about the image. A last batch that is not full is taken out of the
-    order at another place in every epoch.
+    and cut into batches, which are shuffled. So batches differ from epoch to epoch. The negatives of a contrastive
+    loss are then of like length too, which takes a clue away that tells nothing about the image. A last batch that is
+    not full is taken out of the order at another place in every epoch.
 
     Args:
         lengths: Length of each row's caption, in any unit.
