@@ -1,15 +1,20 @@
-"""What batches of captions cost before the model sees them: samples per second of a loader process, and padding.
+"""What batches cost before the model sees them: rows per second of a loader process, and padding.
 
-    python -m benchmarks.loader --captions CAPTIONS.jsonl --tokenizer openai/clip-vit-base-patch32
+    python -m benchmarks.loader --captions CAPTIONS.jsonl --tokenizer openai/clip-vit-base-patch32 --images PHOTOGRAPHS
 
-Pictures are JPEGs of noise; captions are real where `--captions` names a JSON lines file with a `caption` in each line,
-else of like lengths.
+The collator is timed beside the same batch made by the processor's own calls, row by row, and without crops beside
+open_clip's loader where that is installed; rounds alternate. Pictures are the photographs of `--images` at 640x480 and
+1024x768, else JPEGs of noise; captions are real where `--captions` names a JSON lines file with a `caption` in each
+line, else of like lengths.
 """
 
 import argparse
 import io
 import json
 import random
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +22,14 @@ import torch
 from PIL import Image
 
 from benchmarks.random_clip import TOKENS, build_processor
-from benchmarks.timing import timed
+from benchmarks.timing import Rounds, timed
 from fastgoal import FastGoalCollator, FastGoalProcessor, split_sentences
+from fastgoal.processing.geometry import crop_box
+from fastgoal.processing.images import load_image
 from fastgoal.trainer.batches.samplers import CaptionLengthSampler
 
-ROWS = 64
+ROWS, ROUNDS = 64, 5
+SIZES = ((640, 480), (1024, 768))
 
 Caption = tuple[str, list[tuple[int, int]]]
 """A text with the spans of its sentences."""
@@ -59,20 +67,32 @@ def read_captions(path: str | None, rng: random.Random) -> list[Caption]:
     return made
 
 
-def make_row(caption: str, spans: list[tuple[int, int]], rng: random.Random) -> dict[str, Any]:
-    """A row of a pairs data set: a 1024x768 JPEG of noise with one pair in the part that CLIP's crop keeps."""
+def make_row(
+    caption: str,
+    spans: list[tuple[int, int]],
+    rng: random.Random,
+    size: tuple[int, int] = (1024, 768),
+    photograph: Path | None = None,
+) -> dict[str, Any]:
+    """A row of a pairs data set: a JPEG, with a pair for every sentence in the part that CLIP's crop keeps."""
     noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    picture = load_image(photograph) if photograph else Image.fromarray(noise)
     buffer = io.BytesIO()
-    Image.fromarray(noise).resize((1024, 768), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    width, height = rng.randint(150, 600), rng.randint(150, 600)
-    x, y = rng.randint(128, 896 - width), rng.randint(0, 768 - height)
+    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    regions = []
+    for _ in spans:
+        width, height = (rng.uniform(0.2, 0.75) * size[1] for _ in range(2))
+        x = rng.uniform((size[0] - size[1]) / 2, (size[0] + size[1]) / 2 - width)
+        y = rng.uniform(0, size[1] - height)
+        regions.append({"box": [x, y, x + width, y + height]})
+    # The best is one of the first sentences: a late one may lie beyond the last token that the model reads.
+    best = rng.randrange(min(3, len(spans)))
     return {
         "image": {"bytes": buffer.getvalue(), "path": None},
         "caption": caption,
-        "regions": [{"box": [x, y, x + width, y + height]}],
+        "regions": regions,
         "sentences": [{"start": start, "end": end} for start, end in spans],
-        # One of the first sentences: a late one may lie beyond the last token that the model reads.
-        "pairs": [{"sentence": rng.randrange(min(3, len(spans))), "region": 0, "score": 1.0}],
+        "pairs": [{"sentence": i, "region": i, "score": 1.0 if i == best else 0.5} for i in range(len(spans))],
     }
 
 
@@ -81,15 +101,56 @@ def make_rows(captions: list[Caption], rng: random.Random) -> list[dict[str, Any
     return [make_row(*caption, rng) for caption in rng.sample(captions, min(len(captions), ROWS))]
 
 
-def loader_rate(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> float:
-    """Samples per second that one loader process makes: decode, cut out, resize, tokenise."""
-    collate, threads = FastGoalCollator(processor), torch.get_num_threads()
+def plain_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """What the collator makes of the best pairs, by the processor's own calls, row by row."""
+    images, crops, texts, regions, sentences = [], [], [], [], []
+    for row in rows:
+        images.append(load_image(row["image"]))
+        pair = max(row["pairs"], key=lambda pair: pair["score"])
+        box, spans = row["regions"][pair["region"]]["box"], [(s["start"], s["end"]) for s in row["sentences"]]
+        crops.append(crop_box(images[-1], box))
+        texts.append(row["caption"][slice(*spans[pair["sentence"]])])
+        regions.append(processor.region_mask(box, images[-1].size))
+        sentences.append(processor.sentence_masks(row["caption"], spans)[pair["sentence"]])
+    whole, local = processor(images, [row["caption"] for row in rows]), processor(crops, texts)
+    padded = torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
+    local_inputs = {f"local_{name}": value for name, value in local.items()}
+    return {**whole, **local_inputs, "region_mask": torch.stack(regions), "sentence_mask": padded}
+
+
+def open_clip_batch(size: int = 224) -> Callable[[list[dict[str, Any]]], Any]:
+    """Images and captions as open_clip's workers make them."""
+    import open_clip
+
+    transform = open_clip.image_transform(size, is_train=False)
+    tokenizer = open_clip.SimpleTokenizer(context_length=TOKENS)
+
+    def make(rows: list[dict[str, Any]]) -> Any:
+        images = [transform(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows]
+        return torch.stack(images), tokenizer([row["caption"] for row in rows])
+
+    return make
+
+
+def report_speed(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
+    """Milliseconds a row in one loader process: median over interleaved rounds."""
+    ways: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+        "collator": FastGoalCollator(processor).raw(),
+        "the processor's calls": lambda batch: plain_batch(processor, batch),
+        "collator, no crops": FastGoalCollator(processor, local_pairs=False).raw(),
+    }
+    if find_spec("open_clip"):
+        ways["open_clip, no crops"] = open_clip_batch()
+    threads, rounds = torch.get_num_threads(), Rounds()
     torch.set_num_threads(1)  # as in a worker
-    collate(rows[:batch_size])
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    seconds = timed(lambda: [collate(batch) for batch in batches])[0]
+    for number in range(ROUNDS + 1):
+        for name, way in ways.items():
+            seconds = timed(lambda way=way: [way(batch) for batch in batches])  # type: ignore[misc]
+            if number:  # the first round is a rehearsal
+                rounds.add(name, seconds)
     torch.set_num_threads(threads)
-    return len(rows) / float(seconds)
+    return {name: float(rounds.median(name)[0]) / len(rows) * 1000 for name in ways}
 
 
 def padded_share(batches: list[torch.Tensor]) -> float:
@@ -101,7 +162,7 @@ def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size
     """Share of padding in the captions with each way to make batches."""
     lengths = torch.tensor([len(row) for row in processor.tokenizer(captions, truncation=True)["input_ids"]])
     shuffled = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
-    grouped = lengths[list(CaptionLengthSampler([len(caption) for caption in captions], batch_size))]
+    grouped = lengths[list(CaptionLengthSampler(lengths.tolist(), batch_size))]
     print(f"Tokens of a caption: mean {lengths.float().mean():.0f}, longest {lengths.max()}; share of padding:\n")
     print("| batches | padded tokens |\n|---|---|")
     print(f"| all to {TOKENS} tokens | {1 - lengths.float().mean() / TOKENS:.1%} |")
@@ -112,12 +173,19 @@ def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_caption_options(parser)
+    parser.add_argument("--images", metavar="DIR", help="folder with photographs")
     args = parse(parser)
     rng = random.Random(0)
     captions = read_captions(args.captions, rng)
     processor = build_processor(args.tokenizer, 32)
-    rate = loader_rate(processor, make_rows(captions, rng), args.batch_size)
-    print(f"One loader process makes {rate:.1f} samples/s (1024x768 JPEG).\n")
+    photographs = sorted(Path(args.images).rglob("*.jpg"))[:ROWS] if args.images else [None]
+    print("| size | way | ms a row | rows/s |\n|---|---|---|---|")
+    for size in SIZES:
+        chosen = rng.sample(captions, min(len(captions), ROWS))
+        rows = [make_row(*caption, rng, size, photographs[i % len(photographs)]) for i, caption in enumerate(chosen)]
+        for name, cost in report_speed(processor, rows, args.batch_size).items():
+            print(f"| {size[0]}x{size[1]} | {name} | {cost:.2f} | {1000 / cost:.0f} |")
+    print()
     report_padding(processor, [caption for caption, _ in captions], args.batch_size)
 
 
