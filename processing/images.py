@@ -41,7 +41,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         with _named(str(name or getattr(source, "filename", "") or "the given PIL image")):
-            return _decode(_opened_again(source) or source)
+            again = _opened_again(source)
+            return _decode(again or source, own=again is not None)
     if isinstance(source, dict):
         data, path = source.get("bytes"), source.get("path")
         if data is None and not path:
@@ -52,7 +53,7 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         return load_image(source["path"] if data is None else data, name or (str(path) if path else None))
     encoded, label = _read(source, name)
     with _named(label), Image.open(io.BytesIO(encoded)) as image:
-        return _decode(image)
+        return _decode(image, own=True)
 
 
 def _read(source: Any, name: str | None) -> tuple[bytes, str]:
@@ -128,12 +129,12 @@ def _opened_again(image: Image.Image) -> Image.Image | None:
     return again if (again.size, again.mode) == (image.size, image.mode) else None
 
 
-def _decode(image: Image.Image) -> Image.Image:
-    """Reads the pixels, turns the image upright and converts it to RGB."""
+def _decode(image: Image.Image, own: bool) -> Image.Image:
+    """Reads the pixels, turns the image upright and converts it to RGB; a copy unless it is our `own`."""
     if 0 in image.size:
         raise ValueError(f"it has no pixels, its size is {image.size}")
     image.load()
-    return _to_rgb(_upright(image))
+    return _to_rgb(_upright(image), own)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -145,8 +146,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB image without metadata, transparent pixels on white."""
+def _to_rgb(image: Image.Image, own: bool) -> Image.Image:
+    """An RGB image, a new one unless this is our `own`, without metadata, transparent pixels on white."""
     if image.mode in _SIXTEEN_BIT or image.mode in ("I", "F"):
         return _grey_to_8_bit(image).convert("RGB")
     if image.mode == "La":
@@ -155,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         transparent = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, transparent)
-    rgb = image.convert("RGB")
+    rgb = image if own and image.mode == "RGB" else image.convert("RGB")
     rgb.info = {}  # without an EXIF orientation that a later reader would apply again
     return rgb
 
