@@ -190,13 +190,13 @@ class FastGoalTrainer(Trainer):
         self._last_batch = batches[-1] if ended else None
         return batches, items
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Workers leave the normalising to the device; evaluations take each row's best pair: their losses compare."""
         chosen = self.data_collator
         if isinstance(chosen, FastGoalCollator):
-            self.data_collator = chosen.raw(None if is_training else "best")
+            self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = chosen
 
