@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "256 or more",
     )
     parser.add_argument("--shard-size", type=number(1), default=256, metavar="N", help="images in one output file")
+    parser.add_argument(
+        "--store-size",
+        type=number(1),
+        metavar="PIXELS",
+        help="keep images whose shorter side is longer shrunk to so many pixels, as JPEG (512 is ample for models that "
+        "read 224): smaller files, faster training (default: the original files)",
+    )
     add(
         parser,
         "--num-workers",
@@ -90,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
             f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
             "example --detector facebook/sam-vit-huge."
         )
-    settings = PairSettings(mark_weights(args.model), detector, dtype, args.split, args.limit, args.shard_size)
+    settings = PairSettings(
+        mark_weights(args.model), detector, dtype, args.split, args.limit, args.shard_size, args.store_size
+    )
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
     summary = build_pairs(
         source,

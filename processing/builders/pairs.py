@@ -5,12 +5,13 @@ about many images at once. Every shard depends on its own rows only, so it is th
 made it was one that had been killed before.
 """
 
+import io
 import itertools
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import InitVar, asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class PairSettings:
         detector: what proposes regions, and which of them stay.
         split: split of the source, of which the first `limit` rows are used.
         shard_size: rows of the source in a shard.
+        store_size: images whose shorter side has more pixels are kept shrunk to so many, as JPEG, with boxes to match;
+            detector and matcher see them whole. None keeps the original files.
     """
 
     model: str
@@ -54,9 +57,10 @@ class PairSettings:
     split: str | None = None
     limit: int | None = None
     shard_size: int = 256
+    store_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(limit=self.limit, shard_size=self.shard_size)
+        check_counts(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
     @property
     def box_column(self) -> str | None:
@@ -65,8 +69,8 @@ class PairSettings:
 
 
 def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's settings in today's form: version 0.1 named the detector in one text."""
-    return {**settings, "detector": asdict(DetectorSpec.from_settings(settings))}
+    """A manifest's settings in today's form: version 0.1 named the detector in one text, and kept all images whole."""
+    return {"store_size": None, **settings, "detector": asdict(DetectorSpec.from_settings(settings))}
 
 
 def build_pairs(
@@ -176,6 +180,7 @@ class LoadedRow:
 
     image: Image.Image
     stored: dict[str, Any]  # the image as the data set keeps it
+    stored_size: tuple[int, int]  # its (width, height), upright
     name: str
     caption: str
     sentences: list[Sentence]
@@ -208,6 +213,7 @@ class _PairMaker:
             found = self.source[row]
             stored = _stored_image(found.image, found.name)
             image = load_image(stored["bytes"], name=found.name)
+            stored, stored_size = _shrunk(stored, image, self.settings.store_size)
             sentences = self.processor.split_sentences(found.caption)
             if not sentences:
                 raise ValueError(f"the caption {found.caption!r} has no sentence.")
@@ -218,7 +224,7 @@ class _PairMaker:
             return BadRow.of(self.source, row, error)
         detector = self.processor.detector
         prepared = None if detector is None or regions is not None else detector.prepare(image, found.caption)
-        return LoadedRow(image, stored, found.name, found.caption, sentences, regions, prepared)
+        return LoadedRow(image, stored, stored_size, found.name, found.caption, sentences, regions, prepared)
 
     def make(self, shard: Shard, rows: Iterator[LoadedRow | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Make one shard and count what was in it."""
@@ -246,7 +252,8 @@ class _PairMaker:
                     )
                     by_source.update(region.source for region in regions)
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
-                    yield pair_row(row.stored, row.name, row.caption, row.image.size, row.sentences, regions, pairs)
+                    kept = _scaled(regions, row.image.size, row.stored_size)
+                    yield pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
                     advance(1)
                 advance(len(skipped) - left_out)
 
@@ -324,3 +331,23 @@ def _stored_image(image: Any, name: str) -> dict[str, Any]:
     """The image as `datasets` stores it: the bytes of the original file, so that nothing is lost by coding it again."""
     entry = image if isinstance(image, Mapping) else {"path": image}
     return {"bytes": entry.get("bytes") or Path(entry["path"]).read_bytes(), "path": os.path.basename(name)}
+
+
+def _shrunk(stored: dict[str, Any], image: Image.Image, side: int | None) -> tuple[dict[str, Any], tuple[int, int]]:
+    """An image to be stored, its shorter side at most `side` pixels, and its size."""
+    short = min(image.size)
+    if side is None or short <= side:
+        return stored, image.size
+    width, height = (round(length * side / short) for length in image.size)
+    file = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return {"bytes": file.getvalue(), "path": os.path.splitext(stored["path"])[0] + ".jpg"}, (width, height)
+
+
+def _scaled(regions: Sequence[Region], size: tuple[int, int], to: tuple[int, int]) -> Sequence[Region]:
+    """Regions of an image as they lie in the same image of another size."""
+    if size == to:
+        return regions
+    scale = [to[axis] / size[axis] for axis in (0, 1, 0, 1)]
+    boxes = ([value * factor for value, factor in zip(region.box, scale, strict=True)] for region in regions)
+    return [replace(region, box=(x1, y1, x2, y2)) for region, (x1, y1, x2, y2) in zip(regions, boxes, strict=True)]
