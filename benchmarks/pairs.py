@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.random_clip import build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
-from fastgoal.processing.builders.engine import default_workers
+from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
 from fastgoal.processing.data.sources import open_source
 from fastgoal.processing.detectors.load import load_detector
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--sam-images", type=int, default=1, metavar="N", help="0 leaves the SAM way out")
     parser.add_argument("--memory-images", type=int, default=1600, metavar="N", help="0 leaves the long run out")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--num-workers", type=int, default=default_workers())
+    parser.add_argument("--num-workers", type=int, default=decoding_threads(count_cores()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args()

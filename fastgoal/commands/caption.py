@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--limit", help="only the first N images")
     add(parser, "--on-error", help="at an image that cannot be read or gets no caption: stop, or skip and list it")
     add(parser, "--batch-size", default=8, help="images described at once")
-    add(parser, "--device")
+    add(parser, "--workers", "--ray", "--device")
     add(
         parser,
         "--dtype",
@@ -79,32 +79,37 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
+    from fastgoal.processing.builders.cluster import open_engine
     from fastgoal.processing.data.image_folder import open_images
-    from fastgoal.processing.devices import choose_device, choose_dtype
+    from fastgoal.processing.devices import choose_dtype
     from fastgoal.processing.weights import mark_weights
 
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device, bfloat16=True)
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
-    settings = CaptionSettings(
-        model=mark_weights(args.model),
-        prompt=args.prompt_file or PROMPT,
-        **ways,
-        seed=args.seed,
-        dtype=dtype,
-        split=args.split,
-        limit=args.limit,
-        sampled_batch=args.batch_size if args.temperature > 0 else None,
-    )
-    summary = build_captions(
-        open_images(args.images, args.image_column, args.split),
-        args.output,
-        settings,
-        lambda: Captioner.load(args.model, device, dtype, prompt=settings.prompt, **ways),
-        on_error=args.on_error,
-        batch_size=args.batch_size,
-        show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
-    )
+    images = open_images(args.images, args.image_column, args.split)
+    model, prompt = args.model, args.prompt_file or PROMPT
+    with open_engine(args.workers, args.ray) as engine:
+        device = engine.choose_device(args.device)
+        dtype = choose_dtype(args.dtype, device, bfloat16=True)
+        settings = CaptionSettings(
+            model=mark_weights(model),
+            prompt=prompt,
+            **ways,
+            seed=args.seed,
+            dtype=dtype,
+            split=args.split,
+            limit=args.limit,
+            sampled_batch=args.batch_size if args.temperature > 0 else None,
+        )
+        summary = build_captions(
+            images,
+            args.output,
+            settings,
+            lambda: Captioner.load(model, device, dtype, prompt=prompt, **ways),
+            on_error=args.on_error,
+            batch_size=args.batch_size,
+            show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
+            engine=engine,
+        )
     print(describe(summary, args.output, args.max_new_tokens))
     return 0
 

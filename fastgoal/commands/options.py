@@ -67,6 +67,13 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "processes that read images (default: 4, and none beside a model on the CPU)",
     },
+    "--workers": {
+        "type": number(1),
+        "metavar": "N",
+        "help": "processes that share the work, each with a GPU where there are GPUs (needs fastgoal[ray]; default: "
+        "this process, or with --ray as many as the cluster has GPUs, or machines)",
+    },
+    "--ray": {"metavar": "HOST:PORT", "help": "share the work in this Ray cluster; 'auto': the one of this machine"},
     "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "how many answers to show"},
     "--device": {
         "default": "auto",

@@ -76,20 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that decode images and cut crops while the models work (default: the processor's cores, at most "
         "16)",
     )
-    add(parser, "--device")
+    add(parser, "--workers", "--ray", "--device")
     add(parser, "--dtype", default="auto", help="of CLIP: float32, float16, bfloat16, or auto: float16 on CUDA")
 
 
 def run(args: argparse.Namespace) -> int:
+    from fastgoal.processing.builders.cluster import open_engine
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.detectors.load import describe_detector
-    from fastgoal.processing.devices import choose_device, choose_dtype
+    from fastgoal.processing.devices import choose_dtype
     from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
     limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
     detector = describe_detector(args.detector, **limits)
     if args.regions == "sam" and detector.kind != "sam":
@@ -97,19 +96,23 @@ def run(args: argparse.Namespace) -> int:
             f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
             "example --detector facebook/sam-vit-huge."
         )
-    settings = PairSettings(
-        mark_weights(args.model), detector, dtype, args.split, args.limit, args.shard_size, args.store_size
-    )
+    model, regions = args.model, None if detector.kind == "column" else args.detector
     source = open_source(args.source, args.image_column, args.caption_column, args.split)
-    summary = build_pairs(
-        source,
-        args.output,
-        settings,
-        lambda: load_matcher(args.model, None if detector.kind == "column" else args.detector, device, dtype, **limits),
-        on_error=args.on_error,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
+    with open_engine(args.workers, args.ray) as engine:
+        device = engine.choose_device(args.device)
+        dtype = choose_dtype(args.dtype, device)
+        summary = build_pairs(
+            source,
+            args.output,
+            PairSettings(
+                mark_weights(model), detector, dtype, args.split, args.limit, args.shard_size, args.store_size
+            ),
+            lambda: load_matcher(model, regions, device, dtype, **limits),
+            on_error=args.on_error,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            engine=engine,
+        )
     print(describe(summary, args.output))
     return 0
 

@@ -31,7 +31,7 @@ from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
 from .captioner import Caption
-from .engine import BadRow, Shard, Threads, check_counts, check_run, good_rows, run_shards
+from .engine import BadRow, Engine, Shard, Threads, check_counts, check_run, good_rows
 from .shards import WORK_FOLDER, RunFolder, refuse_skipped
 
 logger = logging.get_logger(__name__)
@@ -94,6 +94,7 @@ def build_captions(
     batch_size: int = 8,
     show: Callable[[str, str], Any] | None = None,
     progress: bool = True,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Write a caption for every image of `source`, or continue such a folder.
 
@@ -105,6 +106,7 @@ def build_captions(
         batch_size: images that the model describes at once.
         show: called with name and text of the first caption that is written.
         progress: show a bar.
+        engine: who makes the captions, see `cluster.open_engine`; by default this process.
 
     Returns:
         The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions
@@ -131,14 +133,17 @@ def build_captions(
             pending = [row for row in rows if row not in done]
             starts = range(0, len(pending), batch_size)
             shards = [Shard(pending[start], pending[start : start + batch_size]) for start in starts]
-            skip, seed = on_error == "skip", settings.seed
-            records += run_shards(
-                shards,
-                lambda: _CaptionMaker(source, output, load_captioner(), seed, skip, batch_size, show),
-                len(rows),
-                "captions",
-                progress,
-            ).values()
+            run = folder.read_run()
+
+            def load_maker(cores: int) -> _CaptionMaker:
+                folder.check_shared(run)
+                return _CaptionMaker(source, output, load_captioner(), settings.seed, on_error == "skip", batch_size)
+
+            for _, record in (engine or Engine()).run_shards(shards, load_maker, len(rows), "captions", progress):
+                records.append(record)
+                if show and record["rows"]:
+                    show(record["rows"][0]["file_name"], record["rows"][0]["caption"])
+                    show = None
             summary = _write_metadata(output, records)
             folder.finish(manifest, summary)
         for path in folder.work.glob(BATCHES):
@@ -156,7 +161,6 @@ class _CaptionMaker:
     seed: int
     skip: bool
     ahead: int
-    show: Callable[[str, str], Any] | None
 
     def __post_init__(self) -> None:
         self.work = self.output / WORK_FOLDER
@@ -197,9 +201,6 @@ class _CaptionMaker:
         record = {"rows": entries, "skipped": left, "seconds": time.perf_counter() - clock}
         write_json(self.work / BATCH.format(shard.number), record, self.work)
         advance(len(shard.rows))
-        if self.show and entries:
-            self.show(entries[0]["file_name"], entries[0]["caption"])
-            self.show = None
         return record
 
     def _file_name(self, row: int, name: str, stored: Path | bytes) -> str:

@@ -1,7 +1,7 @@
 """The loop that makes shards one after the other in this process, and the threads that read ahead of it.
 
-A shard depends on its own rows only, so it is the same whoever makes it. An engine for several processes or machines
-takes the place of `run_shards`; what makes a shard stays as it is.
+A shard depends on its own rows only, so it is the same whoever makes it. `cluster.RayEngine` takes this place to hand
+shards out to several processes or machines; what makes a shard stays as it is.
 """
 
 import itertools
@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.devices import choose_device
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,29 +47,42 @@ class ShardMaker(Protocol):
         ...
 
 
-def run_shards(
-    pending: Sequence[Shard], load_maker: Callable[[], ShardMaker], total: int, what: str, progress: bool
-) -> dict[int, dict[str, Any]]:
-    """Make shards in this process, and give their records by number.
+class Engine(AbstractContextManager["Engine"]):
+    """Who makes the shards: this process, one after the other."""
 
-    Args:
-        pending: What there is to do; rows of the next shard are read while the last one ends.
-        load_maker: Loads the models; not called if there is nothing to do.
-        total: Rows of all shards; those that are not pending count as done.
-        what: Title of the bar.
-        progress: Show it.
-    """
-    if not pending:
-        return {}
-    maker, records = load_maker(), {}
+    def choose_device(self, asked: str) -> str:
+        """The device of the models, `auto` resolved. Raises `ValueError` for one that cannot be used."""
+        return choose_device(asked)
+
+    def run_shards(
+        self, pending: Sequence[Shard], load_maker: Callable[[int], ShardMaker], total: int, what: str, progress: bool
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Make shards, and give number and record of each as it is finished.
+
+        Args:
+            pending: What there is to do; rows of the next shard are read while the last one ends.
+            load_maker: Loads the models, told how many processor cores are its own; not called for nothing.
+            total: Rows of all shards; those that are not pending count as done.
+            what: Title of the bar.
+            progress: Show it.
+        """
+        if not pending:
+            return
+        maker = load_maker(count_cores())
+        with maker.threads, progress_bar(pending, total, what, progress) as bar:
+            rows = itertools.chain.from_iterable(shard.rows for shard in pending)
+            loaded = maker.threads.map(maker.load, rows, maker.ahead)
+            for shard in pending:
+                yield shard.number, maker.make(shard, itertools.islice(loaded, len(shard.rows)), bar.update)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def progress_bar(pending: Sequence[Shard], total: int, what: str, progress: bool) -> Any:
+    """The bar over all rows, of which those that are not pending are done."""
     done = total - sum(len(shard.rows) for shard in pending)
-    bar = tqdm(total=total, initial=done, unit="image", desc=what, disable=not progress)
-    with maker.threads, bar:
-        rows = itertools.chain.from_iterable(shard.rows for shard in pending)
-        loaded = maker.threads.map(maker.load, rows, maker.ahead)
-        for shard in pending:
-            records[shard.number] = maker.make(shard, itertools.islice(loaded, len(shard.rows)), bar.update)
-    return records
+    return tqdm(total=total, initial=done, unit="image", desc=what, disable=not progress)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -78,7 +92,7 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name}={value}; expected a number from 1.")
 
 
-def check_run(source: Source, on_error: str, **counts: int) -> None:
+def check_run(source: Source, on_error: str, **counts: int | None) -> None:
     """Raise `ValueError` for options out of range, a source without rows, or one of several processes."""
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error='{on_error}'; expected 'stop' or 'skip'.")
@@ -89,7 +103,8 @@ def check_run(source: Source, on_error: str, **counts: int) -> None:
     if processes != "1":
         raise ValueError(
             f"WORLD_SIZE={processes} says that several processes were started, as torchrun and accelerate launch do. "
-            "For now one process makes a folder: start the command by itself, or unset WORLD_SIZE."
+            "One command makes a folder: start it by itself, and --workers N has it use N processes of this machine, "
+            "--ray ADDRESS those of a cluster."
         )
 
 
@@ -124,9 +139,13 @@ def good_rows(loaded: Iterable[T | BadRow], skipped: list[BadRow] | None) -> lis
     return good
 
 
-def default_workers() -> int:
-    """Threads for decoding and cropping: the processor cores that this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoding_threads(cores: int) -> int:
+    """Threads for decoding and cropping, where so many cores are free for them."""
     return min(16, cores)
 
 

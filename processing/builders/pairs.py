@@ -27,7 +27,7 @@ from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_tex
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
 
-from .engine import BadRow, Clock, Shard, Threads, check_counts, check_run, default_workers, good_rows, run_shards
+from .engine import BadRow, Clock, Engine, Shard, Threads, check_counts, check_run, decoding_threads, good_rows
 from .shards import ParquetShards, RunFolder, refuse_skipped
 
 STAGES = ("decode", "detect", "crop", "sentences", "image", "write")
@@ -82,6 +82,7 @@ def build_pairs(
     batch_size: int = 64,
     num_workers: int | None = None,
     progress: bool = True,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Write the local pairs of every row of `source` as shards of parquet, or continue such a folder.
 
@@ -92,8 +93,9 @@ def build_pairs(
         on_error: `stop` at a row that cannot be used, or `skip` and list it in the summary.
         batch_size: crops in one forward of CLIP; a quarter as many images go to the detector at once. Another number
             changes scores by rounding errors.
-        num_workers: threads that decode images and cut crops; by default `default_workers()`.
+        num_workers: threads that decode images and cut crops; by default one for each core, at most 16.
         progress: show a bar.
+        engine: who makes the shards, see `cluster.open_engine`; by default this process.
 
     Returns:
         The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
@@ -105,7 +107,6 @@ def build_pairs(
         ValueError: a row cannot be used, the folder holds something else, or another process writes it.
         OSError: a shard could not be written, for example on a full disk.
     """
-    num_workers = default_workers() if num_workers is None else num_workers
     check_run(source, on_error, batch_size=batch_size, num_workers=num_workers)
     if settings.box_column is not None and settings.box_column not in source.columns:
         raise ValueError(
@@ -125,13 +126,14 @@ def build_pairs(
         pending = [part for part in parts if part.number not in records]
         if not pending and "summary" in manifest:
             return {**manifest["summary"], "shards_made": 0}
-        records |= run_shards(
-            pending,
-            lambda: _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, num_workers),
-            len(rows),
-            "pairs",
-            progress,
-        )
+        run = folder.read_run()
+
+        def load_maker(cores: int) -> _PairMaker:
+            folder.check_shared(run)
+            threads = num_workers or decoding_threads(cores)
+            return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
+
+        records |= (engine or Engine()).run_shards(pending, load_maker, len(rows), "pairs", progress)
         summary = summarise([records[i] for i in range(shards.count)])
         folder.finish(manifest, summary)
     return {**summary, "shards_made": len(pending)}

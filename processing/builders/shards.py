@@ -31,6 +31,7 @@ from fastgoal.processing.files import whole_file, write_errors, write_json
 logger = logging.get_logger(__name__)
 
 WORK_FOLDER = ".fastgoal"
+RUN = "run.json"
 PACKAGES = ("fastgoal", "torch", "transformers", "datasets", "pillow")
 REMEDY = "Choose another --output, or delete this folder to start again."
 # Images per parquet row group: what a reader such as the Hub's viewer has to fetch to show one row.
@@ -76,8 +77,7 @@ class RunFolder:
         """
         self._refuse_foreign()
         with self._locked():
-            for leftover in self.work.glob("*.tmp"):
-                leftover.unlink(missing_ok=True)
+            self._sweep()
             described = {
                 **asdict(settings),
                 "image_column": source.image_column,
@@ -90,9 +90,29 @@ class RunFolder:
                 {"format": 1, "settings": described, "source": source.name, "versions": versions}
             )
 
+    def read_run(self) -> dict[str, Any]:
+        """Which process holds the folder: its number and its machine."""
+        return dict(json.loads((self.work / RUN).read_bytes()))
+
+    def check_shared(self, run: dict[str, Any]) -> None:
+        """Raise `ValueError` where the folder that `run` holds is not to be seen, on another machine for example."""
+        with suppress(OSError, ValueError):
+            if self.read_run() == run:
+                return
+        raise ValueError(
+            f"the machine '{socket.gethostname()}' does not see the output folder {self.folder} as "
+            f"'{run['host']}' does. Output and data must lie in folders that all machines share, under the same path."
+        )
+
     def finish(self, manifest: dict[str, Any], summary: dict[str, Any]) -> None:
         """Write the summary into the manifest."""
+        self._sweep()
         write_json(self.manifest, {**manifest, "summary": summary}, self.work)
+
+    def _sweep(self) -> None:
+        """Take away what processes that were killed left half written."""
+        for leftover in self.work.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -107,7 +127,7 @@ class RunFolder:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        path, holder = self.work / "run.lock", self.work / "run.json"
+        path, holder = self.work / "run.lock", self.work / RUN
         lock = FileLock(path)
         with write_errors(path):
             self.work.mkdir(parents=True, exist_ok=True)

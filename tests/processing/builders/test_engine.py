@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fastgoal.processing.builders import engine
-from fastgoal.processing.builders.engine import BadRow, Clock, Shard, Threads, check_run, good_rows, run_shards
+from fastgoal.processing.builders.engine import BadRow, Clock, Engine, Shard, Threads, check_run, good_rows
 
 
 class Maker:
@@ -37,7 +37,7 @@ SHARDS = [Shard(0, range(3)), Shard(4, [7, 9])]
 @pytest.mark.parametrize("overlap", [True, False])
 def test_shards_get_their_rows_in_order(overlap):
     maker = Maker(overlap)
-    assert run_shards(SHARDS, lambda: maker, 9, "rows", False) == {0: {"rows": 3}, 4: {"rows": 2}}
+    assert dict(Engine().run_shards(SHARDS, lambda cores: maker, 9, "rows", False)) == {0: {"rows": 3}, 4: {"rows": 2}}
     assert maker.made == [(0, 0), (0, -1), (0, -2), (4, -7), (4, -9)]
     assert maker.loaded == [0, 1, 2, 7, 9]
     # Rows of the next shard are read ahead; beside a GPU while the first one is made, else in portions.
@@ -45,11 +45,11 @@ def test_shards_get_their_rows_in_order(overlap):
 
 
 def test_models_are_not_loaded_for_nothing():
-    assert run_shards([], lambda: pytest.fail("loaded"), 9, "rows", False) == {}
+    assert not list(Engine().run_shards([], lambda cores: pytest.fail("loaded"), 9, "rows", False))
 
 
 def test_the_bar_counts_what_was_there_before(capsys):
-    run_shards(SHARDS, lambda: Maker(True), 9, "rows", True)
+    list(Engine().run_shards(SHARDS, lambda cores: Maker(True), 9, "rows", True))
     assert "rows: 100%" in capsys.readouterr().err
 
 
@@ -57,7 +57,7 @@ def test_an_error_in_a_thread_ends_the_run():
     maker = Maker(True)
     maker.load = lambda row: 1 // (row - 7)
     with pytest.raises(ZeroDivisionError):
-        run_shards(SHARDS, lambda: maker, 9, "rows", False)
+        list(Engine().run_shards(SHARDS, lambda cores: maker, 9, "rows", False))
     assert threading.active_count() == 1 or not any(t.name.startswith("rows") for t in threading.enumerate())
 
 
@@ -116,5 +116,5 @@ def test_several_processes_are_refused(monkeypatch, tmp_path):
         with pytest.raises(ValueError, match=words):
             check_run(source, **{"on_error": "skip", **options})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE=2 .*torchrun and accelerate launch.*start the command by itself"):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=2 .*torchrun and accelerate launch.*--workers N"):
         check_run(source, "stop", batch_size=1)

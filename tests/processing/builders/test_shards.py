@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -102,3 +103,15 @@ def test_left_out_rows_stop_a_run_that_stops_at_such_rows():
     refuse_skipped([])
     with pytest.raises(ValueError, match=r"left out 1 row of this folder, the first: a is broken\. Go on with"):
         refuse_skipped([{"row": 0, "reason": "a is broken."}])
+
+
+def test_a_folder_that_another_machine_does_not_see(tmp_path):
+    folder = RunFolder(tmp_path / "here", "manifest.json", "a command", ["data/*"])
+    folder.work.mkdir(parents=True)
+    (folder.work / "run.json").write_text(json.dumps({"pid": 1, "host": "the driver"}))
+    run = folder.read_run()
+    folder.check_shared(run)
+    for elsewhere in (replace(folder, folder=tmp_path / "elsewhere"), folder):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"does not see the output folder .* as 'the driver' does.*machines share"):
+            elsewhere.check_shared({**run, "pid": 2} if elsewhere is folder else run)
