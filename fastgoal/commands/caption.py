@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,39 @@ The first caption is shown as soon as it is there; --limit 5 with another --outp
 examples:
   fastgoal caption photographs/ --output captions/ \\
       --model HuggingFaceTB/SmolVLM2-2.2B-Instruct
+  vllm serve Qwen/Qwen2.5-VL-7B-Instruct &
+  fastgoal caption photographs/ --output captions/ \\
+      --server http://localhost:8000 --model Qwen/Qwen2.5-VL-7B-Instruct
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
     add(parser, "--output", help="folder for captions and images, new or to be continued")
-    add(parser, "--model", metavar="MODEL", help="image-text-to-text checkpoint of transformers: a folder or a Hub id")
+    add(
+        parser,
+        "--model",
+        metavar="MODEL",
+        help="image-text-to-text checkpoint of transformers: a folder or a Hub id; with --server its name there",
+    )
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="have this server write, which speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, Inference "
+        "Providers); images are sent at most 2,048 pixels long, without what their files say of place and camera",
+    )
+    parser.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable with the server's key (default: no key is sent, not even that of the Hub)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=number(0.001, kind=float),
+        default=300.0,
+        metavar="SECONDS",
+        help="ask the server again when an answer takes longer",
+    )
     parser.add_argument(
         "--prompt-file",
         type=text_file,
@@ -62,7 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--split", "--image-column")
     add(parser, "--limit", help="only the first N images")
     add(parser, "--on-error", help="at an image that cannot be read or gets no caption: stop, or skip and list it")
-    add(parser, "--batch-size", default=8, help="images described at once")
+    add(
+        parser,
+        "--batch-size",
+        default=None,
+        help="images described at once (default: 8, with --server 32 requests)",
+    )
     add(parser, "--workers", "--ray", "--device")
     add(
         parser,
@@ -74,9 +106,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_places(args.images, args.output)
+    check_server(args)
 
     from tqdm.auto import tqdm
 
+    from fastgoal.processing.builders.caption_server import ServerCaptioner
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.builders.cluster import open_engine
@@ -87,31 +121,65 @@ def run(args: argparse.Namespace) -> int:
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     images = open_images(args.images, args.image_column, args.split)
     model, prompt = args.model, args.prompt_file or PROMPT
-    with open_engine(args.workers, args.ray) as engine:
-        device = engine.choose_device(args.device)
-        dtype = choose_dtype(args.dtype, device, bfloat16=True)
+    batch_size = args.batch_size or (32 if args.server else 8)
+    with ExitStack() as open_ones:
+        engine = open_ones.enter_context(open_engine(args.workers, args.ray))
+        if args.server is None:
+            device = engine.choose_device(args.device)
+            dtype = choose_dtype(args.dtype, device, bfloat16=True)
+            mark, sampled_batch = mark_weights(model), batch_size if args.temperature > 0 else None
+
+            def load() -> Any:
+                return Captioner.load(model, device, dtype, prompt=prompt, **ways)
+        else:
+            # Another address of the same model continues the folder.
+            mark, dtype, sampled_batch = model, "the server's", None
+            asked = {"at_once": batch_size, "api_key": read_key(args), "timeout": args.timeout}
+
+            def load() -> Any:
+                captioner = ServerCaptioner(args.server, model, prompt, **ways, **asked)
+                return open_ones.enter_context(closing(captioner))
+
         settings = CaptionSettings(
-            model=mark_weights(model),
+            model=mark,
             prompt=prompt,
             **ways,
             seed=args.seed,
             dtype=dtype,
             split=args.split,
             limit=args.limit,
-            sampled_batch=args.batch_size if args.temperature > 0 else None,
+            sampled_batch=sampled_batch,
         )
         summary = build_captions(
             images,
             args.output,
             settings,
-            lambda: Captioner.load(model, device, dtype, prompt=prompt, **ways),
+            load,
             on_error=args.on_error,
-            batch_size=args.batch_size,
+            batch_size=batch_size,
             show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
             engine=engine,
         )
     print(describe(summary, args.output, args.max_new_tokens))
     return 0
+
+
+def check_server(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.server is None and args.api_key_env is not None:
+        raise ValueError("--api-key-env is for --server, which is not given.")
+    if args.server is not None and (args.workers, args.ray) != (None, None):
+        raise ValueError("--server needs no --workers and no --ray: this process asks, --batch-size images at once.")
+
+
+def read_key(args: argparse.Namespace) -> str | None:
+    """The server's key, if one is named."""
+    if args.api_key_env is None:
+        return None
+    key = os.environ.get(args.api_key_env, "").strip()
+    if not key:
+        raise ValueError(f"--api-key-env {args.api_key_env}: there is no such environment variable, or it is empty.")
+    return key
 
 
 def check_places(images: str, output: str) -> None:

@@ -178,6 +178,10 @@ class Captioner:
         return config
 
 
+class RefusedError(ValueError):
+    """A model does not take this one image."""
+
+
 def whole_sentences(text: str) -> str:
     """The text up to the end of its last whole sentence; all of it if there is none."""
     sentences = split_sentences(text)

@@ -30,7 +30,7 @@ from fastgoal.processing.files import write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
-from .captioner import Caption
+from .captioner import Caption, RefusedError
 from .engine import BadRow, Engine, Shard, Threads, check_counts, check_run, good_rows
 from .shards import WORK_FOLDER, RunFolder, refuse_skipped
 
@@ -83,6 +83,7 @@ class _Picture:
     file_name: str  # in the output
     image: Image.Image
     stored: Path | bytes  # its file, or the bytes of one
+    answer: Any  # a future of its caption, from a captioner that works on many images beside each other
 
 
 def build_captions(
@@ -101,7 +102,8 @@ def build_captions(
     Args:
         source: rows to work on, opened without captions. A file that it names more than once gets one caption.
         output: folder for `metadata.jsonl`, the images and `fastgoal_captions.json`.
-        load_captioner: gives a `Captioner`, or another `captioner(images, seed=)`; called only if there is work.
+        load_captioner: gives a `Captioner`, or another `captioner(images, seed=)`, or a `ServerCaptioner`, or another
+            with a method `submit(image, seed)` that returns a future; called only if there is work.
         on_error: `stop` at an image that cannot be read or about which the model writes nothing, or `skip` and list it.
         batch_size: images that the model describes at once.
         show: called with name and text of the first caption that is written.
@@ -157,7 +159,7 @@ class _CaptionMaker:
 
     source: Source
     output: Path
-    captioner: Callable[..., list[Caption]]
+    captioner: Any
     seed: int
     skip: bool
     ahead: int
@@ -165,6 +167,7 @@ class _CaptionMaker:
     def __post_init__(self) -> None:
         self.work = self.output / WORK_FOLDER
         self.threads = Threads(DECODERS, overlap=True)
+        self.beside = hasattr(self.captioner, "submit")
 
     def load(self, row: int) -> _Picture | BadRow:
         """Read and decode one image."""
@@ -175,33 +178,53 @@ class _CaptionMaker:
                 stored = stored.get("bytes") or stored["path"]
             stored = stored if isinstance(stored, bytes) else Path(stored)
             image = load_image(stored, name=found.name if isinstance(stored, bytes) else None)
-            return _Picture(row, self._file_name(row, found.name, stored), image, stored)
+            file_name = self._file_name(row, found.name, stored)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, row, error)
+        answer = self.captioner.submit(image, self.seed + row) if self.beside else None
+        return _Picture(row, file_name, image, stored, answer)
 
     def make(self, shard: Shard, rows: Iterator[_Picture | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Caption one batch."""
         clock = time.perf_counter()
         skipped: list[BadRow] = []
         left_out = skipped if self.skip else None
-        pictures = good_rows(rows, left_out)
-        asked = [picture.image for picture in pictures]
-        captions = self.captioner(asked, seed=self.seed + pictures[0].row) if asked else []
-        entries: list[dict[str, Any]] = []
-        for picture, caption in zip(pictures, captions, strict=True):
-            if not caption.text:
-                nothing = BadRow.of(self.source, picture.row, "the model wrote nothing about this image.")
-                good_rows([nothing], left_out)
-                continue
-            with write_errors(self.output / picture.file_name):
-                self._store(picture)
-            row = {"row": picture.row, "file_name": picture.file_name}
-            entries.append({**row, "caption": caption.text, "finish": caption.finish})
-        left = [asdict(row) for row in skipped]
-        record = {"rows": entries, "skipped": left, "seconds": time.perf_counter() - clock}
-        write_json(self.work / BATCH.format(shard.number), record, self.work)
+        record: dict[str, Any] = {"rows": [], "skipped": []}
+        try:
+            for picture, caption in self._captioned(rows, left_out):
+                if not caption.text:
+                    nothing = BadRow.of(self.source, picture.row, "the model wrote nothing about this image.")
+                    good_rows([nothing], left_out)
+                    continue
+                with write_errors(self.output / picture.file_name):
+                    self._store(picture)
+                row = {"row": picture.row, "file_name": picture.file_name}
+                record["rows"].append({**row, "caption": caption.text, "finish": caption.finish})
+        finally:
+            # What is there is kept, whatever happened then. Named after a row that is done: no later batch is.
+            record |= {"skipped": [asdict(row) for row in skipped], "seconds": time.perf_counter() - clock}
+            done = [entry["row"] for entry in record["rows"] + record["skipped"]]
+            if done:
+                write_json(self.work / BATCH.format(min(done)), record, self.work)
         advance(len(shard.rows))
         return record
+
+    def _captioned(
+        self, rows: Iterator[_Picture | BadRow], left_out: list[BadRow] | None
+    ) -> Iterator[tuple[_Picture, Caption]]:
+        """Pictures with their captions: as they come, or all of a batch at once."""
+        if not self.beside:
+            pictures = good_rows(rows, left_out)
+            asked = [picture.image for picture in pictures]
+            captions = self.captioner(asked, seed=self.seed + pictures[0].row) if asked else []
+            yield from zip(pictures, captions, strict=True)
+            return
+        for row in rows:
+            for picture in good_rows([row], left_out):
+                try:
+                    yield picture, picture.answer.result()
+                except RefusedError as error:
+                    good_rows([BadRow.of(self.source, picture.row, error)], left_out)
 
     def _file_name(self, row: int, name: str, stored: Path | bytes) -> str:
         """The image's path inside the folder: the same as in the source, where that has paths."""
