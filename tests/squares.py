@@ -46,11 +46,13 @@ def rows_of_squares(opening: str = "On the left it is", colours: Sequence[str] =
     return [row_of(first, second, opening) for first in colours for second in colours if first != second]
 
 
-def write_pairs(rows: list[dict], folder: Path) -> Path:
-    """The rows as one parquet file of a data set of pairs."""
+def write_pairs(rows: list[dict], folder: Path, shards: int = 1) -> Path:
+    """The rows as parquet files of a data set of pairs."""
     import datasets
 
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     folder.mkdir(parents=True, exist_ok=True)
-    data.to_parquet(folder / "train-00000-of-00001.parquet")
+    for index in range(shards):
+        part = data.shard(shards, index, contiguous=True)
+        part.to_parquet(folder / f"train-{index:05d}-of-{shards:05d}.parquet")
     return folder

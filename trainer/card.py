@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.images import load_image
 
 from .batches.pair_data import PairData
+from .batches.stream_data import StreamData
 
 PICTURES = 3
 
@@ -60,11 +61,12 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
     args, state, objective = trainer.args, trainer.state, trainer.objective
     if not state.global_step:
         return None
+    rows, epochs = _trained(trainer)
     columns = ("step", "loss", *(term.name for term in TERMS), "logit_scale")
     weights = {weight.metadata["label"]: getattr(objective.weights, weight.name) for weight in fields(LossWeights)}
     return cards.TrainingFacts(
         data=_data_name(trainer.train_dataset),
-        rows=_length(trainer.train_dataset),
+        rows=rows,
         objective=objective.name,
         weights={label: weight for label, weight in weights.items() if weight},
         settings={
@@ -76,7 +78,7 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
             **({"decay_all": True} if args.decay_all else {}),
         },
         steps=state.global_step,
-        epochs=round(state.epoch or 0.0, 2),
+        epochs=epochs,
         losses=[{name: line[name] for name in columns if name in line} for line in state.log_history if "loss" in line],
         hardware=cards.hardware(args.world_size),
         seconds=_newest(trainer, "train_runtime").get("train_runtime"),
@@ -137,7 +139,7 @@ def _label(row: Mapping[str, Any], processor: Any) -> str:
 
 def _rows(data: Any) -> list[Mapping[str, Any]]:
     """The first rows of a data set that is read by number."""
-    if data is None or isinstance(data, Mapping) or not hasattr(data, "__getitem__"):
+    if isinstance(data, Mapping) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
         return []
     rows = [data[index] for index in range(min(PICTURES, len(data)))]
     return [row for row in rows if isinstance(row, Mapping) and "image" in row and "caption" in row]
@@ -147,5 +149,16 @@ def _length(data: Any) -> int:
     return len(data) if hasattr(data, "__len__") else 0
 
 
+def _trained(trainer: Any) -> tuple[int, float]:
+    """The rows that were trained on, and how many times."""
+    args, data, epochs = trainer.args, trainer.train_dataset, trainer.state.epoch or 0.0
+    if not isinstance(data, StreamData):
+        return _length(data), round(epochs, 2)
+    # The Trainer calls all the steps one epoch.
+    seen = trainer.state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    rows = min(seen, data.rows or seen)
+    return rows, round(seen / rows, 2)
+
+
 def _data_name(data: Any) -> str:
-    return public_name(data.source.name) if isinstance(data, PairData) else "a data set in memory"
+    return public_name(data.source.name) if isinstance(data, PairData | StreamData) else "a data set in memory"

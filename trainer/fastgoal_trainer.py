@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 
 from fastgoal.hub_cards.pushing import push, require_token
@@ -21,9 +21,10 @@ from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
 from .batches.pair_data import captions_of, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
+from .batches.stream_data import PLACE, StreamData, StreamPlaces
 from .callbacks import Epochs, LogitScaleLimit, StartLine
 from .card import CardOptions, finish_folder
-from .evaluation.retrieval import retrieval_metrics
+from .evaluation.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
@@ -94,6 +95,9 @@ class FastGoalTrainer(Trainer):
         if isinstance(data_collator, FastGoalCollator):
             for name in ("train_dataset", "eval_dataset"):
                 check_rows(kwargs.get(name), name, self.objective.needs_pairs)
+        if isinstance(stream := kwargs.get("train_dataset"), StreamData):
+            stream.prepare(args, self.objective.needs_pairs)
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), StreamPlaces(stream)]
         kwargs.setdefault("compute_metrics", retrieval_of_predictions)
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
@@ -116,6 +120,8 @@ class FastGoalTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`; with `near_batches` images that look alike are looked for first."""
+        if isinstance(self.train_dataset, StreamData):
+            self.train_dataset.begin(self.args, args[0] if args else kwargs.get("resume_from_checkpoint"))
         # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
         if self.args.near_batches and self.train_dataset is not None:
             self._neighbours = self._find_neighbours(self.train_dataset)
@@ -154,6 +160,8 @@ class FastGoalTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device, its pixels normalised there."""
         inputs = super()._prepare_inputs(inputs)
+        if isinstance(self.train_dataset, StreamData) and PLACE in inputs:
+            self.train_dataset.note(inputs.pop(PLACE))
         collator = self.data_collator
         return collator.reader.normalise(inputs) if isinstance(collator, FastGoalCollator) else inputs
 
@@ -196,6 +204,8 @@ class FastGoalTrainer(Trainer):
         if isinstance(chosen, FastGoalCollator):
             self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
         try:
+            if kwargs.get("is_training") and isinstance(self.train_dataset, StreamData):
+                return self.train_dataset.loader(self.args, self.data_collator, self.accelerator.device)
             return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = chosen
@@ -270,8 +280,8 @@ class FastGoalTrainer(Trainer):
 
     @property
     def _even_batches(self) -> bool:
-        """Whether batches are known to be of one size in all processes: accelerate sees to it, but for streams."""
-        return self.accelerator.even_batches and isinstance(self.train_dataset, Sized)
+        """Whether batches are known to be of one size in all processes: accelerate and our streams see to it."""
+        return self.accelerator.even_batches and isinstance(self.train_dataset, Sized | StreamData)
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)
@@ -385,10 +395,3 @@ class FastGoalTrainer(Trainer):
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
         self._part_steps += 1
         self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
-
-
-def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
-    """Retrieval metrics of an evaluation in which row i of the images belongs to row i of the captions."""
-    image_embeds, text_embeds = cast(Any, prediction.predictions)
-    ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
-    return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)

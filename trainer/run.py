@@ -24,6 +24,7 @@ from transformers.utils import logging
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.parser import Parser, did_you_mean
@@ -52,6 +53,16 @@ class RunArguments:
     )
     eval_data: str | None = field(default=None, metadata={"help": "Data set for the evaluations, of the same kind."})
     max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training data row after row from their shards, parquet or tar (webdataset), which need "
+            "not fit on the disk. Without near_batches and group_by_caption_length."
+        },
+    )
+    shuffle_window: int = field(
+        default=1000, metadata={"help": "Rows of a stream that each worker holds and mixes; shards are mixed anyway."}
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
     license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card, as in `mit`."})
@@ -93,7 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, args = parse(sys.argv[1:] if argv is None else argv)
     set_seed(args.seed)
 
-    train_data = PairData(run.train_data, limit=run.max_train_rows)
+    train_data: PairData | StreamData
+    if run.streaming:
+        if run.max_train_rows is not None:
+            raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
+        train_data = StreamData(run.train_data, run.shuffle_window)
+        if args.max_steps <= 0:
+            args.max_steps = train_data.steps(args)
+    else:
+        train_data = PairData(run.train_data, limit=run.max_train_rows)
     eval_data = PairData(run.eval_data, limit=run.max_eval_rows) if run.eval_data else None
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"

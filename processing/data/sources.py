@@ -89,7 +89,10 @@ class Source:
 
     def __getitem__(self, index: int) -> SourceRow:
         """The row at `index`. Raises `ValueError` that names the row when it lacks its image or a caption."""
-        values = self._values(index)
+        return self.row(index, self._values(index))
+
+    def row(self, index: int, values: dict[str, Any]) -> SourceRow:
+        """The row of these values, which it takes apart; raises as by number."""
         where = self._where(index, values)
         image = values.pop(self.image_column, None)
         if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
@@ -285,7 +288,7 @@ def open_source(
     if folder.is_file():
         raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
     if not folder.is_dir():
-        dataset = _load_from_hub(text, split)
+        dataset = load_from_hub(text, split)
     elif (folder / METADATA).is_file():
         if split is not None:
             raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
@@ -299,19 +302,9 @@ def open_source(
         import datasets
 
         dataset = _pick_split(datasets.load_from_disk(text), split, text)
-    elif files := parquet_files(folder):
+    elif chosen := parquet_of_split(folder, split):
         import datasets
 
-        if missing := missing_shards(files):
-            raise ValueError(
-                f"source='{text}' lacks {len(missing)} of the shards that its file names speak of, the first: "
-                f"{missing[0]}. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
-            )
-        by_split: dict[str, list[Path]] = {}
-        for path in files:
-            match = SHARD_NAME.fullmatch(path.name)
-            by_split.setdefault(match["split"] if match else "train", []).append(path)
-        chosen = _pick_split(by_split, split, text)
         dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
         fingerprint = hash_files(chosen)
     else:
@@ -331,6 +324,25 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
 
 
+def parquet_of_split(folder: Path, split: str | None) -> list[Path]:
+    """The parquet files of a split, of the only one if there is one; none where the folder has no such files.
+
+    Raises:
+        ValueError: Shards are missing, or the split is not there.
+    """
+    files = parquet_files(folder)
+    if missing := missing_shards(files):
+        raise ValueError(
+            f"source='{folder}' lacks {len(missing)} of the shards that its file names speak of, the first: "
+            f"{missing[0]}. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
+        )
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        match = SHARD_NAME.fullmatch(path.name)
+        by_split.setdefault(match["split"] if match else "train", []).append(path)
+    return list(_pick_split(by_split, split, str(folder))) if files else []
+
+
 def missing_shards(files: Iterable[Path]) -> list[str]:
     """Names of files that the others' names speak of ("00001-of-00004") and that are not there."""
     there = {path.name for path in files}
@@ -339,14 +351,15 @@ def missing_shards(files: Iterable[Path]) -> list[str]:
     return [name for name in names if name not in there]
 
 
-def _load_from_hub(name: str, split: str | None) -> Any:
+def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
+    """A data set of the Hub, one split of it; raises `ValueError` where there is none."""
     # Without an owner the name could be one of the library's own readers, and one of those reads pickles.
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"source='{name}' does not exist. Expected {EXPECTED}.")
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        loaded = datasets.load_dataset(name, split=split, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.stream_data import StreamData
 
 BATCH, ROWS = 4, 11  # three batches in an epoch, the last one of 3 rows
 CASES = {
@@ -18,6 +19,7 @@ CASES = {
     "cached": {"gradient_cache_chunk": 1},
     "lengths": {"group_by_caption_length": True},
     "near, lengths": {"near_batches": True, "group_by_caption_length": True},
+    "streamed": {"max_steps": 6, "pair_choice": "any"},
     "best": {"recipe": "best", "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
 }
 
@@ -43,7 +45,7 @@ def weights(clip, pairs, folder, processes, case, resume):
         model=FastGoalCLIPModel.from_clip(clip),
         args=args,
         processing_class=FastGoalProcessor.from_clip(clip),
-        train_dataset=PairData(pairs, limit=ROWS),
+        train_dataset=StreamData(pairs, window=3) if case == "streamed" else PairData(pairs, limit=ROWS),
     )
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{args.save_steps}" if resume else None)
     assert not resume or 0 < trainer._initial_global_step < trainer.state.global_step
@@ -98,7 +100,7 @@ def test_two_processes_go_on_as_if_never_stopped(two, case):
     assert torch.equal(whole, two[1][case][0])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "streamed"])  # which are mixed otherwise
 def test_two_processes_do_what_one_does(one, two, case):
     torch.testing.assert_close(two[0][case][0], one[case][0], rtol=0, atol=2e-5)
 

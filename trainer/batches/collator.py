@@ -140,7 +140,8 @@ class FastGoalCollator:
                 break
         if not seen:
             return pairs[0]
-        return seen[_draw(len(seen), self.seed, self._epoch.item(), _name(row), caption)]
+        # The rows of a stream know their own epoch: workers do not go through it at the same time.
+        return seen[_draw(len(seen), self.seed, row.get("epoch", self._epoch.item()), _name(row), caption)]
 
     def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:
         return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **more))

@@ -3,10 +3,11 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import EvalPrediction
 from transformers.utils import logging
 
 from .rivals import check_positive, count_rivals, is_positive, unit_rows
@@ -158,3 +159,10 @@ def _summary(direction: str, ranks: Tensor, ks: Sequence[int], candidates: int) 
     metrics[f"{direction}_mean_rank"] = float(ranks.double().mean())
     metrics[f"{direction}_median_rank"] = float(statistics.median(ranks.tolist()))
     return metrics
+
+
+def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
+    """Retrieval metrics of a Trainer's evaluation, in which row i of the images belongs to row i of the captions."""
+    image_embeds, text_embeds = cast(Any, prediction.predictions)
+    ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
+    return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)

@@ -109,12 +109,12 @@ def test_other_paths_say_what_is_expected(tmp_path):
 
 def test_a_name_of_the_hub_is_loaded_and_failure_says_so(monkeypatch):
     made = DatasetDict(train=make_dataset(), test=make_dataset())
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split=None: made if split is None else made[split])
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: made[split] if split else made)
     assert open_source("owner/name", split="test")[0].caption == "One."
     with pytest.raises(ValueError, match=r"split=None: owner/name has the splits \['train', 'test'\]"):
         open_source("owner/name")
 
-    def fail(name, split=None):
+    def fail(name, split, streaming):
         raise ConnectionError("no way there")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
