@@ -19,7 +19,7 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import FastGoalCollator
 from .batches.neighbours import training_neighbours
-from .batches.pair_data import captions_of, check_rows, token_counts
+from .batches.pair_data import PairData, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
 from .batches.stream_data import PLACE, StreamData, StreamPlaces
 from .callbacks import Epochs, LogitScaleLimit, StartLine
@@ -204,8 +204,11 @@ class FastGoalTrainer(Trainer):
         if isinstance(chosen, FastGoalCollator):
             self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
         try:
-            if kwargs.get("is_training") and isinstance(self.train_dataset, StreamData):
-                return self.train_dataset.loader(self.args, self.data_collator, self.accelerator.device)
+            data = self.train_dataset if kwargs.get("is_training") else None
+            if isinstance(data, StreamData):
+                return data.loader(self.args, self.data_collator, self.accelerator.device)
+            if isinstance(data, PairData) and self.objective.needs_pairs:
+                data.tokenise(self.processing_class, self.args)
             return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = chosen
@@ -215,7 +218,7 @@ class FastGoalTrainer(Trainer):
         near, by_length = self.args.near_batches, self.args.group_by_caption_length
         if not near and not by_length:
             return super()._get_train_sampler(train_dataset)
-        lengths = token_counts(captions_of(data), self.processing_class) if by_length else None
+        lengths = token_counts(data, self.processing_class) if by_length else None
         batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
         if lengths is not None and not near:
             return CaptionLengthSampler(lengths, batch_size, seed)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
-from fastgoal.processing.images import load_image
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor, span_masks
 
-from .pixels import PixelReader
+from .pixels import Picture, PixelReader
+from .token_table import settings_of
 
 PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
@@ -84,12 +84,12 @@ class FastGoalCollator:
         Raises:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
         """
-        captions, images = [_caption(row) for row in rows], _images(rows)
+        captions, images = [_caption(row) for row in rows], self._images(rows)
         if not self.local_pairs:
             batch = self._tokenise(captions) | {"pixel_values": self.reader.read([(image, None) for image in images])}
             return self._finished(batch)
 
-        batch = self._tokenise(captions, return_offsets_mapping=True, return_special_tokens_mask=True)
+        batch = self._read_captions(rows, captions)
         offsets, special = batch.pop("offset_mapping"), batch.pop("special_tokens_mask")
         boxes, sentences, region_masks, sentence_masks = [], [], [], []
         for row, caption, image, *tokens in zip(rows, captions, images, offsets, special, strict=True):
@@ -116,7 +116,7 @@ class FastGoalCollator:
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The whole images of the rows alone, `(batch, 3, height, width)`; raises as a batch does."""
-        return self._finished({"pixel_values": self.reader.read([(image, None) for image in _images(rows)])})[
+        return self._finished({"pixel_values": self.reader.read([(image, None) for image in self._images(rows)])})[
             "pixel_values"
         ]
 
@@ -143,6 +143,16 @@ class FastGoalCollator:
         # The rows of a stream know their own epoch: workers do not go through it at the same time.
         return seen[_draw(len(seen), self.seed, row.get("epoch", self._epoch.item()), _name(row), caption)]
 
+    def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[Image.Image | Picture]:
+        return [self.reader.open(row["image"], _name(row)) for row in rows]
+
+    def _read_captions(self, rows: Sequence[Mapping[str, Any]], captions: list[str]) -> dict[str, torch.Tensor]:
+        """The captions' tokens, where each stands in its caption, and which are special."""
+        table, tokenizer = rows[0].get("tokens"), self.processor.tokenizer
+        if table is not None and table.settings == settings_of(tokenizer):
+            return dict(table.batch([row["row"] for row in rows], tokenizer.pad_token_id))
+        return self._tokenise(captions, return_offsets_mapping=True, return_special_tokens_mask=True)
+
     def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:
         return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **more))
 
@@ -161,10 +171,6 @@ def _caption(row: Mapping[str, Any]) -> str:
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"{_name(row)}: `caption` must be a text that is not empty, got {caption!r}.")
     return caption
-
-
-def _images(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    return [load_image(row["image"], name=_name(row)) for row in rows]
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -6,10 +6,15 @@ from typing import Any
 import datasets
 import pyarrow.compute
 from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from fastgoal.processing.data.sources import DatasetSource, Source, open_source
 
+from .token_table import TokenTable
+
 READ_AT_ONCE = 10_000
+# Rows whose captions are tokenised beforehand: 1 GB of tokens in each process.
+MOST_TOKENISED = 1_000_000
 
 
 class PairData(Dataset):
@@ -26,6 +31,7 @@ class PairData(Dataset):
 
     def __init__(self, source: str | Source, limit: int | None = None):
         self.source = open_source(source) if isinstance(source, str) else source
+        self.tokens: TokenTable | None = None
         self.rows = len(self.source) if limit is None else min(limit, len(self.source))
 
     def __len__(self) -> int:
@@ -35,7 +41,22 @@ class PairData(Dataset):
         if not 0 <= index < self.rows:
             raise IndexError(f"row {index} of {self.rows}")
         row = self.source[index]
-        return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
+        values = {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
+        return {**values, "row": index, "tokens": self.tokens} if self.tokens else values
+
+    def tokenise(self, processor: Any, args: TrainingArguments) -> None:
+        """Make the tokens of all captions now, for all epochs, so that no worker has to.
+
+        Not if the training ends before it has seen all, or the rows are too many.
+
+        Raises:
+            ValueError: A row has no caption; the message names it.
+        """
+        tokenizer = processor.tokenizer
+        seen = args.max_steps * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        worth = len(self) <= MOST_TOKENISED and not 0 < seen < len(self)
+        if worth and tokenizer.is_fast and tokenizer.padding_side == "right":
+            self.tokens = TokenTable(self.source.captions(len(self)), tokenizer)
 
 
 def captions_of(data: Any) -> list[str]:
@@ -51,8 +72,8 @@ def captions_of(data: Any) -> list[str]:
     return [row["caption"] for row in data]
 
 
-def token_counts(captions: Sequence[str], processor: Any) -> list[int]:
-    """The tokens of each caption as the model reads it, cut at its length.
+def token_counts(data: Any, processor: Any) -> list[int]:
+    """The tokens of each caption of `captions_of` as the model reads it, cut at its length.
 
     Raises:
         ValueError: There is no processor.
@@ -61,7 +82,9 @@ def token_counts(captions: Sequence[str], processor: Any) -> list[int]:
         raise ValueError(
             "`group_by_caption_length` counts tokens: `processing_class` must be the FastGoalProcessor, got None."
         )
-    counts: list[int] = []
+    if isinstance(data, PairData) and data.tokens:
+        return data.tokens.lengths
+    captions, counts = captions_of(data), list[int]()
     for start in range(0, len(captions), READ_AT_ONCE):
         portion = list(captions[start : start + READ_AT_ONCE])
         counts += map(len, processor.tokenizer(portion, truncation=True)["input_ids"])

@@ -5,20 +5,34 @@ same functions on the memory that PIL holds, without copies of the large picture
 where the trainer has them: on the device. What comes out is equal to the processor's own.
 """
 
+import io
 import math
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional
 
 from fastgoal.processing.geometry import ImageTransform, crop_bounds
+from fastgoal.processing.images import load_image
 
 _FULL = 255
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded RGB image: (width, height), and uint8 `(3, height, width)`."""
+
+    size: tuple[int, int]
+    pixels: torch.Tensor
 
 
 class PixelReader:
@@ -35,8 +49,16 @@ class PixelReader:
             mean, std = (torch.tensor(getattr(image_processor, name)) for name in ("image_mean", "image_std"))
             self._mean, self._std = (_FULL * value.reshape(-1, 1, 1) for value in (mean, std))
 
-    def read(self, parts: Sequence[tuple[Image.Image, Sequence[float] | None]]) -> torch.Tensor:
-        """Pixels of images, or of boxes (x1, y1, x2, y2) in them.
+    def open(self, source: Any, name: str | None = None) -> "Image.Image | Picture":
+        """An image, upright and in RGB, as `load_image` takes and gives it, and raises.
+
+        Plain JPEGs are decoded by torchcodec where that is installed, to the same pixels in less time.
+        """
+        picture = _read_jpeg(source) if self.fast else None
+        return picture or load_image(source, name=name)
+
+    def read(self, parts: "Sequence[tuple[Image.Image | Picture, Sequence[float] | None]]") -> torch.Tensor:
+        """Pixels of images of `open`, or of boxes (x1, y1, x2, y2) in them.
 
         Returns:
             `(parts, 3, height, width)`, uint8, to be normalised; as float32, normalised already, where the processor
@@ -47,7 +69,8 @@ class PixelReader:
         """
         bounds = [(0, 0, *image.size) if box is None else crop_bounds(image.size, box) for image, box in parts]
         if not self.fast:
-            cut = [image.crop(bound) for (image, _), bound in zip(parts, bounds, strict=True)]
+            # Such a reader opens with PIL.
+            cut = [image.crop(bound) for (image, _), bound in zip(parts, bounds, strict=True)]  # type: ignore[union-attr]
             return self.image_processor(cut, return_tensors="pt")["pixel_values"]
         views: dict[int, torch.Tensor] = {}
         made = []
@@ -95,9 +118,42 @@ def _is_bytes(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4 and value.dtype == torch.uint8
 
 
-def _view(image: Image.Image) -> torch.Tensor:
+@cache
+def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
+    """That of torchcodec; None where it is not installed, or not for this torch."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, RuntimeError, OSError):
+        return None
+    decoder: Any = decode_jpeg
+    return decoder
+
+
+def _read_jpeg(source: Any) -> Picture | None:
+    """A JPEG that needs nothing but decoding; None for all else, broken ones too, which `load_image` has words for."""
+    decode = jpeg_decoder()
+    if decode is None:
+        return None
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    try:
+        data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source
+        if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8"):
+            return None
+        with Image.open(io.BytesIO(data)) as header:
+            turned = header.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            if header.format != "JPEG" or header.mode not in ("RGB", "L") or turned:
+                return None
+            return Picture(header.size, decode(data))
+    except Exception:  # what is wrong shows when PIL reads it
+        return None
+
+
+def _view(image: Image.Image | Picture) -> torch.Tensor:
     """An RGB image as `(3 or 4, height, width)`, uint8: the very memory of PIL, four bytes a pixel, where it can be
     had in one piece."""
+    if isinstance(image, Picture):
+        return image.pixels
     try:
         pixels = pyarrow.array(image).flatten().to_numpy(zero_copy_only=True)
     except (ValueError, TypeError, pyarrow.ArrowException):  # a large image, or a PIL that does not offer it

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.batches.pixels import PixelReader
+from fastgoal.trainer.batches.pixels import Picture, PixelReader, jpeg_decoder
 
 SIZES = [
     (640, 480),
@@ -112,3 +112,56 @@ def test_a_batch_against_the_processor_row_by_row(tiny_clip, rows, mode, orienta
         mask = processor.sentence_mask(row["caption"], sentence["start"], sentence["end"])
         assert torch.equal(batch["sentence_mask"][number, : len(mask)], mask)
         assert not batch["sentence_mask"][number, len(mask) :].any()
+
+
+def jpeg(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(noise(40, 30), exif=exif)
+
+
+def png():
+    file = io.BytesIO()
+    noise(40, 30).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.skipif(jpeg_decoder() is None, reason="torchcodec is not installed for this torch")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 30, "progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_has_the_pixels_that_pil_reads(mode, options, tmp_path):
+    reader, data = PixelReader(CLIPImageProcessor()), jpeg(noise(301, 233, mode), **options)
+    (tmp_path / "a.jpg").write_bytes(data)
+    plain = load_image(data)
+    for source in (data, {"bytes": data, "path": "x"}, str(tmp_path / "a.jpg"), {"path": tmp_path / "a.jpg"}):
+        found = reader.open(source)
+        assert isinstance(found, Picture)
+        assert found.size == plain.size
+        np.testing.assert_array_equal(found.pixels.permute(1, 2, 0).numpy(), np.asarray(plain))
+    boxes = [None, (10, 20, 200, 210)]
+    assert torch.equal(reader.read([(found, box) for box in boxes]), reader.read([(plain, box) for box in boxes]))
+
+
+@pytest.mark.parametrize("make", [turned, png, lambda: jpeg(noise(40, 30, "CMYK")), lambda: noise(40, 30)])
+def test_all_else_is_read_by_pil(make):
+    source = make()
+    found = PixelReader(CLIPImageProcessor()).open(source)
+    assert isinstance(found, Image.Image)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(load_image(source)))
+
+
+@pytest.mark.parametrize("cut", [2, 300, -2])
+def test_a_broken_jpeg_is_named(cut):
+    with pytest.raises(ValueError, match=r"[Aa]\.jpg.*(cut off or broken|no image that PIL can read|not an image)"):
+        PixelReader(CLIPImageProcessor()).open({"bytes": jpeg(noise(200, 150))[:cut], "path": None}, "a.jpg")
+
+
+def test_without_torchcodec_pil_reads_all(monkeypatch):
+    monkeypatch.setattr("fastgoal.trainer.batches.pixels.jpeg_decoder", lambda: None)
+    assert isinstance(PixelReader(CLIPImageProcessor()).open(jpeg(noise(40, 30))), Image.Image)

@@ -1,0 +1,85 @@
+"""Tokens that were made beforehand against those that the tokenizer makes for a batch."""
+
+import pytest
+import torch
+
+from fastgoal import FastGoalCollator, FastGoalProcessor, FastGoalTrainingArguments
+from fastgoal.trainer.batches import pair_data, token_table
+from fastgoal.trainer.batches.pair_data import PairData, token_counts
+from fastgoal.trainer.batches.token_table import TokenTable
+
+CAPTIONS = ["A red cup.", "Höfe und 😀 Bäume. " * 3, "x", "Word " * 400, "  Two  spaces. And   more."]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return FastGoalProcessor.from_clip(tiny_clip)
+
+
+@pytest.fixture
+def data(pairs_folder):
+    return PairData(str(pairs_folder))
+
+
+def plan(**options):
+    return FastGoalTrainingArguments(use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("at_once", [2, 10_000])
+def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, at_once):
+    monkeypatch.setattr(token_table, "AT_ONCE", at_once)
+    table = TokenTable(CAPTIONS, processor.tokenizer)
+    for rows in ([0], [4, 1], [3, 2, 0], range(5)):
+        expected = processor.tokenizer(
+            [CAPTIONS[row] for row in rows],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        found = table.batch(list(rows), processor.tokenizer.pad_token_id)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+    assert table.lengths == [len(ids) for ids in processor.tokenizer(CAPTIONS, truncation=True)["input_ids"]]
+
+
+def test_positions_beyond_16_bits(processor):
+    caption = " " * 70_000 + "end"
+    offsets = TokenTable([caption], processor.tokenizer).batch([0], 0)["offset_mapping"]
+    expected = processor.tokenizer([caption], truncation=True, return_offsets_mapping=True)["offset_mapping"]
+    assert offsets.tolist() == [[list(span) for span in row] for row in expected]
+
+
+def test_batches_are_the_same_with_and_without(data, processor):
+    collator = FastGoalCollator(processor)
+    plain = collator([data[row] for row in (3, 0, 5)])
+    counts = token_counts(data, processor)
+    data.tokenise(processor, plan())
+    rows = [data[row] for row in (3, 0, 5)]
+    assert rows[0]["tokens"] is data.tokens
+    assert token_counts(data, processor) == counts
+    made = collator(rows)
+    assert made.keys() == plain.keys()
+    for name, value in plain.items():
+        assert torch.equal(made[name], value), name
+
+
+def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip):
+    data.tokenise(processor, plan())
+    shorter = FastGoalProcessor.from_clip(tiny_clip, 77)
+    rows = [data[row] for row in range(4)]
+    made = FastGoalCollator(shorter)(rows)
+    plain = [{name: value for name, value in row.items() if name != "tokens"} for row in rows]
+    assert torch.equal(made["input_ids"], FastGoalCollator(shorter)(plain)["input_ids"])
+    assert made["input_ids"].shape[1] <= 77
+
+
+def test_when_it_does_not_pay(data, processor, monkeypatch):
+    data.tokenise(processor, plan(max_steps=2, per_device_train_batch_size=2))
+    assert data.tokens is None
+    monkeypatch.setattr(pair_data, "MOST_TOKENISED", 3)
+    data.tokenise(processor, plan())
+    assert data.tokens is None
+    assert "tokens" not in data[0]
