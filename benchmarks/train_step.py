@@ -56,7 +56,8 @@ Step = Callable[[Any, Batch], torch.Tensor]
 
 def make_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> Batch:
     captions = [row["caption"] for row in rows]
-    chosen = [row["sentences"][row["pairs"][0]["sentence"]] for row in rows]
+    best = [max(row["pairs"], key=lambda pair: pair["score"]) for row in rows]
+    chosen = [row["sentences"][pair["sentence"]] for row, pair in zip(rows, best, strict=True)]
     sentences = [(sentence["start"], sentence["end"]) for sentence in chosen]
     texts = [caption[start:end] for caption, (start, end) in zip(captions, sentences)]
     options: dict[str, Any] = {"padding": "max_length", "max_length": TOKENS, "truncation": True}

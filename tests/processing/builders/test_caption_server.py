@@ -337,7 +337,12 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, sent):
     with Server(pause=0.1) as server:
         command = [sys.executable, "-m", "fastgoal", *call(folder, tmp_path / "out", server.url, "--batch-size", 4)]
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # Whoever was started in the background ignores interruptions, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while len(server.requests) < 14:
             assert process.poll() is None

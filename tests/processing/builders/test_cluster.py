@@ -152,6 +152,7 @@ from tests.processing.builders.colour_world import Halves, matcher, run
 from tests.processing.builders.test_cluster import kill_oneself
 from fastgoal.processing.builders.cluster import open_engine
 folder, output, deadly = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "deadly"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is off in what was started in the background
 try:
     with open_engine(2) as engine:
         run(folder, output, matcher(Halves(5 if deadly else None, kill_oneself, pause=0.3)), engine=engine)
