@@ -28,7 +28,7 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.batches.pixels import jpeg_decoder
 from fastgoal.trainer.batches.samplers import CaptionLengthSampler
-from fastgoal.trainer.batches.token_table import TokenTable
+from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
 
 ROWS, ROUNDS = 64, 5
 SIZES = ((640, 480), (1024, 768))
@@ -137,7 +137,7 @@ def open_clip_batch(size: int = 224) -> Callable[[list[dict[str, Any]]], Any]:
 def report_speed(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
     """Milliseconds a row in one loader process: median over interleaved rounds."""
     table = TokenTable([row["caption"] for row in rows], processor.tokenizer)
-    numbered = {id(row): {**row, "row": number, "tokens": table} for number, row in enumerate(rows)}
+    numbered = {id(row): {**row, MADE_TOKENS: (table, number)} for number, row in enumerate(rows)}
     collator = FastGoalCollator(processor).raw()
     ways: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
         "collator, captions' tokens made beforehand": lambda batch: collator([numbered[id(row)] for row in batch]),

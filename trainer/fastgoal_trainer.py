@@ -207,8 +207,8 @@ class FastGoalTrainer(Trainer):
             data = self.train_dataset if kwargs.get("is_training") else None
             if isinstance(data, StreamData):
                 return data.loader(self.args, self.data_collator, self.accelerator.device)
-            if isinstance(data, PairData) and self.objective.needs_pairs:
-                data.tokenise(self.processing_class, self.args)
+            if isinstance(data, PairData) and isinstance(chosen, FastGoalCollator) and chosen.local_pairs:
+                data.tokenise(chosen.processor, self.args)
             return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = chosen

@@ -170,6 +170,8 @@ def check_server(args: argparse.Namespace) -> None:
         raise ValueError("--api-key-env is for --server, which is not given.")
     if args.server is not None and (args.workers, args.ray) != (None, None):
         raise ValueError("--server needs no --workers and no --ray: this process asks, --batch-size images at once.")
+    if args.server is not None and (args.device, args.dtype) != ("auto", "auto"):
+        raise ValueError("--device and --dtype are for a model that runs here; with --server leave them out.")
 
 
 def read_key(args: argparse.Namespace) -> str | None:

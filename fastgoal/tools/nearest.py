@@ -7,6 +7,7 @@ that a full comparison finds, and the share is kept with it.
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,19 +63,11 @@ class Nearest:
 
     def _open_inverted(self) -> int:
         """Load the inverted file, or make it; gives the number of rows that are in it, dead ones included."""
-        log, total = self._log, len(self._log.names)
-        name = f"{log.generation:04d}-inverted"
-        description = log.place / f"{name}.json"
-        state = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else None
-        if state is None or total - state["rows"] > SHARE_OF_NEW * total:
+        log = self._log
+        state = self._found_inverted()
+        if state is None:
             with log.held():
-                index, lists, recall = self._make_inverted()
-                state = {"rows": total, "lists": lists, "recall": recall, "file": f"{name}-{total}.faiss"}
-                self._faiss.write_index(index, str(log.place / state["file"]))
-                write_json(description, state)
-                for path in log.place.glob("*-inverted-*.faiss"):
-                    if path.name != state["file"]:
-                        path.unlink(missing_ok=True)
+                state = self._found_inverted() or self._write_inverted()
         try:
             self._inverted = self._faiss.read_index(str(log.place / state["file"]))
         except RuntimeError as error:
@@ -86,6 +79,27 @@ class Nearest:
         selector = self._faiss.IDSelectorBitmap(self._bits)
         self._parameters = self._faiss.SearchParametersIVF(nprobe=state["lists"], sel=selector)
         return int(state["rows"])
+
+    def _description(self) -> Path:
+        return self._log.place / f"{self._log.generation:04d}-inverted.json"
+
+    def _found_inverted(self) -> dict[str, Any] | None:
+        """What is known of the inverted file on the disk; None where there is none, or too many vectors have come."""
+        path, total = self._description(), len(self._log.names)
+        state: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return None if state is None or total - state["rows"] > SHARE_OF_NEW * total else state
+
+    def _write_inverted(self) -> dict[str, Any]:
+        index, lists, recall = self._make_inverted()
+        path, total = self._description(), len(self._log.names)
+        file = f"{path.stem}-{total}.faiss"
+        self._faiss.write_index(index, str(path.with_name(file)))
+        state = {"rows": total, "lists": lists, "recall": recall, "file": file}
+        write_json(path, state)
+        for other in path.parent.glob("*-inverted-*.faiss"):
+            if other.name != file:
+                other.unlink(missing_ok=True)
+        return state
 
     def _make_inverted(self) -> tuple[Any, int, float]:
         """The inverted file of all rows, how many of its lists a search reads, and the share that it then finds."""

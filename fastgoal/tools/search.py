@@ -88,11 +88,11 @@ class ImageIndex:
         stamps = _stamps(self.images)
         if not stamps:
             raise ValueError(f"{self.images} has no image; looked for {', '.join(SUFFIXES)} in it and its sub-folders.")
-        todo = [name for name, stamp in stamps.items() if log.stamps.get(name) != stamp]
-        gone = [name for name in log.stamps if name not in stamps]
-        encoded, left = 0, [*gone, *(name for name in todo if name in log.stamps)]
-        if todo or gone:
+        encoded, gone = 0, list[str]()
+        if any(self._changes(stamps)):
             with log.held():
+                todo, gone = self._changes(stamps)
+                left = [*gone, *(name for name in todo if name in log.stamps)]
                 for start in range(0, max(1, len(todo)), _PORTION):
                     portion = todo[start : start + _PORTION]
                     vectors, good, broken = self._encoded(encode, portion)
@@ -103,6 +103,12 @@ class ImageIndex:
             name, reason = next(iter(log.broken.items()))
             raise ValueError(f"none of the {len(stamps)} images in {self.images} can be read; {name}: {reason}")
         return Update(len(log), encoded, len(gone), dict(log.broken))
+
+    def _changes(self, stamps: dict[str, list[int]]) -> tuple[list[str], list[str]]:
+        """Names of files that are new or have changed, and of those that are gone."""
+        known = self._log.stamps
+        todo = [name for name, stamp in stamps.items() if known.get(name) != stamp]
+        return todo, [name for name in known if name not in stamps]
 
     def search(self, vector: Tensor, k: int = 5, without: Sequence[str] = ()) -> list[Hit]:
         """The k images nearest to a normalised vector `(width,)`, best first; all of them if there are fewer.

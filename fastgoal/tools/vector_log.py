@@ -42,6 +42,12 @@ class VectorLog:
 
     def __init__(self, place: Path, model: str, fingerprint: str, fresh: bool = False) -> None:
         self.place, self.model, self.fingerprint = place, model, fingerprint
+        self._fresh = fresh
+        self._forget()
+        if not fresh and (place / STATE).is_file():
+            self._read()
+
+    def _forget(self) -> None:
         self.names: list[str | None] = []  # of the rows, in order; None for the dead
         self.rows: dict[str, int] = {}  # of the living
         self.stamps: dict[str, list[int]] = {}  # of all files seen
@@ -49,16 +55,16 @@ class VectorLog:
         self.width: int | None = None
         self.generation = 1
         self._sizes: list[int] = []  # rows of each shard
-        self._fresh = fresh
-        if not fresh and (place / STATE).is_file():
-            self._read()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from writing. Raises `ValueError` if one writes already."""
+        """Keep other processes from writing, and read what one has written meanwhile.
+
+        Raises `ValueError` if one writes now.
+        """
         with write_errors(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.place / "lock")
@@ -67,9 +73,20 @@ class VectorLog:
         except Timeout:
             raise ValueError(f"another process brings the index {self.place} up to date; wait for it.") from None
         try:
+            if self._is_behind():
+                self._forget()
+                self._read()
             yield
         finally:
             lock.release()
+
+    def _is_behind(self) -> bool:
+        """Whether another process has appended, or written a new generation, since this one has read."""
+        state = self.place / STATE
+        if self._fresh or not state.is_file():
+            return False
+        found = json.loads(state.read_text(encoding="utf-8")).get("generation")
+        return found != self.generation or self._path(len(self._sizes)).with_suffix(".json").is_file()
 
     def append(
         self,

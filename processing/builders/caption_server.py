@@ -8,6 +8,7 @@ run, which can be continued.
 import asyncio
 import base64
 import io
+import math
 import random
 import re
 import threading
@@ -49,9 +50,9 @@ class ServerCaptioner:
         temperature: 0 always takes the likeliest token; above 0 samples.
         top_p: When sampling, from the likeliest tokens that have this share of the probability.
         at_once: Requests on their way at the same time.
-        api_key: Sent as a bearer token. Without one, none is sent: not even that of a Hub account.
+        api_key: Sent as a bearer token. Without one the word EMPTY is, and never the token of a Hub account.
         timeout: Seconds after which an answer is given up and asked for again.
-        patience: Seconds for which a server that fails is asked again.
+        patience: Seconds for which a server that fails is asked again; a twentieth of it where none is reached at all.
 
     Raises:
         ValueError: The URL is none.
@@ -74,13 +75,15 @@ class ServerCaptioner:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"server='{url}'; expected a URL such as http://localhost:8000.")
         self.url, self.model, self.prompt, self.patience = url, model, prompt, patience
+        self.sampling = temperature > 0
         self.request: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
-        if temperature > 0:
+        if self.sampling:
             self.request["top_p"] = top_p
         # Without a key the client would take the Hub's, and send it to whoever this is.
         self._client = _Client(base_url=url, api_key=api_key or "EMPTY", timeout=timeout)
         self._free = asyncio.Semaphore(at_once)
         self._answered = self._refused = 0
+        self._reached = False  # whether anything has answered, be it that it is busy
         self._pause_until = self._warned = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="captions", daemon=True).start()
@@ -111,7 +114,7 @@ class ServerCaptioner:
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": self.prompt},
         ]
-        request = {**self.request, "seed": seed} if "top_p" in self.request else self.request
+        request = {**self.request, "seed": seed} if self.sampling else self.request
         async with self._free:
             since, pause = time.monotonic(), FIRST_PAUSE
             while True:
@@ -122,27 +125,28 @@ class ServerCaptioner:
                     )
                     break
                 except HfHubHTTPError as error:
+                    self._reached = True
                     if error.response.status_code not in BUSY:
                         raise self._refusal(error) from None
                     reason, wait = _said(error), _retry_after(error.response.headers.get("Retry-After"))
                 except InferenceTimeoutError:
-                    reason, wait = "no answer in time", None
+                    reason, wait = "no answer in time.", 0.0
                 except (HTTPError, OSError) as error:  # the connection failed
-                    reason, wait = f"{type(error).__name__}: {error}", None
+                    reason, wait = f"{type(error).__name__}: {error}.", 0.0
                 except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
                     raise self._nonsense(repr(error)) from None
                 self._count_failure(reason, since)
-                if wait is not None:  # said to one, meant for all
-                    self._pause_until = max(self._pause_until, time.monotonic() + min(wait, self.patience))
-                else:
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                    pause = min(2 * pause, LONGEST_PAUSE)
+                # Said to one, meant for all; and whatever it says, not all at once.
+                self._pause_until = max(self._pause_until, time.monotonic() + min(wait, self.patience))
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LONGEST_PAUSE)
         try:
             choice = answer.choices[0]
             text, finish = choice.message.content or "", choice.finish_reason
             text = _THOUGHTS.sub("", text).strip()
         except (TypeError, AttributeError, IndexError) as error:
             raise self._nonsense(repr(error)) from None
+        self._reached = True
         self._answered += 1
         return Caption(whole_sentences(text), "length") if finish == "length" else Caption(text, "stop")
 
@@ -172,7 +176,7 @@ class ServerCaptioner:
         """Warn now and then; raise `OSError` when there is no patience left."""
         now = time.monotonic()
         # Who was never reached is more likely misspelt than busy.
-        patience = self.patience if self._answered or self._refused else self.patience / 20
+        patience = self.patience if self._reached else self.patience / 20
         if now - since > patience:
             raise ConnectionError(
                 f"server='{self.url}' has not answered for {now - since:.0f} s: {reason} What is finished is kept; the "
@@ -208,13 +212,14 @@ def _said(error: HfHubHTTPError) -> str:
     return f"{error.response.status_code} {' '.join(text.split())[:300]}".strip()
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that the header asks to wait, given as a number or a date."""
+def _retry_after(value: str | None) -> float:
+    """Seconds that the header asks to wait, given as a number or a date; 0 where it does not say."""
     try:
-        return None if value is None else float(value)
+        seconds = float(value or 0)
+        return seconds if 0 < seconds < math.inf else 0.0
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
     except (ValueError, TypeError):
-        return None
+        return 0.0

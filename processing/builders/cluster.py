@@ -77,7 +77,7 @@ class RayEngine(Engine):
             ) from error
         self._ray: Any = ray
         self._workers, self._address = workers, address
-        self._joined = self._ours = False
+        self._ours = False  # whether Ray was started, or joined, by this engine
         self._on_gpus = False
 
     def choose_device(self, asked: str) -> str:
@@ -168,7 +168,7 @@ class RayEngine(Engine):
 
     def _join(self) -> None:
         """Start Ray on this machine, or join the cluster; once."""
-        if self._joined or self._ray.is_initialized():
+        if self._ray.is_initialized():
             return
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
@@ -186,7 +186,7 @@ class RayEngine(Engine):
                 self._ray.init(self._address, **options)
             except (RuntimeError, ConnectionError) as error:
                 raise ValueError(f"ray='{self._address}': {' '.join(str(error).split())}") from error
-        self._joined = self._ours = True
+        self._ours = True
 
     def _nodes(self) -> list[tuple[int, int]]:
         """Processor cores and GPUs of each machine."""

@@ -13,10 +13,14 @@ from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor, span_masks
 
 from .pixels import Picture, PixelReader
-from .token_table import settings_of
+from .token_table import MADE_TOKENS, settings_of
 
 PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
+
+
+EPOCH = "stream_epoch"
+"""The key of a row that says which epoch it belongs to, in place of the collator's."""
 
 
 class FastGoalCollator:
@@ -141,16 +145,18 @@ class FastGoalCollator:
         if not seen:
             return pairs[0]
         # The rows of a stream know their own epoch: workers do not go through it at the same time.
-        return seen[_draw(len(seen), self.seed, row.get("epoch", self._epoch.item()), _name(row), caption)]
+        return seen[_draw(len(seen), self.seed, row.get(EPOCH, self._epoch.item()), _name(row), caption)]
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[Image.Image | Picture]:
         return [self.reader.open(row["image"], _name(row)) for row in rows]
 
     def _read_captions(self, rows: Sequence[Mapping[str, Any]], captions: list[str]) -> dict[str, torch.Tensor]:
         """The captions' tokens, where each stands in its caption, and which are special."""
-        table, tokenizer = rows[0].get("tokens"), self.processor.tokenizer
-        if table is not None and table.settings == settings_of(tokenizer):
-            return dict(table.batch([row["row"] for row in rows], tokenizer.pad_token_id))
+        tokenizer = self.processor.tokenizer
+        tables, numbers = zip(*(row.get(MADE_TOKENS, (None, 0)) for row in rows), strict=True)
+        table = tables[0]
+        if table and table.settings == settings_of(tokenizer) and all(other is table for other in tables):
+            return dict(table.batch(numbers, tokenizer.pad_token_id))
         return self._tokenise(captions, return_offsets_mapping=True, return_special_tokens_mask=True)
 
     def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from fastgoal.processing.data.sources import DatasetSource, Source, open_source
 
-from .token_table import TokenTable
+from .token_table import MADE_TOKENS, TokenTable
 
 READ_AT_ONCE = 10_000
 # Rows whose captions are tokenised beforehand: 1 GB of tokens in each process.
@@ -42,7 +42,7 @@ class PairData(Dataset):
             raise IndexError(f"row {index} of {self.rows}")
         row = self.source[index]
         values = {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
-        return {**values, "row": index, "tokens": self.tokens} if self.tokens else values
+        return {**values, MADE_TOKENS: (self.tokens, index)} if self.tokens else values
 
     def tokenise(self, processor: Any, args: TrainingArguments) -> None:
         """Make the tokens of all captions now, for all epochs, so that no worker has to.

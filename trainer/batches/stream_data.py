@@ -22,6 +22,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import logging
 
 from fastgoal.processing.data.streams import StreamSource, open_stream
+from fastgoal.processing.files import write_json
+
+from .collator import EPOCH
 
 logger = logging.get_logger(__name__)
 
@@ -191,7 +194,7 @@ class StreamData(IterableDataset):
 
     def _row(self, values: dict[str, Any], epoch: int) -> dict[str, Any]:
         row = self.source.row(0, dict(values))
-        return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name, "epoch": epoch}
+        return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name, EPOCH: epoch}
 
 
 class PlacedCollator:
@@ -214,7 +217,7 @@ class StreamPlaces(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if folder.is_dir():
-            _file(folder, self.data.rank).write_text(json.dumps(self.data.state_dict()))
+            write_json(_file(folder, self.data.rank), self.data.state_dict())
 
 
 def _file(folder: Path, rank: int) -> Path:

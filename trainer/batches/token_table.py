@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 AT_ONCE = 10_000
+MADE_TOKENS = "tokens_made"
+"""The key of a row under which its table stands, with its number there."""
 
 
 class TokenTable:

@@ -157,6 +157,23 @@ def test_one_process_writes_at_a_time(tmp_path):
         pass
 
 
+def test_what_another_process_has_written_meanwhile_is_read(tmp_path, monkeypatch):
+    add(VectorLog(tmp_path, "a model", "one"), 1)
+    log, other = VectorLog(tmp_path, "a model", "one"), VectorLog(tmp_path, "a model", "one")
+    with other.held():
+        add(other, 2)
+    with log.held():
+        add(log, 3)
+    assert content(log) == {"1.png": 1, "2.png": 2, "3.png": 3}
+    monkeypatch.setattr(vector_log, "SPARE_SHARDS", 0)
+    with other.held():
+        other.compact()
+    with log.held():
+        add(log, 4)
+    for found in (log, VectorLog(tmp_path, "a model", "one")):
+        assert content(found) == {f"{number}.png": number for number in (1, 2, 3, 4)}
+
+
 WRITER = """
 import sys, torch
 from pathlib import Path

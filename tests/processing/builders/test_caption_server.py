@@ -149,6 +149,22 @@ def test_a_server_that_fails_in_every_way_is_asked_again(photographs, tmp_path):
     assert len(server.requests) >= 20
 
 
+@pytest.mark.parametrize("header", ["0", "-5", "nan", "inf", "soon"])
+def test_a_busy_server_is_not_stormed_whatever_it_says(photographs, tmp_path, header):
+    since = time.monotonic()
+    with Server(lambda number, red: (503, b"loading", {"Retry-After": header}) if number < 8 else None) as server:
+        build(photographs, tmp_path / "out", server, at_once=1, patience=3)
+    assert len(server.requests) == 12 + 8
+    assert time.monotonic() - since > 8 * 0.01  # more than without a pause between them
+
+
+def test_a_server_that_loads_its_model_is_waited_for(photographs, tmp_path):
+    began = time.monotonic()
+    with Server(lambda *_: (503, b"loading", {}) if time.monotonic() - began < 1 else None) as server:
+        build(photographs, tmp_path / "out", server, patience=10)  # a twentieth of it is less
+    assert rows_of(tmp_path / "out") == expected(range(12))
+
+
 def test_answers_that_never_come_are_given_up(photographs, tmp_path):
     seen = set()
 
@@ -322,6 +338,7 @@ def test_the_command(photographs, tmp_path, capsys, monkeypatch):
     assert rows_of(tmp_path / "out") == expected(range(12))
     for more, words in (
         (["--workers", 2], "--server needs no --workers"),
+        (["--dtype", "float16"], "with --server leave them out"),
         (["--api-key-env", "ABSENT_KEY"], "there is no such environment variable"),
     ):
         assert main(call(photographs, tmp_path / "out", server.url, *more)) == 2

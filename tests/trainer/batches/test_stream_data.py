@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.batches.collator import EPOCH
 from fastgoal.trainer.batches.stream_data import PLACE, StreamData
 from fastgoal.trainer.run import main
 from tests.squares import write_pairs
@@ -41,7 +42,7 @@ def settings(rank=0, processes=1, workers=0, **more):
 
 def numbers(rows):
     """A collator that gives the numbers of the rows, and their epochs."""
-    return {"rows": [int(row["file_name"]) for row in rows], "epochs": [row["epoch"] for row in rows]}
+    return {"rows": [int(row["file_name"]) for row in rows], "epochs": [row[EPOCH] for row in rows]}
 
 
 def stream(folder, window=4, **options):

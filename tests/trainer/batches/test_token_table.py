@@ -6,7 +6,7 @@ import torch
 from fastgoal import FastGoalCollator, FastGoalProcessor, FastGoalTrainingArguments
 from fastgoal.trainer.batches import pair_data, token_table
 from fastgoal.trainer.batches.pair_data import PairData, token_counts
-from fastgoal.trainer.batches.token_table import TokenTable
+from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
 
 CAPTIONS = ["A red cup.", "Höfe und 😀 Bäume. " * 3, "x", "Word " * 400, "  Two  spaces. And   more."]
 
@@ -58,7 +58,7 @@ def test_batches_are_the_same_with_and_without(data, processor):
     counts = token_counts(data, processor)
     data.tokenise(processor, plan())
     rows = [data[row] for row in (3, 0, 5)]
-    assert rows[0]["tokens"] is data.tokens
+    assert rows[0][MADE_TOKENS] == (data.tokens, 3)
     assert token_counts(data, processor) == counts
     made = collator(rows)
     assert made.keys() == plain.keys()
@@ -71,7 +71,7 @@ def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip)
     shorter = FastGoalProcessor.from_clip(tiny_clip, 77)
     rows = [data[row] for row in range(4)]
     made = FastGoalCollator(shorter)(rows)
-    plain = [{name: value for name, value in row.items() if name != "tokens"} for row in rows]
+    plain = [{name: value for name, value in row.items() if name != MADE_TOKENS} for row in rows]
     assert torch.equal(made["input_ids"], FastGoalCollator(shorter)(plain)["input_ids"])
     assert made["input_ids"].shape[1] <= 77
 
@@ -82,4 +82,14 @@ def test_when_it_does_not_pay(data, processor, monkeypatch):
     monkeypatch.setattr(pair_data, "MOST_TOKENISED", 3)
     data.tokenise(processor, plan())
     assert data.tokens is None
-    assert "tokens" not in data[0]
+    assert MADE_TOKENS not in data[0]
+
+
+def test_rows_of_two_tables_are_not_mixed(data, pairs_folder, processor):
+    other = PairData(str(pairs_folder))
+    other.source.captions = lambda count: ["Other words."] * count
+    plain = FastGoalCollator(processor)([data[1], data[2]])
+    for one in (data, other):
+        one.tokenise(processor, plan())
+    made = FastGoalCollator(processor)([data[1], other[2]])
+    assert torch.equal(made["input_ids"], plain["input_ids"])
