@@ -39,6 +39,8 @@ AUTO = "auto"
 def open_engine(workers: int | None = None, address: str | None = None) -> Engine:
     """Who makes shards; to be used in a `with` block, at whose end all that was started ends.
 
+    Its `choose_device`, asked before any shard is made, decides whether each worker gets a GPU.
+
     Args:
         workers: So many processes; on this machine, or in the cluster. None: this process, or as many as the cluster
             has GPUs, or machines if it has none.
