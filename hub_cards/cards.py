@@ -13,6 +13,8 @@ from typing import Any
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
+from fastgoal.processing.files import write_text
+
 from .pictures import pairs_sheet
 from .wording import count, number, percent
 
@@ -48,9 +50,7 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
     layout = layouts.get_template(template)
     text = layout.render(card_data=data.to_yaml(), facts=facts, title=facts.name.split("/")[-1])
     path = Path(folder) / CARD
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, text)
     return path
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
@@ -42,6 +43,16 @@ def check_detector_file(detector: str, *data_folders: str) -> None:
                     "code when it is loaded, so one that came with data is refused. If you know where it is from and "
                     "trust it, move it to another place and name it there."
                 )
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Any]], what: str) -> None:
+    """Raise `ValueError` if a weight is infinite or no number; `tensors` are torch's by their names."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{what} has weights that are infinite or no numbers (in {name}); it is not written anywhere. Its "
+                "training failed: take an earlier checkpoint, or train with a lower rate."
+            )
 
 
 def hash_files(paths: Iterable[Path]) -> str:

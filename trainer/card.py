@@ -38,8 +38,8 @@ class CardOptions:
     note: str | None = None
 
 
-def finish_folder(folder: str | os.PathLike[str], trainer: Any) -> None:
-    """Add the model card and `handler.py` to a folder with a saved model; pictures to the output folder only."""
+def finish_folder(folder: str | os.PathLike[str], trainer: Any, pictures: bool) -> None:
+    """Add the model card and `handler.py` to a folder with a saved model, and where they are wanted pictures."""
     folder, options = Path(folder), trainer.card
     output = Path(trainer.args.output_dir)
     cards.copy_handler(folder)
@@ -51,7 +51,7 @@ def finish_folder(folder: str | os.PathLike[str], trainer: Any) -> None:
         note=options.note,
         training=training_facts(trainer),
         evaluation=evaluation_facts(trainer),
-        **(_pictures(trainer, folder) if options.pictures and folder == output else {}),
+        **(_pictures(trainer, folder) if options.pictures and pictures else {}),
     )
     cards.write_model_card(folder, facts)
 

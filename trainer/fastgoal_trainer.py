@@ -9,32 +9,31 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
-from fastgoal.hub_cards.pushing import push, require_token
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
-from .batches.collator import FastGoalCollator
+from .batches.collator import NAMES, FastGoalCollator
 from .batches.neighbours import training_neighbours
 from .batches.pair_data import PairData, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
-from .batches.stream_data import PLACE, StreamData, StreamPlaces
+from .batches.stream_data import PLACE, StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLine
-from .card import CardOptions, finish_folder
 from .evaluation.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
-from .parallel.strategy import group_of_its_own, own_class, prepare_shards
+from .parallel.strategy import group_of_its_own, prepare_shards
+from .saving import SavingTrainer
 from .training_arguments import FastGoalTrainingArguments
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 
 
-class FastGoalTrainer(Trainer):
+class FastGoalTrainer(SavingTrainer):
     """Fine-tunes a `FastGoalCLIPModel` with the objective of its `FastGoalTrainingArguments`.
 
     Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
@@ -97,7 +96,6 @@ class FastGoalTrainer(Trainer):
                 check_rows(kwargs.get(name), name, self.objective.needs_pairs)
         if isinstance(stream := kwargs.get("train_dataset"), StreamData):
             stream.prepare(args, self.objective.needs_pairs)
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), StreamPlaces(stream)]
         kwargs.setdefault("compute_metrics", retrieval_of_predictions)
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
@@ -107,7 +105,6 @@ class FastGoalTrainer(Trainer):
         self.add_callback(Epochs())
         if args.max_logit_scale:
             self.add_callback(LogitScaleLimit(args.max_logit_scale))
-        self.card = CardOptions()
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
@@ -116,16 +113,15 @@ class FastGoalTrainer(Trainer):
         self._last_batch: Any = None
         self._last_rows: int | None = None
         self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self._names: list[str] = []  # of the rows of the batch
         self._neighbours: torch.Tensor | None = None
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`; with `near_batches` images that look alike are looked for first."""
+    def _begin(self, checkpoint: str | None) -> None:
         if isinstance(self.train_dataset, StreamData):
-            self.train_dataset.begin(self.args, args[0] if args else kwargs.get("resume_from_checkpoint"))
+            self.train_dataset.begin(checkpoint)
         # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
         if self.args.near_batches and self.train_dataset is not None:
             self._neighbours = self._find_neighbours(self.train_dataset)
-        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -138,7 +134,7 @@ class FastGoalTrainer(Trainer):
         outputs = self._forward(model, inputs)
         parts = self.loss_parts(outputs, inputs)
         if model.training:
-            self._note_parts(parts, outputs.logit_scale)
+            self._note_parts(parts, outputs.logit_scale, outputs)
         return (parts["loss"], outputs) if return_outputs else parts["loss"]
 
     def training_step(
@@ -160,6 +156,7 @@ class FastGoalTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device, its pixels normalised there."""
         inputs = super()._prepare_inputs(inputs)
+        self._names = inputs.pop(NAMES, [])
         if isinstance(self.train_dataset, StreamData) and PLACE in inputs:
             self.train_dataset.note(inputs.pop(PLACE))
         collator = self.data_collator
@@ -333,66 +330,11 @@ class FastGoalTrainer(Trainer):
             logs["train_loss"] = self.accelerator.reduce(loss, "mean").item()
         super().log(logs, start_time)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set."""
-        super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            finish_folder(output_dir or self.args.output_dir, self)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub("Model save")
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our model card; the automatic one never replaces it."""
-        if self.is_world_process_zero():
-            finish_folder(self.args.output_dir, self)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository on the Hub. Without a token this is an error here, before anything is trained."""
-        if self.is_world_process_zero():
-            require_token(token or self.args.hub_token)
-        super().init_hf_repo(token, private)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save, and send model, processor, card and code in one commit, which this waits for."""
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        return self._push(self.args.output_dir, commit_message or "End of training", token, revision)
-
-    def _push(self, folder: str, message: str, token: str | None = None, revision: str | None = None) -> Any:
-        return push(
-            folder,
-            self.hub_model_id or "",
-            private=self.args.hub_private_repo,
-            token=token or self.args.hub_token,
-            message=message,
-            revision=revision or self.args.hub_revision,
-        ).commit
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # The Trainer pickles its arguments into the folder: without the token, which is no setting of the training.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            with own_class(self.accelerator.unwrap_model(self.model)):
-                super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
-    def _note_parts(self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor) -> None:
+    def _note_parts(
+        self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        if not torch.isfinite(parts["loss"]):  # the Trainer waits for the loss at every step, too
+            self._stop_at_step({name: value.item() for name, value in parts.items()}, self._names, outputs)
         for name, value in parts.items():
             if name != "loss":
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()

@@ -18,7 +18,6 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
@@ -26,8 +25,10 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
+from fastgoal.trainer.checkpoints import newest_checkpoint, refuse_output, require_checkpoint, step_of
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.parser import Parser, did_you_mean
+from fastgoal.trainer.saving import hold_output
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -102,12 +103,22 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a training; returns the exit code."""
     run, args = parse(sys.argv[1:] if argv is None else argv)
-    set_seed(args.seed)
+    if run.streaming and run.max_train_rows is not None:
+        raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
+    output, is_first = Path(args.output_dir), args.process_index == 0
+    checkpoint = _checkpoint(args)
+    if is_first:
+        given = {"model": run.model, "train_data": run.train_data, "eval_data": run.eval_data}
+        resume = (args.resume_from_checkpoint or "false").lower() != "false"
+        refuse_output(output, given, args.overwrite_output_dir, checkpoint, resume)
+    with hold_output(output, is_first, args.overwrite_output_dir and checkpoint is None):
+        return _train(run, args, checkpoint)
 
+
+def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path | None) -> int:
+    set_seed(args.seed)
     train_data: PairData | StreamData
     if run.streaming:
-        if run.max_train_rows is not None:
-            raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
         train_data = StreamData(run.train_data, run.shuffle_window)
         if args.max_steps <= 0:
             args.max_steps = train_data.steps(args)
@@ -125,11 +136,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer.card = CardOptions(run.model, run.license, run.card_pictures)
     for name, weight in asdict(trainer.objective.weights).items():
         setattr(model.config, name, weight)
-    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    begun_at = step_of(checkpoint) if checkpoint else 0
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    if checkpoint and result.global_step == begun_at:
+        logger.warning(f"{checkpoint} is the end of this training: nothing was left to train.")
+    else:
+        trainer.save_state()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
     if eval_data is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -140,14 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _checkpoint(args: FastGoalTrainingArguments) -> str | None:
+def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
     """The checkpoint to go on from: a folder, or with `true` the newest in the output folder, if there is one."""
     wanted = args.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":
         return None
     if wanted.lower() != "true":
-        return wanted
-    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        return require_checkpoint(Path(wanted))
+    newest = newest_checkpoint(Path(args.output_dir))
     if newest is None:
         logger.warning(f"{args.output_dir} has no checkpoint to go on from; training starts from the beginning.")
     return newest

@@ -120,6 +120,12 @@ class FastGoalTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = _setting(2, "Processes that load and crop images.")
     logging_steps: float = _setting(10, "Steps between two lines of the log.")
     save_total_limit: int | None = _setting(2, "Checkpoints kept; older ones are deleted.")
+    overwrite_output_dir: bool = _setting(
+        False, "Train into a folder that holds a model, data or another training, whose checkpoints are then deleted."
+    )
+    resume_with_changes: bool = _setting(
+        False, "Go on with a checkpoint though the data, the objective, the batch size or the like are others now."
+    )
     remove_unused_columns: bool = _setting(False, "Must stay False: the collator needs the columns.")
 
     def __post_init__(self) -> None:

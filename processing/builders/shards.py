@@ -12,7 +12,6 @@ The record is written first, so a shard that is there always has one. A shard is
 
 import itertools
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.files import whole_file, write_errors, write_json
+from fastgoal.processing.files import HOLDER, hold_folder, sweep_drafts, whole_file, write_errors, write_json
 
 logger = logging.get_logger(__name__)
 
 WORK_FOLDER = ".fastgoal"
-RUN = "run.json"
 PACKAGES = ("fastgoal", "torch", "transformers", "datasets", "pillow")
 REMEDY = "Choose another --output, or delete this folder to start again."
 # Images per parquet row group: what a reader such as the Hub's viewer has to fetch to show one row.
@@ -76,7 +73,7 @@ class RunFolder:
             OSError: It cannot be written.
         """
         self._refuse_foreign()
-        with self._locked():
+        with hold_folder(self.work):
             self._sweep()
             described = {
                 **asdict(settings),
@@ -92,7 +89,7 @@ class RunFolder:
 
     def read_run(self) -> dict[str, Any]:
         """Which process holds the folder: its number and its machine."""
-        return dict(json.loads((self.work / RUN).read_bytes()))
+        return dict(json.loads((self.work / HOLDER).read_bytes()))
 
     def check_shared(self, run: dict[str, Any]) -> None:
         """Raise `ValueError` where the folder that `run` holds is not to be seen, on another machine for example."""
@@ -111,8 +108,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Take away what processes that were killed left half written."""
-        for leftover in self.work.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        sweep_drafts(self.work)
 
     def _refuse_foreign(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -124,27 +120,6 @@ class RunFolder:
                     f"output='{self.folder}' has files in it that `{self.command}` did not make "
                     f"({', '.join(others[:5])}). Choose a new or an empty folder."
                 )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        path, holder = self.work / "run.lock", self.work / RUN
-        lock = FileLock(path)
-        with write_errors(path):
-            self.work.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                # Where the file system has no locks, the file is the lock, and a run that was killed may leave it.
-                raise ValueError(
-                    f"{_holder_in_words(holder)} writes this folder. Wait for it, stop it, or use another folder. If "
-                    f"that run is over all the same, delete {path}."
-                ) from None
-        try:
-            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, self.work)
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
 
     def _start_or_continue(self, wanted: dict[str, Any]) -> dict[str, Any]:
         path = self.manifest
@@ -265,11 +240,3 @@ class ParquetShards:
             record = {"rows": count, "bytes": file.tell(), **describe()}
             write_json(self.record_path(index), record, work)
         return record
-
-
-def _holder_in_words(holder: Path) -> str:
-    try:
-        found = json.loads(holder.read_bytes())
-        return f"process {found['pid']} on the machine '{found['host']}'"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another run"

@@ -22,6 +22,9 @@ PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 EPOCH = "stream_epoch"
 """The key of a row that says which epoch it belongs to, in place of the collator's."""
 
+NAMES = "row_names"
+"""The key of a batch for the trainer that says what its rows are called in messages."""
+
 
 class FastGoalCollator:
     """Load images, cut out one of each row's local pairs, and build the batch.
@@ -62,21 +65,25 @@ class FastGoalCollator:
         self.pair_choice = pair_choice
         self.seed = seed
         self.normalise = normalise
+        self.named = False
         self.reader = PixelReader(processor.image_processor)
         # In shared memory: a data loader's workers may live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def raw(self, pair_choice: str | None = None) -> "FastGoalCollator":
-        """The same without normalising, and with another choice of pairs if one is given; epochs are shared."""
+        """The trainer's: the same without normalising, with `NAMES`, and another choice of pairs if one is given.
+
+        Epochs are shared.
+        """
         other = copy.copy(self)
-        other.normalise, other.pair_choice = False, pair_choice or self.pair_choice
+        other.normalise, other.named, other.pair_choice = False, True, pair_choice or self.pair_choice
         return other
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next batches belong to; the trainer calls it."""
         self._epoch.fill_(epoch)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build a batch.
 
         Returns:
@@ -91,7 +98,7 @@ class FastGoalCollator:
         captions, images = [_caption(row) for row in rows], self._images(rows)
         if not self.local_pairs:
             batch = self._tokenise(captions) | {"pixel_values": self.reader.read([(image, None) for image in images])}
-            return self._finished(batch)
+            return self._finished(batch) | self._names(rows)
 
         batch = self._read_captions(rows, captions)
         offsets, special = batch.pop("offset_mapping"), batch.pop("special_tokens_mask")
@@ -116,7 +123,7 @@ class FastGoalCollator:
                 "region_mask": torch.stack(region_masks),
                 "sentence_mask": torch.stack(sentence_masks),
             }
-        )
+        ) | self._names(rows)
 
     def pixel_values(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The whole images of the rows alone, `(batch, 3, height, width)`; raises as a batch does."""
@@ -161,6 +168,9 @@ class FastGoalCollator:
 
     def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:
         return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **more))
+
+    def _names(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {NAMES: [_name(row) for row in rows]} if self.named else {}
 
     def _finished(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.reader.normalise(batch) if self.normalise else batch

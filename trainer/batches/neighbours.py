@@ -1,7 +1,6 @@
 """Which training images look alike to the model that a training starts from: found once, kept in the output folder."""
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from fastgoal.processing.files import whole_file
 from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
@@ -154,7 +154,5 @@ def _read(file: Path, mark: str) -> torch.Tensor | None:
 
 
 def _write(file: Path, neighbours: torch.Tensor, mark: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({"neighbours": neighbours.int()}, draft, {"mark": mark, "rows": str(len(neighbours))})
-    os.replace(draft, file)
+    with whole_file(file) as draft:
+        draft.write(save({"neighbours": neighbours.int()}, {"mark": mark, "rows": str(len(neighbours))}))

@@ -16,9 +16,7 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastgoal.processing.data.streams import StreamSource, open_stream
@@ -51,7 +49,7 @@ class StreamData(IterableDataset):
         self.rank, self.processes, self.seed, self.workers = 0, 1, 0, 1
         self._places: dict[int, dict[str, Any]] = {}  # what each worker begins with
         self._turn = 0  # the worker that gives the next batch
-        self._anew = self._finished = False
+        self._anew = False
         self._trained: dict[int, list[dict[str, Any]]] = {}  # of each worker's last batch: its first row, and the next
 
     def steps(self, args: TrainingArguments) -> int:
@@ -72,7 +70,7 @@ class StreamData(IterableDataset):
         number = 0 if worker is None else worker.id
         stream = split_dataset_by_node(self.source.dataset, rank=self.rank, world_size=self.processes)
         place = self._places.get(number, START)
-        while not self._finished:
+        while True:
             begun = place
             # Epoch 0 would leave the shards in their order.
             stream.set_epoch(1 + (1_000_003 * self.seed + place["epoch"]) % 2**31)
@@ -146,30 +144,28 @@ class StreamData(IterableDataset):
             )
         self.workers = max(1, min(args.dataloader_num_workers, own))
 
-    def begin(self, args: TrainingArguments, resume: str | bool | None) -> None:
-        """Begin at the first row, or where a checkpoint is: a folder, or with True the newest of the output folder.
+    def begin(self, checkpoint: str | None) -> None:
+        """Begin at the first row, or where a checkpoint is.
 
         Raises:
             ValueError: The checkpoint does not say where, or is of another number of processes or workers.
         """
-        self._places, self._trained, self._turn, self._finished = {}, {}, 0, False
-        folder = get_last_checkpoint(args.output_dir or ".") if resume is True else resume
-        if not folder:
+        self._places, self._trained, self._turn = {}, {}, 0
+        if checkpoint is None or self._anew:
             return
-        path = Path(folder) / TRAINER_STATE_NAME
-        # The Trainer would make one more step.
-        self._finished = path.is_file() and json.loads(path.read_text())["global_step"] >= args.max_steps
-        if self._anew:
-            return
-        path = _file(Path(folder), self.rank)
+        path = _file(Path(checkpoint), self.rank)
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}), which says how far the stream was read. Take an older checkpoint, "
                 "or begin the stream anew with --ignore_data_skip true."
             ) from None
         self.load_state_dict(state)
+
+    def save(self, checkpoint: Path) -> None:
+        """Keep with a checkpoint where the stream of this process is."""
+        write_json(_file(checkpoint, self.rank), self.state_dict())
 
     def loader(self, args: TrainingArguments, collator: Any, device: torch.device) -> DataLoaderShard:
         """The batches of this process."""
@@ -178,7 +174,7 @@ class StreamData(IterableDataset):
         return DataLoaderShard(
             self,
             device=device,
-            skip_batches=0 if self._finished else self._turn,
+            skip_batches=self._turn,
             batch_size=args.train_batch_size,
             collate_fn=PlacedCollator(collator),
             num_workers=workers,
@@ -206,18 +202,6 @@ class PlacedCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         (number, first), (_, last) = rows[0][PLACE], rows[-1][PLACE]
         return {**self.collator(rows), PLACE: (number, first, {**last, "row": last["row"] + 1})}
-
-
-class StreamPlaces(TrainerCallback):
-    """Keeps with each checkpoint where the streams of all processes are."""
-
-    def __init__(self, data: StreamData):
-        self.data = data
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if folder.is_dir():
-            write_json(_file(folder, self.data.rank), self.data.state_dict())
 
 
 def _file(folder: Path, rank: int) -> Path:

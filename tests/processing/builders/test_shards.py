@@ -61,8 +61,8 @@ def test_one_run_at_a_time(source, folder):
 
 def test_the_system_frees_the_lock_of_a_process_that_was_killed(source, folder):
     code = (
-        "from pathlib import Path; from fastgoal.processing.builders.shards import RunFolder\n"
-        f"with RunFolder(Path({str(folder.folder)!r}), 'run.json', 'x', [])._locked():\n"
+        "from pathlib import Path; from fastgoal.processing.builders.shards import RunFolder, hold_folder\n"
+        f"with hold_folder(RunFolder(Path({str(folder.folder)!r}), 'run.json', 'x', []).work):\n"
         "    print('mine', flush=True); input()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -145,7 +145,7 @@ def test_what_a_stream_cannot_do(folder, tmp_path, rows):
     ):
         data.load_state_dict(stream(folder).state_dict())
     with pytest.raises(ValueError, match=r"stream_0.json cannot be read .*Take an older checkpoint"):
-        data.begin(settings(), str(tmp_path))
+        data.begin(str(tmp_path))
     data.rows = None
     with pytest.raises(ValueError, match="give --max_steps in place of --num_train_epochs"):
         data.steps(settings())
@@ -201,4 +201,4 @@ def test_the_command(tiny_clip, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="--max_train_rows is for data that are read by number"):
         main([*options, "--streaming", "true", "--max_train_rows", "3"])
     with pytest.raises(ValueError, match=r"--near_batches \(--recipe best sets it\)"):
-        main([*options, "--streaming", "true", "--recipe", "best"])
+        main([*options, "--overwrite_output_dir", "--streaming", "true", "--recipe", "best"])

@@ -1,0 +1,125 @@
+"""What makes a checkpoint complete, which one is gone on with, and what an output folder must not hold."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.checkpoints import (
+    checkpoints,
+    damage,
+    newest_checkpoint,
+    refuse_output,
+    require_checkpoint,
+    step_of,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_clip, rows, tmp_path_factory):
+    """The output folder of a training with three checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    args = FastGoalTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        max_steps=3,
+        save_steps=1,
+        save_total_limit=3,
+        dataloader_num_workers=0,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    FastGoalTrainer(
+        model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+        args=args,
+        processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+        train_dataset=rows,
+    ).train()
+    return folder
+
+
+@pytest.fixture
+def output(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "out")
+
+
+def test_what_the_trainer_saves_is_complete(output):
+    assert [step for step, _ in checkpoints(output)] == [3, 2, 1]
+    for step, path in checkpoints(output):
+        assert damage(path) is None
+        assert step_of(path) == step
+    assert newest_checkpoint(output).name == "checkpoint-3"
+
+
+def cut(path, keep=0.5):
+    os.truncate(path, int(path.stat().st_size * keep))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: cut(path / "model.safetensors"), "model.safetensors is cut off or damaged"),
+        (lambda path: cut(path / "optimizer.pt"), "optimizer.pt is cut off or damaged"),
+        (lambda path: cut(path / "scheduler.pt"), "scheduler.pt is cut off or damaged"),
+        (lambda path: cut(path / "trainer_state.json"), "trainer_state.json cannot be read"),
+        (lambda path: (path / "trainer_state.json").write_text("[]"), "trainer_state.json cannot be read"),
+        (lambda path: (path / "trainer_state.json").unlink(), "trainer_state.json cannot be read"),
+        (lambda path: (path / "model.safetensors").unlink(), "it has no weights"),
+        (lambda path: (path / "optimizer.pt").unlink(), "it has no state of the optimiser"),
+    ],
+)
+def test_a_damaged_one_is_passed_over_and_named(output, caplog, spoil, words):
+    newest = output / "checkpoint-3"
+    spoil(newest)
+    assert newest_checkpoint(output).name == "checkpoint-2"
+    assert words in damage(newest)
+    assert re.search(rf"checkpoint-3 is passed over: .*{re.escape(words)}", caplog.text)
+    with pytest.raises(ValueError, match=r"checkpoint-3 cannot be gone on with: .*Take \S*checkpoint-2, or with"):
+        require_checkpoint(newest)
+
+
+def test_none_where_none_is_complete(output, tmp_path):
+    for _, path in checkpoints(output):
+        (path / "model.safetensors").unlink()
+    assert newest_checkpoint(output) is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    with pytest.raises(ValueError, match=r"it is no folder\. Name another, or"):
+        require_checkpoint(tmp_path / "nowhere")
+
+
+def test_an_output_that_somebody_wants_is_refused(output, tmp_path, tiny_clip, pairs_folder):
+    def refused(folder, words, overwrite=False, checkpoint=None, resume=False, **given):
+        with pytest.raises(ValueError, match=words):
+            refuse_output(folder, given, overwrite, checkpoint, resume)
+
+    model = shutil.copytree(tiny_clip, tmp_path / "clip")
+    data = shutil.copytree(pairs_folder, tmp_path / "pairs")
+    (tmp_path / "file").touch()
+    link = tmp_path / "link"
+    link.symlink_to(model)
+    refused(tmp_path / "file", "is a file; name a folder")
+    refused(model, "is the folder of --model. Name another", model=str(model))
+    refused(link, "is the folder of --model", model=str(model))
+    refused(data, "is the folder of --train_data. Name another", train_data=str(data))
+    refused(model, "holds a model. Name another --output_dir, or add --overwrite_output_dir true")
+    refused(data, "holds a data set")
+    refused(output, r"holds checkpoints of a training \(checkpoint-3\).* --resume_from_checkpoint true")
+    inside = str(output / "checkpoint-1")
+    refused(output, "deletes the old checkpoints .* --model .* is in one of them", overwrite=True, model=inside)
+    # A finished model whose checkpoints are gone is not one to go on with.
+    refused(model, "holds a model", resume=True)
+
+    for folder in (tmp_path / "new", tmp_path / "clip", data, output):
+        refuse_output(folder, {"model": str(model), "train_data": str(data)}, True, None, False)
+    refuse_output(tmp_path / "new", {"model": "owner/name", "eval_data": None}, False, None, False)
+    refuse_output(output, {}, False, output / "checkpoint-3", True)
+    refuse_output(output, {}, False, None, True)  # none is complete: the training begins anew
+    assert {path.name for path in tmp_path.iterdir()} == {"clip", "pairs", "file", "link", "out"}
+
+
+def test_the_settings_of_a_checkpoint_are_json(trained):
+    found = json.loads((trained / "checkpoint-1/fastgoal_training.json").read_bytes())
+    assert (found["objective"], found["batch size"], found["tsl_weight"]) == ("fast_goal", 4, 1.0)

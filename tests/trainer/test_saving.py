@@ -1,0 +1,273 @@
+"""Checkpoints appear whole or not at all, a training goes on from complete ones alone, and nothing that is no number is
+saved."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.processing.files import hold_folder
+from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.run import main
+
+
+@pytest.fixture
+def trainer_for(tiny_clip, rows):
+    def make(folder, data=None, **changes):
+        settings = {
+            "per_device_train_batch_size": 4,
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+            "dataloader_num_workers": 0,
+            "save_steps": 2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        return FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=FastGoalTrainingArguments(output_dir=str(folder), **{**settings, **changes}),
+            processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+            train_dataset=rows if data is None else data,
+            eval_dataset=rows,
+        )
+
+    return make
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".fastgoal")
+
+
+class At(TrainerCallback):
+    """Calls a function at the end of a step."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.function(kwargs["model"])
+
+
+@pytest.mark.parametrize("stage", ["_save_rng_state", "_save_optimizer_and_scheduler"])
+def test_a_checkpoint_that_fails_half_way_is_not_there(trainer_for, tmp_path, monkeypatch, stage):
+    trainer = trainer_for(tmp_path)
+    whole, calls = getattr(trainer, stage), []
+
+    def fails(folder):
+        calls.append(folder)
+        assert names(tmp_path)[-1] != f"checkpoint-{trainer.state.global_step}"
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(folder)
+
+    monkeypatch.setattr(trainer, stage, fails)
+    with pytest.raises(
+        OSError, match=r"could not save \S*checkpoint-4: .*No space left.*--resume_from_checkpoint true"
+    ):
+        trainer.train()
+    assert names(tmp_path) == ["checkpoint-2"]
+    again = trainer_for(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_training_that_is_finished_trains_nothing_more(trainer_for, tmp_path):
+    # Three steps an epoch: the end lies in the middle of the second one.
+    whole = trainer_for(tmp_path)
+    whole.train()
+    before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    again = trainer_for(tmp_path)
+    assert again.train(resume_from_checkpoint=True).global_step == 4
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_best_checkpoint_is_named_by_its_own_folder(trainer_for, tmp_path):
+    trainer = trainer_for(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        metric_for_best_model="loss",
+        load_best_model_at_end=True,
+        greater_is_better=False,
+    )
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path
+    newest = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())
+    assert newest["best_model_checkpoint"] == str(best)
+    assert all(
+        torch.equal(tensor, trainer.model.state_dict()[name])
+        for name, tensor in load_file(best / "model.safetensors").items()
+    )
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_loss_that_is_no_number_stops_the_training(trainer_for, tmp_path, rows, chunk):
+    trainer = trainer_for(tmp_path, gradient_cache_chunk=chunk)
+    trainer.add_callback(At(3, lambda model: model.text_projection.weight.data.fill_(float("nan"))))
+    words = (
+        r"the loss of step 4 is not finite \(.*loss_global nan.*\); .* Nothing of it is saved; the last checkpoint is"
+    )
+    with pytest.raises(ValueError, match=words) as stop:
+        trainer.train()
+    assert sum(row["file_name"] in str(stop.value) for row in rows) == 4
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_the_rows_whose_embeddings_are_none_are_named(trainer_for, tmp_path, rows):
+    trainer = trainer_for(tmp_path, per_device_train_batch_size=len(rows))
+    bad = rows[3]["file_name"]
+    collate = trainer.data_collator.__class__.__call__
+
+    def spoil(collator, batch):
+        made = collate(collator, batch)
+        made["pixel_values"] = made["pixel_values"].float()
+        made["pixel_values"][[row["file_name"] for row in batch].index(bad)] = float("nan")
+        return made
+
+    trainer.data_collator = type("Spoiling", (type(trainer.data_collator),), {"__call__": spoil})(
+        trainer.processing_class
+    )
+    with pytest.raises(ValueError, match="of step 1 is not finite") as stop:
+        trainer.train()
+    assert f"the embeddings that are not are of {bad}. Nothing" in str(stop.value)
+    assert "there is no checkpoint yet" in str(stop.value)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(trainer_for, tmp_path):
+    trainer = trainer_for(tmp_path)
+    trainer.add_callback(At(4, lambda model: model.visual_projection.weight.data[0].fill_(float("inf"))))
+    with pytest.raises(ValueError, match=r"after step 4 has weights that are infinite .*visual_projection.weight"):
+        trainer.train()
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_two_trainings_in_one_folder(trainer_for, tmp_path):
+    code = (
+        "from pathlib import Path; from fastgoal.processing.files import hold_folder\n"
+        f"with hold_folder(Path({str(tmp_path / '.fastgoal')!r})):\n"
+        "    print('mine', flush=True); input()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment, text=True)
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(ValueError, match=f"process {process.pid} on the machine .* writes this folder"):
+        trainer_for(tmp_path).train()
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    trainer_for(tmp_path, max_steps=1, save_strategy="no").train()
+    # A lock that this process holds already lets it in, and is still held afterwards.
+    with hold_folder(tmp_path / ".fastgoal", again=True):
+        trainer_for(tmp_path, max_steps=1, save_strategy="no").train()
+        assert json.loads((tmp_path / ".fastgoal/run.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".fastgoal/run.json").exists()
+
+
+def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pairs_folder, caplog):
+    data = PairData(str(pairs_folder))
+    trainer_for(tmp_path, data, max_steps=2).train()
+    for changes, words in (
+        ({"objective": "global"}, "objective was 'fast_goal' and is now 'global'"),
+        ({"per_device_train_batch_size": 2}, "batch size was 4 and is now 2"),
+        ({"learning_rate": 1e-2}, "learning_rate was 0.001 and is now 0.01"),
+        ({"data": PairData(str(pairs_folder), limit=5)}, "rows was 12 and is now 5"),
+    ):
+        with pytest.raises(ValueError, match=rf"settings: .*{words}.*--resume_with_changes true"):
+            trainer_for(tmp_path, **{"data": data, **changes}).train(resume_from_checkpoint=True)
+    trainer = trainer_for(tmp_path, data, per_device_train_batch_size=2, resume_with_changes=True)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
+    assert "batch size was 4 and is now 2. They change now." in caplog.text
+
+
+def test_a_saved_model_replaces_the_one_before_it_whole(trainer_for, tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of an older model")
+    (tmp_path / "notes.txt").write_text("mine")
+    trainer.save_model()
+    left = names(tmp_path)
+    assert "model-00001-of-00002.safetensors" not in left
+    assert {"notes.txt", "model.safetensors", "config.json", "README.md", "handler.py", "examples"} <= {*left}
+    assert not [name for name in left if name.endswith(".tmp")]
+    before = (tmp_path / "model.safetensors").read_bytes()
+    trainer.model.logit_scale.data += 1
+
+    def fails(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastgoal.trainer.saving.finish_folder", fails)
+    with pytest.raises(OSError, match="could not save"):
+        trainer.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert names(tmp_path) == left
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from fastgoal.trainer.saving import SavingTrainer
+from fastgoal.trainer.run import main
+whole = SavingTrainer._save_rng_state
+def killed(self, folder):
+    if self.state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, folder)
+SavingTrainer._save_rng_state = killed
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path, caplog):
+    def command(folder, *more):
+        return [
+            *("--model", str(tiny_clip), "--train_data", str(pairs_folder), "--output_dir", str(folder)),
+            *("--max_steps", "3", "--save_steps", "1", "--per_device_train_batch_size", "4", "--use_cpu"),
+            *("--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--card_pictures", "false", *more),
+        ]
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    killed = command(tmp_path / "killed")
+    stopped = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, *killed], env=environment, capture_output=True, text=True
+    )
+    assert stopped.returncode == -signal.SIGKILL
+    left = names(tmp_path / "killed")
+    assert left[-1] == "checkpoint-1"
+    assert len(left) == 2
+    assert left[0].endswith(".tmp")
+    # A half one as older versions left it.
+    half = shutil.copytree(tmp_path / "killed/checkpoint-1", tmp_path / "killed/checkpoint-2")
+    (half / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints of a training"):
+        main(killed)
+    assert main([*killed, "--resume_from_checkpoint", "true"]) == 0
+    assert "checkpoint-2 is passed over: it has no state of the optimiser" in caplog.text
+    assert not [name for name in names(tmp_path / "killed") if name.endswith(".tmp")]
+    assert main(command(tmp_path / "whole")) == 0
+    for folder in (".", "checkpoint-3"):
+        weights = [(tmp_path / name / folder / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+        assert weights[0] == weights[1]
+    # Once more: nothing is left to train, and no result is written over.
+    results = (tmp_path / "killed/train_results.json").read_bytes()
+    assert main([*killed, "--resume_from_checkpoint", "true"]) == 0
+    assert "nothing was left to train" in caplog.text
+    assert (tmp_path / "killed/train_results.json").read_bytes() == results
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == weights[1]
+    # Written over where that is asked for.
+    assert main([*killed, "--overwrite_output_dir", "--max_steps", "1"]) == 0
+    assert names(tmp_path / "killed").count("checkpoint-1") == 1
+    assert "checkpoint-3" not in names(tmp_path / "killed")
