@@ -6,28 +6,26 @@ This file travels with the model and runs where `fastgoal` is not installed.
 import base64
 import binascii
 import io
-import ipaddress
-import socket
-import urllib.error
-import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from transformers import AutoModel, AutoProcessor
 
-LARGEST_FILE = 32 * 2**20  # bytes
-TIMEOUT = 10.0  # seconds
+LARGEST_FILE = 32 * 2**20  # bytes of an image
+MOST_PIXELS = 2**26  # of all images of a request
+LARGEST_RATIO = 100  # of an image's sides: the shorter one is brought to the model's size before the rest is cut off
 MOST = 64  # images or texts in a request
+MOST_CHARACTERS = 100_000  # in all texts of a request
 
 
 class EndpointHandler:
     """Answers requests `{"inputs": ..., "parameters": ...}`.
 
     `inputs` is an image, a text, a list of texts, or `{"image": ..., "text": ...}` where each is one or a list. An
-    image is a URL, base64 (with or without `data:image/...;base64,` in front), bytes or a PIL image; only inside
-    `{"image": ...}` a string is an image, elsewhere it is a text. Texts longer than the model reads are cut.
+    image is base64 (with or without `data:image/...;base64,` in front), bytes or a PIL image; only inside
+    `{"image": ...}` a string is an image, elsewhere it is a text. Texts longer than the model reads are cut. Nothing is
+    fetched: clients of the Hub read URLs themselves.
 
     `parameters`: `candidate_labels` (a list of texts, or texts separated by commas) asks for scores of the image, and
     `return` is `"scores"` or `"embeddings"`; by default scores where there are images and texts, else embeddings.
@@ -40,35 +38,42 @@ class EndpointHandler:
         path: The model's folder.
     """
 
-    # An address inside the endpoint's own network is refused: a request must not read what only the server can.
-    allow_private_addresses = False
-
     def __init__(self, path: str = "") -> None:
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.model = AutoModel.from_pretrained(path).to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(path)
+        self.model = AutoModel.from_pretrained(path, trust_remote_code=False).to(self.device).eval()
+        self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
 
     def __call__(self, data: dict[str, Any]) -> Any:
         try:
             return self.answer(data)
         except ValueError as error:
             return {"error": str(error)}
+        except Exception as error:  # a request must not end the endpoint
+            return {"error": f"The request cannot be answered ({type(error).__name__})."}
 
     @torch.inference_mode()
     def answer(self, data: dict[str, Any]) -> Any:
         """As `__call__`, but raises `ValueError` for a request that cannot be answered."""
+        if not isinstance(data, dict):
+            raise ValueError(f'A request must be a JSON object with "inputs", got {type(data).__name__}.')
         inputs = data.get("inputs", data)
         parameters = data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f"`parameters` must be a JSON object, got {type(parameters).__name__}.")
         if not isinstance(inputs, dict):
             is_text = isinstance(inputs, str) or (isinstance(inputs, list) and all(isinstance(x, str) for x in inputs))
             inputs = {"text" if is_text else "image": inputs}
-        images = [self.read_image(image) for image in _listed(inputs.get("image"), "image")]
+        images = self.read_images(_listed(inputs.get("image"), "image"))
         labels = parameters.get("candidate_labels", inputs.get("candidate_labels"))
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
         texts = _listed(inputs.get("text") if labels is None else labels, "text")
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError("`text` and `candidate_labels` must be texts that are not empty.")
+        if sum(map(len, texts)) > MOST_CHARACTERS:
+            raise ValueError(f"The texts of a request may have {MOST_CHARACTERS:,} characters together.")
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise ValueError("`text` and `candidate_labels` must be valid Unicode; one has half a character in it.")
         wanted = parameters.get("return", "scores" if images and texts else "embeddings")
         if wanted not in ("scores", "embeddings"):
             raise ValueError(f"`return` must be 'scores' or 'embeddings', got {wanted!r}.")
@@ -107,55 +112,45 @@ class EndpointHandler:
         ).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
-    def read_image(self, image: Any) -> Image.Image:
-        """An image from a URL, base64, bytes or PIL, upright and RGB."""
-        if isinstance(image, str):
-            image = self.download(image) if image.startswith(("http://", "https://")) else _decode(image)
-        if isinstance(image, bytes | bytearray):
-            try:
-                image = Image.open(io.BytesIO(image))
-                image.load()
-            except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"The image cannot be read: {error}") from error
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"An image must be a URL, base64 or bytes, got {type(image).__name__}.")
+    def read_images(self, images: list[Any]) -> list[Image.Image]:
+        """Images from base64, bytes or PIL, upright and RGB; none is decoded before its size is known."""
+        opened = [_open(image) for image in images]
+        for image in opened:
+            if max(image.size) > LARGEST_RATIO * min(image.size):
+                width, height = image.size
+                raise ValueError(
+                    f"An image is {width} x {height} pixels; one side may be {LARGEST_RATIO} times the other."
+                )
+        if sum(image.width * image.height for image in opened) > MOST_PIXELS:
+            raise ValueError(f"The images of a request may have {MOST_PIXELS:,} pixels together.")
+        return [_upright(image) for image in opened]
+
+
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, str):
+        image = _decode(image)
+    if isinstance(image, bytes | bytearray):
+        if len(image) > LARGEST_FILE:
+            raise ValueError(f"The image is larger than {LARGEST_FILE // 2**20} MB.")
+        try:
+            image = Image.open(io.BytesIO(image))
+        except Exception as error:  # broken files make PIL raise nearly anything
+            raise ValueError(f"The image cannot be read: {error}") from error
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"An image must be base64 or bytes, got {type(image).__name__}.")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
         image = ImageOps.exif_transpose(image)
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-
-    def download(self, url: str) -> bytes:
-        """The bytes behind a public http(s) address."""
-        handler = self
-
-        class CheckedRedirects(urllib.request.HTTPRedirectHandler):
-            def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-                handler.check_address(newurl)
-                return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-        self.check_address(url)
-        opener = urllib.request.build_opener(CheckedRedirects, urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(urllib.request.Request(url, headers={"User-Agent": "fastgoal"}), timeout=TIMEOUT) as file:
-                data: bytes = file.read(LARGEST_FILE + 1)
-        except (urllib.error.URLError, OSError) as error:
-            raise ValueError(f"The image at {url} cannot be fetched: {error}") from error
-        if len(data) > LARGEST_FILE:
-            raise ValueError(f"The image at {url} is larger than {LARGEST_FILE // 2**20} MB.")
-        return data
-
-    def check_address(self, url: str) -> None:
-        """Refuse addresses that are not http(s) or not public."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"The image's address must begin with http:// or https://, got {url!r}.")
-        try:
-            found = {entry[4][0] for entry in socket.getaddrinfo(parts.hostname, None)}
-        except OSError as error:
-            raise ValueError(f"The image's address {url!r} is not known: {error}") from error
-        if not self.allow_private_addresses and not all(ipaddress.ip_address(host).is_global for host in found):
-            raise ValueError(f"The image's address {url!r} is not public; it is not fetched.")
+    except Exception as error:
+        raise ValueError(f"The image cannot be read: {error}") from error
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _listed(value: Any, name: str) -> list[Any]:
@@ -167,11 +162,13 @@ def _listed(value: Any, name: str) -> list[Any]:
 
 def _decode(text: str) -> bytes:
     """Bytes of a base64 text, with or without a `data:` header."""
+    if text[:8].lower().startswith(("http://", "https://")):
+        raise ValueError("Addresses are not fetched here: read the image, and send its bytes in base64.")
     if text.startswith("data:"):
         text = text.partition(",")[2]
-    if len(text) > LARGEST_FILE * 4 // 3:
+    if len(text) > LARGEST_FILE * 4 // 3 + 4096:
         raise ValueError(f"The image is larger than {LARGEST_FILE // 2**20} MB.")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError("The image is neither an http(s) address nor base64.") from error
+        raise ValueError("The image is not base64.") from error
