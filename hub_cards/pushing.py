@@ -1,4 +1,4 @@
-"""Send a model or a pairs data set to the Hub: a list of allowed files, one commit, no secrets.
+"""Send a model or a pairs data set to the Hub: the files that were written here, one commit, no secrets.
 
 A commit is all or nothing, so a push that fails half-way leaves the repository as it was; repeated, it sends only what
 has not arrived.
@@ -6,28 +6,47 @@ has not arrived.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from safetensors import SafetensorError, safe_open
 
+from fastgoal import modeling_fastgoal, processing
+from fastgoal.processing.builders.shards import WORK_FOLDER
 from fastgoal.processing.data.pairs_dataset import MANIFEST
+from fastgoal.processing.weights import refuse_not_finite
 
 from .cards import CARD, rename_card
 from .data_card import DataFacts, write_data_card
 from .model_card import ModelFacts, copy_handler, write_model_card
 from .wording import count, size_in_words
 
-MODEL_FILES = (
-    *(CARD, "LICENSE*", "*.json", "*.safetensors", "merges.txt", "*.py"),
-    *("examples/*.jpg", "onnx/*.onnx", "onnx/*.onnx.data"),
+
+def _any_of(*names: str, patterns: Sequence[str] = ()) -> re.Pattern[str]:
+    return re.compile("|".join([*map(re.escape, names), *patterns]))
+
+
+# Named one by one: a file that somebody put beside the model is not sent because of how its name ends.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
 )
-# What a training leaves beside the model: paths of the machine, and numbers that the card has.
-NOT_MODEL_FILES = ("trainer_state.json", "*_results.json", ".*")
-DATA_FILES = (CARD, "LICENSE*", "data/*.parquet", "examples/*.jpg")
+CODE_FILES = sorted(
+    {path.name for package in (modeling_fastgoal, processing) for path in Path(package.__path__[0]).glob("[a-z]*.py")}
+)
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+MODEL_FILES = _any_of(
+    *(CARD, *LICENSES, "config.json", "generation_config.json", "model.safetensors.index.json"),
+    *("processor_config.json", "preprocessor_config.json", *TOKENIZER_FILES, "handler.py", *CODE_FILES),
+    *("examples/pairs.jpg", "onnx/vision_model.onnx", "onnx/text_model.onnx"),
+    *("onnx/vision_model.onnx.data", "onnx/text_model.onnx.data"),
+    patterns=(r"model(-\d{5}-of-\d{5})?\.safetensors", r"examples/\d+\.jpg"),
+)
+DATA_FILES = _any_of(CARD, *LICENSES, "examples/pairs.jpg", patterns=(r"data/train-\d{5}-of-\d{5}\.parquet",))
 TEXT_FILES = (".md", ".json", ".py", ".txt", "")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 
@@ -128,11 +147,13 @@ def kind_of(folder: Path) -> str:
 def choose_files(folder: Path, kind: str) -> tuple[list[str], list[str]]:
     """Files to send and files left out, as paths inside the folder with forward slashes.
 
-    Only what belongs to a model or data set is sent: no pickles, no checkpoints, no logs.
+    Only the files that saving a model, or `fastgoal pairs`, writes are sent, by their names. Links that lead out of the
+    folder are left out, whatever they are called.
     """
-    allowed, refused = (MODEL_FILES, NOT_MODEL_FILES) if kind == "model" else (DATA_FILES, (".*",))
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    sent = [name for name in names if _matches(name, allowed) and not _matches(name, refused)]
+    wanted, place = (MODEL_FILES if kind == "model" else DATA_FILES), folder.resolve()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and WORK_FOLDER not in path.parts)
+    names = {path.relative_to(folder).as_posix(): path.resolve().is_relative_to(place) for path in paths}
+    sent = [name for name, inside in names.items() if inside and wanted.fullmatch(name)]
     return sent, [name for name in names if name not in sent]
 
 
@@ -161,12 +182,19 @@ def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[l
         card.write_text(renamed, encoding="utf-8")
     files, left_out = choose_files(folder, kind)
     refuse_secrets(folder, files, token)
+    for name in files:
+        if name.endswith(".safetensors"):
+            refuse_not_finite(_tensors(folder / name), f"'{folder / name}'")
     return files, left_out
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path is one of the patterns; a pattern without a slash is for the folder itself, not those in it."""
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is cut off or damaged ({error}); it is not sent.") from None
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fastgoal.hub_cards.pushing import Pushed, choose_files, describe_push, kind_of, push, refuse_secrets
 
@@ -228,6 +230,44 @@ def test_only_models_and_data_sets_of_ours_are_sent(tmp_path):
     sent, left_out = choose_files(tmp_path, "model")
     assert sent == ["config.json", "model.safetensors"]
     assert left_out == [".env", "checkpoint-1/config.json", "pytorch_model.bin"]
+
+
+def test_files_that_nobody_wrote_here_are_not_sent(trained, tmp_path):
+    folder, outside = shutil.copytree(trained, tmp_path / "model"), tmp_path / "outside"
+    outside.write_text("{}")
+    before, _ = choose_files(folder, "model")
+    others = {
+        *("credentials.json", "secrets.py", "client_secret.json", "settings.local.json", "LICENSE-private-key"),
+        *("LICENSE.pem", "model.safetensors.bak", "optimizer.safetensors", "notes.md", "examples/me.jpg", "x\n.json"),
+        *("data/train-00000-of-00001.parquet", "onnx/other.onnx", "examples/pairs.jpg/config.json"),
+    }
+    (folder / "examples/pairs.jpg").unlink()
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("private")
+    (folder / "vocab.json").symlink_to(outside)
+    (folder / "merges.txt").symlink_to(folder / "README.md")
+    sent, left_out = choose_files(folder, "model")
+    assert sorted([*sent, "examples/pairs.jpg"]) == sorted([*before, "merges.txt"])
+    assert others | {"vocab.json"} <= {*left_out}
+    # All that saving wrote and the model needs is among them.
+    unsent = {path.name for path in trained.rglob("*") if path.is_file()} - {Path(name).name for name in before}
+    assert {name for name in unsent if not name.startswith(("run.", "rng_", "stream_"))} <= {
+        *("all_results.json", "eval_results.json", "train_results.json", "trainer_state.json", "training_args.bin"),
+        *("optimizer.pt", "scheduler.pt", "fastgoal_training.json"),
+    }
+
+
+def test_weights_that_are_no_numbers_are_not_sent(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors' has weights that are .*visual_projection.weight"):
+        push(folder, "me/squares", dry_run=True)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model.safetensors' is cut off or damaged .*; it is not sent"):
+        push(folder, "me/squares", dry_run=True)
 
 
 def test_a_single_file_is_not_called_files(tmp_path):
