@@ -32,6 +32,11 @@ def prepare_output(path: Path, option: str = "--output") -> None:
         raise ValueError(f"{option} {path}: the folder {path.parent} is not writable.")
 
 
+def lies_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path is in a folder when all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 @contextmanager
 def whole_file(path: Path, work: Path | None = None) -> Iterator[BinaryIO]:
     """A file in the folder `work` that is renamed to `path`, complete and on the disk, when the block ends well.
@@ -159,6 +164,18 @@ def write_text(path: Path, text: str, work: Path | None = None) -> None:
     """Write a file as `whole_file` does."""
     with whole_file(path, work) as file, write_errors(path):
         file.write(text.encode())
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text; a `ValueError` that says where it stands and what is wrong with it."""
+    try:
+        return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not text in UTF-8: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}.") from None
+    except RecursionError:
+        raise ValueError(f"{where} is JSON with too many lists or objects inside of each other.") from None
 
 
 def write_json(path: Path, value: Any, work: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def _read(source: Any, name: str | None) -> tuple[bytes, str]:
         elif isinstance(source, (str, os.PathLike)):
             path = Path(os.fspath(source))
             label = str(path) if name is None or name == str(path) else f"{name} ({path})"
-            data = path.read_bytes()
+            data = read_regular(path)
         elif hasattr(source, "read"):
             label = name or str(getattr(source, "name", "") or "an image given as a file object")
             if hasattr(source, "seekable") and source.seekable():
@@ -89,6 +90,14 @@ def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     if not data:
         raise ValueError(f"The image {label} is empty (0 bytes). {_WAY_OUT}")
     return data, label
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; an `OSError` where it is none: reading a pipe or a device might never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no regular file, but a pipe, a socket or a device")
+        return file.read()
 
 
 @contextmanager

@@ -64,6 +64,9 @@ class RunArguments:
     shuffle_window: int = field(
         default=1000, metadata={"help": "Rows of a stream that each worker holds and mixes; shards are mixed anyway."}
     )
+    allow_outside_files: bool = field(
+        default=False, metadata={"help": "Read image files that rows name outside of the data's folder, too."}
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
     license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card, as in `mit`."})
@@ -120,11 +123,14 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     train_data: PairData | StreamData
     if run.streaming:
         train_data = StreamData(run.train_data, run.shuffle_window)
+        train_data.source.allow_outside_files = run.allow_outside_files
         if args.max_steps <= 0:
             args.max_steps = train_data.steps(args)
     else:
-        train_data = PairData(run.train_data, limit=run.max_train_rows)
-    eval_data = PairData(run.eval_data, limit=run.max_eval_rows) if run.eval_data else None
+        train_data = PairData(run.train_data, run.max_train_rows, run.allow_outside_files)
+    eval_data = None
+    if run.eval_data:
+        eval_data = PairData(run.eval_data, run.max_eval_rows, run.allow_outside_files)
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
     model = FastGoalCLIPModel.from_clip(run.model, run.max_text_length)

@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the likeliest tokens, up to this probability",
     )
     add(parser, "--seed", help="of the sampling")
-    add(parser, "--split", "--image-column")
+    add(parser, "--split", "--image-column", "--allow-outside-files")
     add(parser, "--limit", help="only the first N images")
     add(parser, "--on-error", help="at an image that cannot be read or gets no caption: stop, or skip and list it")
     add(
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.weights import mark_weights
 
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
-    images = open_images(args.images, args.image_column, args.split)
+    images = open_images(args.images, args.image_column, args.split, args.allow_outside_files)
     model, prompt = args.model, args.prompt_file or PROMPT
     batch_size = args.batch_size or (32 if args.server else 8)
     with ExitStack() as open_ones:

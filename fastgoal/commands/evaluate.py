@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="report.json", help="write the report here as JSON, and beside it as report.md"
     )
-    add(parser, "--split", "--image-column", "--caption-column")
+    add(parser, "--split", "--image-column", "--caption-column", "--allow-outside-files")
     parser.add_argument("--boxes-column", metavar="NAME", default="boxes", help="for --localisation")
     add(parser, "--limit", "--on-error", "--batch-size", "--num-workers", "--device", "--dtype")
     parser.add_argument(

@@ -34,7 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="which queries")
     parser.add_argument("--count", type=number(1), default=6, metavar="N", help="queries to draw")
     add(parser, "--top-k", help="answers to show of each model")
-    add(parser, "--protocol", "--split", "--image-column", "--caption-column", "--limit", "--on-error")
+    add(
+        parser,
+        "--protocol",
+        "--split",
+        "--image-column",
+        "--caption-column",
+        "--limit",
+        "--on-error",
+        "--allow-outside-files",
+    )
     add(parser, "--batch-size", "--num-workers", "--device")
 
 
@@ -50,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
     columns = (args.image_column, args.caption_column, args.split)
-    source = open_protocol(args.protocol, args.data, *columns, args.limit)
+    source = open_protocol(args.protocol, args.data, *columns, args.limit, args.allow_outside_files)
     contestants = []
     for name, model, processor in load_contestants(args):
         workers = choose_workers(args.num_workers, model)

@@ -57,6 +57,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "what is tested how, see `fastgoal evaluate --help`",
     },
+    "--allow-outside-files": {
+        "action": "store_true",
+        "help": "read image files that rows or links name outside of the data's folder, too",
+    },
     "--split": {"metavar": "NAME", "help": "split of the data set, where it has several"},
     "--image-column": {"metavar": "NAME", "help": "column with the image (default: found by itself)"},
     "--caption-column": {"metavar": "NAME", "help": "column with the caption (default: found by itself)"},

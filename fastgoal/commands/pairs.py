@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL) that --detector names, "
         "the area of each mask between --min-area and --max-area",
     )
-    add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error")
+    add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error", "--allow-outside-files")
     parser.add_argument(
         "--min-score",
         type=number(0, 1, float),
@@ -97,7 +97,13 @@ def run(args: argparse.Namespace) -> int:
             "example --detector facebook/sam-vit-huge."
         )
     model, regions = args.model, None if detector.kind == "column" else args.detector
-    source = open_source(args.source, args.image_column, args.caption_column, args.split)
+    source = open_source(
+        args.source,
+        args.image_column,
+        args.caption_column,
+        args.split,
+        allow_outside_files=args.allow_outside_files,
+    )
     with open_engine(args.workers, args.ray) as engine:
         device = engine.choose_device(args.device)
         dtype = choose_dtype(args.dtype, device)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--html", type=Path, help="show the images on a page, too")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: in IMAGES)")
     parser.add_argument("--rebuild", action="store_true", help="make the index anew, also of another model")
-    add(parser, "--batch-size")
+    add(parser, "--allow-outside-files", "--batch-size")
     add(parser, "--num-workers", default=0, help="processes that read images")
     add(parser, "--device")
 
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     picture = None if args.query_image is None else load_image(args.query_image)
     model, processor = load_model(args.model, args.device)
     place = args.index or args.images / FOLDER
-    index = ImageIndex(args.images, place, args.model, model_fingerprint(model, processor), args.rebuild)
+    mark = model_fingerprint(model, processor)
+    index = ImageIndex(args.images, place, args.model, mark, args.rebuild, args.allow_outside_files)
     update = index.update(file_encoder(model, processor, args.batch_size, args.num_workers))
     images = count(update.images, "image")
     print(f"{images}, {update.encoded:,} encoded now, {update.removed:,} gone since the last time")

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.embeddings import encode_images
 
@@ -61,11 +62,18 @@ class ImageIndex:
     """
 
     def __init__(
-        self, images: Path, place: Path, model_name: str, model_fingerprint: str, rebuild: bool = False
+        self,
+        images: Path,
+        place: Path,
+        model_name: str,
+        model_fingerprint: str,
+        rebuild: bool = False,
+        allow_outside_files: bool = False,
     ) -> None:
         if not images.is_dir():
             raise ValueError(f"{images} is not a folder; name the folder with the images to search.")
         self.images, self.place, self.model_name = images, place, model_name
+        self.allow_outside_files = allow_outside_files
         try:
             import faiss
         except ImportError as error:
@@ -156,6 +164,11 @@ class ImageIndex:
     ) -> tuple[Tensor | None, list[str], dict[str, str]]:
         """Vectors of those files that can be read, their names, and what is wrong with the others."""
         broken: dict[str, str] = {}
+        if not self.allow_outside_files:
+            leads = f"is a link that leads out of {self.images}; with --allow-outside-files it is taken"
+            outside = [name for name in names if not lies_inside(self.images / name, self.images)]
+            broken = {name: f"{name} {leads}" for name in outside}
+            names = [name for name in names if name not in broken]
         if not names:
             return None, [], broken
         try:
@@ -194,7 +207,9 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
         inside = os.path.relpath(place, folder).replace(os.sep, "/")
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                found = os.stat(os.path.join(place, name))
+                path = os.path.join(place, name)
+                # A link to nothing has its own stamp: it is one of the files that cannot be read.
+                found = os.stat(path) if os.path.exists(path) else os.lstat(path)
                 stamps[name if inside == "." else f"{inside}/{name}"] = [found.st_size, found.st_mtime_ns]
     return dict(sorted(stamps.items()))
 

@@ -1,7 +1,7 @@
 """The pipeline of `fastgoal caption`: images in, a folder with `metadata.jsonl` out, resumable at any moment.
 
     DIR/metadata.jsonl                     `file_name`, `caption` and `finish` of every image; appears when all are done
-    DIR/...                                the images: hard links to the originals where the disk allows it, else copies
+    DIR/...                                copies of the images
     DIR/fastgoal_captions.json             settings and versions, at the end the summary
     DIR/.fastgoal/captions-00000016.json   on the way: a finished batch, by the number of its first row
 
@@ -25,7 +25,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from fastgoal.processing.data.image_folder import SUFFIXES
-from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, METADATA, DatasetSource, Source
+from fastgoal.processing.data.locations import METADATA
+from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, DatasetSource, Source
 from fastgoal.processing.files import write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
@@ -228,8 +229,9 @@ class _CaptionMaker:
 
     def _file_name(self, row: int, name: str, stored: Path | bytes) -> str:
         """The image's path inside the folder: the same as in the source, where that has paths."""
-        if not isinstance(self.source, DatasetSource):
-            path = posixpath.normpath(name)
+        path = posixpath.normpath(name)
+        # One that leads out of the source, where that is allowed, must not lead out of the output.
+        if not isinstance(self.source, DatasetSource) and not path.startswith(("/", "../")):
             if path in (METADATA, CAPTIONS_MANIFEST) or path.partition("/")[0] == WORK_FOLDER:
                 raise ValueError(
                     f"{self.source.where(row)}: the name '{name}' is taken in the output; rename the image."
@@ -243,20 +245,15 @@ class _CaptionMaker:
         return f"{row:08d}{suffix}" if stem == f"row-{row:08d}" else f"{row:08d}-{stem}{suffix}"
 
     def _store(self, picture: _Picture) -> None:
-        """Put the original image file into the folder: as a hard link, which takes no room, or as a copy."""
+        """Put a copy of the original image file into the folder."""
         target = self.output / picture.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # What an interrupted run left may be a link to the original, which must not be written to.
+        # Of an interrupted run of an older version it may be a link to the original, which must not be written to.
         target.unlink(missing_ok=True)
         if isinstance(picture.stored, bytes):
             target.write_bytes(picture.stored)
-            return
-        # A link to a symbolic link would break when the folder is moved.
-        original = picture.stored.resolve()
-        try:
-            os.link(original, target)
-        except OSError:
-            shutil.copyfile(original, target)
+        else:
+            shutil.copyfile(picture.stored, target)
 
 
 def _unique_rows(source: Source, limit: int | None) -> list[int]:

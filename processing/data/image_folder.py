@@ -12,24 +12,34 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BLOCK = 4096
 
 
-def open_images(images: str | os.PathLike[str], image_column: str | None = None, split: str | None = None) -> Source:
+def open_images(
+    images: str | os.PathLike[str],
+    image_column: str | None = None,
+    split: str | None = None,
+    allow_outside_files: bool = False,
+) -> Source:
     """Open pictures as rows without captions.
 
     Args:
         images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
             `metadata.jsonl`, a saved data set or parquet files in it is taken as such.
         image_column: as for `open_source`, like `split`; a plain folder has neither.
+        allow_outside_files: whether links in the folder may lead out of it.
 
     Raises:
         ValueError: names what is wrong with the folder, the column or the split.
     """
     folder = Path(images)
     if not folder.is_dir() or is_source(folder):
-        return open_source(images, image_column, split=split, with_captions=False)
+        return open_source(
+            images, image_column, split=split, with_captions=False, allow_outside_files=allow_outside_files
+        )
     for name, value in (("image_column", image_column), ("split", split)):
         if value is not None:
             raise ValueError(f"{name}='{value}': {folder} is a plain folder of images, which has none; leave it out.")
-    return ImageFolder(folder)
+    opened = ImageFolder(folder)
+    opened.allow_outside_files = allow_outside_files
+    return opened
 
 
 class ImageFolder(Source):
@@ -43,7 +53,7 @@ class ImageFolder(Source):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), ["file_name"], with_captions=False)
-        self.folder = folder
+        self.folder = self.base = folder
         self.files: list[str] = []
         for place, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -64,6 +74,9 @@ class ImageFolder(Source):
         digest = hashlib.sha256()
         for name in self.files:
             path = self.folder / name
+            if not path.is_file():  # a pipe, a device or a link to nothing: an error when it is its turn
+                digest.update(f"{name}\n".encode())
+                continue
             size = path.stat().st_size
             digest.update(f"{name}\n{size}\n".encode())
             with path.open("rb") as file:
@@ -81,6 +94,3 @@ class ImageFolder(Source):
 
     def _values(self, index: int) -> dict[str, Any]:
         return {"file_name": self.files[index]}
-
-    def _image(self, image: Any, where: str) -> str:
-        return str(self.folder / image)

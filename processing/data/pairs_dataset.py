@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from .sources import METADATA, missing_shards, parquet_files
+from .locations import METADATA, missing_shards, parquet_files, refuse_two_runs
 
 MANIFEST = "fastgoal_pairs.json"
 # The columns with the names of their types; of lists of structs, those of what is in them.
@@ -80,9 +80,12 @@ class PairsFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _find_files(folder)
+        refuse_two_runs(self.files)
         self._opened: list[Any] = []
         for path in self.files:
             try:
+                if not path.is_file():
+                    raise OSError("it is no regular file")
                 opened = pyarrow.parquet.ParquetFile(path)
             except (OSError, pyarrow.ArrowException) as error:
                 raise _unreadable(path, error) from None
@@ -121,7 +124,7 @@ class PairsFolder:
             for batch in self._batches(file, list(COLUMNS), 64, [group]):
                 while wanted and wanted[0] < start + batch.num_rows:
                     index = wanted.popleft()
-                    yield index, batch.slice(index - start, 1).to_pylist()[0]
+                    yield index, _with_own_image(batch.slice(index - start, 1).to_pylist()[0])
                 start += batch.num_rows
                 if not wanted:
                     break
@@ -133,6 +136,13 @@ class PairsFolder:
             yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
         except (OSError, pyarrow.ArrowException) as error:
             raise _unreadable(self.files[number], error) from None
+
+
+def _with_own_image(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without an image that is but the name of a file: `fastgoal pairs` writes bytes."""
+    image = row["image"]
+    own = isinstance(image, dict) and image.get("bytes")
+    return {**row, "image": {**image, "path": Path(str(image.get("path") or "")).name} if own else None}
 
 
 def _find_files(folder: Path) -> list[Path]:

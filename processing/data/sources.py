@@ -7,27 +7,32 @@ Nothing here runs code that came with the data: no pickles are read and no datas
 
 import hashlib
 import itertools
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from fastgoal.processing.files import lies_inside, parse_json
 from fastgoal.processing.weights import hash_files
 
-METADATA = "metadata.jsonl"
+from .locations import (
+    EXPECTED,
+    METADATA,
+    hub_cache,
+    load_from_hub,
+    parquet_files,
+    parquet_of_split,
+    pick_split,
+    reading,
+)
+
 # What `fastgoal caption` writes beside the metadata, and long before it.
 CAPTIONS_MANIFEST = "fastgoal_captions.json"
 SAVED = ("dataset_dict.json", "state.json")  # by `Dataset.save_to_disk`
 CAPTION_COLUMNS = ("caption", "captions")
-SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
-EXPECTED = (
-    f"a folder with {METADATA} (one JSON object a line with 'file_name' and 'caption' or 'captions'), a folder written "
-    "by Dataset.save_to_disk, a folder of .parquet files (as `fastgoal pairs` writes), or the OWNER/NAME of a data set "
-    "on the Hub"
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,15 @@ class Source:
         image_column: the one asked for, else the first of `image_candidates` that is there.
         caption_column: likewise of `CAPTION_COLUMNS`.
         where: what has the columns, for messages; by default the name.
+
+    Attributes:
+        base: the folder that rows name image files in; None where they may name any.
+        allow_outside_files: whether they may lead out of it all the same. A row that comes from somebody else must not
+            be able to pick up files from the rest of the disk, which pairs and captions would hold copies of.
     """
+
+    base: Path | None = None
+    allow_outside_files = False
 
     def __init__(
         self,
@@ -136,6 +149,8 @@ class Source:
                 raise ValueError(f"{where}: {which} is {caption!r}; expected text.")
             if not caption.strip():
                 raise ValueError(f"{where}: {which} is an empty caption.")
+            if not is_unicode(caption):
+                raise ValueError(f"{where}: {which} is no valid text, it holds half of a character (a lone surrogate).")
         return [caption.strip() for caption in captions]
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -145,7 +160,37 @@ class Source:
         raise NotImplementedError
 
     def _image(self, image: Any, where: str) -> Any:
-        return image
+        """What `load_image` takes of the value that a row has; raises `ValueError` where it is nothing of the kind."""
+        if isinstance(image, str):
+            return self._file(image, where)
+        if isinstance(image, Image.Image):
+            return image
+        if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:
+            if isinstance(image.get("bytes"), bytes):
+                return image
+            if isinstance(image.get("path"), str):
+                return {**image, "path": self._file(image["path"], where)}
+        raise ValueError(
+            f"{where}: '{self.image_column}' is {_shortened(image)}; expected a file name or the bytes of an image. "
+            "Name the right column with image_column (--image-column)."
+        )
+
+    def _file(self, name: str, where: str) -> str:
+        """The path of an image file that a row names."""
+        if self.base is None:
+            return name
+        path = os.path.join(self.base, name)
+        try:
+            inside = self.allow_outside_files or lies_inside(path, self.base)
+        except ValueError as error:  # a name with a NUL in it
+            raise ValueError(f"{where}: {name!r} is no file name ({error}).") from None
+        if not inside:
+            raise ValueError(
+                f"{where}: {name!r} leads out of the folder {self.base}, to {os.path.realpath(path)}. If you know "
+                "where these rows are from and want such files read and copied: --allow-outside-files "
+                "(allow_outside_files=True)."
+            )
+        return path
 
     def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
         return str(image)
@@ -155,7 +200,7 @@ class FolderSource(Source):
     """A folder with `metadata.jsonl`; lines keep their order, and stay text until they are asked for."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self.folder = folder
+        self.folder = self.base = folder
         self.metadata = folder / METADATA
         lines = self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
         self._lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -186,23 +231,15 @@ class FolderSource(Source):
 
     def _values(self, index: int) -> dict[str, Any]:
         number, line = self._lines[index]
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{self.metadata} line {number} is not JSON: {error}.") from None
+        values = parse_json(line, f"{self.metadata} line {number}")
         if not isinstance(values, dict):
             raise ValueError(f"{self.metadata} line {number} is a {type(values).__name__}; expected a JSON object.")
         return values
 
     def _image(self, image: Any, where: str) -> str:
         if not isinstance(image, str):
-            raise ValueError(f"{where}: '{self.image_column}' is {image!r}; expected a file name.")
-        # A data set that comes from somebody else must not be able to pick up files from the rest of the disk.
-        if os.path.isabs(image) or ".." in Path(image).parts:
-            raise ValueError(
-                f"{where}: '{self.image_column}' leads out of the folder; expected a path relative to {self.folder}."
-            )
-        return str(self.folder / image)
+            raise ValueError(f"{where}: '{self.image_column}' is {_shortened(image)}; expected a file name.")
+        return self._file(image, where)
 
 
 class DatasetSource(Source):
@@ -216,8 +253,11 @@ class DatasetSource(Source):
         caption_column: str | None = None,
         fingerprint: str | None = None,
         with_captions: bool = True,
+        base: Path | None = None,
     ) -> None:
         import datasets
+
+        self.base = base
 
         images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         # One picture column needs no name; of several only 'image' is taken without being asked for.
@@ -269,6 +309,7 @@ def open_source(
     caption_column: str | None = None,
     split: str | None = None,
     with_captions: bool = True,
+    allow_outside_files: bool = False,
 ) -> Source:
     """Open a folder or a Hub data set as numbered rows.
 
@@ -279,16 +320,27 @@ def open_source(
         caption_column: default `caption`, else `captions`; its values are a text or a list of texts.
         split: needed where there are several; `metadata.jsonl` has none.
         with_captions: False for pictures alone: there need be no captions, and those there are stay unread.
+        allow_outside_files: whether rows may name image files that do not lie in the folder.
 
     Raises:
         ValueError: names the file, the line and the column or split that is wrong, and what there is.
     """
-    text, folder, fingerprint = os.fspath(source), Path(source), None
-    options: Any = {"image_column": image_column, "caption_column": caption_column, "with_captions": with_captions}
+    text, folder = os.fspath(source), Path(source)
+    opened = _open(text, folder, image_column, caption_column, split, with_captions)
+    opened.allow_outside_files = allow_outside_files
+    return opened
+
+
+def _open(
+    text: str, folder: Path, image_column: str | None, caption_column: str | None, split: str | None, captions: bool
+) -> Source:
+    fingerprint = None
+    options: Any = {"image_column": image_column, "caption_column": caption_column, "with_captions": captions}
     if folder.is_file():
         raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
     if not folder.is_dir():
         dataset = load_from_hub(text, split)
+        folder = hub_cache()
     elif (folder / METADATA).is_file():
         if split is not None:
             raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
@@ -301,17 +353,20 @@ def open_source(
     elif any((folder / name).is_file() for name in SAVED):
         import datasets
 
-        dataset = _pick_split(datasets.load_from_disk(text), split, text)
+        with reading(text):
+            loaded = datasets.load_from_disk(text)
+        dataset = pick_split(loaded, split, text)
     elif chosen := parquet_of_split(folder, split):
         import datasets
 
-        dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
+        with reading(text):
+            dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
         fingerprint = hash_files(chosen)
     else:
         raise ValueError(
             f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}."
         )
-    return DatasetSource(dataset, text, fingerprint=fingerprint, **options)
+    return DatasetSource(dataset, text, fingerprint=fingerprint, base=folder, **options)
 
 
 def is_source(folder: Path) -> bool:
@@ -319,65 +374,19 @@ def is_source(folder: Path) -> bool:
     return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The parquet files of a folder and of its sub-folder `data`, in order."""
-    return sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
-
-
-def parquet_of_split(folder: Path, split: str | None) -> list[Path]:
-    """The parquet files of a split, of the only one if there is one; none where the folder has no such files.
-
-    Raises:
-        ValueError: Shards are missing, or the split is not there.
-    """
-    files = parquet_files(folder)
-    if missing := missing_shards(files):
-        raise ValueError(
-            f"source='{folder}' lacks {len(missing)} of the shards that its file names speak of, the first: "
-            f"{missing[0]}. If `fastgoal pairs` writes it, run that command again: it continues where it stopped."
-        )
-    by_split: dict[str, list[Path]] = {}
-    for path in files:
-        match = SHARD_NAME.fullmatch(path.name)
-        by_split.setdefault(match["split"] if match else "train", []).append(path)
-    return list(_pick_split(by_split, split, str(folder))) if files else []
-
-
-def missing_shards(files: Iterable[Path]) -> list[str]:
-    """Names of files that the others' names speak of ("00001-of-00004") and that are not there."""
-    there = {path.name for path in files}
-    series = sorted({(match["split"], match["count"]) for match in map(SHARD_NAME.fullmatch, there) if match})
-    names = (f"{split}-{index:05d}-of-{count}.parquet" for split, count in series for index in range(int(count)))
-    return [name for name in names if name not in there]
-
-
-def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
-    """A data set of the Hub, one split of it; raises `ValueError` where there is none."""
-    # Without an owner the name could be one of the library's own readers, and one of those reads pickles.
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise ValueError(f"source='{name}' does not exist. Expected {EXPECTED}.")
-    import datasets
-
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: it holds no half of a character, which JSON lets through."""
     try:
-        loaded = datasets.load_dataset(name, split=split, streaming=streaming)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"source='{name}' is no folder here, and it could not be loaded from the Hub: {reason} Expected {EXPECTED}."
-        ) from error
-    return loaded if split is not None else _pick_split(loaded, split, name)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _pick_split(loaded: Any, split: str | None, name: str) -> Any:
-    if not isinstance(loaded, dict):
-        if split is not None:
-            raise ValueError(f"split='{split}': {name} was saved as one data set without splits; leave split out.")
-        return loaded
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split not in loaded:
-        raise ValueError(f"split={split!r}: {name} has the splits {list(loaded)}; choose one of them.")
-    return loaded[split]
+def _shortened(value: Any) -> str:
+    """A value in few words, for messages."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}... ({type(value).__name__})"
 
 
 def _is_closed(text: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 
-from .sources import CAPTION_COLUMNS, DatasetSource, load_from_hub, parquet_of_split
+from .locations import hub_cache, load_from_hub, parquet_of_split
+from .sources import CAPTION_COLUMNS, DatasetSource
 
 EXPECTED = "a folder of .parquet files (as `fastgoal pairs` writes), a folder of .tar files, or OWNER/NAME on the Hub"
 # In tar files of the webdataset kind a column is a suffix: the text beside a picture, and what else is known of it.
@@ -25,7 +26,9 @@ class StreamSource(DatasetSource):
     `rows` is how many there are, None where that is not known.
     """
 
-    def __init__(self, stream: datasets.IterableDataset, name: str, rows: int | None = None) -> None:
+    def __init__(
+        self, stream: datasets.IterableDataset, name: str, rows: int | None = None, base: Path | None = None
+    ) -> None:
         features = stream.features
         if features is None:
             raise ValueError(f"train_data='{name}' does not say which columns it has; expected {EXPECTED}.")
@@ -34,7 +37,7 @@ class StreamSource(DatasetSource):
             stream = stream.map(_spread, remove_columns=[TABLE], features=datasets.Features(spread))
             features = spread
         text = TEXT if TEXT in features and not any(column in features for column in CAPTION_COLUMNS) else None
-        super().__init__(stream, name, caption_column=text, fingerprint="stream")
+        super().__init__(stream, name, caption_column=text, fingerprint="stream", base=base)
         self.rows = rows
 
     def __len__(self) -> int:
@@ -60,12 +63,12 @@ def open_stream(source: str | os.PathLike[str], split: str | None = None) -> Str
             raise ValueError(f"train_data='{text}' is a file; pass its folder. Expected {EXPECTED}.")
         stream = load_from_hub(text, split, streaming=True)
         known = stream.info.splits or {}
-        return StreamSource(stream, text, getattr(known.get(str(stream.split)), "num_examples", None))
+        return StreamSource(stream, text, getattr(known.get(str(stream.split)), "num_examples", None), hub_cache())
     if files := parquet_of_split(folder, split):
         rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files)
-        return StreamSource(_load("parquet", files), text, rows)
+        return StreamSource(_load("parquet", files), text, rows, folder)
     if files := sorted([*folder.glob("*.tar"), *(folder / "data").glob("*.tar")]):
-        return StreamSource(_load("webdataset", files), text)
+        return StreamSource(_load("webdataset", files), text, base=folder)
     raise ValueError(
         f"train_data='{text}' has no .parquet and no .tar file: a stream is read from such. Expected {EXPECTED}. Other "
         "data are trained on without --streaming."

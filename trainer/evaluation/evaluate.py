@@ -55,6 +55,7 @@ def evaluate(
     on_error: str = "stop",
     check: bool = False,
     progress: bool = False,
+    allow_outside_files: bool = False,
 ) -> EvaluationReport:
     """Measure retrieval between the images and captions of a data set, and what else is asked for.
 
@@ -106,7 +107,7 @@ def evaluate(
             names = ("model", "processor") if option == "--model" else ("against", "against_processor")
             raise ValueError("`{}` is a loaded model; give its processor, too, as `{}`.".format(*names))
     started = time.perf_counter()
-    source = open_protocol(protocol, data, image_column, caption_column, split, limit)
+    source = open_protocol(protocol, data, image_column, caption_column, split, limit, allow_outside_files)
 
     def measure(
         checkpoint: Checkpoint, processor: Any, option: str

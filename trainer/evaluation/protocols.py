@@ -92,6 +92,7 @@ def open_protocol(
     caption_column: str | None = None,
     split: str | None = None,
     limit: int | None = None,
+    allow_outside_files: bool = False,
 ) -> Source:
     """Open the data of a protocol.
 
@@ -104,6 +105,7 @@ def open_protocol(
         caption_column: Default: the protocol's.
         split: Default: the protocol's.
         limit: Take the first rows only.
+        allow_outside_files: As for `open_source`; not for the published form.
 
     Raises:
         ValueError: The name is unknown, the folder lacks a file, or a line of a file is not as published.
@@ -121,6 +123,8 @@ def open_protocol(
         source = _open(rows, None, None, None, str(data))
     else:
         source = _open_table(protocol, data, image_column, caption_column, split)
+    if allow_outside_files:
+        source.allow_outside_files = True
     if limit is not None and limit < len(source):
         source = ChosenRows(source, range(limit))
     return source

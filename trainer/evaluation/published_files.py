@@ -1,9 +1,10 @@
 """Reading the files of published data sets: what is not as it should be is an error that names file and line."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fastgoal.processing.files import lies_inside, parse_json
 
 
 def find_file(folder: Path, name: str, *places: str) -> Path:
@@ -16,24 +17,16 @@ def find_file(folder: Path, name: str, *places: str) -> Path:
 
 def image_file(folder: Path, name: str, *places: str) -> Path:
     """The image's file in the first of some sub-folders that has it. Only names inside of the folder are followed."""
-    relative = Path(name)
-    if relative.is_absolute() or ".." in relative.parts or any(".." in Path(place).parts for place in places):
+    found = [folder / place / name for place in (*places, "")]
+    # Where there is no such file, loading it gives an error that names it.
+    path = next((path for path in found if path.is_file()), found[0])
+    if not lies_inside(path, folder):
         raise ValueError(f"the image {name!r} leads out of {folder}; expected a path inside it.")
-    for place in (*places, ""):
-        if (folder / place / relative).is_file():
-            return folder / place / relative
-    return folder / (places[0] if places else "") / relative  # loading it gives an error that names it
+    return path
 
 
 def read_json(path: Path) -> Any:
-    return parse_json(path.read_text(encoding="utf-8"), str(path))
-
-
-def parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from None
+    return parse_json(path.read_bytes(), str(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

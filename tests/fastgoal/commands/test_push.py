@@ -2,6 +2,9 @@
 
 from argparse import Namespace
 
+import torch
+from safetensors.torch import save_file
+
 from fastgoal.commands.push import run
 
 
@@ -9,6 +12,7 @@ def test_a_dry_run_lists_the_files(tmp_path, capsys):
     for name in ("README.md", "config.json", "model.safetensors", "handler.py", "run.log", "old/model.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 1500)
+    save_file({"x": torch.zeros(357)}, tmp_path / "model.safetensors")
     assert run(Namespace(folder=str(tmp_path), repo="me/clip", private=None, message="", dry_run=True)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "would be sent to me/clip as a model, 4 files, 6.0 kB:",

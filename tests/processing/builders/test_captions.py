@@ -111,20 +111,29 @@ def test_the_result_is_a_source_and_an_imagefolder(photographs, tmp_path, tmp_pa
         assert row["caption"].startswith(f"Red {row['image'].getpixel((0, 0))[0]}. ")
 
 
-def test_images_are_links_to_the_originals_or_copies(photographs, tmp_path, monkeypatch):
-    (photographs / "link.png").symlink_to(photographs / "003.png")
-    build(photographs, tmp_path / "linked", Captioner())
-    assert (tmp_path / "linked" / "003.png").samefile(photographs / "003.png")
-    assert (tmp_path / "linked" / "link.png").samefile(photographs / "003.png")
-    assert not (tmp_path / "linked" / "link.png").is_symlink()
-
-    def refuse(*_):
-        raise OSError("no links here")
-
-    monkeypatch.setattr("fastgoal.processing.builders.captions.os.link", refuse)
+def test_images_are_copies_of_the_originals(photographs, tmp_path):
+    (photographs / "link.png").symlink_to("003.png")
     build(photographs, tmp_path / "copied", Captioner())
-    assert not (tmp_path / "copied" / "003.png").samefile(photographs / "003.png")
-    assert (tmp_path / "copied" / "003.png").read_bytes() == (photographs / "003.png").read_bytes()
+    for name in ("003.png", "link.png"):
+        copy = tmp_path / "copied" / name
+        assert copy.read_bytes() == (photographs / "003.png").read_bytes()
+        assert not copy.is_symlink()
+        assert copy.stat().st_nlink == 1
+    # What is written to a copy does not reach the original.
+    assert not copy.samefile(photographs / "003.png")
+
+
+def test_pictures_outside_of_the_folder_are_not_copied(photographs, tmp_path):
+    private = (photographs / "003.png").rename(tmp_path / "private.png")
+    (photographs / "003.png").symlink_to(private)
+    with pytest.raises(ValueError, match=r"'003\.png' leads out of the folder"):
+        build(photographs, tmp_path / "out", Captioner())
+    lines = [{"file_name": "../private.png", "caption": "a"}]
+    (photographs / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = open_images(photographs, allow_outside_files=True)
+    build_captions(source, tmp_path / "allowed", SETTINGS, Captioner, progress=False)
+    assert [path.name for path in (tmp_path / "allowed").glob("*.png")] == ["00000000-private.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["allowed", "out", "photographs", "private.png"]
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3])

@@ -1,0 +1,109 @@
+"""Files of a data set that are damaged, missing or of two data sets are named, whoever reads them."""
+
+import json
+import os
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fastgoal.processing.data.locations import missing_shards, parquet_of_split
+from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.streams import open_stream
+
+IMAGE = pa.array([{"bytes": b"x", "path": "a.png"}])
+TABLE = pa.table({"image": IMAGE, "caption": ["a"]})
+
+
+def write(folder, *names, table=TABLE):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        pq.write_table(table, folder / name)
+    return folder
+
+
+def refused(folder, words, openers=(open_source, open_stream, PairsFolder)):
+    for opener in openers:
+        with pytest.raises(ValueError, match=words) as error:
+            opener(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_files_of_parquet_that_cannot_be_read(tmp_path):
+    whole = write(tmp_path / "a", "train.parquet") / "train.parquet"
+    content = whole.read_bytes()
+    for damaged in (b"", content[:200], b"version https://git-lfs.github.com/spec/v1\n"):
+        whole.write_bytes(damaged)
+        refused(whole.parent, r"train.parquet cannot be read \(.*\): it is cut off or no parquet file")
+    whole.unlink()
+    os.mkfifo(whole)
+    refused(whole.parent, r"train.parquet cannot be read \(it is no regular file\)")
+    refused(write(tmp_path / "none", "train.parquet", table=TABLE[:0]), "not one row in them|lacks", [open_source])
+    refused(tmp_path / "none", "not one row in them", [open_stream])
+
+
+def test_shards_of_two_data_sets(tmp_path):
+    names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
+    folder = write(tmp_path / "a", *names)
+    assert [path.name for path in parquet_of_split(folder, None)] == [*names]
+    write(folder, "test-00000-of-00001.parquet")  # another split is no other data set
+    assert [path.name for path in parquet_of_split(folder, "train")] == [*names]
+    (folder / "test-00000-of-00001.parquet").unlink()
+    write(folder, "train-00000-of-00001.parquet")
+    words = r"train-00000-of-00001.parquet and \S*train-00000-of-00002.parquet are shards of two data sets, of 1 "
+    refused(folder, words)
+    (folder / "train-00000-of-00001.parquet").unlink()
+    write(folder, names[1], table=pa.table({"image": IMAGE, "caption": [3]}))
+    refused(folder, r"00001-of-00002.parquet has other columns than \S*00000-\S* \(caption\)", [open_source])
+    write(folder, names[1], table=pa.table({"image": IMAGE, "caption": pa.array(["a"], pa.large_string())}))
+    assert len(parquet_of_split(folder, "train")) == 2
+    (folder / names[0]).unlink()
+    assert missing_shards(folder.glob("train*")) == [names[0]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: os.truncate(next(folder.glob("*.arrow")), 200),
+        lambda folder: next(folder.glob("*.arrow")).unlink(),
+        lambda folder: (folder / "state.json").write_text("{"),
+        lambda folder: (folder / "state.json").write_text("[]"),
+        lambda folder: (folder / "dataset_info.json").write_text("x"),
+        lambda folder: (folder / "dataset_info.json").unlink(),
+    ],
+)
+def test_saved_data_sets_that_are_damaged(tmp_path, spoil):
+    datasets.Dataset.from_list([{"image": "a.png", "caption": "a"}]).save_to_disk(str(tmp_path / "saved"))
+    spoil(tmp_path / "saved")
+    refused(tmp_path / "saved", r"source='\S*saved' cannot be read \(.*\): a file of it is damaged", [open_source])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            '{"file_name": "a.png", "caption": "half \\ud800"}',
+            r"line 1 \(a.png\): 'caption' is no valid text, it holds",
+        ),
+        ('{"file_name": "a.png", "caption": "' + "\ud800" + '"}', "'caption' is no valid text"),
+        ('{"file_name": "a\\ud800.png", "caption": "a"}', "is no file name"),
+        ('{"file_name": "a\\u0000.png", "caption": "a"}', "is no file name .*null"),
+        ('{"file_name": "a.png", "caption": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1 is JSON with too many lists"),
+        ('{"file_name": "a.png", "caption": "a", "x": ' + "9" * 5000 + "}", "line 1 is not JSON: Exceeds the limit"),
+        ('{"file_name": "a.png", "caption": [["a"]]}', r"'caption'\[0\] is \['a'\]; expected text"),
+        ('{"file_name": ["a.png"], "caption": "a"}', r"'file_name' is \['a.png'\]; expected a file name"),
+    ],
+)
+def test_lines_of_metadata(tmp_path, line, words):
+    (tmp_path / "metadata.jsonl").write_bytes(line.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=words):
+        open_source(tmp_path)[0]
+
+
+def test_metadata_in_another_encoding(tmp_path):
+    text = (json.dumps({"file_name": "a.png", "caption": "a"}) + "\n") * 2
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not"):
+        open_source(tmp_path)
