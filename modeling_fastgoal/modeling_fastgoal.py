@@ -99,12 +99,16 @@ class FastGoalCLIPModel(CLIPModel):
             The model in eval mode, on the device and in the dtype of the source.
 
         Raises:
-            ValueError: The positions of the checkpoint cannot be brought to `max_text_length`.
+            ValueError: The positions of the checkpoint cannot be brought to `max_text_length`, or it lacks weights.
         """
         is_model = isinstance(name_or_model, CLIPModel)
         if is_model and kwargs:
             raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
-        clip: Any = name_or_model if is_model else CLIPModel.from_pretrained(cast(str, name_or_model), **kwargs)
+        clip: Any = name_or_model
+        if not is_model:
+            loaded: Any = CLIPModel.from_pretrained(cast(str, name_or_model), output_loading_info=True, **kwargs)
+            clip, found = loaded
+            require_all_weights(found, str(name_or_model))
         positions = text_positions(clip)
         target = target_length(positions, max_text_length)
 
@@ -264,6 +268,19 @@ class FastGoalCLIPModel(CLIPModel):
             return None, None
         text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return text, F.normalize(text.pooler_output, dim=-1)
+
+
+def require_all_weights(found: dict[str, Any], name: str) -> None:
+    """Raise `ValueError` where a checkpoint did not have all weights, which transformers makes up at random.
+
+    `found` is what `from_pretrained(..., output_loading_info=True)` says of it.
+    """
+    lacking = sorted(map(str, [*found["missing_keys"], *found.get("mismatched_keys", ())]))
+    if lacking:
+        raise ValueError(
+            f"{name} lacks {len(lacking)} weights of a CLIP, {lacking[0]} among them; it must hold both towers and "
+            "their projections."
+        )
 
 
 def _check_rows(inputs: dict[str, Any], return_token_embeds: bool) -> None:

@@ -27,7 +27,7 @@ def mark_weights(name: str) -> str:
         raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
     from transformers import AutoConfig
 
-    revision = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
+    revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
     return f"{name}@{revision}" if revision else name
 
 

@@ -20,8 +20,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
-from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.clips import load_clip
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
@@ -133,8 +132,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         eval_data = PairData(run.eval_data, run.max_eval_rows, run.allow_outside_files)
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
-    model = FastGoalCLIPModel.from_clip(run.model, run.max_text_length)
-    processor = FastGoalProcessor.from_clip(run.model, run.max_text_length)
+    model, processor = load_clip(run.model, "cpu", max_text_length=run.max_text_length)
 
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data

@@ -36,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
+    from fastgoal.processing.clips import load_clip
     from fastgoal.processing.data.figures import inspect_pairs
     from fastgoal.processing.data.pairs_dataset import PairsFolder
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
     from fastgoal.processing.files import prepare_output, write_json, write_text
-    from fastgoal.trainer.evaluation.models import load_model
 
     folder = PairsFolder(args.folder)
     name = page_name(args.folder)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"
             f" {USUAL_TOKENIZERS[0]}."
         )
-    model = None if args.model is None else load_model(args.model, args.device)
+    model = None if args.model is None else load_clip(args.model, args.device)
 
     facts: dict[str, Any] = {"name": name, "seed": args.seed, "tokenizer": None if counter is None else counter.name}
     facts.update(inspect_pairs(folder, counter, args.rows, args.seed, progress=True))

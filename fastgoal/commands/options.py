@@ -124,8 +124,8 @@ def prepare_pictures(args: argparse.Namespace) -> None:
 
 def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
     """Name, model and processor of --model and, where it is given, of --against, one after the other."""
-    from fastgoal.trainer.evaluation.models import load_model
+    from fastgoal.processing.clips import load_clip
 
     for option, name in (("--model", args.model), ("--against", args.against)):
         if name is not None:
-            yield name, *load_model(name, args.device, option=option)
+            yield name, *load_clip(name, args.device, option=option)

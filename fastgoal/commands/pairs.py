@@ -128,18 +128,15 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, **lim
 
     `limits` are those of `load_detector`.
     """
-    import torch
-
-    from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+    from fastgoal.modeling_fastgoal.positions_fastgoal import LONGEST
+    from fastgoal.processing.clips import load_clip
     from fastgoal.processing.detectors.load import load_detector
-    from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
     regions = load_detector(detector, device, **limits)
-    processor = FastGoalProcessor.from_clip(name)
+    model, processor = load_clip(name, device, dtype, max_text_length=LONGEST)
     processor.detector = regions
-    model: Any = FastGoalCLIPModel.from_clip(name, dtype=getattr(torch, dtype))
-    return model.to(device).eval(), processor
+    return model, processor
 
 
 def describe(summary: dict[str, Any], output: str) -> str:

@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.hub_cards.wording import count, number
     from fastgoal.pages.search import results_page
+    from fastgoal.processing.clips import load_clip
     from fastgoal.processing.images import load_image
     from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint
     from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
-    from fastgoal.trainer.evaluation.models import load_model
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)
-    model, processor = load_model(args.model, args.device)
+    model, processor = load_clip(args.model, args.device)
     place = args.index or args.images / FOLDER
     mark = model_fingerprint(model, processor)
     index = ImageIndex(args.images, place, args.model, mark, args.rebuild, args.allow_outside_files)

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS
+from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS, LONGEST
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
+from fastgoal.processing.weights import refuse_not_finite
 
 # Keys under which training programs put the weights beside their optimiser and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -93,24 +94,25 @@ def convert(
             lists the names or shapes.
         FileNotFoundError: There is no such file.
     """
-    from transformers import AutoConfig, CLIPModel
+    from transformers import CLIPModel
 
     from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+    from fastgoal.processing.clips import check_clip, load_processor, loading
+    from fastgoal.processing.files import whole_folder
 
-    output = Path(output)
+    output = Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output='{output}' exists and is not an empty folder. Choose a new folder.")
-    config = AutoConfig.from_pretrained(base)
-    if config.model_type != "clip":
-        raise ValueError(f"base={base!r} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
-
+    config = check_clip(base, "--base")
+    with loading(f"the tokenizer and image processor of --base {base}", base):
+        processor = load_processor(base, LONGEST)
     state, ignored = read_state_dict(file)
     state, layout = clip_names(state)
     positions = len(state[TEXT_POSITIONS]) if TEXT_POSITIONS in state else config.text_config.max_position_embeddings
     config.text_config.max_position_embeddings = positions
-    clip = CLIPModel(config)
+    with loading(f"--base {base}", base):
+        clip = CLIPModel(config)
     expected = {name: tensor.shape for name, tensor in clip.state_dict().items()}
     dropped = _check(state, expected, str(file), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
@@ -118,13 +120,14 @@ def convert(
     # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
     model: Any = FastGoalCLIPModel.from_clip(clip, max_text_length if positions == CLIP_POSITIONS else positions)
     length = model.config.text_config.max_position_embeddings
-    processor = FastGoalProcessor.from_clip(base)
     processor.tokenizer.model_max_length = length
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
-    facts = ModelFacts.of_folder(output, base_model=base, converted_from=f"{Path(file).name} ({layout} layout)")
-    write_model_card(output, facts)
-    copy_handler(output)
+    refuse_not_finite(model.state_dict().items(), f"'{file}'")
+    with whole_folder(output) as draft:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        origin = f"{Path(file).name} ({layout} layout)"
+        write_model_card(draft, ModelFacts.of_folder(draft, name=output.name, base_model=base, converted_from=origin))
+        copy_handler(draft)
     return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
 
 

@@ -1,13 +1,21 @@
 """Both towers as ONNX files, checked against PyTorch."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastgoal.processing.clips import load_clip
+from fastgoal.processing.files import draft_beside, merge_folder
+from fastgoal.processing.weights import refuse_not_finite
+
 TOLERANCE = 1e-4
+# Weights beside an .onnx file of an earlier export, which the new one need not have.
+DATA_FILES = re.compile(r"(vision|text)_model\.onnx\.data")
 
 
 class _Tower(nn.Module):
@@ -50,17 +58,14 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
             not left behind.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX export needs more packages: pip install 'fastgoal[onnx]'") from error
-    from transformers import AutoConfig, CLIPModel
-
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type != "clip":
-        raise ValueError(f"{name!r} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
-    clip = CLIPModel.from_pretrained(name, attn_implementation="eager", dtype=torch.float32).eval()
-    output = Path(output)
+    clip, _ = load_clip(name, "cpu")
+    clip.set_attn_implementation("eager")
+    refuse_not_finite(clip.state_dict().items(), f"--model {name}")
+    config, output = clip.config, Path(output)
     output.mkdir(parents=True, exist_ok=True)
 
     size, length = config.vision_config.image_size, config.text_config.max_position_embeddings
@@ -93,9 +98,23 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
             [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)],
         ),
     ]
+    draft = draft_beside(output / "onnx")
+    draft.mkdir()
+    try:
+        differences = _write_towers(towers, draft)
+        merge_folder(draft, output, last="text_model.onnx", replaced=DATA_FILES)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return differences
+
+
+def _write_towers(towers: list[Any], folder: Path) -> dict[str, float]:
+    """Write the files, and compare each with PyTorch."""
+    import onnxruntime
+
     differences = {}
     for tower, module, inputs, result, shapes, samples in towers:
-        path = output / f"{tower}.onnx"
+        path = folder / f"{tower}.onnx"
         with torch.no_grad():
             torch.onnx.export(
                 module.eval(),
@@ -116,8 +135,6 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
             got = torch.from_numpy(session.run([result], feed)[0])
             difference = max(difference, (got - expected).abs().max().item())
         if not difference <= TOLERANCE:
-            for file in output.glob(f"{path.name}*"):
-                file.unlink()
             raise ValueError(f"{path.name} differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}.")
         differences[path.name] = difference
     return differences

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from fastgoal.processing.clips import loading
 from fastgoal.processing.sentences import split_sentences
 
 # Asks for what GLIT100k's captions hold (FAST-GOAL, section on the data set): what can be seen, and nothing else.
@@ -84,17 +85,22 @@ class Captioner:
         """
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with loading(f"--model {name}", name):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise ValueError(
                 f"model='{name}' is of the type '{config.model_type}', which does not write about images. Name an "
                 "image-text-to-text checkpoint, for example HuggingFaceTB/SmolVLM2-2.2B-Instruct or "
                 "llava-hf/llava-v1.6-mistral-7b-hf."
             )
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
+        with loading(f"--model {name}", name):
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
+            )
+            model, found = loaded
+            if lacking := sorted(map(str, [*found["missing_keys"], *found.get("mismatched_keys", ())])):
+                raise ValueError(f"it lacks {len(lacking)} weights, {lacking[0]} among them")
         return cls(model.to(device), processor, **settings)
 
     def __call__(self, images: Sequence[Image.Image], seed: int = 0) -> list[Caption]:

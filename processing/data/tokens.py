@@ -21,9 +21,11 @@ class TokenCounter:
 
         self.name = name
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                name, local_files_only=not download, trust_remote_code=False
+            )
+        except Exception as error:  # a damaged file makes the libraries raise nearly anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise OSError(
                 f"the tokenizer '{name}', which counts the captions' CLIP tokens, could not be loaded: {reason} Name "
                 "another with --tokenizer, the folder of any CLIP will do, or leave the count out: --tokenizer none."

@@ -132,8 +132,8 @@ def _configuration(name: str) -> Any:
     elif path.exists() or not _HUB_ID.fullmatch(name):
         raise ValueError(f"`name` is an unknown detector: {name!r}. {_FORMS}")
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
         raise ValueError(f"The detector {name!r} cannot be loaded: {first_line(error)} {_FORMS}") from error
 
 

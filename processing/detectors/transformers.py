@@ -45,8 +45,9 @@ class TransformersDetector:
         """The detector of a folder or Hub id; a `ValueError` if it cannot be loaded."""
         model, processor = cls.classes
         try:
-            return cls(model.from_pretrained(name).to(device).eval(), processor.from_pretrained(name), spec)
-        except (OSError, ValueError, KeyError) as error:
+            loaded = model.from_pretrained(name, trust_remote_code=False).to(device).eval()
+            return cls(loaded, processor.from_pretrained(name, trust_remote_code=False), spec)
+        except Exception as error:  # a damaged file makes the libraries raise nearly anything
             raise ValueError(f"The detector {name!r} cannot be loaded: {first_line(error)}") from error
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> Prepared | None:

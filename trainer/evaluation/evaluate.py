@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import transformers
 
+from fastgoal.processing.clips import check_clip, load_clip
 from fastgoal.processing.data.sources import Source
 
 from .embeddings import EncodedSource, count_truncated, encode_source, max_text_length
 from .intervals import bootstrap_intervals, compare
 from .joint import evaluate_joint
 from .localisation import localise
-from .models import check_clip, choose_workers, load_model
+from .models import choose_workers
 from .protocols import PROTOCOLS, open_protocol
 from .published import published_rows
 from .report import EvaluationReport, ModelResult
@@ -116,7 +117,7 @@ def evaluate(
         model: Any = checkpoint
         if isinstance(checkpoint, str | os.PathLike):
             name = os.fspath(checkpoint)
-            model, processor = load_model(name, device, dtype, option)
+            model, processor = load_clip(name, device, dtype, option)
         else:
             name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
         small: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
