@@ -42,6 +42,7 @@ class EndpointHandler:
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.model = AutoModel.from_pretrained(path, trust_remote_code=False).to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        self.processor.tokenizer.split_special_tokens = True  # a text that holds `<|endoftext|>` does not end there
 
     def __call__(self, data: dict[str, Any]) -> Any:
         try:

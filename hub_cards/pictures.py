@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from fastgoal.hub_cards.wording import number
+from fastgoal.hub_cards.wording import count, number, shortened
 from fastgoal.processing.images import load_image
 
 # Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three colour-vision
@@ -21,6 +21,8 @@ GREY, PALE = "#757575", "#d0d0d0"
 FONT_SIZE = 16
 LINE = 22
 MARGIN = 16
+# Of a text in a picture, and of the sentences of a row.
+MOST_CHARACTERS, MOST_LINES = 1000, 100
 TAG = (24, 20)  # width and height of a sentence's number on an image
 STRIPE = 12  # pixels along a frame of several colours after which the colour changes
 LEGEND = "Thick frame and *: the pair for training. In brackets: region, cosine of sentence and region."
@@ -225,7 +227,7 @@ def text_block(texts: Iterable[tuple[str, str]], width: int, size: int = FONT_SI
     font = ImageFont.load_default(size)
     lines = []
     for text, colour in texts:
-        wrapped = wrap_text(text, font, width)
+        wrapped = wrap_text(shortened(text, MOST_CHARACTERS), font, width)
         if 0 < most < len(wrapped):
             # What is left out makes room for the dots.
             last = wrap_text(wrapped[most - 1], font, width - round(font.getlength(" ...")))[0]
@@ -240,8 +242,12 @@ def text_block(texts: Iterable[tuple[str, str]], width: int, size: int = FONT_SI
 
 
 def lines_block(lines: Iterable[Line], width: int) -> Image.Image:
-    """Sentences in their colours, each with its region and score."""
-    return text_block([(str(line), line.colour) for line in lines], width)
+    """Sentences in their colours, each with its region and score; the first `MOST_LINES` of them."""
+    given = list(lines)
+    texts = [(str(line), line.colour) for line in given[:MOST_LINES]]
+    if len(given) > MOST_LINES:
+        texts.append((f"and {count(len(given) - MOST_LINES, 'sentence')} more", GREY))
+    return text_block(texts, width)
 
 
 def stack(blocks: Sequence[Image.Image], gap: int = 0, width: int = 0) -> Image.Image:

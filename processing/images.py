@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | dict[str, Any] | BinaryIO
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+LARGEST_RATIO = 200  # of an image's sides
 _SKIP = "`fastgoal pairs` and `fastgoal caption` leave such images out with --on-error skip."
 _WAY_OUT = f"Repair or remove it. {_SKIP}"
 
@@ -37,7 +38,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
     Raises:
         FileNotFoundError: if the path does not exist.
-        ValueError: if the data is no image, is cut off or broken, is empty or has too many pixels.
+        ValueError: if the data is no image, is cut off or broken, is empty, has too many pixels, or is more than
+            `LARGEST_RATIO` times as long as it is wide (or the other way round).
         TypeError: if `source` is of another type.
     """
     if isinstance(source, Image.Image):
@@ -100,6 +102,24 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+class _ShapeError(ValueError):
+    """Of an image that is whole, and can be shown to no model."""
+
+
+def check_shape(size: tuple[int, int]) -> None:
+    """Raise a `ValueError` for an image of no pixels, or so long and narrow that no model can be shown it.
+
+    Image processors bring the shorter side to the model's size before they cut the rest off: of 20,000 x 1 pixels they
+    would make 4,480,000 x 224.
+    """
+    if 0 in size:
+        raise _ShapeError(f"it has no pixels, its size is {size}")
+    if max(size) > LARGEST_RATIO * min(size):
+        raise _ShapeError(
+            f"it is {size[0]} x {size[1]} pixels, and one side may be at most {LARGEST_RATIO} times the other"
+        )
+
+
 @contextmanager
 def _named(label: str) -> Iterator[None]:
     """Says of what goes wrong in decoding which image it is and what to do."""
@@ -112,6 +132,8 @@ def _named(label: str) -> Iterator[None]:
             f"The image {label} has too many pixels to be read safely: {error}. Shrink it, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust its source."
         ) from error
+    except _ShapeError as error:
+        raise ValueError(f"The image {label} cannot be used: {error}. {_WAY_OUT}") from None
     except UnidentifiedImageError as error:
         raise ValueError(f"{label} is not an image that PIL can read. {_WAY_OUT}") from error
     except Exception as error:  # a broken file makes PIL's format plug-ins raise nearly anything
@@ -140,8 +162,7 @@ def _opened_again(image: Image.Image) -> Image.Image | None:
 
 def _decode(image: Image.Image, own: bool) -> Image.Image:
     """Reads the pixels, turns the image upright and converts it to RGB; a copy unless it is our `own`."""
-    if 0 in image.size:
-        raise ValueError(f"it has no pixels, its size is {image.size}")
+    check_shape(image.size)
     image.load()
     return _to_rgb(_upright(image), own)
 

@@ -53,6 +53,9 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.patch_size = patch_size
         self.detector = None
+        if tokenizer is not None:
+            # A caption that holds the characters of `<|endoftext|>` does not end there.
+            tokenizer.split_special_tokens = True
 
     @classmethod
     def from_clip(cls, name: str, max_text_length: int = LONGEST, **kwargs: Any) -> "FastGoalProcessor":

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import public_name, save_pairs_sheet
+from fastgoal.hub_cards.wording import shortened
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.images import load_image
@@ -134,7 +135,7 @@ def _label(row: Mapping[str, Any], processor: Any) -> str:
     """A sentence of the caption, shortened if it is very long."""
     sentences = processor.split_sentences(row["caption"])
     text: str = sentences[0].text if sentences else row["caption"]
-    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
+    return shortened(text, 200)
 
 
 def _rows(data: Any) -> list[Mapping[str, Any]]:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if not caption:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
-    from fastgoal.hub_cards.wording import number
+    from fastgoal.hub_cards.wording import count, number, shortened
     from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
     from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{made.model}: image and caption {number(made.score, 3)}")
         for line in made.lines:
             note = f"  ({line.note})" if line.note else ""
-            print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {line.text}{note}")
+            print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {shortened(line.text, 300)}{note}")
+        if made.left_out:
+            print(f"  and {count(made.left_out, 'sentence')} more, not shown")
     if args.output is not None:
         save_picture(explanation_picture(image, panels), args.output)
         print(f"Picture: {args.output}")

@@ -39,6 +39,8 @@ from fastgoal.processing.matching import LocalPair, eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, max_text_length
 
+# The first sentences, more than any model reads, are shown.
+MOST_SENTENCES = 100
 # Largest width and height of what is drawn; sheet and page make it smaller.
 VIEW, MAP = (1100, 720), (640, 420)
 # Width over height from which a picture is wide, and up to which it is tall.
@@ -66,6 +68,7 @@ class Explanation:
         heats: `(sentences, rows, columns)` cosine of each sentence and each patch of the model's input.
         components: `(rows, columns, 3)` the first three principal components of the image tokens, 0 to 1.
         shown: (x1, y1, x2, y2), the part of the image that the model sees, in pixels of the image.
+        left_out: Sentences behind the first `MOST_SENTENCES`, which are not shown.
     """
 
     model: str
@@ -75,6 +78,7 @@ class Explanation:
     heats: Tensor
     components: Tensor
     shown: tuple[float, float, float, float]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,12 @@ def explain(
     # A plain CLIP's folder does not say how large its patches are.
     processor.patch_size = processor.patch_size or int(model.config.vision_config.patch_size)
     processor.detector = detector
-    pairs = processor.match([image], [caption], model)[0]
-    masks = processor.sentence_masks(caption, [(pair.sentence.start, pair.sentence.end) for pair in pairs])
+    sentences = processor.split_sentences(caption)
+    shown_text, left = caption, max(0, len(sentences) - MOST_SENTENCES)
+    if left:
+        shown_text = caption[: sentences[MOST_SENTENCES - 1].end]
+    pairs = processor.match([image], [shown_text], model)[0]
+    masks = processor.sentence_masks(shown_text, [(pair.sentence.start, pair.sentence.end) for pair in pairs])
     with eval_mode(model):
         inputs = processor.image_processor(images=[image], return_tensors="pt")
         vision = model.vision_model(pixel_values=inputs["pixel_values"].to(model.device, model.dtype))
@@ -117,7 +125,7 @@ def explain(
     lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), max_text_length(model))
     heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
     components = principal_components(patch_tokens(vision)[0].float().cpu()).reshape(rows, columns, 3)
-    return Explanation(name, float(whole), lines, frames, heats, components, shown)  # type: ignore[arg-type]
+    return Explanation(name, float(whole), lines, frames, heats, components, shown, left)  # type: ignore[arg-type]
 
 
 def sentences_and_regions(

@@ -24,6 +24,7 @@ class TokenCounter:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 name, local_files_only=not download, trust_remote_code=False
             )
+            self._tokenizer.split_special_tokens = True  # as `FastGoalProcessor` reads captions
         except Exception as error:  # a damaged file makes the libraries raise nearly anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise OSError(

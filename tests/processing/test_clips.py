@@ -61,7 +61,10 @@ SPOILED = {
     "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'; it must be a CLIP"),
     "a SigLIP": (lambda f: SiglipConfig().save_pretrained(f), "of type 'siglip'; it must be a CLIP"),
     "an unknown activation": (settings(lambda c: c["text_config"].update(hidden_act="gulp")), "gulp"),
-    "heads that do not divide": (settings(lambda c: c["text_config"].update(num_attention_heads=7)), "multiple|divisible"),
+    "heads that do not divide": (
+        settings(lambda c: c["text_config"].update(num_attention_heads=7)),
+        "multiple|divisible",
+    ),
     "a negative size": (settings(lambda c: c["text_config"].update(hidden_size=-16)), "cannot be loaded"),
     "a text for a size": (settings(lambda c: c["vision_config"].update(patch_size="big")), "cannot be loaded"),
     "another width": (settings(lambda c: c.update(projection_dim=24)), "cannot be loaded"),

@@ -313,3 +313,14 @@ def test_a_file_that_is_cut_off_is_so_when_it_was_only_opened(tmp_path: Path) ->
     path.write_bytes(_noise_jpeg()[:-900])
     with pytest.raises(ValueError, match=r"torn\.jpg is cut off or broken"):
         load_image(Image.open(path))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 65_000), (2_001, 10)])
+def test_images_that_no_model_can_be_shown(tmp_path, size):
+    path = tmp_path / "long.png"
+    Image.new("1", size).save(path)
+    for source in (path, path.read_bytes(), Image.open(path), {"bytes": path.read_bytes(), "path": "long.png"}):
+        with pytest.raises(ValueError, match=rf"cannot be used: it is {size[0]} x {size[1]} pixels, and one side may be"):
+            load_image(source)
+    Image.new("RGB", (2_000, 10)).save(path)
+    assert load_image(path).size == (2_000, 10)

@@ -172,3 +172,19 @@ def test_masks_of_all_sentences_partition_the_caption(processor, sentences, gap)
         kept = [token for token, inside in zip(ids, mask.tolist(), strict=True) if inside]
         assert kept == alone[: len(kept)]
         assert len(kept) == len(alone) or len(ids) == 248
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|startoftext|>"])
+def test_a_caption_that_holds_a_special_token_does_not_end_there(tiny_clip, tmp_path, token):
+    made = FastGoalProcessor.from_clip(str(tiny_clip))
+    made.save_pretrained(tmp_path)
+    caption = f"A cup. {token} A spoon."
+    for processor in (made, FastGoalProcessor.from_pretrained(tmp_path)):
+        ids = processor(text=caption)["input_ids"][0].tolist()
+        tokenizer = processor.tokenizer
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & {*ids[1:-1]}
+        start = caption.index("A spoon")
+        mask = processor.sentence_mask(caption, start, len(caption))
+        assert mask.sum() == len(tokenizer("A spoon.")["input_ids"]) - 2
+        assert mask.tolist().index(True) > len(ids) // 2

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional
 
 from fastgoal.processing.geometry import ImageTransform, crop_bounds
-from fastgoal.processing.images import load_image
+from fastgoal.processing.images import check_shape, load_image, read_regular
 
 _FULL = 255
 
@@ -137,10 +136,11 @@ def _read_jpeg(source: Any) -> Picture | None:
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     try:
-        data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source
+        data = read_regular(source) if isinstance(source, str | os.PathLike) else source
         if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8"):
             return None
         with Image.open(io.BytesIO(data)) as header:
+            check_shape(header.size)
             turned = header.getexif().get(ExifTags.Base.Orientation, 1) != 1
             if header.format != "JPEG" or header.mode not in ("RGB", "L") or turned:
                 return None
