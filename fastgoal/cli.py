@@ -5,11 +5,11 @@ Nothing heavy is imported here, nor by a module of `fastgoal.commands` before it
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from fastgoal.trainer.parser import Parser
+from fastgoal.trainer.terminal import run_cleanly
 
 COMMANDS = (
     "caption",
@@ -86,30 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, what the command returned, 2 for wrong arguments or input, 130 when interrupted. `--help`
     and `--version` leave through `SystemExit`, as argparse does.
     """
-    name, show_traceback = "", False
-    try:
+    args = argparse.Namespace(command=None)
+
+    def work() -> int:
         parser = build_parser()
-        args = parser.parse_args(argv)
+        parser.parse_args(argv, args)
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        name, show_traceback = f" {args.command}", getattr(args, "traceback", False)
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
-    except SystemExit as stop:
-        if stop.code == 2:  # the parser has said what is wrong
-            return 2
-        raise
-    except KeyboardInterrupt:
-        print(f"fastgoal{name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone: leave quietly, also when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError, ImportError) as error:
-        if show_traceback:
-            raise
-        print(f"fastgoal{name}: error: {error}", file=sys.stderr)
-        return 2
+
+    def name() -> str:
+        return f"fastgoal {args.command}" if args.command else "fastgoal"
+
+    return run_cleanly(name, work, lambda: getattr(args, "traceback", False))

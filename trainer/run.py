@@ -7,7 +7,6 @@
 `fastgoal train` is the same.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -26,8 +25,10 @@ from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import newest_checkpoint, refuse_output, require_checkpoint, step_of
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
-from fastgoal.trainer.parser import Parser, did_you_mean
+from fastgoal.trainer.parser import Parser
 from fastgoal.trainer.saving import hold_output
+from fastgoal.trainer.settings_file import flags_of, refuse_two_names
+from fastgoal.trainer.terminal import run_cleanly
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -73,11 +74,18 @@ class RunArguments:
         default=True, metadata={"help": "Put three training pictures with their pairs, and examples, into the card."}
     )
 
+    def __post_init__(self) -> None:
+        for name in ("max_train_rows", "max_eval_rows", "shuffle_window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
 
 class RunParser(Parser, HfArgumentParser):
     """The settings of a run as flags."""
 
 
+KINDS = (RunArguments, FastGoalTrainingArguments)
 OTHER_NAMES = {own.metadata["aliases"][2:]: own.name for own in fields(RunArguments) if "aliases" in own.metadata}
 
 
@@ -88,14 +96,16 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]
         SystemExit: Something is wrong with them, as argparse does it: two lines on stderr, and the exit code 2.
     """
     parser = RunParser(
-        [RunArguments, FastGoalTrainingArguments],
+        [*KINDS],
         usage="%(prog)s [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]",
     )
     flags = list(argv)
     try:
-        _refuse_two_names([flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")], "the command line")
+        given = [flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")]
+        refuse_two_names(given, OTHER_NAMES, "the command line")
         if flags and flags[0].endswith((".yaml", ".yml")):
-            flags = [*_flags_of(Path(flags[0])), *flags[1:]]
+            known = {name for kind in KINDS for name in kind.__dataclass_fields__}
+            flags = [*flags_of(Path(flags[0]), known, OTHER_NAMES), *flags[1:]]
         run, training = parser.parse_args_into_dataclasses(flags)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -172,42 +182,5 @@ def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
     return newest
 
 
-def _flags_of(path: Path) -> list[str]:
-    """The settings of a YAML file as command line flags, so that later flags overrule them."""
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
-    known = {name for kind in (RunArguments, FastGoalTrainingArguments) for name in kind.__dataclass_fields__}
-    known |= set(OTHER_NAMES)
-    unknown = sorted(key for key in map(str, settings) if key.replace("-", "_") not in known)
-    if unknown:
-        named = ", ".join(key + did_you_mean(key, known) for key in unknown)
-        raise ValueError(f"{path} has unknown settings (`fastgoal train --help` lists all): {named}")
-    _refuse_two_names(list(settings), str(path))
-    flags: list[str] = []
-    for key, value in settings.items():
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif value is not None:
-            # In one word, so that a value may begin with a dash; transformers reads dictionaries as JSON.
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def _refuse_two_names(names: Sequence[str], where: str) -> None:
-    """Refuse a setting that one place gives under two of its names."""
-    given: dict[str, str] = {}
-    for name in names:
-        spelled = name.replace("-", "_")
-        own = OTHER_NAMES.get(spelled, spelled)
-        if given.setdefault(own, name) != name:
-            raise ValueError(f"{where} gives {given[own]} and {name}, two names of one setting; keep one of them.")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cleanly(lambda: "run.py", main))

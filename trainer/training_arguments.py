@@ -1,10 +1,12 @@
 """Arguments of a FAST-GOAL training: the Trainer's own, with this method's defaults."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from .batches.collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, WEIGHTS, Objective, resolve_objective
@@ -30,6 +32,31 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best": {**_PAPER, "pair_choice": "any", "near_batches": True, "warmup_steps": 0.2},
 }
 """Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
+
+
+# Smallest values of numbers that the Trainer would stumble over late, and whether they themselves are too small.
+LOWEST: dict[str, tuple[float, bool]] = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), (1, False)
+    ),
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "num_train_epochs", "adam_epsilon"), (0, True)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), (0, False)),
+    **dict.fromkeys(("dataloader_num_workers", "adam_beta1", "adam_beta2", "max_logit_scale"), (0, False)),
+    **dict.fromkeys(WEIGHTS, (0, False)),
+}
+
+
+def _refuse_numbers(args: Any) -> None:
+    """Raise `ValueError` of a number that is too small, infinite or none, by the name of its setting."""
+    for name, (lowest, is_open) in LOWEST.items():
+        value = getattr(args, name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        if value < lowest or (is_open and value == lowest):
+            words = "must be above" if is_open else "must not be negative" if lowest == 0 else "must be at least"
+            raise ValueError(f"`{name}` {words}{'' if lowest == 0 and not is_open else f' {lowest}'}, got {value}.")
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -137,6 +164,7 @@ class FastGoalTrainingArguments(TrainingArguments):
             raise ValueError(f"`max_logit_scale` must be 0 (no limit) or at least 1, got {self.max_logit_scale}.")
         if self.recipe not in RECIPES:
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
+        _refuse_numbers(self)
         published = resolve_objective(self.objective)
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None and getattr(published.weights, name, True):
@@ -145,6 +173,12 @@ class FastGoalTrainingArguments(TrainingArguments):
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+        available = get_available_reporting_integrations()
+        for logger in self.report_to or ():
+            if logger in INTEGRATION_TO_CALLBACK and logger not in available:
+                raise ValueError(
+                    f"`report_to` names {logger}, which is not installed: pip install {logger}, or leave it out."
+                )
 
     @property
     def order_seed(self) -> int:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-
 METADATA = "metadata.jsonl"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 EXPECTED = (
@@ -59,6 +57,8 @@ def refuse_two_runs(files: Iterable[Path]) -> None:
 
 def _check_parquet(files: list[Path]) -> None:
     """Raise `ValueError` where one cannot be read or has other columns than the first, or there is no row at all."""
+    import pyarrow.parquet
+
     columns: dict[str, str] = {}
     rows = 0
     for path in files:

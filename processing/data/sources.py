@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fastgoal.processing.files import lies_inside, parse_json
 from fastgoal.processing.weights import hash_files
 
@@ -163,7 +161,7 @@ class Source:
         """What `load_image` takes of the value that a row has; raises `ValueError` where it is nothing of the kind."""
         if isinstance(image, str):
             return self._file(image, where)
-        if isinstance(image, Image.Image):
+        if hasattr(image, "getbands"):  # PIL's, decoded
             return image
         if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:
             if isinstance(image.get("bytes"), bytes):

@@ -320,7 +320,9 @@ def test_images_that_no_model_can_be_shown(tmp_path, size):
     path = tmp_path / "long.png"
     Image.new("1", size).save(path)
     for source in (path, path.read_bytes(), Image.open(path), {"bytes": path.read_bytes(), "path": "long.png"}):
-        with pytest.raises(ValueError, match=rf"cannot be used: it is {size[0]} x {size[1]} pixels, and one side may be"):
+        with pytest.raises(
+            ValueError, match=rf"cannot be used: it is {size[0]} x {size[1]} pixels, and one side may be"
+        ):
             load_image(source)
     Image.new("RGB", (2_000, 10)).save(path)
     assert load_image(path).size == (2_000, 10)

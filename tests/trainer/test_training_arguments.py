@@ -113,3 +113,28 @@ def test_copies_are_equal(make, tmp_path, changes):
         assert chosen(copy) == chosen(args)
         assert copy.resolved_objective() == args.resolved_objective()
         assert copy.warmup_steps == args.warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("gradient_accumulation_steps", 0, "must be at least 1, got 0"),
+        ("per_device_train_batch_size", 0, "must be at least 1"),
+        ("per_device_eval_batch_size", -1, "must be at least 1"),
+        ("learning_rate", float("nan"), "must be a finite number, got nan"),
+        ("learning_rate", -1e-5, "must not be negative, got -1e-05"),
+        ("num_train_epochs", 0, "must be above 0, got 0"),
+        ("num_train_epochs", float("inf"), "must be a finite number"),
+        ("logging_steps", 0, "must be above 0"),
+        ("save_steps", -3, "must be above 0"),
+        ("warmup_steps", -1, "must not be negative"),
+        ("max_grad_norm", float("nan"), "must be a finite number"),
+        ("tsl_weight", float("nan"), "must be a finite number"),
+        ("local_weight", float("inf"), "must be a finite number"),
+        ("dataloader_num_workers", -1, "must not be negative"),
+        ("report_to", "wandb", "names wandb, which is not installed: pip install wandb"),
+    ],
+)
+def test_numbers_that_would_be_stumbled_over_later(tmp_path, name, value, words):
+    with pytest.raises(ValueError, match=rf"`{name}` {words}"):
+        FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})

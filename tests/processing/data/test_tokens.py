@@ -32,7 +32,8 @@ def test_the_tokenizer_asked_for_or_the_likely_one(tiny_clip, monkeypatch, tmp_p
 
     load, asked, here = AutoTokenizer.from_pretrained, [], set()
 
-    def load_what_is_here(name, local_files_only):
+    def load_what_is_here(name, local_files_only, trust_remote_code):
+        assert not trust_remote_code
         assert local_files_only  # what nobody asked for is not worth the network
         asked.append(name)
         if name not in here:
