@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError, safe_open
 
 from fastgoal import modeling_fastgoal, processing
-from fastgoal.processing.builders.shards import WORK_FOLDER
 from fastgoal.processing.data.pairs_dataset import MANIFEST
+from fastgoal.processing.files import WORK_FOLDER
 from fastgoal.processing.weights import refuse_not_finite
 
 from .cards import CARD, rename_card

@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 # The names of files and folders in the making, of which a process that was killed leaves some.
 DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 HOLDER = "run.json"
+# The folder in a folder that we write for locks, drafts and what a run that goes on needs.
+WORK_FOLDER = ".fastgoal"
 
 
 def prepare_output(path: Path, option: str = "--output") -> None:

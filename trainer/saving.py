@@ -19,8 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 
 from fastgoal.hub_cards.pushing import push, require_token
-from fastgoal.processing.builders.shards import WORK_FOLDER
-from fastgoal.processing.files import draft_beside, hold_folder, merge_folder, put_folder
+from fastgoal.processing.files import WORK_FOLDER, draft_beside, hold_folder, merge_folder, put_folder
 from fastgoal.processing.weights import refuse_not_finite
 
 from .batches.pair_data import PairData

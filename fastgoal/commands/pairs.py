@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error", "--allow-outside-files")
     parser.add_argument(
+        "--boxes",
+        choices=("pixels", "normalized"),
+        default="pixels",
+        metavar="FORM",
+        help="of the boxes of --detector column:NAME: pixels, or normalized, fractions of width and height",
+    )
+    parser.add_argument(
         "--min-score",
         type=number(0, 1, float),
         metavar="S",
@@ -111,7 +118,14 @@ def run(args: argparse.Namespace) -> int:
             source,
             args.output,
             PairSettings(
-                mark_weights(model), detector, dtype, args.split, args.limit, args.shard_size, args.store_size
+                mark_weights(model),
+                detector,
+                dtype,
+                args.split,
+                args.limit,
+                args.shard_size,
+                args.store_size,
+                args.boxes,
             ),
             lambda: load_matcher(model, regions, device, dtype, **limits),
             on_error=args.on_error,

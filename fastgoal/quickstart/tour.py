@@ -1,6 +1,5 @@
 """The whole path on a drawn world, in minutes and without a network: scenes, pairs, two trainings, one table."""
 
-import json
 import shutil
 import sys
 import time
@@ -11,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.files import WORK_FOLDER, write_json, write_text
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
@@ -63,6 +63,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.evaluation.embeddings import encode_source
 
+    _claim(output)
     seconds: dict[str, float] = {}
     results: dict[str, dict[str, float]] = {}
 
@@ -133,8 +134,19 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "note": "A small CLIP on drawn scenes: it shows that the path works, not what a real CLIP reaches.",
     }
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "report.json", report)
     return report
+
+
+def _claim(output: Path) -> None:
+    """Make the folder a quickstart's, whose old contents may be taken away; a `ValueError` where it is somebody's."""
+    mark = output / WORK_FOLDER / "quickstart"
+    others = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if others and not mark.is_file():
+        raise ValueError(
+            f"--output {output} has files in it that no quickstart made ({', '.join(others[:5])}). Name a new folder."
+        )
+    write_text(mark, "Folders beside this one are made anew by the next quickstart.\n")
 
 
 def result_table(report: dict[str, Any]) -> str:

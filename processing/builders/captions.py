@@ -27,13 +27,13 @@ from transformers.utils import logging
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.data.locations import METADATA
 from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, DatasetSource, Source
-from fastgoal.processing.files import write_errors, write_json, write_text
+from fastgoal.processing.files import WORK_FOLDER, write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
 from .captioner import Caption, RefusedError
 from .engine import BadRow, Engine, Shard, Threads, check_counts, check_run, good_rows
-from .shards import WORK_FOLDER, RunFolder, refuse_skipped
+from .shards import RunFolder, refuse_skipped
 
 logger = logging.get_logger(__name__)
 

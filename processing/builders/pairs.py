@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fastgoal.processing.data.boxes import column_regions
+from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, features
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -49,6 +49,7 @@ class PairSettings:
         shard_size: rows of the source in a shard.
         store_size: images whose shorter side has more pixels are kept shrunk to so many, as JPEG, with boxes to match;
             detector and matcher see them whole. None keeps the original files.
+        boxes: whether boxes that come with the data are in `pixels`, or `normalized`: fractions of width and height.
     """
 
     model: str
@@ -58,8 +59,11 @@ class PairSettings:
     limit: int | None = None
     shard_size: int = 256
     store_size: int | None = None
+    boxes: str = "pixels"
 
     def __post_init__(self) -> None:
+        if self.boxes not in BOX_FORMS:
+            raise ValueError(f"boxes='{self.boxes}'; expected one of {', '.join(BOX_FORMS)}.")
         check_counts(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
     @property
@@ -69,8 +73,8 @@ class PairSettings:
 
 
 def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's settings in today's form: version 0.1 named the detector in one text, and kept all images whole."""
-    return {"store_size": None, **settings, "detector": asdict(DetectorSpec.from_settings(settings))}
+    """A manifest's settings in today's form: version 0.1 named the detector in one text, and had no other choices."""
+    return {"store_size": None, "boxes": "pixels", **settings, "detector": asdict(DetectorSpec.from_settings(settings))}
 
 
 def build_pairs(
@@ -221,7 +225,7 @@ class _PairMaker:
                 raise ValueError(f"the caption {found.caption!r} has no sentence.")
             regions = None
             if self.settings.box_column is not None:
-                regions = column_regions(found.columns, self.settings.box_column, image.size)
+                regions = column_regions(found.columns, self.settings.box_column, image.size, self.settings.boxes)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, row, error)
         detector = self.processor.detector

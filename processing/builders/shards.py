@@ -24,11 +24,18 @@ import pyarrow.parquet
 from transformers.utils import logging
 
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.files import HOLDER, hold_folder, sweep_drafts, whole_file, write_errors, write_json
+from fastgoal.processing.files import (
+    HOLDER,
+    WORK_FOLDER,
+    hold_folder,
+    sweep_drafts,
+    whole_file,
+    write_errors,
+    write_json,
+)
 
 logger = logging.get_logger(__name__)
 
-WORK_FOLDER = ".fastgoal"
 PACKAGES = ("fastgoal", "torch", "transformers", "datasets", "pillow")
 REMEDY = "Choose another --output, or delete this folder to start again."
 # Images per parquet row group: what a reader such as the Hub's viewer has to fetch to show one row.

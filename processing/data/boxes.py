@@ -11,6 +11,7 @@ from fastgoal.processing.geometry import Box, check_size
 from fastgoal.processing.regions import Region, clip_box
 
 _COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
+BOX_FORMS = ("pixels", "normalized")
 _FORMAT = (
     "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
     "remove boxes that have no area."
@@ -24,6 +25,7 @@ def regions_from_boxes(
     scores: Sequence[float] | None = None,
     source: str = "column",
     name: str | None = None,
+    form: str = "pixels",
 ) -> list[Region]:
     """Checks boxes that came with the data and makes regions of them.
 
@@ -36,10 +38,12 @@ def regions_from_boxes(
         scores: a finite number for each box.
         source: `source` of the regions.
         name: the row or file, for the error.
+        form: `pixels`, or `normalized` for fractions of the image's width and height.
 
     Raises:
         ValueError: naming the row and the index of the box, if a box has not four finite numbers, has no area, lies
-            outside the image or sticks out by more than one pixel, or if labels or scores are not one a box.
+            outside the image or sticks out by more than one pixel, if all boxes in pixels are fractions, or if labels
+            or scores are not one a box.
     """
     width, height = check_size(image_size)
     where = f"{name}: " if name else ""
@@ -48,10 +52,15 @@ def regions_from_boxes(
         if values is not None and len(values) != len(rows):
             raise ValueError(f"{where}`{argument}` must be one a box, got {len(values)} for {len(rows)} boxes.")
     regions = []
+    largest = 0.0
     image = f"the image of {width} x {height} pixels"
     for index, row in enumerate(rows):
         what, wrong = f"{where}box {index}", ""
-        given = x1, y1, x2, y2 = _four_numbers(row, what)
+        x1, y1, x2, y2 = _four_numbers(row, what)
+        if form == "normalized":
+            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+        given = x1, y1, x2, y2
+        largest = max(largest, x2, y2)
         box = clip_box(given, (width, height))
         if x2 <= x1 or y2 <= y1:
             wrong = "has no area"
@@ -66,10 +75,17 @@ def regions_from_boxes(
             raise ValueError(f"{what} has the score {score!r}: scores must be finite numbers.")
         label = "" if labels is None or labels[index] is None else str(labels[index])
         regions.append(Region(box, float(score), label, source))
+    if rows and largest <= 1 < min(width, height):
+        raise ValueError(
+            f"{where}all {len(rows)} boxes lie between 0 and 1, which are fractions, where pixels are expected: "
+            "give --boxes normalized (form='normalized')."
+        )
     return regions
 
 
-def column_regions(columns: Mapping[str, Any], column: str, image_size: tuple[int, int]) -> list[Region]:
+def column_regions(
+    columns: Mapping[str, Any], column: str, image_size: tuple[int, int], form: str = "pixels"
+) -> list[Region]:
     """Boxes that came with a row: lists of four numbers (labels in the column `labels`) or dicts with `bbox`.
 
     Raises:
@@ -89,7 +105,7 @@ def column_regions(columns: Mapping[str, Any], column: str, image_size: tuple[in
         boxes = [box["bbox"] for box in boxes]
     elif labels is not None and not isinstance(labels, list):
         raise ValueError(f"the column 'labels' is {labels!r}; expected a list with a label for each box.")
-    return regions_from_boxes(boxes, image_size, labels, scores)
+    return regions_from_boxes(boxes, image_size, labels, scores, form=form)
 
 
 def _four_numbers(row: Any, what: str) -> Box:

@@ -13,9 +13,8 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
 
 def test_values_of_all_kinds(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text(
-        "\ufeffmodel: ä 红\nlearning-rate: 1e-5\nseed: -1\nreport_to: [a, b]\nlr_scheduler_kwargs: {x: 2}\n"
-    )
+    lines = ("model: ä 红", "learning-rate: 1e-5", "seed: -1", "report_to: [a, b]", "lr_scheduler_kwargs: {x: 2}")
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     assert flags_of(path, KNOWN, {}) == [
         *("--model=ä 红", "--learning-rate=1e-5", "--seed=-1", "--report_to", "a", "b"),
         '--lr_scheduler_kwargs={"x": 2}',

@@ -109,6 +109,7 @@ def evaluate(
             raise ValueError("`{}` is a loaded model; give its processor, too, as `{}`.".format(*names))
     started = time.perf_counter()
     source = open_protocol(protocol, data, image_column, caption_column, split, limit, allow_outside_files)
+    _check_columns(source.columns, joint, localisation, boxes_column)
 
     def measure(
         checkpoint: Checkpoint, processor: Any, option: str
@@ -207,4 +208,19 @@ def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[
     if wrong:
         raise ValueError(
             f"the metric {folder} finds other numbers than ours, so one of both has a fault: {'; '.join(wrong)}."
+        )
+
+
+def _check_columns(columns: Sequence[str], joint: bool, localisation: bool, boxes_column: str) -> None:
+    """Raise `ValueError`, before a model is loaded, where the data have not what a test asks for."""
+    has_pairs = {"pairs", "sentences", "regions"} <= {*columns}
+    if joint and not has_pairs:
+        raise ValueError(
+            "joint (--joint) needs the columns pairs, sentences and regions, which `fastgoal pairs` writes; the data "
+            f"have {', '.join(columns)}."
+        )
+    if localisation and not has_pairs and boxes_column not in columns:
+        raise ValueError(
+            f"localisation (--localisation) needs a column '{boxes_column}' with boxes, or data that `fastgoal pairs` "
+            f"wrote; the data have {', '.join(columns)}. Name another with boxes_column (--boxes-column)."
         )

@@ -114,3 +114,12 @@ def test_the_base_knows_single_objects():
         hits += int((logits.argmax(dim=1) == logits.new_tensor(range(len(crops)))).sum())
         total += len(crops)
     assert hits / total > 0.8
+
+
+def test_the_folder_of_somebody_is_left_alone(tmp_path):
+    photographs = tmp_path / "scenes" / "train"
+    photographs.mkdir(parents=True)
+    (photographs / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"has files in it that no quickstart made \(scenes\)"):
+        take_tour(tmp_path, TourSettings(), say=print)
+    assert (photographs / "mine.jpg").read_bytes() == b"mine"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastgoal.processing.data.boxes import regions_from_boxes
+from fastgoal.processing.data.boxes import column_regions, regions_from_boxes
 from fastgoal.processing.regions import Region
 
 SIZE = (100, 50)
@@ -57,3 +57,15 @@ def test_labels_and_scores_are_one_a_box() -> None:
         regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[])
     with pytest.raises(ValueError, match="box 0 has the score nan"):
         regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[math.nan])
+
+
+def test_fractions_are_not_taken_for_pixels():
+    fractions = [[0.0, 0.25, 0.5, 1.0], [0.1, 0.1, 0.2, 0.2]]
+    with pytest.raises(ValueError, match=r"row 7: all 2 boxes lie between 0 and 1, .*--boxes normalized"):
+        regions_from_boxes(fractions, (200, 80), name="row 7")
+    boxes = [region.box for region in regions_from_boxes(fractions, (200, 80), form="normalized")]
+    assert boxes == [(0.0, 20.0, 100.0, 80.0), (20.0, 8.0, 40.0, 16.0)]
+    # One of a pixel beside others is a box, and so is the only pixel of an image.
+    assert len(regions_from_boxes([[0, 0, 1, 1], [0, 0, 9, 9]], (200, 80))) == 2
+    assert len(regions_from_boxes([[0, 0, 1, 1]], (1, 1))) == 1
+    assert column_regions({"boxes": fractions}, "boxes", (200, 80), "normalized")[0].box == boxes[0]

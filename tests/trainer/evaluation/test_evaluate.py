@@ -109,3 +109,14 @@ def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures
     monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "encode_source", None)
     with pytest.raises((ValueError, OSError), match=message):
         fastgoal.evaluate(model, pictures, processor=processor, **changes)
+
+
+@pytest.mark.parametrize(
+    ("test", "words"), [("joint", "needs the columns pairs"), ("localisation", "a column 'boxes'")]
+)
+def test_the_data_are_looked_at_before_a_model_is_loaded(tmp_path, tiny_clip, monkeypatch, test, words):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}\n')
+    module = sys.modules["fastgoal.trainer.evaluation.evaluate"]
+    monkeypatch.setattr(module, "load_clip", lambda *args: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match=rf"{words}.*the data have file_name, caption"):
+        fastgoal.evaluate(str(tiny_clip), str(tmp_path), **{test: True})
