@@ -23,6 +23,7 @@ from fastgoal.processing.weights import refuse_not_finite
 from .cards import CARD, rename_card
 from .data_card import DataFacts, write_data_card
 from .model_card import ModelFacts, copy_handler, write_model_card
+from .private_metadata import cleaned_shards
 from .wording import count, size_in_words
 
 
@@ -62,6 +63,7 @@ class Pushed:
         left_out: Files of the folder that are not sent.
         url: Of the repository; None after a dry run.
         commit: Of the Hub; None after a dry run.
+        cleaned: Images of a data set that positions, owner or serial numbers are taken out of in what is sent.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Pushed:
     left_out: list[str]
     url: str | None = None
     commit: CommitInfo | None = None
+    cleaned: int = 0
 
 
 def push(
@@ -101,14 +104,20 @@ def push(
     folder = Path(folder)
     kind = kind_of(folder)
     if dry_run:
-        return Pushed(kind, repo, *_get_ready(folder, kind, repo, token or get_token()))
+        files, left_out = _get_ready(folder, kind, repo, token or get_token())
+        with cleaned_shards(folder, _shards(files)) as (_, cleaned):
+            return Pushed(kind, repo, files, left_out, cleaned=cleaned)
     secret = require_token(token)
     api = HfApi(token=secret, library_name="fastgoal")
     try:
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
         files, left_out = _get_ready(folder, kind, url.repo_id, secret)
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-        commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision)
+        with cleaned_shards(folder, _shards(files)) as (copies, cleaned):
+            paths = [(name, copies.get(name, folder / name)) for name in files]
+            operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths]
+            commit = api.create_commit(
+                url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision
+            )
     except HfHubHTTPError as error:
         raise OSError(_refusal(error, repo).replace(secret, "***")) from None
     except (HTTPError, RuntimeError, ConnectionError, TimeoutError) as error:
@@ -117,7 +126,7 @@ def push(
             f"'{repo}' could not be sent: {reason} Nothing was changed there. Repeat the command: what has arrived is "
             "not sent again."
         ) from None
-    return Pushed(kind, url.repo_id, files, left_out, str(url), commit)
+    return Pushed(kind, url.repo_id, files, left_out, str(url), commit, cleaned)
 
 
 def require_token(token: str | None = None) -> str:
@@ -188,6 +197,10 @@ def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[l
     return files, left_out
 
 
+def _shards(files: Sequence[str]) -> list[str]:
+    return [name for name in files if name.endswith(".parquet")]
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
@@ -219,6 +232,10 @@ def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
         sizes = [(Path(folder) / name).stat().st_size for name in pushed.sent]
         lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
         lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
+    if pushed.cleaned:
+        what = "positions, owner or serial numbers"
+        verb = "are" if pushed.url is None else "were"
+        lines.append(f"{what} {verb} taken out of {count(pushed.cleaned, 'image')}; the files here keep them")
     if pushed.left_out:
         top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
         lines.append(f"not sent: {', '.join(top)}")

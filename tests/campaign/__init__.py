@@ -1,0 +1,1 @@
+"""Hostile and broken inputs, each with the answer that a user should get."""
