@@ -1,6 +1,8 @@
 # make quickstart   environment, installation, and the embedded example (a few minutes, no network needed to run it)
 # make test         environment, installation with the development tools, then lint, types and tests
 # make lint, make types, make unit: one of the three
+# make campaign     hundreds of hostile and broken inputs, each in a process of its own (ten minutes)
+# make campaign-kills   trainings that are killed again and again, and must end as if they never were (ten minutes)
 # make format       mends what lint would complain about, as far as ruff can
 #
 # VENV=DIR puts the environment elsewhere, PYTHON=python3.12 chooses the interpreter it is made with.
@@ -16,7 +18,7 @@ STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
 
-.PHONY: help quickstart test lint types unit format clean
+.PHONY: help quickstart test lint types unit campaign campaign-kills format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -38,6 +40,12 @@ types: $(INSTALLED_DEV)
 
 unit: $(INSTALLED_DEV)
 	$(BIN)/pytest -n $(WORKERS)
+
+campaign: $(INSTALLED_DEV)
+	$(BIN)/python -m tests.campaign
+
+campaign-kills: $(INSTALLED_DEV)
+	$(BIN)/python -m tests.campaign.kills
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .

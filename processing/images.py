@@ -59,15 +59,21 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
         return _decode(image, own=True)
 
 
+def image_bytes(source: ImageSource, name: str | None = None) -> bytes:
+    """The bytes of an encoded image as they are; the arguments and errors are those of `load_image`."""
+    return _read(source, name)[0]
+
+
 def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     """The encoded image, and what errors call it."""
+    name = name if name is None else _cut(name)
     label = name or "an image given as bytes"
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)
         elif isinstance(source, (str, os.PathLike)):
             path = Path(os.fspath(source))
-            label = str(path) if name is None or name == str(path) else f"{name} ({path})"
+            label = _cut(str(path)) if name in (None, str(path)) else f"{name} ({_cut(str(path))})"
             data = read_regular(path)
         elif hasattr(source, "read"):
             label = name or str(getattr(source, "name", "") or "an image given as a file object")
@@ -118,6 +124,10 @@ def check_shape(size: tuple[int, int]) -> None:
         raise _ShapeError(
             f"it is {size[0]} x {size[1]} pixels, and one side may be at most {LARGEST_RATIO} times the other"
         )
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 300 else name[:300] + "..."
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from PIL import Image
 from .geometry import crop_box
 from .regions import Region
 from .sentences import Sentence
+from .texts import check_texts
 
 # Tokens of text that are about as much work as a crop of 224 pixels in patches of 32.
 TOKENS_PER_CROP = 32
@@ -170,6 +171,7 @@ def embed_texts(
         the set of texts alone.
     """
     unique = list(dict.fromkeys(texts))
+    check_texts(unique)
     encoded = tokenizer(unique, truncation=True, max_length=max_length)["input_ids"]
     ids = dict(zip(unique, encoded, strict=True))
     lengths = {text: len(tokens) for text, tokens in ids.items()}

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
+from .texts import check_texts
 
 try:
     from fastgoal.processing.flism import Flism
@@ -104,13 +105,14 @@ class FastGoalProcessor(Flism, CLIPProcessor):
             `pixel_values` `(images, 3, height, width)`, `input_ids` and `attention_mask` `(captions, tokens)`.
 
         Raises:
-            ValueError: An image cannot be read, or neither images nor text are given.
+            ValueError: An image cannot be read, a text is no valid Unicode, or neither images nor text are given.
         """
         if images is None and text is None:
             raise ValueError("Either `images` or `text` (or both) must be given, got None for both.")
         kwargs.setdefault("return_tensors", "pt")
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
+            check_texts(text)
             kwargs.setdefault("padding", True)
             kwargs.setdefault("truncation", True)
         if isinstance(images, _LOADED):

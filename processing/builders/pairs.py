@@ -22,7 +22,7 @@ from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, features
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
-from fastgoal.processing.images import load_image, read_regular
+from fastgoal.processing.images import image_bytes, load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
@@ -336,7 +336,7 @@ def overlaps(device: torch.device) -> bool:
 def _stored_image(image: Any, name: str) -> dict[str, Any]:
     """The image as `datasets` stores it: the bytes of the original file, so that nothing is lost by coding it again."""
     entry = image if isinstance(image, Mapping) else {"path": image}
-    return {"bytes": entry.get("bytes") or read_regular(entry["path"]), "path": os.path.basename(name)}
+    return {"bytes": entry.get("bytes") or image_bytes(entry["path"], name), "path": os.path.basename(name)}
 
 
 def _shrunk(stored: dict[str, Any], image: Image.Image, side: int | None) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.files import lies_inside, parse_json
+from fastgoal.processing.texts import is_unicode
 from fastgoal.processing.weights import hash_files
 
 from .locations import (
@@ -181,11 +182,11 @@ class Source:
         try:
             inside = self.allow_outside_files or lies_inside(path, self.base)
         except ValueError as error:  # a name with a NUL in it
-            raise ValueError(f"{where}: {name!r} is no file name ({error}).") from None
+            raise ValueError(f"{where}: {_shortened(name)} is no file name ({error}).") from None
         if not inside:
             raise ValueError(
-                f"{where}: {name!r} leads out of the folder {self.base}, to {os.path.realpath(path)}. If you know "
-                "where these rows are from and want such files read and copied: --allow-outside-files "
+                f"{where}: {_shortened(name)} leads out of the folder {self.base}, to {os.path.realpath(path)}. If you "
+                "know where these rows are from and want such files read and copied: --allow-outside-files "
                 "(allow_outside_files=True)."
             )
         return path
@@ -225,7 +226,7 @@ class FolderSource(Source):
 
     def _where(self, index: int, values: dict[str, Any]) -> str:
         name = values.get(self.image_column)
-        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({name})" if name else "")
+        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({str(name)[:200]})" if name else "")
 
     def _values(self, index: int) -> dict[str, Any]:
         number, line = self._lines[index]
@@ -370,15 +371,6 @@ def _open(
 def is_source(folder: Path) -> bool:
     """Whether a folder is one of those that `open_source` reads, or one of captions that are not finished."""
     return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written: it holds no half of a character, which JSON lets through."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shortened(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files of settings and command lines that are mistyped, contradictory or out of range, and checkpoints to go on from."""
+"""Files of settings and command lines that are mistyped or out of range, and checkpoints to go on from."""
 
 import json
 import os

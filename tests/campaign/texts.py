@@ -163,7 +163,7 @@ def cases() -> Iterator[Case]:
                 "metadata",
                 f"{what}: {name}",
                 lambda folder, kit, what=what, line=line: command(what, kit, write(folder, kit, [line])),
-                r"metadata\.jsonl",
+                r"metadata\.jsonl|does not exist|too long",
                 either=name == "utf-16",
                 sample=what == "pairs" and name in ("deep", "two parents", "a device"),
             )
