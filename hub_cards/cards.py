@@ -7,6 +7,7 @@ out. A card names no folder of the machine that wrote it, and no secret.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .wording import count, number, percent
 HERE = Path(__file__).parent
 CARD = "README.md"
 EXAMPLES = "examples"
+# Control characters, ends of lines, and what turns the direction of a text.
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -31,7 +34,30 @@ def is_hub_id(name: str) -> bool:
 
 def public_name(name: str) -> str:
     """A model's or data set's name for the public: a Hub id as it is, of a folder or a file only the last name."""
-    return name if is_hub_id(name) else Path(name).name or Path(name).resolve().name
+    return name if is_hub_id(name) else card_name(Path(name).name or Path(name).resolve().name)
+
+
+def card_name(name: str) -> str:
+    """A name as it may stand in a line of code, in metadata and in a title: what is no letter or digit is `_`."""
+    return re.sub(r"[^\w./@+-]+", "_", name).strip("_") or "unnamed"
+
+
+def plain(value: Any, key: str = "") -> Any:
+    """Facts whose texts are of one line and neither HTML nor Markdown that ends a cell or a span; the names stay.
+
+    A `prompt` keeps its lines.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: plain(getattr(value, each.name), each.name) for each in fields(value)})
+    if isinstance(value, Mapping):
+        return {plain(name): plain(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    lines = value.splitlines() if key == "prompt" else [value]
+    text = "\n".join(" ".join(_UNSEEN.sub(" ", line).split()) if line else "" for line in lines)
+    return text.replace("<", "&lt;").replace("`", "'").replace("|", "\\|")
 
 
 def public_weights(mark: str) -> str:
@@ -48,7 +74,7 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
     layouts = Environment(loader=FileSystemLoader(HERE))
     layouts.filters.update(public_name=public_name, number=number, percent=percent, things=count)
     layout = layouts.get_template(template)
-    text = layout.render(card_data=data.to_yaml(), facts=facts, title=facts.name.split("/")[-1])
+    text = layout.render(card_data=data.to_yaml(), facts=plain(facts), title=facts.name.split("/")[-1])
     path = Path(folder) / CARD
     write_text(path, text)
     return path

@@ -17,7 +17,7 @@ from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, open_source
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 
-from .cards import CARD, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, write_card
+from .cards import CARD, card_name, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, write_card
 
 SAMPLES = 3
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -116,7 +116,7 @@ class DataFacts:
         captioner = facts.get("captioner")
         return cls(
             **{
-                "name": opened.folder.resolve().name,
+                "name": card_name(opened.folder.resolve().name),
                 "source": captioner.source if captioner else public_name(opened.manifest["source"]),
                 "figures": inspect_pairs(opened, counter, repetitions=False),
                 "settings": _public_settings(opened.manifest["settings"]),

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 from safetensors import safe_open
 
-from .cards import EXAMPLES, HERE, is_hub_id, write_card
+from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
 from .wording import count
 
 LOSS_LINES = 8
@@ -149,7 +149,7 @@ class ModelFacts:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(
             **{
-                "name": folder.resolve().name,
+                "name": card_name(folder.resolve().name),
                 "max_text_length": config["text_config"]["max_position_embeddings"],
                 "image_size": config["vision_config"]["image_size"],
                 "patch_size": config["vision_config"]["patch_size"],

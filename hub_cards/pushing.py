@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from fastgoal import modeling_fastgoal, processing
@@ -102,6 +103,7 @@ def push(
         OSError: The Hub could not be reached or refused; nothing was changed, and the push may be repeated.
     """
     folder = Path(folder)
+    validate_repo_id(repo)
     kind = kind_of(folder)
     if dry_run:
         files, left_out = _get_ready(folder, kind, repo, token or get_token())

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel, require_all_weights
 from fastgoal.processing.devices import choose_device, choose_dtype
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.weights import refuse_not_finite
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -66,8 +67,8 @@ def load_clip(
         max_text_length: Tokens that it shall read, as for `FastGoalCLIPModel.from_clip`; None leaves its own length.
 
     Raises:
-        ValueError: The device is not there, or the checkpoint is no CLIP, is damaged, lacks weights or cannot be
-            reached.
+        ValueError: The device is not there, or the checkpoint is no CLIP, is damaged, lacks weights, has some that
+            are no numbers, or cannot be reached.
     """
     device = choose_device(device)
     check_clip(name, option)
@@ -82,20 +83,24 @@ def load_clip(
     with loading(f"the tokenizer and image processor of {option} {name}", name):
         processor = load_processor(name, max_text_length)
         words, known = len(processor.tokenizer), model.config.text_config.vocab_size
-        if words <= len(processor.tokenizer.all_special_tokens):
-            raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing")
         if words > known:
             raise ValueError(f"the tokenizer has {words} tokens and the model knows {known}: they are of two models")
+    refuse_not_finite(model.state_dict().items(), f"{option} {name}")
     return model.to(device).eval(), processor
 
 
 def load_processor(name: str, max_text_length: int | None = None) -> FastGoalProcessor:
-    """The processor of a CLIP checkpoint, for its own text length or another; raises what the libraries raise."""
+    """The processor of a CLIP checkpoint, for its own text length or another; raises what the libraries raise.
+
+    Where there are no tokens, of which they make an empty tokenizer, it is a `ValueError`.
+    """
     processor: FastGoalProcessor
     if max_text_length is None:
         processor = FastGoalProcessor.from_pretrained(name, trust_remote_code=False)
     else:
         processor = FastGoalProcessor.from_clip(name, max_text_length, trust_remote_code=False)
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
+        raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing")
     return processor
 
 

@@ -50,8 +50,8 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Any]], what: str) -> None:
     for name, tensor in tensors:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{what} has weights that are infinite or no numbers (in {name}); it is not written anywhere. Its "
-                "training failed: take an earlier checkpoint, or train with a lower rate."
+                f"{what} has weights that are infinite or no numbers (in {name}) and is of no use. Its training "
+                "failed: take an earlier checkpoint, or train again with a lower rate."
             )
 
 

@@ -37,6 +37,7 @@ CROSS_CUTTING = {
     "tests/fastgoal/test_loading.py",
     "tests/fastgoal/test_package.py",
     "tests/trainer/test_two_processes.py",
+    "tests/campaign/test_campaign.py",
     "tests/trainer/test_accelerate_configs.py",
 }
 ALLOWED_TO_TRAVEL = {*sys.stdlib_module_names, "huggingface_hub", "numpy", "PIL", "torch", "transformers"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.hub_cards import model_card as cards
-from fastgoal.hub_cards.cards import public_name, save_pairs_sheet
+from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
 from fastgoal.hub_cards.wording import shortened
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
@@ -46,7 +46,7 @@ def finish_folder(folder: str | os.PathLike[str], trainer: Any, pictures: bool) 
     cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
         folder,
-        name=trainer.hub_model_id or trainer.args.hub_model_id or output.resolve().name,
+        name=trainer.hub_model_id or trainer.args.hub_model_id or card_name(output.resolve().name),
         base_model=options.base_model,
         license=options.license,
         note=options.note,

@@ -96,6 +96,7 @@ def convert(
     """
     from transformers import CLIPModel
 
+    from fastgoal.hub_cards.cards import card_name
     from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.clips import check_clip, load_processor, loading
@@ -126,7 +127,9 @@ def convert(
         model.save_pretrained(draft)
         processor.save_pretrained(draft)
         origin = f"{Path(file).name} ({layout} layout)"
-        write_model_card(draft, ModelFacts.of_folder(draft, name=output.name, base_model=base, converted_from=origin))
+        write_model_card(
+            draft, ModelFacts.of_folder(draft, name=card_name(output.name), base_model=base, converted_from=origin)
+        )
         copy_handler(draft)
     return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
 

@@ -121,7 +121,10 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "an empty folder": (["search", "empty", "a", "--model", model], "no image"),
         "a query image that is none": (["search", "plain", "--query-image", "/dev/zero", "--model", model], "regular"),
         "a quickstart elsewhere": (["quickstart", "--output", str(kit.pairs)], "no quickstart made"),
-        "export to a file": (["export", "--model", model, "--output", picture], "exists|file|directory|write"),
+        "export to a file": (
+            ["export", "--onnx", "--model", model, "--output", picture],
+            "exists|file|directory|write",
+        ),
         "convert nothing": (["convert", "absent.pt", "--base", model, "--output", "o"], "absent.pt"),
         "convert into a full folder": (
             ["convert", picture, "--base", model, "--output", str(kit.pairs)],

@@ -56,9 +56,9 @@ def card_is_whole(folder: Path, output: str) -> None:
     text = found[0].read_text(encoding="utf-8")
     card = ModelCard(text)
     assert card.data.library_name == "transformers"
-    prose, code = "", ""
-    for number, part in enumerate(card.text.split("```")):
-        prose, code = (prose, code + part.removeprefix("python")) if number % 2 else (prose + part, code)
+    parts = card.text.split("```")
+    prose, blocks = "".join(parts[::2]), parts[1::2]
+    code = "".join(block.removeprefix("python") for block in blocks if block.startswith("python"))
     compile(code, "the card's code", "exec")
     assert "<script" not in prose, "raw HTML in the card"
     assert "\x1b" not in text, "escape codes in the card"
