@@ -10,8 +10,12 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
 
 
-def mark_weights(name: str) -> str:
-    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub."""
+def mark_weights(name: str, what: str = "model") -> str:
+    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub.
+
+    Raises:
+        ValueError: There are no weights, or the Hub has no answer; calls it `what`.
+    """
     path = Path(name)
     if path.is_file():
         return f"{path.name}#{hash_files([path])}"
@@ -27,7 +31,11 @@ def mark_weights(name: str) -> str:
         raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
     from transformers import AutoConfig
 
-    revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    try:
+        revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    except Exception as error:  # what the libraries raise of the Hub and of the files from there is nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the {what} '{name}' is no folder here, and the Hub has no answer: {reason}") from None
     return f"{name}@{revision}" if revision else name
 
 

@@ -7,6 +7,7 @@
 `fastgoal train` is the same.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +21,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from fastgoal.processing.clips import load_clip
+from fastgoal.processing.data.sources import Source, open_source
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
@@ -53,12 +55,18 @@ class RunArguments:
         }
     )
     eval_data: str | None = field(default=None, metadata={"help": "Data set for the evaluations, of the same kind."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the image, where it is not found by itself."}
+    )
+    caption_column: str | None = field(
+        default=None, metadata={"help": "Column with the caption, where it is not found by itself."}
+    )
     max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
     streaming: bool = field(
         default=False,
         metadata={
             "help": "Read the training data row after row from their shards, parquet or tar (webdataset), which need "
-            "not fit on the disk. Without near_batches and group_by_caption_length."
+            "not fit on the disk. Without near_batches, group_by_caption_length, and columns of other names."
         },
     )
     shuffle_window: int = field(
@@ -117,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, args = parse(sys.argv[1:] if argv is None else argv)
     if run.streaming and run.max_train_rows is not None:
         raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
+    if run.streaming and (run.image_column or run.caption_column):
+        raise ValueError("--image_column and --caption_column are for data read by number, not for --streaming.")
+    _refuse_strangers(args.world_size)
     output, is_first = Path(args.output_dir), args.process_index == 0
     checkpoint = _checkpoint(args)
     if is_first:
@@ -125,6 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_output(output, given, args.overwrite_output_dir, checkpoint, resume)
     with hold_output(output, is_first, args.overwrite_output_dir and checkpoint is None):
         return _train(run, args, checkpoint)
+
+
+def _refuse_strangers(world_size: int) -> None:
+    """Raise `ValueError` where processes were launched together and do not know of each other, as without GPUs."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and world_size == 1:
+        raise ValueError(
+            f"{launched} processes were launched, and each would train by itself: this machine has no GPUs for them. "
+            "Launch one, or on the CPU several with `accelerate launch --cpu` and --use_cpu."
+        )
 
 
 def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path | None) -> int:
@@ -136,10 +157,8 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         if args.max_steps <= 0:
             args.max_steps = train_data.steps(args)
     else:
-        train_data = PairData(run.train_data, run.max_train_rows, run.allow_outside_files)
-    eval_data = None
-    if run.eval_data:
-        eval_data = PairData(run.eval_data, run.max_eval_rows, run.allow_outside_files)
+        train_data = PairData(_source(run.train_data, run), run.max_train_rows)
+    eval_data = PairData(_source(run.eval_data, run), run.max_eval_rows) if run.eval_data else None
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
     model, processor = load_clip(run.model, "cpu", max_text_length=run.max_text_length)
@@ -167,6 +186,10 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     if args.push_to_hub:
         trainer.push_to_hub()
     return 0
+
+
+def _source(data: str, run: RunArguments) -> Source:
+    return open_source(data, run.image_column, run.caption_column, allow_outside_files=run.allow_outside_files)
 
 
 def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:

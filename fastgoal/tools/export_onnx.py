@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastgoal.processing.clips import load_clip
-from fastgoal.processing.files import draft_beside, merge_folder
+from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
 
 TOLERANCE = 1e-4
 # Weights beside an .onnx file of an earlier export, which the new one need not have.
@@ -97,6 +97,7 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
             [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)],
         ),
     ]
+    sweep_drafts(output)
     draft = draft_beside(output / "onnx")
     draft.mkdir()
     try:

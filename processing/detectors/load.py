@@ -75,7 +75,7 @@ def describe_detector(
         else:
             config = _configuration(text)
             kind, model_type = _checkpoint_kind(config, text), config.model_type
-        mark = mark_weights(text)
+        mark = mark_weights(text, "detector")
         label = path.name if path.is_file() else path.resolve().name if path.is_dir() else text
         weights = mark if mark != label else ""
     return DetectorSpec(

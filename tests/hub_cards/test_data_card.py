@@ -227,7 +227,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     printed = capsys.readouterr().out
     assert f"{folder / 'README.md'}: written" in printed
     assert "would be sent to me/pairs as a data set, 5 files, " in printed
-    assert printed.endswith("not sent: .fastgoal/, fastgoal_pairs.json, notes.txt\n")
+    assert printed.endswith("not sent: fastgoal_pairs.json, notes.txt\n")
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)
     shards = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
     assert listed == ["README.md", *shards, "examples/pairs.jpg"]

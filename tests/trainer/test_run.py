@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel
 
-from fastgoal.trainer.run import main, parse
+from fastgoal.trainer.run import _refuse_strangers, main, parse
 
 FAST = "learning_rate: 1.0e-3\nmax_steps: 2\nper_device_train_batch_size: 4\nuse_cpu: true\ndataloader_num_workers: 0\n"
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -103,6 +103,13 @@ def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path):
     done = subprocess.run([*launch, str(SCRIPT), path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (output / "model.safetensors").is_file()
+
+
+def test_processes_that_do_not_know_of_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _refuse_strangers(2)
+    with pytest.raises(ValueError, match=r"2 processes were launched, and each would train by itself: .*no GPUs"):
+        _refuse_strangers(1)
 
 
 def test_a_process_that_stops_ends_the_others(tiny_clip, rows, tmp_path):

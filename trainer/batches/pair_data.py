@@ -24,16 +24,13 @@ class PairData(Dataset):
         source: An opened data set, or what `open_source` takes: the folder that `fastgoal pairs` wrote, or any
             folder of images and captions for training without local pairs.
         limit: Use the first rows only.
-        allow_outside_files: As for `open_source`.
 
     Raises:
         ValueError: The source cannot be read; the message says what it should be.
     """
 
-    def __init__(self, source: str | Source, limit: int | None = None, allow_outside_files: bool = False):
-        self.source = (
-            open_source(source, allow_outside_files=allow_outside_files) if isinstance(source, str) else source
-        )
+    def __init__(self, source: str | Source, limit: int | None = None):
+        self.source = open_source(source) if isinstance(source, str) else source
         self.tokens: TokenTable | None = None
         self.rows = len(self.source) if limit is None else min(limit, len(self.source))
 
