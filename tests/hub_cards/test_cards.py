@@ -1,9 +1,13 @@
 """Names for the public, and cards that change their name."""
 
+import re
+import shutil
+
 import pytest
 from huggingface_hub import ModelCard
 
-from fastgoal.hub_cards.cards import public_name, public_weights, rename_card
+from fastgoal.hub_cards.cards import card_name, plain, public_name, public_weights, rename_card
+from fastgoal.hub_cards.model_card import ModelFacts, TrainingFacts, write_model_card
 
 
 def test_rename(trained):
@@ -32,3 +36,52 @@ def test_public_names(name, public):
 )
 def test_public_weights(mark, public):
     assert public_weights(mark) == public
+
+
+HOSTILE = 'a" + exit()\n---\nlicense: mit <script>alert(1)</script> `x` | y \x1b]0;t\x07 \u202e{{ 7 * 7 }}'
+
+
+def test_names_are_names():
+    assert card_name("my-model_2.0") == "my-model_2.0"
+    assert card_name("模型") == "模型"
+    assert card_name("\x1b]0;x\x07") == "0_x"
+    assert card_name("🦊") == "unnamed"
+    assert not set('"\n<>|`\x1b\u202e{}') & {*card_name(HOSTILE)}
+
+
+def test_a_card_is_whole_whatever_its_facts_hold(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "model")
+    training = TrainingFacts(
+        data=public_name(HOSTILE),
+        rows=3,
+        objective="fast_goal",
+        weights={"global": 1.0},
+        settings={"note": HOSTILE, HOSTILE: 1},
+        steps=2,
+        epochs=1.0,
+        losses=[],
+        hardware=HOSTILE,
+        seconds=None,
+        versions={"torch": HOSTILE},
+    )
+    facts = ModelFacts.of_folder(
+        tmp_path / "model", base_model=HOSTILE, note=HOSTILE, converted_from=HOSTILE, training=training
+    )
+    card = ModelCard(write_model_card(tmp_path / "model", facts).read_text(encoding="utf-8"))
+    assert card.data.to_dict().get("license") is None
+    parts = card.text.split("```")
+    assert len(parts) % 2 == 1
+    compile("".join(part.removeprefix("python") for part in parts[1::2] if part.startswith("python")), "card", "exec")
+    prose = "".join(parts[::2])
+    assert "<script" not in prose
+    assert not set("\x1b\x07\u202e") & {*card.text}
+    assert "{{ 7 * 7 }}" in prose  # as it is, not 49
+    assert "\nlicense: mit" not in card.text
+    rows = [line for line in prose.splitlines() if line.startswith("| note |")]
+    assert len(rows) == 1
+    assert re.sub(r"\\\|", "", rows[0]).count("|") == 3
+
+
+def test_a_prompt_keeps_its_lines():
+    assert plain({"prompt": "One <b>\nTwo `x`"})["prompt"] == "One &lt;b>\nTwo 'x'"
+    assert plain(["a\nb", 3, None]) == ["a b", 3, None]
