@@ -59,7 +59,7 @@ def make_pairs(
 ) -> Any:
     """The whole of `fastgoal pairs` on a folder; the summary."""
     return build_pairs(
-        open_source(folder),
+        open_source(folder, allow_outside_files=True),
         output,
         PairSettings(model="random", shard_size=shard_size),
         lambda: (model, processor),
@@ -84,7 +84,7 @@ class Parts:
 
     def __init__(self, folder: Path, model: Any, processor: Any, batch_size: int) -> None:
         self.model, self.detector, self.batch_size = model, processor.detector, batch_size
-        rows = list(open_source(folder))
+        rows = list(open_source(folder, allow_outside_files=True))
         images = [load_image(row.image) for row in rows]
         self.prepared = []
         if self.detector:

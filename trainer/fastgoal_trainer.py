@@ -333,7 +333,8 @@ class FastGoalTrainer(SavingTrainer):
     def _note_parts(
         self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor, outputs: Mapping[str, Any] | None = None
     ) -> None:
-        if not torch.isfinite(parts["loss"]):  # the Trainer waits for the loss at every step, too
+        # The Trainer waits for the loss at every step, too.
+        if not (parts["loss"].is_meta or torch.isfinite(parts["loss"])):
             self._stop_at_step({name: value.item() for name, value in parts.items()}, self._names, outputs)
         for name, value in parts.items():
             if name != "loss":

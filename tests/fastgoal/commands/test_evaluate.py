@@ -108,7 +108,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
     CLIPProcessor.from_pretrained(tiny_clip).save_pretrained(broken)
     for model, data, arguments, message in [
         (tiny_clip, folder, ["--joint"], "needs the columns pairs"),
-        (tiny_clip, folder, ["--localisation"], "no column 'boxes'"),
+        (tiny_clip, folder, ["--localisation"], "a column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
         (tiny_clip, folder, ["--resamples", 1], "resamples is 1"),
         (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),
