@@ -97,13 +97,15 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bo
     One that does not say, because another program or an older version saved it, is taken as it is.
     """
     try:
-        found = json.loads((folder / SETTINGS).read_bytes())
+        found = dict(json.loads((folder / SETTINGS).read_bytes()))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); take another checkpoint.") from None
     now = json.loads(json.dumps(settings))
-    changed = [f"{name} was {found[name]!r} and is now {now[name]!r}" for name in now if found.get(name) != now[name]]
+    # Of a setting that an older version did not keep nothing is known.
+    both = [name for name in now if name in found]
+    changed = [f"{name} was {found[name]!r} and is now {now[name]!r}" for name in both if found[name] != now[name]]
     if not changed:
         return
     message = f"{folder} is of a training with other settings: {'; '.join(changed)}."

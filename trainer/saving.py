@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class SavingTrainer(Trainer):
     args: FastGoalTrainingArguments
     objective: Objective
     card = CardOptions()
+    _trained_with: Mapping[str, Any] = MappingProxyType({})
     # The folder that a checkpoint is put together in.
     _draft: Path | None = None
 
@@ -73,9 +75,10 @@ class SavingTrainer(Trainer):
         output = Path(self.args.output_dir or ".")
         with hold_output(output, self.is_world_process_zero()):
             checkpoint = self._checkpoint(output, resume_from_checkpoint)
+            # Once: looking at all files of the data takes its time.
+            self._trained_with = self.training_settings()
             if checkpoint is not None:
-                allowed = self.args.resume_with_changes
-                refuse_other_settings(Path(checkpoint), self.training_settings(), allowed)
+                refuse_other_settings(Path(checkpoint), self._trained_with, self.args.resume_with_changes)
             self._begin(checkpoint)
             return super().train(checkpoint, *args, **kwargs)
 
@@ -149,7 +152,7 @@ class SavingTrainer(Trainer):
             if isinstance(self.train_dataset, StreamData):
                 self.train_dataset.save(draft)
             if self.args.should_save:
-                write_settings(draft, self.training_settings())
+                write_settings(draft, self._trained_with)
                 if self.state.best_model_checkpoint == str(draft):
                     self.state.best_model_checkpoint = str(folder)
                     self.state.save_to_json(str(draft / TRAINER_STATE_NAME))

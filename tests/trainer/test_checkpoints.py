@@ -12,6 +12,7 @@ from fastgoal.trainer.checkpoints import (
     checkpoints,
     damage,
     newest_checkpoint,
+    refuse_other_settings,
     refuse_output,
     require_checkpoint,
     step_of,
@@ -118,6 +119,23 @@ def test_an_output_that_somebody_wants_is_refused(output, tmp_path, tiny_clip, p
     refuse_output(output, {}, False, output / "checkpoint-3", True)
     refuse_output(output, {}, False, None, True)  # none is complete: the training begins anew
     assert {path.name for path in tmp_path.iterdir()} == {"clip", "pairs", "file", "link", "out"}
+
+
+def test_settings_are_compared_where_both_are_known(output, caplog):
+    folder = output / "checkpoint-1"
+    found = json.loads((folder / "fastgoal_training.json").read_bytes())
+    refuse_other_settings(folder, found, False)
+    refuse_other_settings(folder, {**found, "of a later version": 1}, False)
+    with pytest.raises(ValueError, match="seed was 42 and is now 7"):
+        refuse_other_settings(folder, {**found, "seed": 7}, False)
+    refuse_other_settings(folder, {**found, "seed": 7}, True)
+    assert "seed was 42 and is now 7. They change now." in caplog.text
+    for text in ("{", "[1]"):
+        (folder / "fastgoal_training.json").write_text(text)
+        with pytest.raises(ValueError, match=r"fastgoal_training.json cannot be read"):
+            refuse_other_settings(folder, found, False)
+    (folder / "fastgoal_training.json").unlink()
+    refuse_other_settings(folder, found, False)
 
 
 def test_the_settings_of_a_checkpoint_are_json(trained):
