@@ -196,3 +196,19 @@ def test_a_folder_with_files_is_not_written_into(tiny_clip, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="not an empty folder"):
         convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path)
+
+
+def test_what_fails_half_way_leaves_nothing(clip, tiny_clip, tmp_path, monkeypatch):
+    save_file(CLIPModel.from_pretrained(tiny_clip).state_dict(), tmp_path / "weights.safetensors")
+
+    def fails(*args):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastgoal.hub_cards.model_card.write_model_card", fails)
+        with pytest.raises(OSError, match="No space left"):
+            convert(tmp_path / "weights.safetensors", str(tiny_clip), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    convert(tmp_path / "weights.safetensors", str(tiny_clip), tmp_path / "new")
+    assert (tmp_path / "new" / "README.md").is_file()
+    assert 'name = "new"' in (tmp_path / "new" / "README.md").read_text()

@@ -8,6 +8,7 @@ import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import main
+from fastgoal.tools.export_onnx import export_onnx
 
 needs_onnx = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")), reason="the extra onnx is missing"
@@ -54,3 +55,17 @@ def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
 def test_a_model_of_the_hub_needs_an_output_folder(capsys):
     assert main(["export", "--onnx", "--model", "owner/name"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_what_fails_half_way_leaves_the_files_of_before(tiny_clip, tmp_path, monkeypatch):
+    (tmp_path / "vision_model.onnx").write_bytes(b"of before")
+    (tmp_path / ".onnx.0123456789abcdef.tmp").mkdir()  # of an export that was killed
+
+    def fails(towers, folder):
+        (folder / "vision_model.onnx").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fastgoal.tools.export_onnx._write_towers", fails)
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(str(tiny_clip), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"vision_model.onnx": b"of before"}
