@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from fastgoal.hub_cards.wording import count, number, shortened
+from fastgoal.hub_cards.wording import count, number
 from fastgoal.processing.images import load_image
+from fastgoal.processing.texts import shortened
 
 # Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three colour-vision
 # deficiencies. The first ones differ most.

@@ -235,9 +235,10 @@ def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
         lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
         lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
     if pushed.cleaned:
-        what = "positions, owner or serial numbers"
-        verb = "are" if pushed.url is None else "were"
-        lines.append(f"{what} {verb} taken out of {count(pushed.cleaned, 'image')}; the files here keep them")
+        lines.append(
+            f"without what cameras write of places, owners, serial numbers, and small copies: "
+            f"{count(pushed.cleaned, 'image')}; the files here keep it"
+        )
     if pushed.left_out:
         top = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name in pushed.left_out)
         lines.append(f"not sent: {', '.join(top)}")

@@ -16,11 +16,6 @@ def percent(share: float) -> str:
     return "<0.1 %" if 0 < share < 0.0005 else f"{number(100 * share, 1)} %"
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters, where possible cut between words; dots stand for the rest."""
-    return text if len(text) <= most else (text[:most].rsplit(" ", 1)[0] or text[:most]) + " ..."
-
-
 def size_in_words(size: int) -> str:
     """Bytes as kB, MB..."""
     value, unit = float(size), "B"

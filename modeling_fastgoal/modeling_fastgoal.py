@@ -106,9 +106,7 @@ class FastGoalCLIPModel(CLIPModel):
             raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
         clip: Any = name_or_model
         if not is_model:
-            loaded: Any = CLIPModel.from_pretrained(cast(str, name_or_model), output_loading_info=True, **kwargs)
-            clip, found = loaded
-            require_all_weights(found, str(name_or_model))
+            clip = load_whole(CLIPModel, cast(str, name_or_model), **kwargs)
         positions = text_positions(clip)
         target = target_length(positions, max_text_length)
 
@@ -270,17 +268,19 @@ class FastGoalCLIPModel(CLIPModel):
         return text, F.normalize(text.pooler_output, dim=-1)
 
 
-def require_all_weights(found: dict[str, Any], name: str) -> None:
-    """Raise `ValueError` where a checkpoint did not have all weights, which transformers makes up at random.
+def load_whole(kind: Any, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """`kind.from_pretrained(name, **kwargs)`, a model of transformers, where the checkpoint has all its weights.
 
-    `found` is what `from_pretrained(..., output_loading_info=True)` says of it.
+    Raises:
+        ValueError: It lacks some, or they have other shapes, and transformers would make them up at random.
     """
-    lacking = sorted(map(str, [*found["missing_keys"], *found.get("mismatched_keys", ())]))
-    if lacking:
-        raise ValueError(
-            f"{name} lacks {len(lacking)} weights of a CLIP, {lacking[0]} among them; it must hold both towers and "
-            "their projections."
-        )
+    reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = kind.from_pretrained(name, **{**kwargs, **reported})
+    shapes = sorted(f"{key} is {tuple(is_)} and must be {tuple(must)}" for key, is_, must in found["mismatched_keys"])
+    if wrong := [*shapes, *(f"{key} is missing" for key in sorted(found["missing_keys"]))]:
+        rest = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"the checkpoint has not the weights of a {type(model).__name__}: {wrong[0]}{rest}.")
+    return model
 
 
 def _check_rows(inputs: dict[str, Any], return_token_embeds: bool) -> None:

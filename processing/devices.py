@@ -1,4 +1,4 @@
-"""What `auto` stands for here: the device and the number format of a model."""
+"""What `auto` stands for here: the device and the number format of a model, and who reads its images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -39,3 +39,10 @@ def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
     if not device.startswith("cuda"):
         return "float32"
     return "bfloat16" if bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def choose_workers(workers: int | None, model: Any) -> int:
+    """Processes that read images: as asked, else 4, and none beside a model on the CPU, which needs its cores."""
+    if workers is not None:
+        return workers
+    return 0 if model.device.type == "cpu" else 4

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from .texts import shortened
+
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | dict[str, Any] | BinaryIO
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -66,14 +68,15 @@ def image_bytes(source: ImageSource, name: str | None = None) -> bytes:
 
 def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     """The encoded image, and what errors call it."""
-    name = name if name is None else _cut(name)
+    name = name if name is None else shortened(name, 300)
     label = name or "an image given as bytes"
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)
         elif isinstance(source, (str, os.PathLike)):
             path = Path(os.fspath(source))
-            label = _cut(str(path)) if name in (None, str(path)) else f"{name} ({_cut(str(path))})"
+            place = shortened(str(path), 300)
+            label = place if name in (None, str(path)) else f"{name} ({place})"
             data = read_regular(path)
         elif hasattr(source, "read"):
             label = name or str(getattr(source, "name", "") or "an image given as a file object")
@@ -124,10 +127,6 @@ def check_shape(size: tuple[int, int]) -> None:
         raise _ShapeError(
             f"it is {size[0]} x {size[1]} pixels, and one side may be at most {LARGEST_RATIO} times the other"
         )
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 300 else name[:300] + "..."
 
 
 @contextmanager

@@ -69,8 +69,9 @@ class FastGoalProcessor(Flism, CLIPProcessor):
             **kwargs: Passed on to `from_pretrained` (`revision`, `token`...).
 
         Raises:
-            ValueError: `max_text_length` is out of range, or the checkpoint is not a CLIP.
+            ValueError: `max_text_length` is out of range, or the checkpoint is not a CLIP or has no tokens.
         """
+        kwargs = {"trust_remote_code": False, **kwargs}  # or transformers may ask on standard input
         config = AutoConfig.from_pretrained(name, **kwargs)
         if config.model_type != "clip":
             raise ValueError(f"`name` must be a CLIP checkpoint, got {name!r} of model type {config.model_type!r}.")
@@ -80,6 +81,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
                 f"`max_text_length` must be from {CLIP_TOKENS} to {LONGEST} tokens, got {max_text_length}."
             )
         plain = CLIPProcessor.from_pretrained(name, **kwargs)
+        require_tokens(plain.tokenizer)
         plain.tokenizer.model_max_length = max_text_length if positions == CLIP_TOKENS else positions
         return cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
 
@@ -196,6 +198,12 @@ def span_masks(
             )
     bounds = torch.tensor(spans).reshape(-1, 2)
     return (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1]) & (special == 0)
+
+
+def require_tokens(tokenizer: Any) -> None:
+    """Raise `ValueError` for a tokenizer without tokens, as transformers makes where their files are missing."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing.")
 
 
 def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""Texts that can be written and tokenised."""
+"""Texts that can be written and tokenised, and short ones of long ones."""
 
 from collections.abc import Iterable
 
@@ -18,3 +18,8 @@ def check_texts(texts: Iterable[str]) -> None:
         if isinstance(text, str) and not is_unicode(text):
             shown = text.encode("ascii", "backslashreplace").decode()[:100]
             raise ValueError(f"text {number} is no valid Unicode, it holds half of a character: {shown!r}.")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, where possible cut between words; dots stand for the rest."""
+    return text if len(text) <= most else (text[:most].rsplit(" ", 1)[0] or text[:most]) + " ..."

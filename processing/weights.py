@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.loading import loading
+
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
 
@@ -31,11 +33,8 @@ def mark_weights(name: str, what: str = "model") -> str:
         raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
     from transformers import AutoConfig
 
-    try:
+    with loading(f"the {what} '{name}'", way_out="It is no folder here, and the Hub has no answer."):
         revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
-    except Exception as error:  # what the libraries raise of the Hub and of the files from there is nearly anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the {what} '{name}' is no folder here, and the Hub has no answer: {reason}") from None
     return f"{name}@{revision}" if revision else name
 
 
@@ -58,8 +57,8 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Any]], what: str) -> None:
     for name, tensor in tensors:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{what} has weights that are infinite or no numbers (in {name}) and is of no use. Its training "
-                "failed: take an earlier checkpoint, or train again with a lower rate."
+                f"{what} has weights that are infinite or no numbers (in {name}) and is of no use. Make or download it "
+                "again; of a training of your own take an earlier checkpoint, or train with a lower rate."
             )
 
 

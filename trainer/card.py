@@ -11,10 +11,10 @@ from typing import Any
 
 from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
-from fastgoal.hub_cards.wording import shortened
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.images import load_image
+from fastgoal.processing.texts import shortened
 
 from .batches.pair_data import PairData
 from .batches.stream_data import StreamData

@@ -40,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
     if not caption:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
-    from fastgoal.hub_cards.wording import count, number, shortened
+    from fastgoal.hub_cards.wording import count, number
     from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
     from fastgoal.pages.render import save_picture
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.files import write_text
     from fastgoal.processing.images import load_image
+    from fastgoal.processing.texts import shortened
 
     image = load_image(args.image)
     explanations = []

@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.wording import count
     from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
     from fastgoal.pages.render import save_picture
+    from fastgoal.processing.devices import choose_workers
     from fastgoal.processing.files import write_text
     from fastgoal.trainer.evaluation.embeddings import encode_source
-    from fastgoal.trainer.evaluation.models import choose_workers
     from fastgoal.trainer.evaluation.protocols import open_protocol
 
     columns = (args.image_column, args.caption_column, args.split)

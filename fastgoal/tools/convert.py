@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS, LONGEST
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
+from fastgoal.processing.loading import loading
 from fastgoal.processing.weights import refuse_not_finite
 
+_NO_STATE_DICT = (
+    "A TorchScript archive or a whole pickled model must be saved again by the program that made it: "
+    "`torch.save(model.state_dict(), 'weights.pt')`."
+)
 # Keys under which training programs put the weights beside their optimiser and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Tensors that are no weights: tables and masks that every model makes for itself.
@@ -99,7 +103,7 @@ def convert(
     from fastgoal.hub_cards.cards import card_name
     from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.processing.clips import check_clip, load_processor, loading
+    from fastgoal.processing.clips import check_clip, load_processor
     from fastgoal.processing.files import whole_folder
 
     output = Path(output).absolute()
@@ -110,7 +114,14 @@ def convert(
         processor = load_processor(base, LONGEST)
     state, ignored = read_state_dict(file)
     state, layout = clip_names(state)
-    positions = len(state[TEXT_POSITIONS]) if TEXT_POSITIONS in state else config.text_config.max_position_embeddings
+    positions = config.text_config.max_position_embeddings
+    if TEXT_POSITIONS in state:
+        table = state[TEXT_POSITIONS]
+        if table.ndim != 2 or len(table) < 2:
+            raise ValueError(
+                f"file='{file}': the text positions have the shape {tuple(table.shape)}, not (tokens, width)."
+            )
+        positions = len(table)
     config.text_config.max_position_embeddings = positions
     with loading(f"--base {base}", base):
         clip = CLIPModel(config)
@@ -146,20 +157,13 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"file='{path}' does not exist or is a folder; name a file with CLIP weights.")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"file='{path}' is no safetensors file: {error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"file='{path}' cannot be read as a state dict of tensors, and nothing else in it was run ({reason[0]}). "
-            "A TorchScript archive or a whole pickled model must be saved again by the program that made it: "
-            "`torch.save(model.state_dict(), 'weights.pt')`."
-        ) from error
+    content: Any
+    if path.suffix == ".safetensors":
+        with loading(f"file='{path}'", str(path)):
+            content = load_file(path)
+    else:
+        with loading(f"file='{path}'", str(path), _NO_STATE_DICT):
+            content = _unpickle(path)
     ignored: list[str] = []
     for _ in WRAPPERS:
         inner = [name for name in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
@@ -178,9 +182,19 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
         bare = re.sub(r"^(module\.|_orig_mod\.)+", "", str(name))
         if not isinstance(value, torch.Tensor) or NOT_WEIGHTS.fullmatch(bare):
             ignored.append(str(name))
-        else:
-            state[bare] = value
+            continue
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"file='{path}': {name} is no tensor of plain numbers ({value.layout}, {value.dtype}).")
+        state[bare] = value
     return state, ignored
+
+
+def _unpickle(path: Path) -> Any:
+    """Tensors and plain containers; torch's words for all else are replaced, as they advise to run what is in there."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("it is no file of torch, or holds other objects than tensors, none of which was run") from None
 
 
 def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
@@ -209,7 +223,7 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
     if stretched is not None:
         layout = "long-clip"
         kept = source.get("positional_embedding")
-        if kept is None or kept.shape != stretched.shape:
+        if kept is None or kept.shape != stretched.shape or kept.ndim != 2:
             raise ValueError(
                 "`positional_embedding_res` needs a `positional_embedding` of its shape "
                 f"{tuple(stretched.shape)} beside it, got {None if kept is None else tuple(kept.shape)}."
@@ -222,7 +236,7 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
             named.update(_layer(name, block, tensor))
         elif name in _TRANSPOSED and tensor.ndim == 2:
             named[_TRANSPOSED[name]] = tensor.T.contiguous()
-        elif name == "logit_scale":
+        elif name == "logit_scale" and tensor.numel() == 1:
             named[name] = tensor.reshape(())
         else:
             module, _, kind = name.rpartition(".")
@@ -236,7 +250,7 @@ def _layer(name: str, block: re.Match[str], tensor: torch.Tensor) -> dict[str, t
     prefix = f"{tower}.encoder.layers.{block['layer']}"
     rest = block["rest"]
     if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
-        if len(tensor) % 3:
+        if tensor.ndim == 0 or len(tensor) % 3:
             raise ValueError(f"`{name}` must hold query, key and value in 3 equal parts, got {tuple(tensor.shape)}.")
         kind = rest.removeprefix("attn.in_proj_")
         parts = zip("qkv", tensor.chunk(3), strict=True)

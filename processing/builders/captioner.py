@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from fastgoal.processing.clips import loading
+from fastgoal.modeling_fastgoal.modeling_fastgoal import load_whole
+from fastgoal.processing.loading import loading
 from fastgoal.processing.sentences import split_sentences
+from fastgoal.processing.weights import refuse_not_finite
 
 # Asks for what GLIT100k's captions hold (FAST-GOAL, section on the data set): what can be seen, and nothing else.
 PROMPT = (
@@ -80,8 +82,8 @@ class Captioner:
         `dtype` is a name as in `torch`; the other settings are the constructor's.
 
         Raises:
-            ValueError: It is no image-text-to-text checkpoint.
-            OSError: It does not exist, or cannot be reached.
+            ValueError: It is no image-text-to-text checkpoint, does not exist, cannot be reached, is damaged, lacks
+                weights, or has some that are no numbers.
         """
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -95,12 +97,9 @@ class Captioner:
             )
         with loading(f"--model {name}", name):
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                name, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
-            )
-            model, found = loaded
-            if lacking := sorted(map(str, [*found["missing_keys"], *found.get("mismatched_keys", ())])):
-                raise ValueError(f"it lacks {len(lacking)} weights, {lacking[0]} among them")
+            kind = getattr(torch, dtype)
+            model = load_whole(AutoModelForImageTextToText, name, config=config, dtype=kind, trust_remote_code=False)
+        refuse_not_finite(model.named_parameters(), f"--model {name}")
         return cls(model.to(device), processor, **settings)
 
     def __call__(self, images: Sequence[Image.Image], seed: int = 0) -> list[Caption]:

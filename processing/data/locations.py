@@ -1,10 +1,11 @@
 """Where the rows of a data set lie: parquet files and their splits, and the Hub."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from fastgoal.processing.loading import first_line, loading
 
 METADATA = "metadata.jsonl"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -68,7 +69,7 @@ def _check_parquet(files: list[Path]) -> None:
             metadata = pyarrow.parquet.read_metadata(path)
             schema = metadata.schema.to_arrow_schema()
         except (OSError, pyarrow.ArrowException) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error).rstrip(".")
             raise ValueError(
                 f"{path} cannot be read ({reason}): it is cut off or no parquet file. Get it again, or take it out."
             ) from None
@@ -83,21 +84,6 @@ def _check_parquet(files: list[Path]) -> None:
         rows += metadata.num_rows
     if files and not rows:
         raise ValueError(f"{files[0].parent} has {len(files)} parquet files and not one row in them.")
-
-
-@contextmanager
-def reading(source: str) -> Iterator[None]:
-    """Say of whatever goes wrong in a library that reads a data set which one it is, and what to do."""
-    try:
-        yield
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # files that are damaged make the libraries raise nearly anything
-        cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ValueError(
-            f"source='{source}' cannot be read ({reason}): a file of it is damaged or missing. Make it again."
-        ) from error
 
 
 def missing_shards(files: Iterable[Path]) -> list[str]:
@@ -115,13 +101,9 @@ def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
         raise ValueError(f"source='{name}' does not exist. Expected {EXPECTED}.")
     import datasets
 
-    try:
+    way_out = f"It is no folder here, and the Hub has no answer. Expected {EXPECTED}."
+    with loading(f"source='{name}'", way_out=way_out):
         loaded = datasets.load_dataset(name, split=split, streaming=streaming)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"source='{name}' is no folder here, and it could not be loaded from the Hub: {reason} Expected {EXPECTED}."
-        ) from error
     return loaded if split is not None else pick_split(loaded, split, name)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.files import lies_inside, parse_json
-from fastgoal.processing.texts import is_unicode
+from fastgoal.processing.loading import loading
+from fastgoal.processing.texts import is_unicode, shortened
 from fastgoal.processing.weights import hash_files
 
 from .locations import (
@@ -25,7 +26,6 @@ from .locations import (
     parquet_files,
     parquet_of_split,
     pick_split,
-    reading,
 )
 
 # What `fastgoal caption` writes beside the metadata, and long before it.
@@ -170,8 +170,8 @@ class Source:
             if isinstance(image.get("path"), str):
                 return {**image, "path": self._file(image["path"], where)}
         raise ValueError(
-            f"{where}: '{self.image_column}' is {_shortened(image)}; expected a file name or the bytes of an image. "
-            "Name the right column with image_column (--image-column)."
+            f"{where}: '{self.image_column}' is {shortened(repr(image), 80)}; expected a file name or the bytes of an "
+            "image. Name the right column with image_column (--image-column)."
         )
 
     def _file(self, name: str, where: str) -> str:
@@ -182,12 +182,12 @@ class Source:
         try:
             inside = self.allow_outside_files or lies_inside(path, self.base)
         except ValueError as error:  # a name with a NUL in it
-            raise ValueError(f"{where}: {_shortened(name)} is no file name ({error}).") from None
+            raise ValueError(f"{where}: {shortened(repr(name), 200)} is no file name ({error}).") from None
         if not inside:
             raise ValueError(
-                f"{where}: {_shortened(name)} leads out of the folder {self.base}, to {os.path.realpath(path)}. If you "
-                "know where these rows are from and want such files read and copied: --allow-outside-files "
-                "(allow_outside_files=True)."
+                f"{where}: {shortened(repr(name), 200)} leads out of the folder {self.base}, to "
+                f"{os.path.realpath(path)}. If you know where these rows are from and want such files read and copied: "
+                "--allow-outside-files (allow_outside_files=True)."
             )
         return path
 
@@ -226,7 +226,7 @@ class FolderSource(Source):
 
     def _where(self, index: int, values: dict[str, Any]) -> str:
         name = values.get(self.image_column)
-        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({str(name)[:200]})" if name else "")
+        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({shortened(str(name), 200)})" if name else "")
 
     def _values(self, index: int) -> dict[str, Any]:
         number, line = self._lines[index]
@@ -237,7 +237,7 @@ class FolderSource(Source):
 
     def _image(self, image: Any, where: str) -> str:
         if not isinstance(image, str):
-            raise ValueError(f"{where}: '{self.image_column}' is {_shortened(image)}; expected a file name.")
+            raise ValueError(f"{where}: '{self.image_column}' is {shortened(repr(image), 80)}; expected a file name.")
         return self._file(image, where)
 
 
@@ -352,13 +352,13 @@ def _open(
     elif any((folder / name).is_file() for name in SAVED):
         import datasets
 
-        with reading(text):
+        with loading(f"source='{text}'"):
             loaded = datasets.load_from_disk(text)
         dataset = pick_split(loaded, split, text)
     elif chosen := parquet_of_split(folder, split):
         import datasets
 
-        with reading(text):
+        with loading(f"source='{text}'"):
             dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
         fingerprint = hash_files(chosen)
     else:
@@ -371,12 +371,6 @@ def _open(
 def is_source(folder: Path) -> bool:
     """Whether a folder is one of those that `open_source` reads, or one of captions that are not finished."""
     return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
-
-
-def _shortened(value: Any) -> str:
-    """A value in few words, for messages."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}... ({type(value).__name__})"
 
 
 def _is_closed(text: str) -> bool:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastgoal.processing.loading import loading
+
 TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
 # All of OpenAI's CLIPs, and most others, share one tokenizer.
 USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")
@@ -13,24 +15,24 @@ class TokenCounter:
     """Counts with the tokenizer of a CLIP, a folder or Hub id; `download` may ask the network for it.
 
     Raises:
-        OSError: The tokenizer is not there, or cannot be reached.
+        ValueError: The tokenizer is not there, has no tokens, or cannot be reached.
     """
 
     def __init__(self, name: str, download: bool = True) -> None:
         from transformers import AutoTokenizer
 
+        from fastgoal.processing.processing_fastgoal import require_tokens
+
         self.name = name
-        try:
+        way_out = (
+            "Name another with --tokenizer, the folder of any CLIP will do, or leave the count out: --tokenizer none."
+        )
+        with loading(f"the tokenizer '{name}', which counts the captions' CLIP tokens,", way_out=way_out):
             self._tokenizer = AutoTokenizer.from_pretrained(
                 name, local_files_only=not download, trust_remote_code=False
             )
-            self._tokenizer.split_special_tokens = True  # as `FastGoalProcessor` reads captions
-        except Exception as error:  # a damaged file makes the libraries raise nearly anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise OSError(
-                f"the tokenizer '{name}', which counts the captions' CLIP tokens, could not be loaded: {reason} Name "
-                "another with --tokenizer, the folder of any CLIP will do, or leave the count out: --tokenizer none."
-            ) from None
+            require_tokens(self._tokenizer)
+        self._tokenizer.split_special_tokens = True  # as `FastGoalProcessor` reads captions
 
     def __call__(self, captions: Sequence[str]) -> list[int]:
         """The number of tokens of each caption, start and end marks included."""
@@ -61,7 +63,7 @@ def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter 
         manifest: Of the pairs.
 
     Raises:
-        OSError: The one asked for cannot be loaded.
+        ValueError: The one asked for cannot be loaded.
     """
     if name is not None:
         return None if name == "none" else TokenCounter(name)
@@ -70,6 +72,6 @@ def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter 
     # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
     found_again = "/" in matcher and "#" not in matcher
     for usual in (*([matcher.partition("@")[0]] if found_again else []), *USUAL_TOKENIZERS):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ValueError):
             return TokenCounter(usual, download=False)
     return None

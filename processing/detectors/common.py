@@ -1,4 +1,4 @@
-"""What the kinds of detectors share: which inputs go together, regions inside the image, messages of errors."""
+"""What the kinds of detectors share: which inputs go together, and regions inside the image."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -36,11 +36,3 @@ def regions_inside(
         if clipped is not None:
             regions.append(Region(clipped, score, label, source))
     return regions
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short and with a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    text = text if len(text) <= 300 else text[:300].rsplit(" ", 1)[0] + " ..."
-    return text if text[-1] in ".!?" else text + "."

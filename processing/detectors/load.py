@@ -13,10 +13,10 @@ import torch
 from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, MODEL_FOR_OBJECT_DETECTION_MAPPING, AutoConfig
 
 from fastgoal.processing.devices import choose_device
+from fastgoal.processing.loading import loading
 from fastgoal.processing.regions import Detector
 from fastgoal.processing.weights import mark_weights
 
-from .common import first_line
 from .open_vocabulary import MIN_SCORES, OpenVocabularyDetector
 from .phrases import MAX_PHRASES
 from .sam import SamDetector
@@ -131,10 +131,8 @@ def _configuration(name: str) -> Any:
             raise ValueError(f"The detector folder {name} has no config.json, so it holds no model. {_FORMS}")
     elif path.exists() or not _HUB_ID.fullmatch(name):
         raise ValueError(f"`name` is an unknown detector: {name!r}. {_FORMS}")
-    try:
+    with loading(f"--detector {name}", name, _FORMS):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a damaged file makes the libraries raise nearly anything
-        raise ValueError(f"The detector {name!r} cannot be loaded: {first_line(error)} {_FORMS}") from error
 
 
 def _checkpoint_kind(config: Any, name: str) -> str:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
 from fastgoal.processing.images import load_image
 from fastgoal.processing.regions import Region
 
 from .common import regions_inside
 from .spec import DetectorSpec
+from .transformers import load_parts
 
 # GOAL: images beyond the first size are shrunk to fit the second before SAM sees them.
 LARGE = (4000, 3000)
@@ -33,7 +34,8 @@ class SamDetector:
 
     def __init__(self, name: str, spec: DetectorSpec, device: torch.device) -> None:
         self.spec = spec
-        self.generator: Any = pipeline("mask-generation", model=name, device=device)
+        model, processor = load_parts(name, AutoModelForMaskGeneration, AutoImageProcessor)
+        self.generator: Any = pipeline("mask-generation", model=model, image_processor=processor, device=device)
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
         """The image as SAM sees it, and the (width, height) of the given one; see `Detector`."""

@@ -7,14 +7,26 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+from fastgoal.modeling_fastgoal.modeling_fastgoal import load_whole
 from fastgoal.processing.images import load_image
+from fastgoal.processing.loading import loading
 from fastgoal.processing.regions import Region
+from fastgoal.processing.weights import refuse_not_finite
 
-from .common import batches_of_one_shape, first_line, regions_inside
+from .common import batches_of_one_shape, regions_inside
 from .spec import DetectorSpec
 
 Prepared = tuple[Mapping[str, torch.Tensor], tuple[int, int], Mapping[int, str]]
 """The model's inputs for an image, its (width, height), and names by the labels that the model gives."""
+
+
+def load_parts(name: str, model_kind: Any, processor_kind: Any) -> tuple[Any, Any]:
+    """A detector's model, in eval mode, and its processor; a `ValueError` of a line for files that are not in order."""
+    with loading(f"--detector {name}", name):
+        model = load_whole(model_kind, name, trust_remote_code=False).eval()
+        processor = processor_kind.from_pretrained(name, trust_remote_code=False)
+    refuse_not_finite(model.named_parameters(), f"--detector {name}")
+    return model, processor
 
 
 class TransformersDetector:
@@ -43,12 +55,8 @@ class TransformersDetector:
     @classmethod
     def load(cls, name: str, spec: DetectorSpec, device: torch.device) -> "TransformersDetector":
         """The detector of a folder or Hub id; a `ValueError` if it cannot be loaded."""
-        model, processor = cls.classes
-        try:
-            loaded = model.from_pretrained(name, trust_remote_code=False).to(device).eval()
-            return cls(loaded, processor.from_pretrained(name, trust_remote_code=False), spec)
-        except Exception as error:  # a damaged file makes the libraries raise nearly anything
-            raise ValueError(f"The detector {name!r} cannot be loaded: {first_line(error)}") from error
+        model, processor = load_parts(name, *cls.classes)
+        return cls(model.to(device), processor, spec)
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> Prepared | None:
         """See `Detector`."""

@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 
 from fastgoal.processing.images import load_image
+from fastgoal.processing.loading import first_line
 from fastgoal.processing.regions import Region
+from fastgoal.processing.weights import refuse_not_finite
 
-from .common import batches_of_one_shape, first_line, regions_inside
+from .common import batches_of_one_shape, regions_inside
 from .spec import DetectorSpec
 
 
@@ -70,6 +72,7 @@ class UltralyticsDetector:
                 f"The detector file {path} has the task {task!r}, which gives no boxes: give one of the tasks detect, "
                 "segment or pose."
             )
+        refuse_not_finite(self.model.model.named_parameters(), f"--detector {weights}")
         # An RT-DETR stretches every image to a square by itself; a YOLO wants a frame around it.
         self.stride = None if "RTDETR" in type(self.model).__name__ else max(32, int(max(self.model.model.stride)))
         # The first call sets the model up and changes the number of threads, and with it the last bits of its boxes.

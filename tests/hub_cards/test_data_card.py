@@ -212,7 +212,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
         prepare_data_card(folder, "me/pairs", "CC BY 4.0")
     with pytest.raises(ValueError, match="not a finished data set"):
         prepare_data_card(tmp_path, "me/pairs", "cc0-1.0")
-    with pytest.raises(OSError, match=r"could not be loaded: .* --tokenizer none"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .* --tokenizer none"):
         prepare_data_card(folder, "me/pairs", "cc0-1.0", tokenizer=str(tmp_path / "absent"))
     next((folder / "data").iterdir()).unlink()
     with pytest.raises(ValueError, match=r"has . rows in .* its summary speaks of 5"):

@@ -1,5 +1,7 @@
 """The processor: CLIP's inputs, and masks of sentences and regions."""
 
+import json
+import shutil
 import string
 
 import pytest
@@ -188,3 +190,23 @@ def test_a_caption_that_holds_a_special_token_does_not_end_there(tiny_clip, tmp_
         mask = processor.sentence_mask(caption, start, len(caption))
         assert mask.sum() == len(tokenizer("A spoon.")["input_ids"]) - 2
         assert mask.tolist().index(True) > len(ids) // 2
+
+
+def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):
+    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
+    for path in [path for path in folder.iterdir() if path.name.startswith(("tok", "voc", "mer"))]:
+        path.unlink()
+    with pytest.raises(ValueError, match="there are no tokens: tokenizer.json, or vocab.json and merges.txt"):
+        FastGoalProcessor.from_clip(str(folder))
+
+
+def test_nobody_is_asked_about_code(tiny_clip, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}})
+    )
+    (folder / "evil.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it asked"))
+    with pytest.raises(ValueError, match="trust_remote_code|evil"):
+        FastGoalProcessor.from_clip(str(folder))

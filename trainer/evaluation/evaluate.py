@@ -13,12 +13,12 @@ import transformers
 
 from fastgoal.processing.clips import check_clip, load_clip
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.devices import choose_workers
 
 from .embeddings import EncodedSource, count_truncated, encode_source, max_text_length
 from .intervals import bootstrap_intervals, compare
 from .joint import evaluate_joint
 from .localisation import localise
-from .models import choose_workers
 from .protocols import PROTOCOLS, open_protocol
 from .published import published_rows
 from .report import EvaluationReport, ModelResult

@@ -115,29 +115,32 @@ def open_protocol(
     protocol = PROTOCOLS[name]
     source: Source
     if protocol.read is None:
-        source = _open(data, image_column, caption_column, split)
+        source = _open(data, image_column, caption_column, split, outside=allow_outside_files)
     elif isinstance(data, str | os.PathLike) and Path(data).is_dir() and not is_source(Path(data)):
         rows = [{"image": str(path), "captions": captions} for path, captions in protocol.read(Path(data))]
         if not rows:
             raise ValueError(f"{data} has no row of the protocol {name}. Expected: {protocol.about}")
-        source = _open(rows, None, None, None, str(data))
+        source = _open(rows, None, None, None, name=str(data))
     else:
-        source = _open_table(protocol, data, image_column, caption_column, split)
-    if allow_outside_files:
-        source.allow_outside_files = True
+        source = _open_table(protocol, data, image_column, caption_column, split, allow_outside_files)
     if limit is not None and limit < len(source):
         source = ChosenRows(source, range(limit))
     return source
 
 
 def _open(
-    data: Any, image_column: str | None, caption_column: str | None, split: str | None, name: str = "data"
+    data: Any,
+    image_column: str | None,
+    caption_column: str | None,
+    split: str | None,
+    name: str = "data",
+    outside: bool = False,
 ) -> Source:
     """Any data as a source; the name is for rows that have none."""
     if isinstance(data, Source):
         return data
     if isinstance(data, str | os.PathLike):
-        return open_source(data, image_column, caption_column, split)
+        return open_source(data, image_column, caption_column, split, allow_outside_files=outside)
     import datasets
 
     if not isinstance(data, datasets.Dataset):
@@ -146,7 +149,12 @@ def _open(
 
 
 def _open_table(
-    protocol: Protocol, data: Any, image_column: str | None, caption_column: str | None, split: str | None
+    protocol: Protocol,
+    data: Any,
+    image_column: str | None,
+    caption_column: str | None,
+    split: str | None,
+    outside: bool,
 ) -> Source:
     """A protocol's rows from a table: the right split, the right caption column, never more captions than it has."""
     errors: list[ValueError] = []
@@ -154,7 +162,7 @@ def _open_table(
     for asked_split in [split] if split or not protocol.split else [protocol.split, None]:
         for column in columns:
             try:
-                source = _open(data, image_column, column, asked_split)
+                source = _open(data, image_column, column, asked_split, outside=outside)
             except ValueError as error:
                 errors.append(error)
                 continue

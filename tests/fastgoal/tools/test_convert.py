@@ -168,7 +168,7 @@ class Hostile:
 def test_a_hostile_pickle_does_not_run(tiny_clip, tmp_path, save):
     trap = tmp_path / "it ran"
     save({"state_dict": {"logit_scale": torch.ones(())}, "extra": Hostile(trap)}, tmp_path / "hostile.pt")
-    with pytest.raises(ValueError, match="nothing else in it was run"):
+    with pytest.raises(ValueError, match="none of which was run"):
         convert(tmp_path / "hostile.pt", str(tiny_clip), tmp_path / "out")
     assert not trap.exists()
     # The trap works: whoever unpickles the file springs it.
@@ -212,3 +212,57 @@ def test_what_fails_half_way_leaves_nothing(clip, tiny_clip, tmp_path, monkeypat
     convert(tmp_path / "weights.safetensors", str(tiny_clip), tmp_path / "new")
     assert (tmp_path / "new" / "README.md").is_file()
     assert 'name = "new"' in (tmp_path / "new" / "README.md").read_text()
+
+
+POSITIONS = "text_model.embeddings.position_embedding.weight"
+OPENAI = {"visual.proj": torch.zeros(4, 4), "transformer.resblocks.0.ln_1.weight": torch.zeros(4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({POSITIONS: torch.zeros(0, 16)}, r"text positions have the shape \(0, 16\)"),
+        ({POSITIONS: torch.tensor(1.0)}, r"text positions have the shape \(\)"),
+        ({"logit_scale": torch.zeros(2)}, r"logit_scale is \(2,\) and must be \(\)"),
+        ({"logit_scale": torch.tensor(1.0 + 2.0j)}, r"logit_scale is no tensor of plain numbers .*complex64"),
+        (
+            {"visual_projection.weight": torch.eye(16).to_sparse()},
+            "visual_projection.weight is no tensor of plain numbers",
+        ),
+        ({"visual_projection.weight": torch.zeros(2, device="meta")}, "visual_projection.weight is no tensor of plain"),
+    ],
+)
+def test_tensors_of_other_kinds_are_named(clip, tiny_clip, tmp_path, change, words):
+    torch.save({**CLIPModel.from_pretrained(tiny_clip).state_dict(), **change}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=words) as error:
+        convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path / "new")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"logit_scale": torch.zeros(2)}, "does not fit a CLIP"),
+        ({"transformer.resblocks.0.attn.in_proj_weight": torch.tensor(1.0)}, "must hold query, key and value"),
+        ({"positional_embedding": torch.tensor(1.0), "positional_embedding_res": torch.tensor(1.0)}, "of its shape"),
+        ({"positional_embedding": torch.zeros(0, 4)}, r"text positions have the shape \(0, 4\)"),
+    ],
+)
+def test_tensors_of_other_kinds_under_other_names(tiny_clip, tmp_path, change, words):
+    torch.save({**OPENAI, **change}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=words):
+        convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path / "new")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"), (b"hello", "make|must be saved again")],
+)
+def test_no_file_of_weights_brings_advice_to_run_it(tiny_clip, tmp_path, suffix, content, words):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        convert(path, str(tiny_clip), tmp_path / "new")
+    assert "weights_only" not in str(error.value)

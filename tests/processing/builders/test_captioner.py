@@ -1,9 +1,12 @@
 """Captions of a tiny model: the same in a batch and alone, cut at whole sentences, and clear errors."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from fastgoal.processing.builders.captioner import PROMPT, Caption, Captioner, whole_sentences
@@ -148,3 +151,17 @@ def test_the_prompt_asks_for_what_the_paper_describes():
         "paragraph",
     ):
         assert word in PROMPT
+
+
+@pytest.mark.parametrize(("change", "words"), [(None, "is missing"), (float("nan"), "infinite or no numbers")])
+def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_vlm, tmp_path, change, words):
+    folder = shutil.copytree(tiny_vlm, tmp_path / "vlm")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    if change is None:
+        del weights[name]
+    else:
+        weights[name].fill_(change)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"--model {folder}.*{words}"):
+        Captioner.load(str(folder))

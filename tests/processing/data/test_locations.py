@@ -77,7 +77,7 @@ def test_shards_of_two_data_sets(tmp_path):
 def test_saved_data_sets_that_are_damaged(tmp_path, spoil):
     datasets.Dataset.from_list([{"image": "a.png", "caption": "a"}]).save_to_disk(str(tmp_path / "saved"))
     spoil(tmp_path / "saved")
-    refused(tmp_path / "saved", r"source='\S*saved' cannot be read \(.*\): a file of it is damaged", [open_source])
+    refused(tmp_path / "saved", r"source='\S*saved' cannot be loaded: .* Its files are damaged", [open_source])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastgoal.processing.detectors.common import batches_of_one_shape, first_line, regions_inside
+from fastgoal.processing.detectors.common import batches_of_one_shape, regions_inside
 from fastgoal.processing.regions import Region
 
 
@@ -17,9 +17,3 @@ def test_boxes_are_clipped_and_those_without_an_area_left_out() -> None:
     boxes = [[-3.0, 2.0, 5.0, 90.0], [20.0, 0.0, 30.0, 9.0], [0.0, 0.0, float("nan"), 5.0], [4.0, 4.0, 4.0, 5.0]]
     found = regions_inside(boxes, [0.5] * 4, ["a", "b", "c", "d"], (20, 10), "mine")
     assert found == [Region((0, 2, 5, 10), 0.5, "a", "mine")]
-
-
-def test_the_first_line_of_an_error() -> None:
-    assert first_line(ValueError("\n no such thing \n more")) == "no such thing."
-    assert first_line(KeyError()) == "KeyError."
-    assert first_line(ValueError("word " * 100)) == "word " * 59 + "word ..."

@@ -1,11 +1,13 @@
 """Regions from SAM's masks: a tiny random SAM from end to end, and masks with known boxes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fastgoal.cli import main
 from fastgoal.processing.detectors.load import describe_detector, load_detector
@@ -168,3 +170,19 @@ def test_other_detectors_are_refused(detector, tiny_clip, tmp_path, capsys, monk
     options = ["--model", str(tiny_clip), "--regions", "sam", "--detector", detector, "--output", str(tmp_path / "out")]
     assert main(["pairs", str(tmp_path / "data"), *options]) == 2
     assert "needs a SAM checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weights: weights.pop("vision_encoder.patch_embed.projection.weight"), "projection.weight is missing"),
+        (lambda weights: weights["mask_decoder.iou_token.weight"].fill_(float("nan")), "infinite or no numbers"),
+    ],
+)
+def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_sam, tmp_path, spoil, words):
+    folder = shutil.copytree(tiny_sam, tmp_path / "sam")
+    weights = load_file(folder / "model.safetensors")
+    spoil(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"--detector {folder}.*{words}"):
+        load_detector(folder, device="cpu")

@@ -1,5 +1,6 @@
 """Object detectors of transformers: boxes in pixels of each image, whoever else is in the batch."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
 from fastgoal.processing.detectors import transformers
@@ -120,3 +122,37 @@ def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> N
     model = YolosForObjectDetection.from_pretrained(yolos_folder)
     with pytest.raises(ValueError, match="`processor` must have post_process_object_detection, got object"):
         TransformersDetector(model, object(), DetectorSpec("transformers", "mine"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda weights: [weights.pop(name) for name in [*weights] if name.startswith("vit.")],
+            "is missing, and .* more",
+        ),
+        (
+            lambda weights: weights.update({"class_labels_classifier.layers.0.bias": torch.zeros(3)}),
+            r"is \(3,\) and must",
+        ),
+        (
+            lambda weights: weights["vit.layernorm.weight"].fill_(float("nan")),
+            r"no numbers \(in vit.layernorm.weight\)",
+        ),
+    ],
+)
+def test_weights_are_neither_made_up_nor_taken_as_nan(yolos_folder, tmp_path, spoil, words):
+    folder = shutil.copytree(yolos_folder, tmp_path / "yolos")
+    weights = load_file(folder / "model.safetensors")
+    spoil(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"--detector {folder}.*{words}") as error:
+        load_detector(folder, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pointer_in_place_of_the_weights(yolos_folder, tmp_path):
+    folder = shutil.copytree(yolos_folder, tmp_path / "yolos")
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=rf"--detector {folder} cannot be loaded: .*pointer of git-lfs"):
+        load_detector(folder, device="cpu")

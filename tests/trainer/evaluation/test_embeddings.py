@@ -270,7 +270,7 @@ class TestCommand:
             ((tiny_clip, tmp_path), "metadata.jsonl"),
             ((tiny_clip, data, "--caption-column", "text"), "'text'"),
             ((other, data), "type 'bert'; it must be a CLIP"),
-            ((half, data), "weights of a CLIP"),
+            ((half, data), "has not the weights of a FastGoalCLIPModel"),
             ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "--batch-size is 0"),
             ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),

@@ -179,3 +179,14 @@ def test_errors(tmp_path):
     write(tmp_path / "DCI_test.json", "[")
     with pytest.raises(ValueError, match=r"DCI_test\.json is not JSON"):
         open_protocol("dci-2k", str(tmp_path))
+
+
+def test_files_outside_are_allowed_for_tables_of_a_protocol_too(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "outside.png").touch()
+    (folder / "metadata.jsonl").write_text('{"file_name": "../outside.png", "caption": "A cup."}\n')
+    for name in ("urban1k", "folder"):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            open_protocol(name, str(folder))[0]
+        assert open_protocol(name, str(folder), allow_outside_files=True)[0].captions == ["A cup."]
