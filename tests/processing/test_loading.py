@@ -23,7 +23,7 @@ def test_the_first_line_of_an_error():
 )
 def test_a_line_of_whatever_was_raised(error, reason):
     with (
-        pytest.raises(ValueError, match="^the thing cannot be loaded") as caught,
+        pytest.raises(ValueError, match=r"^the thing cannot be loaded") as caught,
         loading("the thing", way_out="Mend it."),
     ):
         raise error

@@ -196,7 +196,7 @@ def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):
     folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     for path in [path for path in folder.iterdir() if path.name.startswith(("tok", "voc", "mer"))]:
         path.unlink()
-    with pytest.raises(ValueError, match="there are no tokens: tokenizer.json, or vocab.json and merges.txt"):
+    with pytest.raises(ValueError, match=r"there are no tokens: tokenizer.json, or vocab.json and merges.txt"):
         FastGoalProcessor.from_clip(str(folder))
 
 
@@ -208,5 +208,5 @@ def test_nobody_is_asked_about_code(tiny_clip, tmp_path, monkeypatch):
     )
     (folder / "evil.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it asked"))
-    with pytest.raises(ValueError, match="trust_remote_code|evil"):
+    with pytest.raises(ValueError, match=r"trust_remote_code|evil"):
         FastGoalProcessor.from_clip(str(folder))

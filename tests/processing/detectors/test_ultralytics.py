@@ -31,7 +31,7 @@ class FakeYOLO:
         if not os.path.isabs(path):
             raise AssertionError("a bare name may be downloaded")
         self.path = path
-        self.model = SimpleNamespace(stride=torch.tensor([8.0, 16.0, 32.0]), named_parameters=dict().items)
+        self.model = SimpleNamespace(stride=torch.tensor([8.0, 16.0, 32.0]), named_parameters={}.items)
 
     def predict(self, source: list[np.ndarray], **options: Any) -> list[Any]:
         torch.set_num_threads(1)
