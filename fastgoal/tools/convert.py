@@ -113,7 +113,10 @@ def convert(
     with loading(f"the tokenizer and image processor of --base {base}", base):
         processor = load_processor(base, LONGEST)
     state, ignored = read_state_dict(file)
-    state, layout = clip_names(state)
+    try:
+        state, layout = clip_names(state)
+    except ValueError as error:
+        raise ValueError(f"file='{file}': {error}") from None
     positions = config.text_config.max_position_embeddings
     if TEXT_POSITIONS in state:
         table = state[TEXT_POSITIONS]

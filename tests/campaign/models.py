@@ -62,7 +62,8 @@ def with_code(name: str) -> Callable[[Path], None]:
 
 
 def cut(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:50_000])
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -141,8 +142,8 @@ def ran_nothing(folder: Path, _: str) -> None:
 
 
 COMMANDS = (
-    *("pairs", "detector", "train", "evaluate", "against", "explain"),
-    *("gallery", "search", "inspect", "convert", "export", "caption"),
+    *("pairs", "train", "evaluate", "against", "explain"),
+    *("gallery", "search", "inspect", "convert", "export"),
 )
 
 

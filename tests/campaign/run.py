@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from . import images, models, orders, sending, tables, texts
+from . import images, models, orders, parts, sending, tables, texts
 from .harness import RESULTS, Case
 
 HEAVY = (
@@ -20,7 +20,7 @@ HEAVY = (
 
 def all_cases() -> list[Case]:
     """The cases of all areas; each has a name of its own."""
-    found = [case for part in (images, texts, tables, models, orders, sending) for case in part.cases()]
+    found = [case for part in (images, texts, tables, models, parts, orders, sending) for case in part.cases()]
     assert len({(case.area, case.name) for case in found}) == len(found)
     return found
 

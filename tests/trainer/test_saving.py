@@ -19,6 +19,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, Fast
 from fastgoal.processing.files import hold_folder
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.run import main
+from tests.locks import held_by_another
 
 
 @pytest.fixture
@@ -156,20 +157,11 @@ def test_weights_that_are_no_numbers_are_not_saved(trainer_for, tmp_path):
 
 
 def test_two_trainings_in_one_folder(trainer_for, tmp_path):
-    code = (
-        "from pathlib import Path; from fastgoal.processing.files import hold_folder\n"
-        f"with hold_folder(Path({str(tmp_path / '.fastgoal')!r})):\n"
-        "    print('mine', flush=True); input()"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment, text=True)
-    assert process.stdout.readline() == "mine\n"
-    with pytest.raises(ValueError, match=f"process {process.pid} on the machine .* writes this folder"):
+    with (
+        held_by_another(tmp_path / ".fastgoal") as number,
+        pytest.raises(ValueError, match=f"process {number} on the machine .* writes this folder"),
+    ):
         trainer_for(tmp_path).train()
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
     trainer_for(tmp_path, max_steps=1, save_strategy="no").train()
     # A lock that this process holds already lets it in, and is still held afterwards.
     with hold_folder(tmp_path / ".fastgoal", again=True):

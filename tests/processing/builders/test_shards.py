@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +12,7 @@ from fastgoal.processing.builders.captions import CaptionSettings
 from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped
 from fastgoal.processing.data.image_folder import ImageFolder
 from fastgoal.processing.files import whole_file, write_json
+from tests.locks import held_by_another
 
 SETTINGS = CaptionSettings("a model", "What is it?")
 
@@ -60,18 +59,11 @@ def test_one_run_at_a_time(source, folder):
 
 
 def test_the_system_frees_the_lock_of_a_process_that_was_killed(source, folder):
-    code = (
-        "from pathlib import Path; from fastgoal.processing.builders.shards import RunFolder, hold_folder\n"
-        f"with hold_folder(RunFolder(Path({str(folder.folder)!r}), 'run.json', 'x', []).work):\n"
-        "    print('mine', flush=True); input()"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment, text=True)
-    assert process.stdout.readline() == "mine\n"
-    with pytest.raises(ValueError, match=f"process {process.pid} on the machine '.*' writes this folder"):
+    with (
+        held_by_another(folder.work) as number,
+        pytest.raises(ValueError, match=f"process {number} on the machine '.*' writes this folder"),
+    ):
         folder.open(source, SETTINGS).__enter__()
-    process.kill()
-    process.communicate()
     with folder.open(source, SETTINGS):
         pass
 

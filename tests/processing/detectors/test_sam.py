@@ -14,50 +14,12 @@ from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.sam import SamDetector, shrink
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.regions import Detector, Region, find_regions
+from tests.tiny_models import make_sam
 
 
 @pytest.fixture(scope="module")
 def tiny_sam(tmp_path_factory):
-    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
-
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 16,
-            "output_channels": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-            "window_size": 2,
-            "global_attn_indexes": [],
-            "mlp_dim": 16,
-            "num_pos_feats": 4,
-        },
-        prompt_encoder_config={
-            "hidden_size": 8,
-            "image_size": 32,
-            "patch_size": 8,
-            "image_embedding_size": 4,
-            "mask_input_channels": 4,
-        },
-        mask_decoder_config={
-            "hidden_size": 8,
-            "mlp_dim": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 8,
-            "iou_head_depth": 2,
-        },
-    )
-    folder = tmp_path_factory.mktemp("sam")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        SamModel(config).save_pretrained(folder)
-    images = SamImageProcessor(
-        size={"longest_edge": 32}, pad_size={"height": 32, "width": 32}, mask_size={"longest_edge": 8}
-    )
-    SamProcessor(images).save_pretrained(folder)
-    return folder
+    return make_sam(tmp_path_factory.mktemp("sam"))
 
 
 def mask_of(size, left, top, right, bottom):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+from transformers import YolosForObjectDetection
 
 from fastgoal.processing.detectors import transformers
 from fastgoal.processing.detectors.common import batches_of_one_shape
@@ -18,6 +18,7 @@ from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.detectors.transformers import TransformersDetector
 from fastgoal.processing.regions import Detector, Region, find_regions
+from tests.tiny_models import make_yolos
 
 LANDSCAPE, PORTRAIT = Image.new("RGB", (80, 40), (200, 30, 30)), Image.new("RGB", (40, 60), (30, 30, 200))
 
@@ -27,23 +28,7 @@ OBJECTS = [((0.5, 0.5, 0.5, 0.5), 1, 0.9), ((0.9, 0.1, 0.4, 0.4), 0, 0.6), ((0.2
 
 @pytest.fixture(scope="module")
 def yolos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=[32, 32],
-        patch_size=16,
-        num_detection_tokens=3,
-        use_mid_position_embeddings=False,
-        id2label={0: "cat", 1: "dog"},
-        label2id={"cat": 0, "dog": 1},
-    )
-    folder = tmp_path_factory.mktemp("yolos")
-    YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
-    return folder
+    return make_yolos(tmp_path_factory.mktemp("yolos"))
 
 
 class Known(torch.nn.Module):

@@ -1,0 +1,155 @@
+"""Checkpoints of other models than CLIP as on the Hub, tiny and with random weights: a captioner and detectors."""
+
+from pathlib import Path
+
+import torch
+
+
+def make_vlm(folder: Path) -> Path:
+    """A Qwen2-VL with a chat template and a vocabulary of some forty words.
+
+    An image takes more tokens the larger it is, so that the prompts of a batch differ in length.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    sentence = (
+        "a the red green blue grey round square small large cup dog tree road house sky light stone wood person stands "
+        "lies shines on under beside behind left right above two three ."
+    )
+    vocab = {token: index for index, token in enumerate([*special, *sentence.split()])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[2:],
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(vocab),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_parameters": rope,
+            "eos_token_id": vocab["<|im_end|>"],
+            "pad_token_id": vocab["<|endoftext|>"],
+            "initializer_range": 0.5,
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 8,
+            "initializer_range": 0.5,
+        },
+        image_token_id=vocab["<|image_pad|>"],
+        video_token_id=vocab["<|video_pad|>"],
+        vision_start_token_id=vocab["<|vision_start|>"],
+        vision_end_token_id=vocab["<|vision_end|>"],
+        initializer_range=0.5,
+    )
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        # It comes to an end now and then, and writes no other special token.
+        model.lm_head.weight[vocab["<|im_end|>"]] *= 1.5
+        model.lm_head.weight[[vocab[token] for token in special if token != "<|im_end|>"]] = 0
+    model.generation_config.eos_token_id = vocab["<|im_end|>"]
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(patch_size=8),
+        chat_template=template,
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_sam(folder: Path) -> Path:
+    """A SAM for images of 32 pixels."""
+    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 16,
+            "output_channels": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "window_size": 2,
+            "global_attn_indexes": [],
+            "mlp_dim": 16,
+            "num_pos_feats": 4,
+        },
+        prompt_encoder_config={
+            "hidden_size": 8,
+            "image_size": 32,
+            "patch_size": 8,
+            "image_embedding_size": 4,
+            "mask_input_channels": 4,
+        },
+        mask_decoder_config={
+            "hidden_size": 8,
+            "mlp_dim": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 8,
+            "iou_head_depth": 2,
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SamModel(config).save_pretrained(folder)
+    images = SamImageProcessor(
+        size={"longest_edge": 32}, pad_size={"height": 32, "width": 32}, mask_size={"longest_edge": 8}
+    )
+    SamProcessor(images).save_pretrained(folder)
+    return folder
+
+
+def make_yolos(folder: Path) -> Path:
+    """A YOLOS of two classes, cat and dog."""
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 32],
+        patch_size=16,
+        num_detection_tokens=3,
+        use_mid_position_embeddings=False,
+        id2label={0: "cat", 1: "dog"},
+        label2id={"cat": 0, "dog": 1},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
+    return folder
