@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from fastgoal import modeling_fastgoal, processing
+from fastgoal import modeling_fastgoal
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.files import WORK_FOLDER
 from fastgoal.processing.weights import refuse_not_finite
@@ -37,8 +37,9 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
-CODE_FILES = sorted(
-    {path.name for package in (modeling_fastgoal, processing) for path in Path(package.__path__[0]).glob("[a-z]*.py")}
+CODE_FILES = (
+    *sorted(path.name for path in Path(modeling_fastgoal.__path__[0]).glob("*_fastgoal.py")),
+    *("processing_fastgoal.py", "geometry.py", "images.py", "texts.py"),
 )
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MODEL_FILES = _any_of(

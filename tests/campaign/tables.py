@@ -109,11 +109,11 @@ TABLES: dict[str, tuple[Builder, str | None]] = {
         None,
     ),
     "saved, whole": (saved(lambda folder: None), None),
-    "saved, cut": (saved(lambda folder: os.truncate(arrow(folder), 200)), "cannot be read"),
-    "saved, gone": (saved(lambda folder: arrow(folder).unlink()), "cannot be read"),
-    "saved, no JSON": (saved(lambda folder: (folder / "state.json").write_text("{")), "cannot be read"),
-    "saved, a list": (saved(lambda folder: (folder / "state.json").write_text("[]")), "cannot be read"),
-    "saved, no info": (saved(lambda folder: (folder / "dataset_info.json").unlink()), "cannot be read"),
+    "saved, cut": (saved(lambda folder: os.truncate(arrow(folder), 200)), "cannot be loaded"),
+    "saved, gone": (saved(lambda folder: arrow(folder).unlink()), "cannot be loaded"),
+    "saved, no JSON": (saved(lambda folder: (folder / "state.json").write_text("{")), "cannot be loaded"),
+    "saved, a list": (saved(lambda folder: (folder / "state.json").write_text("[]")), "cannot be loaded"),
+    "saved, no info": (saved(lambda folder: (folder / "dataset_info.json").unlink()), "cannot be loaded"),
 }
 BOXES: dict[str, tuple[Any, str | None]] = {
     "whole": ([[0, 0, 20, 20]], None),

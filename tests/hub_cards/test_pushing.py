@@ -238,7 +238,15 @@ def test_files_that_nobody_wrote_here_are_not_sent(trained, tmp_path):
     before, _ = choose_files(folder, "model")
     others = {
         *("credentials.json", "secrets.py", "client_secret.json", "settings.local.json", "LICENSE-private-key"),
-        *("LICENSE.pem", "model.safetensors.bak", "optimizer.safetensors", "notes.md", "examples/me.jpg", "x\n.json"),
+        *(
+            "LICENSE.pem",
+            "model.safetensors.bak",
+            "optimizer.safetensors",
+            "notes.md",
+            "weights.py",
+            "examples/me.jpg",
+            "x\n.json",
+        ),
         *("data/train-00000-of-00001.parquet", "onnx/other.onnx", "examples/pairs.jpg/config.json"),
     }
     (folder / "examples/pairs.jpg").unlink()
