@@ -60,12 +60,13 @@ $(BIN)/python:
 			"Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Not compiled at once: Python compiles what is used when it is used, which is a small part of torch and its company.
 $(INSTALLED): | $(BIN)/python
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --no-compile --editable .
 	@rm -f $(VENV)/.fastgoal-*
 	@touch $@
 
 $(INSTALLED_DEV): | $(BIN)/python
-	$(BIN)/python -m pip install --editable ".[dev]"
+	$(BIN)/python -m pip install --no-compile --editable ".[dev]"
 	@rm -f $(VENV)/.fastgoal-*
 	@touch $(INSTALLED) $@
