@@ -17,22 +17,37 @@ MOST_PIXELS = 2**26  # of all images of a request
 LARGEST_RATIO = 100  # of an image's sides: the shorter one is brought to the model's size before the rest is cut off
 MOST = 64  # images or texts in a request
 MOST_CHARACTERS = 100_000  # in all texts of a request
+# What clients send beside `inputs` when they ask for embeddings.
+EMBEDDING_PARAMETERS = (
+    "normalize",
+    "truncate",
+    "prompt_name",
+    "truncation_direction",
+    "dimensions",
+    "encoding_format",
+)
 
 
 class EndpointHandler:
-    """Answers requests `{"inputs": ..., "parameters": ...}`.
+    """Answers requests `{"inputs": ..., "parameters": ...}`, those of `huggingface_hub.InferenceClient` among them.
 
-    `inputs` is an image, a text, a list of texts, or `{"image": ..., "text": ...}` where each is one or a list. An
-    image is base64 (with or without `data:image/...;base64,` in front), bytes or a PIL image; only inside
-    `{"image": ...}` a string is an image, elsewhere it is a text. Texts longer than the model reads are cut. Nothing is
+    `inputs` is an image, a text, a list of either, or `{"image": ..., "text": ...}` where each is one or a list. An
+    image is base64 (with or without `data:image/...;base64,` in front), bytes or a PIL image. A string is an image
+    inside `{"image": ...}` and where there are `candidate_labels`, as in the client's `zero_shot_image_classification`;
+    elsewhere it is a text, as in its `feature_extraction`. Texts longer than the model reads are cut. Nothing is
     fetched: clients of the Hub read URLs themselves.
 
-    `parameters`: `candidate_labels` (a list of texts, or texts separated by commas) asks for scores of the image, and
-    `return` is `"scores"` or `"embeddings"`; by default scores where there are images and texts, else embeddings.
+    `parameters`, of which those for embeddings may also stand beside `inputs`:
+
+    * `candidate_labels`, a list of texts, or texts separated by commas, asks for scores of the image;
+    * `hypothesis_template` puts each label in place of its `{}`; labels are taken as they are without it;
+    * `return` is `"scores"` or `"embeddings"`; by default scores where there are images and texts, else embeddings;
+    * `normalize: false` leaves embeddings as they come from the model, `truncate: false` refuses longer texts.
 
     Answers: for scores a list of `{"label", "score"}`, best first, for each image (for a single image that list
-    itself); for embeddings `{"image_embeddings": [...], "text_embeddings": [...]}`, normalised; for a request that
-    cannot be answered `{"error": "..."}`.
+    itself); for embeddings rows of numbers, and where `inputs` has names `{"image_embeddings": [...],
+    "text_embeddings": [...]}`. A request that cannot be answered is a `ValueError`, of which an endpoint makes status
+    400 and `{"error": "..."}`.
 
     Args:
         path: The model's folder.
@@ -47,25 +62,32 @@ class EndpointHandler:
     def __call__(self, data: dict[str, Any]) -> Any:
         try:
             return self.answer(data)
-        except ValueError as error:
-            return {"error": str(error)}
-        except Exception as error:  # a request must not end the endpoint
-            return {"error": f"The request cannot be answered ({type(error).__name__})."}
+        except ValueError:
+            raise
+        except Exception as error:  # whose words may say more of the machine than a client shall know
+            raise ValueError(f"The request cannot be answered ({type(error).__name__}).") from error
 
     @torch.inference_mode()
     def answer(self, data: dict[str, Any]) -> Any:
-        """As `__call__`, but raises `ValueError` for a request that cannot be answered."""
+        """As `__call__`, with whatever error there is."""
         if not isinstance(data, dict):
             raise ValueError(f'A request must be a JSON object with "inputs", got {type(data).__name__}.')
-        inputs = data.get("inputs", data)
+        inputs = data.get("inputs")
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise ValueError(f"`parameters` must be a JSON object, got {type(parameters).__name__}.")
-        if not isinstance(inputs, dict):
+        parameters = {**{name: data[name] for name in EMBEDDING_PARAMETERS if name in data}, **parameters}
+        labels = parameters.pop("candidate_labels", None)
+        named = isinstance(inputs, dict)
+        if not named:
             is_text = isinstance(inputs, str) or (isinstance(inputs, list) and all(isinstance(x, str) for x in inputs))
-            inputs = {"text" if is_text else "image": inputs}
+            inputs = {"text" if is_text and labels is None else "image": inputs}
+        labels = inputs.get("candidate_labels") if labels is None else labels
+        if unknown := inputs.keys() - {"image", "text", "candidate_labels"}:
+            raise ValueError(f"`inputs` may have the names image, text and candidate_labels, got {_shown(unknown)}.")
+        if labels is not None and inputs.get("text") is not None:
+            raise ValueError("A request has `text` or `candidate_labels`, got both.")
         images = self.read_images(_listed(inputs.get("image"), "image"))
-        labels = parameters.get("candidate_labels", inputs.get("candidate_labels"))
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
         texts = _listed(inputs.get("text") if labels is None else labels, "text")
@@ -75,7 +97,14 @@ class EndpointHandler:
             raise ValueError(f"The texts of a request may have {MOST_CHARACTERS:,} characters together.")
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
             raise ValueError("`text` and `candidate_labels` must be valid Unicode; one has half a character in it.")
-        wanted = parameters.get("return", "scores" if images and texts else "embeddings")
+        template = _option(parameters, "hypothesis_template", "{}", str)
+        normalize = _option(parameters, "normalize", True, bool)
+        truncate = _option(parameters, "truncate", True, bool)
+        wanted = parameters.pop("return", "scores" if images and texts else "embeddings")
+        if unknown := {name for name, value in parameters.items() if value is not None}:
+            raise ValueError(f"The parameters {_shown(unknown)} are not known here.")
+        if template.count("{}") != 1 or len(template) * len(texts) > MOST_CHARACTERS:
+            raise ValueError("`hypothesis_template` must be a short text with one {} in it, where the label goes.")
         if wanted not in ("scores", "embeddings"):
             raise ValueError(f"`return` must be 'scores' or 'embeddings', got {wanted!r}.")
         if not images and not texts:
@@ -83,13 +112,16 @@ class EndpointHandler:
         if wanted == "scores" and not (images and texts):
             raise ValueError("Scores need at least one image and one text (or `candidate_labels`).")
 
+        text_embeds = self.embed_texts([template.replace("{}", text) for text in texts], truncate) if texts else None
+        image_embeds = self.embed_images(images) if images else None
+        embeds = {"image_embeddings": image_embeds, "text_embeddings": text_embeds}
+        if normalize or wanted == "scores":
+            normalized = torch.nn.functional.normalize
+            embeds = {name: None if rows is None else normalized(rows, dim=-1) for name, rows in embeds.items()}
         if wanted == "embeddings":
-            named = {
-                "image_embeddings": self.embed_images(images) if images else None,
-                "text_embeddings": self.embed_texts(texts) if texts else None,
-            }
-            return {name: embeds.tolist() for name, embeds in named.items() if embeds is not None}
-        image_embeds, text_embeds = self.embed_images(images), self.embed_texts(texts)
+            answer = {name: rows.tolist() for name, rows in embeds.items() if rows is not None}
+            return answer if named else next(iter(answer.values()))
+        image_embeds, text_embeds = embeds.values()
         scores = (self.model.logit_scale.exp().float() * image_embeds @ text_embeds.T).softmax(dim=-1).tolist()
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
@@ -98,20 +130,23 @@ class EndpointHandler:
         return answers if isinstance(inputs.get("image"), list) else answers[0]
 
     def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """Normalised embeddings `(images, width)`."""
+        """Embeddings `(images, width)`."""
         inputs = self.processor(images=images, return_tensors="pt").to(self.device)
         features = self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.dtype)).pooler_output
-        return torch.nn.functional.normalize(features.float(), dim=-1)
+        return features.float()
 
-    def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        """Normalised embeddings `(texts, width)`; longer texts than the model reads are cut."""
+    def embed_texts(self, texts: list[str], truncate: bool = True) -> torch.Tensor:
+        """Embeddings `(texts, width)`; longer texts than the model reads are cut, or refused."""
         length = self.model.config.text_config.max_position_embeddings
-        inputs = self.processor(text=texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        most = length + (not truncate)
+        inputs = self.processor(text=texts, padding=True, truncation=True, max_length=most, return_tensors="pt")
+        if inputs["input_ids"].shape[1] > length:
+            raise ValueError(f"A text has more than the {length} tokens that the model reads.")
         inputs = inputs.to(self.device)
         features = self.model.get_text_features(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).pooler_output
-        return torch.nn.functional.normalize(features.float(), dim=-1)
+        return features.float()
 
     def read_images(self, images: list[Any]) -> list[Image.Image]:
         """Images from base64, bytes or PIL, upright and RGB; none is decoded before its size is known."""
@@ -152,6 +187,18 @@ def _upright(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _option(parameters: dict[str, Any], name: str, default: Any, kind: type) -> Any:
+    """Take a parameter out; None, as clients send, is the default."""
+    value = parameters.pop(name, None)
+    if not isinstance(value, kind | None):
+        raise ValueError(f"`{name}` must be a {kind.__name__}, got {type(value).__name__}.")
+    return default if value is None else value
+
+
+def _shown(names: set[Any]) -> str:
+    return ", ".join(sorted(repr(name)[:40] for name in names)[:5])
 
 
 def _listed(value: Any, name: str) -> list[Any]:

@@ -78,10 +78,11 @@ def request(value: Any) -> Callable[[Path, Kit], Callable[[], Any]]:
         def ask() -> None:
             from fastgoal.hub_cards.handler import EndpointHandler
 
-            answer = EndpointHandler(str(kit.clip))(value)
-            json.dumps(answer)
-            if not (isinstance(answer, dict) and answer.keys() == {"error"} and isinstance(answer["error"], str)):
-                raise AssertionError(f"no error, but {str(answer)[:200]}")
+            try:
+                answer = EndpointHandler(str(kit.clip))(value)
+            except ValueError:
+                return
+            raise AssertionError(f"no error, but {str(answer)[:200]}")
 
         return ask
 
@@ -93,9 +94,7 @@ def answered(value: Any) -> Callable[[Path, Kit], Callable[[], Any]]:
         def ask() -> None:
             from fastgoal.hub_cards.handler import EndpointHandler
 
-            answer = EndpointHandler(str(kit.clip))(value)
-            if "error" in json.dumps(answer)[:20]:
-                raise AssertionError(str(answer)[:300])
+            json.dumps(EndpointHandler(str(kit.clip))(value))
 
         return ask
 
@@ -158,6 +157,19 @@ WRONG_REQUESTS: dict[str, Any] = {
     "65 pictures": {"inputs": {"image": [PICTURE] * 65}},
     "long texts": {"inputs": ["x" * 2_000_000] * 64},
     "half a character": {"inputs": {"text": "half \ud800"}},
+    "another task": {"inputs": {"question": "What?", "image": PICTURE}},
+    "unknown parameters": {"inputs": "a", "parameters": {"max_new_tokens": 20}},
+    "a side door": {"inputs": "a", "dimensions": 5},
+    "an image for a text": {"inputs": "A red cup.", "parameters": {"candidate_labels": ["a", "b"]}},
+    "texts and labels": {"inputs": {"image": PICTURE, "text": "a"}, "parameters": {"candidate_labels": ["a", "b"]}},
+    "a template of nothing": {
+        "inputs": in_base64(PICTURE),
+        "parameters": {"candidate_labels": "a, b", "hypothesis_template": "a photo"},
+    },
+    "a long template": {
+        "inputs": in_base64(PICTURE),
+        "parameters": {"candidate_labels": ["a"] * 64, "hypothesis_template": "{}" + "x" * 90_000},
+    },
     "a pickle": {"inputs": {"image": b"\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x02os\x94\x93."}},
     "svg": {"inputs": {"image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}},
     "eps": {"inputs": {"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF"}},
@@ -165,6 +177,7 @@ WRONG_REQUESTS: dict[str, Any] = {
 RIGHT_REQUESTS: dict[str, Any] = {
     "a text": {"inputs": "a red cup"},
     "scores": {"inputs": {"image": in_base64(PICTURE)}, "parameters": {"candidate_labels": "a, b"}},
+    "scores for the client": {"inputs": in_base64(PICTURE), "parameters": {"candidate_labels": ["a", "b"]}},
     "a data address": {"inputs": {"image": "data:image/png;base64," + in_base64(PICTURE)}},
     "an end token": {"inputs": "a <|endoftext|> b"},
     "nul": {"inputs": "a\0b"},

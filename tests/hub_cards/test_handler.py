@@ -6,12 +6,17 @@ import io
 import json
 import re
 import struct
+import threading
 import time
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import fastgoal.hub_cards.handler
@@ -55,8 +60,9 @@ def expected(trained):
     ],
     ids=["pil", "bytes", "base64", "base64 in lines", "data url"],
 )
-def test_scores_of_an_image(handler, expected, image):
-    answer = handler({"inputs": {"image": image}, "parameters": {"candidate_labels": LABELS}})
+@pytest.mark.parametrize("named", [True, False])
+def test_scores_of_an_image(handler, expected, image, named):
+    answer = handler({"inputs": {"image": image} if named else image, "parameters": {"candidate_labels": LABELS}})
     json.dumps(answer)
     scores = {entry["label"]: entry["score"] for entry in answer}
     probabilities = expected.logits_per_image.softmax(dim=-1)[0].tolist()
@@ -68,15 +74,16 @@ def test_scores_of_an_image(handler, expected, image):
 def test_nothing_is_fetched(handler, address, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("it was fetched"))
     for inputs in ({"image": address}, {"image": [png(), address], "text": LABELS}):
-        assert "Addresses are not fetched here: read the image" in handler({"inputs": inputs})["error"]
+        with pytest.raises(ValueError, match="Addresses are not fetched here: read the image"):
+            handler({"inputs": inputs})
     assert not {"socket", "urllib", "requests", "httpx"} & set(re.findall(r"^import (\w+)", SOURCE, re.MULTILINE))
 
 
 def test_embeddings(handler, expected):
-    texts = handler({"inputs": LABELS})
-    torch.testing.assert_close(torch.tensor(texts["text_embeddings"]), expected.text_embeds)
-    images = handler({"inputs": png()})
-    torch.testing.assert_close(torch.tensor(images["image_embeddings"]), expected.image_embeds)
+    torch.testing.assert_close(torch.tensor(handler({"inputs": LABELS})), expected.text_embeds)
+    torch.testing.assert_close(torch.tensor(handler({"inputs": png()})), expected.image_embeds)
+    named = handler({"inputs": {"text": LABELS}})
+    torch.testing.assert_close(torch.tensor(named["text_embeddings"]), expected.text_embeds)
     both = handler({"inputs": {"image": [png()], "text": LABELS[0]}, "parameters": {"return": "embeddings"}})
     assert both.keys() == {"image_embeddings", "text_embeddings"}
     assert torch.tensor(both["text_embeddings"]).shape == (1, 16)
@@ -132,20 +139,92 @@ def header(width, height):
         ({"inputs": {"image": png()}, "parameters": {"candidate_labels": {"a": 1}}}, "must be texts"),
         ({"inputs": "a cup", "parameters": ["return"]}, "`parameters` must be a JSON object, got list"),
         ({"inputs": "a cup", "parameters": {"return": ["scores"]}}, "must be 'scores' or"),
+        ({"inputs": "a cup", "truncate": "no"}, "`truncate` must be a bool, got str"),
+        ({"inputs": LONG, "truncate": False}, "more than the 248 tokens"),
+        ({"inputs": "a cup", "dimensions": 3}, "The parameters 'dimensions' are not known here"),
+        ({"inputs": "a cup", "parameters": {"max_new_tokens": 3}}, "'max_new_tokens'"),
+        ({"inputs": {"question": "a cup?", "image": png()}}, "got 'question'"),
+        ({"inputs": {"image": png(), "text": "a"}, "parameters": {"candidate_labels": "a, b"}}, "got both"),
+        ({"inputs": "a red cup", "parameters": {"candidate_labels": "a, b"}}, "is not base64"),
+        ({"inputs": png(), "parameters": {"candidate_labels": "a", "hypothesis_template": "a"}}, "one {} in it"),
         (["inputs"], "must be a JSON object"),
         (None, "must be a JSON object"),
     ],
 )
 def test_requests_that_cannot_be_answered(handler, request_, words):
-    assert words in handler(request_)["error"]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        handler(request_)
 
 
-def test_an_error_that_nobody_thought_of_is_an_answer(handler, monkeypatch):
-    monkeypatch.setattr(handler, "embed_texts", lambda texts: 1 / 0)
-    assert handler({"inputs": "a cup"}) == {"error": "The request cannot be answered (ZeroDivisionError)."}
+def test_an_error_that_nobody_thought_of_is_one_of_the_request(handler, monkeypatch):
+    monkeypatch.setattr(handler, "embed_texts", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match=r"^The request cannot be answered \(ZeroDivisionError\)\.$"):
+        handler({"inputs": "a cup"})
+
+
+@pytest.fixture
+def endpoint(handler, monkeypatch):
+    """The handler behind HTTP, as an inference endpoint serves it: what it answers, or status 400 and its error."""
+
+    class Requests(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            is_image = self.headers["Content-Type"].startswith("image/")
+            try:
+                status, answer = (
+                    200,
+                    handler({"inputs": Image.open(io.BytesIO(body))} if is_image else json.loads(body)),
+                )
+            except Exception as error:
+                status, answer = 400, {"error": str(error)}
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks this machine alone
+    with ThreadingHTTPServer(("127.0.0.1", 0), Requests) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield InferenceClient(model=f"http://127.0.0.1:{server.server_port}", token="none")
+        server.shutdown()
+
+
+def test_the_client_of_the_hub_is_answered(endpoint, expected, tmp_path):
+    (tmp_path / "photo.png").write_bytes(png())
+    for image in (png(), tmp_path / "photo.png"):
+        found = endpoint.zero_shot_image_classification(image, candidate_labels=LABELS)
+        scores = {element.label: element.score for element in found}
+        probabilities = expected.logits_per_image.softmax(dim=-1)[0].tolist()
+        assert scores == pytest.approx(dict(zip(LABELS, probabilities, strict=True)), abs=1e-5)
+
+    assert endpoint.feature_extraction(LABELS[0]).shape == (1, 16)
+    np.testing.assert_allclose(endpoint.feature_extraction(LABELS), expected.text_embeds, atol=1e-6)
+    raw = endpoint.feature_extraction(LABELS, normalize=False)
+    assert np.linalg.norm(raw, axis=1) != pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), expected.text_embeds, atol=1e-6)
+
+
+def test_a_template_stands_around_each_label(endpoint):
+    labels = ["a cup", "a dog"]
+    found = endpoint.zero_shot_image_classification(png(), candidate_labels=labels, hypothesis_template="Here is {}.")
+    whole = endpoint.zero_shot_image_classification(png(), candidate_labels=["Here is a cup.", "Here is a dog."])
+    assert [element.label for element in found] == [element.label[8:-1] for element in whole]
+    assert [element.score for element in found] == pytest.approx([element.score for element in whole])
+
+
+def test_the_client_of_another_task_reads_what_is_wrong(endpoint):
+    with pytest.raises(HfHubHTTPError, match="'top_k' are not known"):
+        endpoint.image_classification(png(), top_k=3)
+    with pytest.raises(HfHubHTTPError, match="The image cannot be read"):
+        endpoint.zero_shot_image_classification(b"no image", candidate_labels=["a", "b"])
+    with pytest.raises(HfHubHTTPError, match="'dimensions' are not known here"):
+        endpoint.feature_extraction("a cup", dimensions=3)
 
 
 def test_texts_of_the_largest_request_are_cut_in_seconds(handler):
     started = time.monotonic()
-    assert len(handler({"inputs": ["x" * 50_000, "a b. " * 10_000]})["text_embeddings"]) == 2
+    assert len(handler({"inputs": ["x" * 50_000, "a b. " * 10_000]})) == 2
     assert time.monotonic() - started < 20
