@@ -7,9 +7,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel
+from transformers import AutoModel, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .configuration_fastgoal import FastGoalCLIPConfig
 from .losses_fastgoal import FastGoalLosses, LossWeights, fast_goal_loss, loss_rows
@@ -50,7 +51,7 @@ class FastGoalOutput(FastGoalLosses):
         word_mask: Which of these tokens are words (no BOS, EOS or padding), `(captions, tokens)` bool.
         logit_scale: The factor in the logits, scalar.
         text_model_output: The text tower's output for the captions.
-        vision_model_output: The image tower's output for the images (with local pairs: images, then crops).
+        vision_model_output: The image tower's output for the images.
     """
 
     logits_per_image: torch.Tensor | None = None
@@ -145,8 +146,8 @@ class FastGoalCLIPModel(CLIPModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
         """As `CLIPModel.get_text_features`, but longer texts are cut as the tokenizer would have cut them.
 
         Pipelines do not truncate; a plain `CLIPModel` stops at such a text.
@@ -183,7 +184,7 @@ class FastGoalCLIPModel(CLIPModel):
         nothing global is computed.
 
         Args:
-            input_ids: Captions, `(captions, tokens)`.
+            input_ids: Captions, `(captions, tokens)`; longer ones than the model reads are cut, with their masks.
             pixel_values: Images, `(images, 3, height, width)`.
             attention_mask: `(captions, tokens)`.
             local_input_ids: Sentence of each row's local pair, `(batch, sentence_tokens)`.
@@ -198,7 +199,8 @@ class FastGoalCLIPModel(CLIPModel):
                 `config.sparc_weight` is not 0.
             interpolate_pos_encoding: Take images of another size than the model was trained on.
             return_token_embeds: Also give the projected embedding of every patch and every caption token.
-            **kwargs: As for `CLIPModel` (`output_attentions`...).
+            **kwargs: As for `CLIPModel` (`output_attentions`...). With `sentence_mask` the last of the captions'
+                hidden states is always there.
 
         Raises:
             ValueError: The local inputs do not match the global ones row by row, or a mask its tokens.
@@ -231,11 +233,19 @@ class FastGoalCLIPModel(CLIPModel):
         )
         parts = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in images.values()])
         embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
-        hidden = {**kwargs, "output_hidden_states": True} if sentence_mask is not None else kwargs
+        hidden = dict(kwargs)
+        if sentence_mask is not None:
+            asked = kwargs.get("output_hidden_states")
+            is_flag = asked is None or isinstance(asked, bool)
+            hidden["output_hidden_states"] = True if is_flag else [*([asked] if isinstance(asked, int) else asked), -1]
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
         _, embeds["local_text_embeds"] = self._embed_texts(local_input_ids, local_attention_mask, **kwargs)
-        if pixel_values is not None:  # the tower's output for the images, without the crops behind them
-            whole = BaseModelOutputWithPooling(last_hidden_state=vision.last_hidden_state[: len(pixel_values)])
+        whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops behind
+        if text is not None and cast(Any, input_ids).shape[1] > (limit := text.last_hidden_state.shape[1]):
+            attention_mask = None if attention_mask is None else attention_mask[:, :limit]
+            if sentence_mask is not None:
+                sentence_mask = sentence_mask[:, :limit].clone()
+                sentence_mask[:, -1] = False  # EOS, or padding
         if region_mask is not None:
             embeds["region_embeds"] = pool_patches(self, whole, region_mask)
         if sentence_mask is not None:
@@ -243,7 +253,8 @@ class FastGoalCLIPModel(CLIPModel):
         if return_token_embeds:
             embeds["patch_embeds"] = patch_embeds(self, whole)
             embeds["token_embeds"] = token_embeds(self, text)
-            attended = torch.ones_like(cast(Any, input_ids)) if attention_mask is None else attention_mask
+            states = cast(Any, text).last_hidden_state
+            attended = torch.ones_like(states[..., 0]) if attention_mask is None else attention_mask
             embeds["word_mask"] = word_mask(attended)
 
         logit_scale = self.logit_scale.exp()
@@ -257,7 +268,7 @@ class FastGoalCLIPModel(CLIPModel):
             logits_per_text=logits,
             logit_scale=logit_scale,
             text_model_output=text,
-            vision_model_output=vision,
+            vision_model_output=whole,
         )
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -266,6 +277,17 @@ class FastGoalCLIPModel(CLIPModel):
             return None, None
         text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return text, F.normalize(text.pooler_output, dim=-1)
+
+
+def _first_rows(outputs: Any, rows: int) -> Any:
+    """A tower's output for the first rows of the batch alone."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(cut, value))
+        return value if value is None else value[:rows]
+
+    return type(outputs)(**{name: cut(value) for name, value in outputs.items()})
 
 
 def load_whole(kind: Any, name: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -298,3 +320,5 @@ def _check_rows(inputs: dict[str, Any], return_token_embeds: bool) -> None:
 
 FastGoalCLIPConfig.register_for_auto_class()
 FastGoalCLIPModel.register_for_auto_class("AutoModel")
+# For `AutoModel.from_config` with our configuration; a folder's own is CLIP's, and loads as CLIP.
+AutoModel.register(FastGoalCLIPConfig, FastGoalCLIPModel, exist_ok=True)

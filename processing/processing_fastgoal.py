@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, BatchFeature, CLIPProcessor
+from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import logging
 
 from .geometry import ImageTransform, patch_mask
@@ -88,20 +90,32 @@ class FastGoalProcessor(Flism, CLIPProcessor):
     def to_dict(self) -> dict[str, Any]:
         # A detector belongs to this process. Without our code the folder is CLIP's, for every transformers program.
         detector, self.detector = self.detector, None
+        auto_map = {"AutoProcessor": f"processing_fastgoal.{type(self).__name__}"}  # also once it is loaded again
         try:
-            return {**super().to_dict(), "processor_class": "CLIPProcessor"}
+            return {**super().to_dict(), "processor_class": "CLIPProcessor", "auto_map": auto_map}
         finally:
             self.detector = detector
 
-    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def _merge_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it, with our defaults behind all that the call, or the tokenizer's files, say."""
+        merged = super()._merge_kwargs(*args, **kwargs)
+        for name in ("text_kwargs", "images_kwargs"):
+            merged[name].setdefault("return_tensors", "pt")
+        merged["text_kwargs"] = {"padding": True, "truncation": True, **merged["text_kwargs"]}
+        return merged
+
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Unpack[ProcessingKwargs]
+    ) -> BatchFeature:
         """Turn images and captions into CLIP's inputs.
 
         Args:
             images: An image or a list of them: PIL images and file names, which are turned upright by their EXIF
                 orientation first, or whatever CLIP's image processor takes.
             text: A caption or a list of them. Longer ones than the model reads are cut, with one warning per call.
-            **kwargs: As for `CLIPProcessor`. `padding=True`, `truncation=True` and `return_tensors="pt"` unless
-                given otherwise.
+            **kwargs: As for `CLIPProcessor`, nested (`text_kwargs`, `images_kwargs`, `common_kwargs`) or not.
+                `padding=True`, `truncation=True` and `return_tensors="pt"` unless given otherwise, here or when the
+                tokenizer was loaded.
 
         Returns:
             `pixel_values` `(images, 3, height, width)`, `input_ids` and `attention_mask` `(captions, tokens)`.
@@ -111,22 +125,21 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         """
         if images is None and text is None:
             raise ValueError("Either `images` or `text` (or both) must be given, got None for both.")
-        kwargs.setdefault("return_tensors", "pt")
         if text is not None:
-            text = [text] if isinstance(text, str) else list(text)
-            check_texts(text)
-            kwargs.setdefault("padding", True)
-            kwargs.setdefault("truncation", True)
+            text = text if isinstance(text, str) else list(text)
+            captions = [text] if isinstance(text, str) else text
+            check_texts(captions)
         if isinstance(images, _LOADED):
             images = load_image(images)
         elif isinstance(images, list | tuple):
             images = [load_image(image) if isinstance(image, _LOADED) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
-        if text is not None and kwargs["truncation"]:
-            limit = kwargs.get("max_length") or self.tokenizer.model_max_length
-            cut = self.count_truncated(text, limit)
-            if cut:
-                logger.warning(f"{cut} of {len(text)} captions have more than {limit} tokens and were cut there.")
+        if text is not None:
+            options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["text_kwargs"]
+            limit = options.get("max_length") or self.tokenizer.model_max_length
+            is_cut = options["truncation"] not in (False, None, TruncationStrategy.DO_NOT_TRUNCATE)
+            if is_cut and (cut := self.count_truncated(captions, limit)):
+                logger.warning(f"{cut} of {len(captions)} captions have more than {limit} tokens and were cut there.")
         return inputs
 
     def count_truncated(self, captions: Sequence[str], max_length: int | None = None) -> int:

@@ -45,6 +45,15 @@ _PARAMETERS = {
 }
 # Stored as (width, dim) and used as `x @ matrix`, where a linear layer stores (dim, width).
 _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+# What other models have and CLIP has not, by names that only they use: no base can fit them.
+_STRANGERS = {
+    r"visual\.(layer[1-4]\.\d+\.conv1|attnpool\.).*": "the ResNet image tower of CLIP RN50 and its like",
+    r"text_decoder\..*|logit_scale_caption|visual\.attn_pool\..*": "a CoCa, with a text decoder or a pooler of its own",
+    r"vision_model\.head\.probe|logit_bias": "a SigLIP, with a pooling head and a bias",
+    r"visual\.(trunk\.)?(blocks\.\d+\.(attn\.(q_bias|q_proj\..*)|mlp\.w\d+\..*)|rope\..*)": "an EVA image tower",
+    r"visual\.trunk\..*": "an image tower of timm",
+    r"text\.transformer\.(encoder|embeddings)\..*|text\.proj\..*": "a text tower of transformers, such as a BERT",
+}
 _LAYERS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -113,6 +122,12 @@ def convert(
     with loading(f"the tokenizer and image processor of --base {base}", base):
         processor = load_processor(base, LONGEST)
     state, ignored = read_state_dict(file)
+    for pattern, what in _STRANGERS.items():
+        if found := next((name for name in state if re.fullmatch(pattern, name)), None):
+            raise ValueError(
+                f"file='{file}' holds {what} ({found}), which no CLIP of transformers has: no base can fit it. Only "
+                "CLIPs whose two towers are transformers (ViT-B/32 to ViT-bigG-14) can be converted."
+            )
     try:
         state, layout = clip_names(state)
     except ValueError as error:

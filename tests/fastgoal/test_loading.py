@@ -43,12 +43,15 @@ try:
 except ImportError:
     pass
 else:
-    model = SentenceTransformer(folder)
-    found["sentence_transformers"] = {
-        "length": model.max_seq_length,
-        "texts": model.encode(["a cup", longer]).tolist(),
-        "images": model.encode([image]).tolist(),
-    }
+    found["sentence_transformers"] = []
+    for trust in (False, True):
+        model = SentenceTransformer(folder, trust_remote_code=trust)
+        found["sentence_transformers"].append({
+            "class": type(model[0].auto_model if hasattr(model[0], "auto_model") else model[0].model).__name__,
+            "length": model.max_seq_length,
+            "texts": model.encode(["a cup", longer]).tolist(),
+            "images": model.encode([image]).tolist(),
+        })
 print(json.dumps(found))
 """
 
@@ -97,14 +100,15 @@ def test_pipelines(folder, found):
 def test_sentence_transformers(folder, found):
     if "sentence_transformers" not in found:
         pytest.skip("sentence-transformers is not installed")
-    found = found["sentence_transformers"]
     model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
     with torch.no_grad():
         texts = model.get_text_features(**processor(text=["a cup", LONGER])).pooler_output
         images = model.get_image_features(**processor(images=IMAGE)).pooler_output
-    assert found["length"] == 248
-    torch.testing.assert_close(torch.tensor(found["texts"]), texts)
-    torch.testing.assert_close(torch.tensor(found["images"]), images)
+    assert [made["class"] for made in found["sentence_transformers"]] == ["CLIPModel", "FastGoalCLIPModel"]
+    for made in found["sentence_transformers"]:
+        assert made["length"] == 248
+        torch.testing.assert_close(torch.tensor(made["texts"]), texts)
+        torch.testing.assert_close(torch.tensor(made["images"]), images)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

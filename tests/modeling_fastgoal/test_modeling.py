@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPConfig, CLIPModel
 
 from fastgoal import FastGoalCLIPConfig, FastGoalCLIPModel
 from tests.modeling_fastgoal.norms import shake_norms
@@ -88,6 +88,62 @@ def test_local_inputs_do_not_change_the_global_embeddings(clip, model, batch, lo
     torch.testing.assert_close(got.local_image_embeds, alone.image_embeds)
     torch.testing.assert_close(got.local_text_embeds, alone.text_embeds)
     assert got.loss is None
+
+
+def test_outputs_of_the_towers_are_the_captions_and_images_alone(clip, model, batch, local):
+    short = FastGoalCLIPModel.from_clip(clip, max_text_length=77)
+    expected = clip(**batch, output_hidden_states=True, output_attentions=True)
+    got = short(**batch, **local, output_hidden_states=True, output_attentions=True)
+    for name in ("text_model_output", "vision_model_output"):
+        theirs, ours = getattr(expected, name), getattr(got, name)
+        assert theirs.keys() == ours.keys()
+        for part, value in theirs.items():
+            torch.testing.assert_close(ours[part], value, msg=part)
+    del local["sentence_mask"], local["region_mask"]
+    assert model(**local).vision_model_output is None
+
+
+def test_chosen_hidden_states_are_kept(model, batch, local):
+    every = model(**batch, **local, output_hidden_states=True)
+    for asked in ([0], [1, -1], 1):
+        try:
+            got = model(**batch, **local, output_hidden_states=asked)
+            plain = model(**batch, output_hidden_states=asked)
+        except TypeError:  # transformers before 5.20
+            pytest.skip("this transformers knows no choice of hidden states")
+        assert torch.equal(got.sentence_embeds, every.sentence_embeds)
+        torch.testing.assert_close(got.vision_model_output.hidden_states, plain.vision_model_output.hidden_states)
+        theirs, ours = plain.text_model_output.hidden_states, got.text_model_output.hidden_states
+        torch.testing.assert_close(ours[:-1], theirs[:-1])
+        assert torch.equal(ours[-1], every.text_model_output.hidden_states[-1])
+
+
+def test_captions_longer_than_the_model_are_cut_with_their_masks(model, batch, local):
+    model.config.sparc_weight = 0.5
+    ids = torch.randint(3, 97, (4, 300))
+    ids[:, -1] = EOS
+    sentence = torch.zeros(4, 300, dtype=torch.bool)
+    sentence[0, 3:50], sentence[1, 240:270], sentence[2, 260:290] = True, True, True
+    cut = ids[:, :248].clone()
+    cut[:, -1] = EOS
+    inside = sentence[:, :248].clone()
+    inside[:, -1] = False
+    batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    local["sentence_mask"] = sentence
+    whole = model(**batch, **local, return_loss=True)
+    batch |= {"input_ids": cut, "attention_mask": torch.ones_like(cut)}
+    expected = model(**batch, **{**local, "sentence_mask": inside}, return_loss=True)
+    for name in ("loss", "sentence_embeds", "text_embeds", "word_mask", "token_embeds"):
+        torch.testing.assert_close(whole[name], expected[name])
+    assert whole.sentence_embeds.norm(dim=-1).tolist() == pytest.approx([1, 1, 0, 0], abs=1e-5)
+
+
+def test_auto_model_makes_it_of_its_configuration(model, tmp_path):
+    made = AutoModel.from_config(model.config)
+    assert type(made) is FastGoalCLIPModel
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path, config=model.config)) is FastGoalCLIPModel
+    assert type(AutoModel.from_pretrained(tmp_path)) is CLIPModel
 
 
 def test_token_similarity_is_a_slow_loop(clip, model, batch, local):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from transformers import CLIPProcessor
+from transformers import AutoTokenizer, CLIPProcessor
 
 from fastgoal import FastGoalProcessor
 
@@ -33,6 +33,43 @@ def test_inputs_are_clips(processor, tiny_clip):
     assert set(got) == {"input_ids", "attention_mask", "pixel_values"}
     for name in expected:
         assert torch.equal(expected[name], got[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "at_load"),
+    [
+        ({"text_kwargs": {"padding": "max_length", "max_length": 50}}, {}),
+        ({"padding": "max_length", "max_length": 50}, {"padding": "longest"}),
+        ({}, {"padding": "max_length", "max_length": 50}),
+        ({"text_kwargs": {"max_length": 5}, "common_kwargs": {"return_tensors": "np"}}, {}),
+        ({"common_kwargs": {"return_tensors": "np"}, "images_kwargs": {"do_normalize": False}}, {}),
+        ({"return_tensors": "np", "do_rescale": False}, {}),
+        ({"truncation": False}, {}),
+    ],
+)
+def test_options_are_clips_in_every_form(tiny_clip, options, at_load):
+    ours, plain = FastGoalProcessor.from_clip(tiny_clip), CLIPProcessor.from_pretrained(tiny_clip)
+    ours.tokenizer = plain.tokenizer = AutoTokenizer.from_pretrained(tiny_clip, **at_load)
+    inputs = {"images": [image(color="red")], "text": ["a cup", "a red cup stands there"]}
+    asked = {**options.get("text_kwargs", {}), **options.get("common_kwargs", {}), **at_load, **options}
+    defaults = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    expected = plain(**inputs, **options, **{name: value for name, value in defaults.items() if name not in asked})
+    got = ours(**inputs, **options)
+    assert set(got) == set(expected)
+    for name in expected:
+        assert type(got[name]) is type(expected[name])
+        assert (got[name] == expected[name]).all()
+        assert got[name].shape == expected[name].shape
+
+
+def test_an_option_given_twice_is_refused(processor):
+    with pytest.raises(ValueError, match="max_length was passed two times"):
+        processor(text="a cup", max_length=5, text_kwargs={"max_length": 6})
+
+
+def test_lists_are_as_the_tokenizer_gives_them(processor):
+    for text in ("a cup", ["a cup", "a red dog"]):
+        assert dict(processor(text=text, padding=False, return_tensors=None)) == dict(processor.tokenizer(text))
 
 
 def test_single_image_and_text(processor):
@@ -65,9 +102,14 @@ def test_long_captions_are_cut_with_one_warning(processor, caplog, monkeypatch):
     texts = ["x y " * 200, "short", "z" * 600]
     with caplog.at_level("WARNING"):
         got = processor(text=texts)
+        processor(text=texts, text_kwargs={"max_length": 5})
+        processor(text=texts, text_kwargs={"truncation": False})
     assert got["input_ids"].shape == (3, 248)
     messages = [record.getMessage() for record in caplog.records if "captions" in record.getMessage()]
-    assert messages == ["2 of 3 captions have more than 248 tokens and were cut there."]
+    assert messages == [
+        "2 of 3 captions have more than 248 tokens and were cut there.",
+        "3 of 3 captions have more than 5 tokens and were cut there.",
+    ]
 
 
 @pytest.mark.parametrize("words", [245, 246, 247])
@@ -93,6 +135,7 @@ def test_saved_folder_loads_as_ours_and_as_clips(processor, tmp_path):
     finally:
         processor.detector = None
     ours = FastGoalProcessor.from_pretrained(tmp_path)
+    assert ours.to_dict() == processor.to_dict()
     assert (ours.patch_size, ours.tokenizer.model_max_length, ours.detector) == (8, 248, None)
     plain = CLIPProcessor.from_pretrained(tmp_path)
     assert plain.tokenizer.model_max_length == 248

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -190,6 +191,26 @@ def test_files_that_are_no_state_dicts(tiny_clip, tmp_path):
         read_state_dict(tmp_path / "script.pt")
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         read_state_dict(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("visual.layer1.0.conv1.weight", "ResNet"),
+        ("text_decoder.resblocks.0.ln_1.weight", "CoCa"),
+        ("vision_model.head.probe", "SigLIP"),
+        ("logit_bias", "SigLIP"),
+        ("visual.trunk.blocks.0.attn.q_proj.weight", "EVA"),
+        ("visual.blocks.0.attn.q_bias", "EVA"),
+        ("visual.trunk.cls_token", "timm"),
+        ("text.transformer.encoder.layer.0.output.dense.weight", "BERT"),
+    ],
+)
+def test_models_that_no_base_can_fit_are_named(tiny_clip, tmp_path, name, what):
+    save_file({name: torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=rf"holds .*{what}.*\({re.escape(name)}\).*no base can fit it"):
+        convert(tmp_path / "other.safetensors", str(tiny_clip), tmp_path / "out", drop_unmatched=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_files_is_not_written_into(tiny_clip, tmp_path):
