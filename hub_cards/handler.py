@@ -72,7 +72,7 @@ class EndpointHandler:
         """As `__call__`, with whatever error there is."""
         if not isinstance(data, dict):
             raise ValueError(f'A request must be a JSON object with "inputs", got {type(data).__name__}.')
-        inputs = data.get("inputs")
+        inputs: Any = data.get("inputs")
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise ValueError(f"`parameters` must be a JSON object, got {type(parameters).__name__}.")
@@ -114,15 +114,15 @@ class EndpointHandler:
 
         text_embeds = self.embed_texts([template.replace("{}", text) for text in texts], truncate) if texts else None
         image_embeds = self.embed_images(images) if images else None
-        embeds = {"image_embeddings": image_embeds, "text_embeddings": text_embeds}
+        embeds: dict[str, Any] = {"image_embeddings": image_embeds, "text_embeddings": text_embeds}
         if normalize or wanted == "scores":
             normalized = torch.nn.functional.normalize
             embeds = {name: None if rows is None else normalized(rows, dim=-1) for name, rows in embeds.items()}
         if wanted == "embeddings":
             answer = {name: rows.tolist() for name, rows in embeds.items() if rows is not None}
             return answer if named else next(iter(answer.values()))
-        image_embeds, text_embeds = embeds.values()
-        scores = (self.model.logit_scale.exp().float() * image_embeds @ text_embeds.T).softmax(dim=-1).tolist()
+        cosines = embeds["image_embeddings"] @ embeds["text_embeddings"].T
+        scores = (self.model.logit_scale.exp().float() * cosines).softmax(dim=-1).tolist()
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
             for row in scores

@@ -235,9 +235,11 @@ class FastGoalCLIPModel(CLIPModel):
         embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
         hidden = dict(kwargs)
         if sentence_mask is not None:
-            asked = kwargs.get("output_hidden_states")
-            is_flag = asked is None or isinstance(asked, bool)
-            hidden["output_hidden_states"] = True if is_flag else [*([asked] if isinstance(asked, int) else asked), -1]
+            asked: Any = kwargs.get("output_hidden_states")
+            if asked is None or isinstance(asked, bool):
+                hidden["output_hidden_states"] = True
+            else:  # by their numbers
+                hidden["output_hidden_states"] = [*([asked] if isinstance(asked, int) else asked), -1]
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
         _, embeds["local_text_embeds"] = self._embed_texts(local_input_ids, local_attention_mask, **kwargs)
         whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops behind
@@ -275,7 +277,8 @@ class FastGoalCLIPModel(CLIPModel):
         """The text tower's output and the embeddings; None both without texts."""
         if input_ids is None:
             return None, None
-        text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        kwargs = {**kwargs, "attention_mask": attention_mask, "return_dict": True}
+        text: Any = self.get_text_features(input_ids, **kwargs)
         return text, F.normalize(text.pooler_output, dim=-1)
 
 

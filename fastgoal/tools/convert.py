@@ -49,7 +49,7 @@ _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visu
 _STRANGERS = {
     r"visual\.(layer[1-4]\.\d+\.conv1|attnpool\.).*": "the ResNet image tower of CLIP RN50 and its like",
     r"text_decoder\..*|logit_scale_caption|visual\.attn_pool\..*": "a CoCa, with a text decoder or a pooler of its own",
-    r"vision_model\.head\.probe|logit_bias": "a SigLIP, with a pooling head and a bias",
+    r"vision_model\.head\.probe|visual\.trunk\.attn_pool\..*": "an image tower with a pooling head, such as SigLIP's",
     r"visual\.(trunk\.)?(blocks\.\d+\.(attn\.(q_bias|q_proj\..*)|mlp\.w\d+\..*)|rope\..*)": "an EVA image tower",
     r"visual\.trunk\..*": "an image tower of timm",
     r"text\.transformer\.(encoder|embeddings)\..*|text\.proj\..*": "a text tower of transformers, such as a BERT",

@@ -199,7 +199,7 @@ def test_files_that_are_no_state_dicts(tiny_clip, tmp_path):
         ("visual.layer1.0.conv1.weight", "ResNet"),
         ("text_decoder.resblocks.0.ln_1.weight", "CoCa"),
         ("vision_model.head.probe", "SigLIP"),
-        ("logit_bias", "SigLIP"),
+        ("visual.trunk.attn_pool.latent", "SigLIP"),
         ("visual.trunk.blocks.0.attn.q_proj.weight", "EVA"),
         ("visual.blocks.0.attn.q_bias", "EVA"),
         ("visual.trunk.cls_token", "timm"),
