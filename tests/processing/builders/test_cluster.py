@@ -86,22 +86,15 @@ def test_without_flags_ray_is_not_imported():
     assert type(open_engine()) is Engine
 
 
-def test_two_workers_make_the_rows_of_one_process(made, engine, tmp_path, capfd):
+def test_two_workers_of_which_one_is_killed_make_the_rows_of_one_process(made, engine, tmp_path, capfd):
     folder, whole, summary = made
-    found = run(folder, tmp_path / "pairs", engine=engine, progress=True)
-    assert rows_of(tmp_path / "pairs") == rows_of(whole)
-    assert without_times(found) == without_times(summary)
-    counts = [int(count) for count in re.findall(r"\| (\d+)/13 \[", capfd.readouterr().err)]
-    assert counts == sorted(counts)
-    assert counts[-1] == 13
-
-
-def test_a_worker_that_is_killed_is_replaced(made, engine, tmp_path):
-    folder, whole, summary = made
-    found = run(folder, tmp_path / "pairs", matcher(Halves(5, kill_oneself)), engine=engine)
+    found = run(folder, tmp_path / "pairs", matcher(Halves(5, kill_oneself)), engine=engine, progress=True)
     assert rows_of(tmp_path / "pairs") == rows_of(whole)
     assert without_times(found) == without_times(summary)
     assert not list((tmp_path / "pairs").rglob("*.tmp"))
+    counts = [int(count) for count in re.findall(r"\| (\d+)/13 \[", capfd.readouterr().err)]
+    assert counts
+    assert counts[-1] == 13
 
 
 def test_workers_that_always_die_end_the_run_and_lose_nothing(made, engine, tmp_path, monkeypatch):
@@ -200,10 +193,9 @@ def name_of(process):
         return None
 
 
-@pytest.mark.parametrize("how", ["driver", "deadly"])
-def test_a_driver_that_is_killed_leaves_no_process_and_the_next_run_makes_the_rest(made, driver, tmp_path, how):
+def test_a_driver_that_is_killed_leaves_no_process_and_the_next_run_makes_the_rest(made, driver, tmp_path):
     folder, whole, summary = made
-    process, children = driver(how)
+    process, children = driver("deadly")
     process.kill()
     assert len(children) >= 4
     assert not left_of(children)
