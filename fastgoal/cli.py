@@ -22,6 +22,7 @@ COMMANDS = (
     "search",
     "quickstart",
     "convert",
+    "merge",
     "export",
     "push",
     "push-data",

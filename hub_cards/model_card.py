@@ -15,6 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 from safetensors import safe_open
 
+from fastgoal.processing.adapters import BASE_FILE
+
 from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
 from .wording import count
 
@@ -121,6 +123,8 @@ class ModelFacts:
         license: Identifier as on the Hub; None if nobody stated it.
         note: A sentence that stands before everything else: what nobody must mistake the model for.
         converted_from: File that the weights come from.
+        merged_from: Adapter whose weights are in it.
+        adapter: For a folder that holds an adapter, its `rank`, `alpha` and number of `layers`.
         training: How it was trained here.
         evaluation: What was measured here.
         pictures: Path of a sheet of matched pairs inside the folder.
@@ -137,6 +141,8 @@ class ModelFacts:
     license: str | None = None
     note: str | None = None
     converted_from: str | None = None
+    merged_from: str | None = None
+    adapter: dict[str, Any] | None = None
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None
     pictures: str | None = None
@@ -146,14 +152,23 @@ class ModelFacts:
     def of_folder(cls, folder: str | os.PathLike[str], **facts: Any) -> "ModelFacts":
         """The facts that a saved model's files tell, beside those given."""
         folder = Path(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(
-            **{
-                "name": card_name(folder.resolve().name),
+        if (folder / BASE_FILE).is_file():
+            base = json.loads((folder / BASE_FILE).read_bytes())
+            lora = json.loads((folder / "adapter_config.json").read_bytes())
+            known = {name: base[name] for name in ("max_text_length", "image_size", "patch_size", "dim")}
+            known |= {"base_model": base["base"], "adapter": {"rank": lora["r"], "alpha": lora["lora_alpha"]}}
+        else:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            known = {
                 "max_text_length": config["text_config"]["max_position_embeddings"],
                 "image_size": config["vision_config"]["image_size"],
                 "patch_size": config["vision_config"]["patch_size"],
                 "dim": config["projection_dim"],
+            }
+        return cls(
+            **{
+                "name": card_name(folder.resolve().name),
+                **known,
                 "parameters": count_parameters(folder),
                 **facts,
             }
@@ -170,10 +185,13 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
     data = ModelCardData(
         base_model=facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None,
         datasets=[facts.training.data] if facts.training and is_hub_id(facts.training.data) else None,
-        library_name="transformers",
+        library_name="peft" if facts.adapter else "transformers",
         license=facts.license,
         pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "long-captions", "image-text-retrieval", "fast-goal", "fastgoal", "sentence-transformers"],
+        tags=[
+            *("clip", "long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
+            "lora" if facts.adapter else "sentence-transformers",
+        ],
         widget=facts.examples or None,
         model_name=facts.name,
         eval_results=_eval_results(facts.evaluation) if facts.evaluation else None,

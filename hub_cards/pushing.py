@@ -15,8 +15,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from fastgoal import modeling_fastgoal
+from fastgoal.processing.adapters import BASE_FILE, is_adapter, read_base
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.files import WORK_FOLDER
 from fastgoal.processing.weights import refuse_not_finite
@@ -44,6 +46,7 @@ CODE_FILES = (
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MODEL_FILES = _any_of(
     *(CARD, *LICENSES, "config.json", "generation_config.json", "model.safetensors.index.json"),
+    *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, BASE_FILE),
     *("processor_config.json", "preprocessor_config.json", *TOKENIZER_FILES, "handler.py", *CODE_FILES),
     *("examples/pairs.jpg", "onnx/vision_model.onnx", "onnx/text_model.onnx"),
     *("onnx/vision_model.onnx.data", "onnx/text_model.onnx.data"),
@@ -147,7 +150,14 @@ def kind_of(folder: Path) -> str:
     """`model` or `dataset`, by a folder's files; a `ValueError` if it is neither, or the weights are no safetensors."""
     if (folder / MANIFEST).is_file():
         return "dataset"
-    if not (folder / "config.json").is_file():
+    if is_adapter(folder):
+        base = read_base(folder).base
+        if os.path.isabs(base):
+            raise ValueError(
+                f"folder='{folder}' holds an adapter of a CLIP that is a folder here ({base}), which nobody else has: "
+                "send what `fastgoal merge` makes of it."
+            )
+    elif not (folder / "config.json").is_file():
         raise ValueError(
             f"folder='{folder}' holds neither a saved model (config.json) nor what `fastgoal pairs` wrote."
         )
@@ -186,7 +196,7 @@ def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[l
         write_model_card(folder, ModelFacts.of_folder(folder))
     elif not card.exists():
         write_data_card(folder, DataFacts.of_folder(folder))
-    if kind == "model" and not (folder / "handler.py").exists():
+    if kind == "model" and not (folder / "handler.py").exists() and not is_adapter(folder):
         copy_handler(folder)
     text = card.read_text(encoding="utf-8")
     renamed = rename_card(text, repo)

@@ -123,6 +123,7 @@ class FastGoalCLIPModel(CLIPModel):
         model.to(device=clip.device, dtype=clip.dtype)
         model.set_attn_implementation(clip.config._attn_implementation)
         model.config.dtype = clip.config.dtype
+        model.name_or_path = clip.name_or_path
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel, load_whole
+from fastgoal.processing.adapters import about_base, is_adapter, load_adapter
 from fastgoal.processing.devices import choose_device, choose_dtype
 from fastgoal.processing.loading import DAMAGED, loading
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor, require_tokens
@@ -17,8 +18,15 @@ from fastgoal.processing.weights import refuse_not_finite
 
 
 def check_clip(name: str, option: str) -> Any:
-    """The configuration of a CLIP checkpoint; a `ValueError` for what is none. Nothing else is looked at."""
-    with loading(f"{option} {name}", name, _way_out(name)):
+    """The configuration of a CLIP checkpoint, or of an adapter's base; a `ValueError` for what is none.
+
+    Nothing else is looked at.
+    """
+    what, way_out = f"{option} {name}", _way_out(name)
+    if is_adapter(name):
+        with loading(what, name):
+            name, what, way_out = about_base(name, what)
+    with loading(what, name, way_out):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type != "clip":
         raise ValueError(f"{option} {name} is a checkpoint of type {config.model_type!r}; it must be a CLIP.")
@@ -32,27 +40,31 @@ def load_clip(
     option: str = "--model",
     max_text_length: int | None = None,
 ) -> tuple[FastGoalCLIPModel, FastGoalProcessor]:
-    """The model of a CLIP checkpoint (a folder or a Hub id), ready to be asked, and its processor.
+    """The model of a CLIP checkpoint or adapter (a folder or a Hub id), ready to be asked, and its processor.
 
     Args:
         name: Folder or Hub id.
         device: As for `choose_device`.
         dtype: As for `choose_dtype`.
         option: What messages call the checkpoint.
-        max_text_length: Tokens that it shall read, as for `FastGoalCLIPModel.from_clip`; None leaves its own length.
+        max_text_length: Tokens that it shall read, as for `FastGoalCLIPModel.from_clip`; None leaves its own length,
+            and so does an adapter.
 
     Raises:
         ValueError: The device is not there, or the checkpoint is no CLIP, is damaged, lacks weights, has some that
             are no numbers, or cannot be reached.
     """
     device = choose_device(device)
-    check_clip(name, option)
     kind: Any = getattr(torch, choose_dtype(dtype, device))
-    with loading(f"{option} {name}", name):
-        if max_text_length is None:
-            model = load_whole(FastGoalCLIPModel, name, dtype=kind)
-        else:
-            model = FastGoalCLIPModel.from_clip(name, max_text_length, dtype=kind)
+    if is_adapter(name):
+        model, max_text_length = load_adapter(name, option).to(kind), None
+    else:
+        check_clip(name, option)
+        with loading(f"{option} {name}", name):
+            if max_text_length is None:
+                model = load_whole(FastGoalCLIPModel, name, dtype=kind)
+            else:
+                model = FastGoalCLIPModel.from_clip(name, max_text_length, dtype=kind)
     with loading(f"the tokenizer and image processor of {option} {name}", name):
         processor = load_processor(name, max_text_length)
         words, known = len(processor.tokenizer), model.config.text_config.vocab_size

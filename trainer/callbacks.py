@@ -43,7 +43,8 @@ class LogitScaleLimit(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         scale: Any = model.logit_scale if model is not None else torch.zeros(())
-        scale.clamp_(0.0, math.log(self.limit))
+        if scale.requires_grad:  # beside an adapter it stays as it is
+            scale.clamp_(0.0, math.log(self.limit))
 
 
 class Epochs(TrainerCallback):

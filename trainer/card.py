@@ -13,6 +13,7 @@ from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
+from fastgoal.processing.adapters import adapted_layers, describe_base, is_adapted, write_base
 from fastgoal.processing.images import load_image
 from fastgoal.processing.texts import shortened
 
@@ -43,13 +44,22 @@ def finish_folder(folder: str | os.PathLike[str], trainer: Any, pictures: bool) 
     """Add the model card and `handler.py` to a folder with a saved model, and where they are wanted pictures."""
     folder, options = Path(folder), trainer.card
     output = Path(trainer.args.output_dir)
-    cards.copy_handler(folder)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    base_model, adapter = options.base_model, None
+    if is_adapted(model):
+        base, lora = describe_base(model, options.base_model), model.peft_config[model.active_adapter]
+        write_base(folder, base)
+        base_model = base.base or None
+        adapter = {"rank": lora.r, "alpha": lora.lora_alpha, "layers": len(adapted_layers(model))}
+    else:
+        cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
         folder,
         name=trainer.hub_model_id or trainer.args.hub_model_id or card_name(output.resolve().name),
-        base_model=options.base_model,
+        base_model=base_model,
         license=options.license,
         note=options.note,
+        adapter=adapter,
         training=training_facts(trainer),
         evaluation=evaluation_facts(trainer),
         **(_pictures(trainer, folder) if options.pictures and pictures else {}),
@@ -77,6 +87,8 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
             "near_batches": args.near_batches,
             "max_logit_scale": args.max_logit_scale or "none",
             **({"decay_all": True} if args.decay_all else {}),
+            **({"freeze": args.freeze} if args.freeze else {}),
+            **({"freeze_layers": args.freeze_layers} if args.freeze_layers else {}),
         },
         steps=state.global_step,
         epochs=epochs,

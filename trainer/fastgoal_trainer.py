@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
+from fastgoal.processing.adapters import TARGETS, add_adapter, frozen_parameters, is_adapted
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import NAMES, FastGoalCollator
@@ -91,6 +92,7 @@ class FastGoalTrainer(SavingTrainer):
                 f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
                 "`FastGoalCLIPModel.from_clip(model)`."
             )
+        model = prepare_weights(model, args)
         if isinstance(data_collator, FastGoalCollator):
             for name in ("train_dataset", "eval_dataset"):
                 check_rows(kwargs.get(name), name, self.objective.needs_pairs)
@@ -101,6 +103,10 @@ class FastGoalTrainer(SavingTrainer):
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
         self._sharded = prepare_shards(self.accelerator, self.model)
+        if self._sharded and is_adapted(self.model):
+            raise ValueError(
+                "an adapter cannot be trained in shards (FSDP2); it is small: use all weights in each (DDP)."
+            )
         self.add_callback(StartLine(self.accelerator))
         self.add_callback(Epochs())
         if args.max_logit_scale:
@@ -341,3 +347,23 @@ class FastGoalTrainer(SavingTrainer):
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
         self._part_steps += 1
         self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
+
+
+def prepare_weights(model: Any, args: FastGoalTrainingArguments) -> Any:
+    """The model with the adapter that the arguments ask for, or with some of its weights frozen; else as it is.
+
+    Raises:
+        ValueError: The model has no such layers, or an adapter already.
+    """
+    if not isinstance(model, nn.Module) or not (args.lora_rank or args.freeze or args.freeze_layers):
+        return model
+    if is_adapted(model):
+        raise ValueError("the model has an adapter already: leave `lora_rank`, `freeze` and `freeze_layers` out.")
+    if args.lora_rank:
+        targets = args.lora_target or TARGETS
+        set_seed(args.seed)  # the same weights to begin with in all processes, and each time
+        return add_adapter(cast(Any, model), args.lora_rank, args.lora_alpha, targets, args.freeze, args.freeze_layers)
+    frozen = set(frozen_parameters(model, args.freeze, args.freeze_layers))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return model

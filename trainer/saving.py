@@ -18,8 +18,10 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from fastgoal.hub_cards.pushing import push, require_token
+from fastgoal.processing.adapters import is_adapted
 from fastgoal.processing.files import WORK_FOLDER, draft_beside, hold_folder, merge_folder, put_folder
 from fastgoal.processing.weights import refuse_not_finite
 
@@ -40,7 +42,11 @@ from .training_arguments import FastGoalTrainingArguments
 
 ROWS_NAMED = 8
 # Weights of a model that was saved in another number of files are not left beside those of the new one.
-WEIGHT_FILES = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+# Nor is a model beside an adapter.
+WEIGHT_FILES = re.compile(
+    r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|config\.json|handler\.py|"
+    r"adapter_(config\.json|model\.safetensors)|fastgoal_base\.json"
+)
 # What torch says of a file that it could not write.
 WRITE_FAILED = re.compile(r"PytorchStreamWriter|unexpected pos|write failed|No space left", re.IGNORECASE)
 
@@ -90,6 +96,8 @@ class SavingTrainer(Trainer):
             **asdict(self.objective.weights),
             "pair_choice": args.pair_choice,
             "near_batches": args.near_batches,
+            **{name: getattr(args, name) for name in ("lora_rank", "lora_alpha", "lora_target")},
+            **{name: getattr(args, name) for name in ("freeze", "freeze_layers")},
             "group_by_caption_length": args.group_by_caption_length,
             "learning_rate": args.learning_rate,
             "batch size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -184,7 +192,7 @@ class SavingTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, processor, model card and `handler.py`; push them if `push_to_hub` is set.
 
-        Files appear complete, each in place of the one that was there before, `config.json` at the end.
+        Files appear complete, each in place of the one that was there before, the configuration at the end.
 
         Raises:
             ValueError: A weight is infinite or no number.
@@ -198,7 +206,8 @@ class SavingTrainer(Trainer):
             self._save_all(draft, pictures=folder == Path(self.args.output_dir or "."))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                merge_folder(draft, folder, last="config.json", replaced=WEIGHT_FILES)
+                last = ADAPTER_CONFIG_NAME if is_adapted(self.model) else "config.json"
+                merge_folder(draft, folder, last=last, replaced=WEIGHT_FILES)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")

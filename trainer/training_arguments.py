@@ -8,6 +8,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from fastgoal.processing.adapters import TARGETS, TOWERS
+
 from .batches.collator import PAIR_CHOICES
 from .objectives import OBJECTIVES, WEIGHTS, Objective, resolve_objective
 
@@ -42,6 +44,8 @@ LOWEST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "num_train_epochs", "adam_epsilon"), (0, True)),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), (0, False)),
     **dict.fromkeys(("dataloader_num_workers", "adam_beta1", "adam_beta2", "max_logit_scale"), (0, False)),
+    **dict.fromkeys(("lora_alpha",), (0, True)),
+    **dict.fromkeys(("freeze_layers",), (0, False)),
     **dict.fromkeys(WEIGHTS, (0, False)),
 }
 
@@ -111,6 +115,24 @@ class FastGoalTrainingArguments(TrainingArguments):
         "recipe's by default.",
         **_FLAG,
     )
+    lora_rank: int | None = _setting(
+        None,
+        "Train an adapter (LoRA) of this rank in place of the model's own weights: needs a part of the memory, and "
+        "leaves a small folder that every command takes and `fastgoal merge` makes a model of. Needs peft, and a "
+        "learning_rate of about 1.0e-4.",
+    )
+    lora_alpha: float | None = _setting(
+        None, "What the adapter adds is multiplied by lora_alpha / lora_rank; by default the rank."
+    )
+    lora_target: list[str] | None = _setting(  # noqa: RUF009
+        None, f"Ends of the names of the layers that get an adapter; by default {' '.join(TARGETS)}."
+    )
+    freeze: str | None = _setting(
+        None, "A tower that is not trained, with its projection: vision or text.", choices=[*TOWERS]
+    )
+    freeze_layers: int = _setting(
+        0, "So many of the first layers of both towers are not trained, nor what comes before them."
+    )
     gradient_cache_chunk: int | None = _setting(
         None,
         "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
@@ -164,6 +186,12 @@ class FastGoalTrainingArguments(TrainingArguments):
             raise ValueError(f"`max_logit_scale` must be 0 (no limit) or at least 1, got {self.max_logit_scale}.")
         if self.recipe not in RECIPES:
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"`lora_rank` must be at least 1, got {self.lora_rank}.")
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_target is not None):
+            raise ValueError("`lora_alpha` and `lora_target` say how an adapter is made: give `lora_rank` too.")
+        if self.freeze not in (None, *TOWERS):
+            raise ValueError(f"`freeze` must be one of {', '.join(TOWERS)}, got {self.freeze!r}.")
         _refuse_numbers(self)
         published = resolve_objective(self.objective)
         for name, value in RECIPES[self.recipe].items():

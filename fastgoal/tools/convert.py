@@ -109,15 +109,12 @@ def convert(
     """
     from transformers import CLIPModel
 
-    from fastgoal.hub_cards.cards import card_name
-    from fastgoal.hub_cards.model_card import ModelFacts, copy_handler, write_model_card
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.clips import check_clip, load_processor
-    from fastgoal.processing.files import whole_folder
 
-    output = Path(output).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output='{output}' exists and is not an empty folder. Choose a new folder.")
+    from .model_folder import require_new_folder, write_model_folder
+
+    output = require_new_folder(output)
     config = check_clip(base, "--base")
     with loading(f"the tokenizer and image processor of --base {base}", base):
         processor = load_processor(base, LONGEST)
@@ -152,14 +149,8 @@ def convert(
     length = model.config.text_config.max_position_embeddings
     processor.tokenizer.model_max_length = length
     refuse_not_finite(model.state_dict().items(), f"'{file}'")
-    with whole_folder(output) as draft:
-        model.save_pretrained(draft)
-        processor.save_pretrained(draft)
-        origin = f"{Path(file).name} ({layout} layout)"
-        write_model_card(
-            draft, ModelFacts.of_folder(draft, name=card_name(output.name), base_model=base, converted_from=origin)
-        )
-        copy_handler(draft)
+    origin = f"{Path(file).name} ({layout} layout)"
+    write_model_folder(output, model, processor, base_model=base, converted_from=origin)
     return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
 
 

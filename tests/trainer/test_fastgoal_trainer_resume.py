@@ -19,6 +19,8 @@ CASES = {
     "cached": {"gradient_cache_chunk": 1},
     "lengths": {"group_by_caption_length": True},
     "near, lengths": {"near_batches": True, "group_by_caption_length": True},
+    "adapter": {"lora_rank": 4, "freeze_layers": 1},
+    "frozen": {"freeze": "vision"},
     "streamed": {"max_steps": 6, "pair_choice": "any"},
     "best": {"recipe": "best", "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
 }
@@ -107,5 +109,5 @@ def test_two_processes_do_what_one_does(one, two, case):
 
 def test_the_cases_differ(one):
     """A case that trained as another one does would prove nothing."""
-    for case in ("accumulated", "lengths", "near, lengths", "best"):
+    for case in ("accumulated", "lengths", "near, lengths", "best", "frozen"):
         assert (one[case][0] - one["paper"][0]).abs().max() > 1e-3
