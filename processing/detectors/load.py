@@ -22,7 +22,7 @@ from .phrases import MAX_PHRASES
 from .sam import SamDetector
 from .spec import DetectorSpec
 from .transformers import TransformersDetector
-from .ultralytics import UltralyticsDetector
+from .ultralytics import UltralyticsDetector, fetch_weights
 
 LOADERS: dict[str, Callable[[str, DetectorSpec, torch.device], Detector]] = {
     "ultralytics": UltralyticsDetector,
@@ -48,6 +48,8 @@ def describe_detector(
 ) -> DetectorSpec:
     """What `load_detector` would load; reads a checkpoint's configuration and hashes its weights, but loads none.
 
+    Weights that ultralytics publishes (`yolo11n.pt`) and that are not here are downloaded by it.
+
     Args:
         name: As for `load_detector`, or `column:NAME` for boxes in a column of the data.
         min_score: Lowest score of a region; by default 0.25, and 0.1 for OWL, whose scores are low.
@@ -55,7 +57,7 @@ def describe_detector(
         max_area: Largest region (of a SAM: largest mask) as a share of the image.
 
     Raises:
-        FileNotFoundError: The `.pt` file does not exist.
+        FileNotFoundError: The `.pt` file does not exist and cannot be downloaded.
         ValueError: For any other name, a checkpoint that is no detector, or a limit out of range.
     """
     text = "none" if name is None else os.fspath(name)
@@ -68,10 +70,7 @@ def describe_detector(
         if text.lower().endswith(".pt") and not path.is_dir():
             kind = "ultralytics"
             if not path.is_file():
-                raise FileNotFoundError(
-                    f"The detector file {path} does not exist, and none is downloaded in its place. Get ultralytics "
-                    "weights from https://github.com/ultralytics/assets/releases and give the path of the file."
-                )
+                fetch_weights(path)
         else:
             config = _configuration(text)
             kind, model_type = _checkpoint_kind(config, text), config.model_type
@@ -94,7 +93,7 @@ def load_detector(
     device: str | torch.device | None = None,
     **limits: Any,
 ) -> Detector | None:
-    """Loads a detector by name; never downloads ultralytics weights.
+    """Loads a detector by name; weights that ultralytics publishes are downloaded by it where they are not here.
 
     Loading an ultralytics `.pt` file may run code that is in the file, see `UltralyticsDetector`.
 
@@ -108,7 +107,7 @@ def load_detector(
         The detector, its description in `spec`; or None for "none".
 
     Raises:
-        FileNotFoundError: The `.pt` file does not exist.
+        FileNotFoundError: The `.pt` file does not exist and cannot be downloaded.
         ValueError: For any other name, a file that is no detector, or "column:NAME", which names boxes of the data.
         ImportError: ultralytics is needed and missing.
     """

@@ -11,12 +11,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import is_offline_mode
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from fastgoal.processing.images import load_image
 from fastgoal.processing.loading import first_line
@@ -25,6 +28,11 @@ from fastgoal.processing.weights import refuse_not_finite
 
 from .common import batches_of_one_shape, regions_inside
 from .spec import DetectorSpec
+
+logger = transformers_logging.get_logger(__name__)
+
+# Detectors of transformers without ultralytics' licence, in words that end a message.
+APACHE = "or a detector of transformers under Apache-2.0: hustvl/yolos-base (the paper's), PekingU/rtdetr_v2_r18vd"
 
 
 class UltralyticsDetector:
@@ -35,7 +43,7 @@ class UltralyticsDetector:
     with a list of allowed classes only, that is switched on, unless the environment variable ULTRALYTICS_SAFE_LOAD says
     otherwise or ultralytics was imported before.
 
-    ultralytics is imported here and kept quiet: it downloads and installs nothing, sends no usage statistics from this
+    ultralytics is imported here and kept quiet: it installs nothing, sends no usage statistics from this
     process, neither reads nor writes the user's ultralytics settings (unless YOLO_CONFIG_DIR names a place for them),
     and the environment, the number of torch threads and numpy's print options stay as they were.
 
@@ -109,6 +117,47 @@ class UltralyticsDetector:
         return regions
 
 
+def fetch_weights(path: Path) -> None:
+    """Let ultralytics download weights that it publishes, by their plain name, into the working folder.
+
+    Raises:
+        FileNotFoundError: It publishes no such file, downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE), or it
+            did not arrive; says what to do.
+        ImportError: ultralytics is missing; likewise.
+    """
+    missing = f"the detector file {path} does not exist"
+    if path.name != str(path):
+        raise FileNotFoundError(f"{missing}. Name a file that is there, {APACHE}.")
+    if find_spec("ultralytics") is None:
+        raise ImportError(
+            f"{missing}, and the package ultralytics, which would download it, is missing: pip install "
+            f"'fastgoal[yolo]', {APACHE}."
+        )
+    if is_offline_mode() or os.environ.get("YOLO_OFFLINE", "").lower() in ("1", "true"):
+        raise FileNotFoundError(
+            f"{missing}, and downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE). Put it here from "
+            f"https://github.com/ultralytics/assets/releases, {APACHE}."
+        )
+    _import_ultralytics()
+    from ultralytics.utils import downloads
+
+    if path.name not in downloads.GITHUB_ASSETS_NAMES:
+        raise FileNotFoundError(f"{missing}, and ultralytics publishes none of this name. Name another, {APACHE}.")
+    logger.warning(
+        f"{path} is not here: ultralytics downloads it into this folder. Its weights are under AGPL-3.0 "
+        "(https://ultralytics.com/license), and a .pt file is a pickle, which can run code when it is loaded."
+    )
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:  # it appears when it is whole
+        try:
+            found = downloads.attempt_download_asset(str(Path(folder) / path.name))
+            os.replace(found, path)
+        except Exception as error:  # of the network, in whatever words
+            raise FileNotFoundError(
+                f"{missing}, and ultralytics could not download it: {first_line(error)} Try again, put it here from "
+                f"https://github.com/ultralytics/assets/releases, {APACHE}."
+            ) from error
+
+
 @dataclass(frozen=True)
 class Letterboxed:
     """An image in a grey frame.
@@ -170,7 +219,7 @@ def _import_ultralytics() -> Any:
                 importlib.import_module("ultralytics")
             except ImportError as error:
                 raise ImportError(
-                    f"A .pt detector needs the package ultralytics ({error}): pip install ultralytics"
+                    f"a .pt detector needs the package ultralytics ({error}): pip install 'fastgoal[yolo]'"
                 ) from error
             finally:
                 logging.disable(disabled)

@@ -132,7 +132,8 @@ def test_the_automatic_card_does_not_replace_it(trained):
 
 def test_usage_runs_as_it_stands(trained, card, tmp_path):
     blocks = code_blocks(card.text)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
+    blocks = [block for block in blocks if "InferenceClient" not in block]  # which test_handler runs
     (tmp_path / "my-model").symlink_to(trained)
     Image.radial_gradient("L").convert("RGB").resize((60, 40)).save(tmp_path / "photo.jpg")
     if find_spec("sentence_transformers") is None:

@@ -226,7 +226,7 @@ def test_what_fails_half_way_leaves_nothing(clip, tiny_clip, tmp_path, monkeypat
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fastgoal.hub_cards.model_card.write_model_card", fails)
+        patched.setattr("fastgoal.tools.model_folder.write_model_card", fails)
         with pytest.raises(OSError, match="No space left"):
             convert(tmp_path / "weights.safetensors", str(tiny_clip), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]

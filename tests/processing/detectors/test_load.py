@@ -28,10 +28,16 @@ def test_a_column_is_for_the_pairs_command() -> None:
         load_detector("column:boxes")
 
 
-def test_missing_weights_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_not_downloaded_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt does not exist, and none is downloaded"):
+    with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt does not exist, and downloads are.*rtdetr_v2_r18vd"):
         load_detector("yolo11n.pt")
+    with monkeypatch.context() as patched:
+        patched.setattr("fastgoal.processing.detectors.ultralytics.find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"pip install 'fastgoal\[yolo\]', or a detector .*yolos-base"):
+            load_detector("yolo11n.pt")
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/yolo11n\.pt does not exist\. Name a file that is there"):
+        load_detector("elsewhere/yolo11n.pt")
     assert not list(tmp_path.iterdir())
 
 

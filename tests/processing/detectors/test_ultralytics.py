@@ -5,6 +5,8 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -125,7 +127,7 @@ def test_missing_ultralytics_names_the_pip_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "ultralytics")
     monkeypatch.setattr("fastgoal.processing.detectors.ultralytics.importlib.import_module", _no_module)
     (tmp_path / "a.pt").touch()
-    with pytest.raises(ImportError, match="pip install ultralytics"):
+    with pytest.raises(ImportError, match=r"pip install .fastgoal\[yolo\].$"):
         load_detector(tmp_path / "a.pt")
 
 
@@ -235,3 +237,59 @@ def test_ultralytics_is_quiet_offline_and_right(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert (result.stdout, result.stderr) == ("", "")
+
+
+FETCH = """
+import sys
+from fastgoal.processing.detectors.load import describe_detector
+from fastgoal.processing.detectors.ultralytics import _import_ultralytics
+_import_ultralytics()
+from ultralytics.utils import downloads
+download = downloads.safe_download
+def from_here(url, **options):
+    assert url.startswith("https://github.com/ultralytics/assets/releases/download/"), url
+    return download(url=url.replace("https://github.com", sys.argv[1]), **options, retry=0)
+downloads.safe_download = from_here
+for name in ("yolo11n.pt", "yolo11s.pt", "best.pt"):
+    try:
+        print(describe_detector(name).weights)
+    except FileNotFoundError as error:
+        print(error)
+"""
+
+
+def test_published_weights_are_fetched_by_ultralytics_own_downloader(tmp_path: Path) -> None:
+    weights = os.urandom(200_000)
+
+    class Assets(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            there = self.path.endswith("/yolo11n.pt")
+            self.send_response(200 if there else 404)
+            self.send_header("Content-Length", str(len(weights) if there else 0))
+            self.end_headers()
+            self.wfile.write(weights if there else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    keep = {name: value for name, value in os.environ.items() if name not in ("YOLO_OFFLINE", "HF_HUB_OFFLINE")}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Assets) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, f"http://127.0.0.1:{server.server_port}"],
+            cwd=tmp_path,
+            env={**keep, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()[-3:]
+    assert first.startswith("yolo11n.pt#")
+    assert "yolo11s.pt does not exist, and ultralytics could not download it" in second
+    assert "best.pt does not exist, and ultralytics publishes none of this name" in third
+    assert "AGPL-3.0" in done.stderr
+    assert "pickle" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo11n.pt"]
+    assert (tmp_path / "yolo11n.pt").read_bytes() == weights
