@@ -53,6 +53,8 @@ class TrainingFacts:
         hardware: Devices, in words.
         seconds: Wall-clock time, None while it still runs.
         versions: Libraries by name.
+        captions: How long they are, in words.
+        evaluations: Lines of the log with `step` and the metrics of an evaluation.
     """
 
     data: str
@@ -66,12 +68,18 @@ class TrainingFacts:
     hardware: str
     seconds: float | None
     versions: dict[str, str]
+    captions: str | None = None
+    evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def shown_losses(self) -> list[dict[str, float]]:
         """Some lines of the log, evenly spaced, the first and the last among them."""
-        shown, last = min(LOSS_LINES, len(self.losses)), len(self.losses) - 1
-        return [self.losses[place] for place in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
+        return _some(self.losses)
+
+    @property
+    def shown_evaluations(self) -> list[dict[str, float]]:
+        """Likewise."""
+        return _some(self.evaluations)
 
     @property
     def duration(self) -> str | None:
@@ -93,6 +101,7 @@ class EvaluationFacts:
         captions: Captions in the gallery.
         metrics: Of `retrieval_metrics`, fractions and ranks.
         protocol: Everything that the numbers depend on, in words.
+        base: The same of the model before its training, where that was measured.
     """
 
     data: str
@@ -100,6 +109,7 @@ class EvaluationFacts:
     captions: int
     metrics: dict[str, float]
     protocol: str
+    base: dict[str, float] | None = None
 
     @property
     def recalls(self) -> list[tuple[str, int, float]]:
@@ -173,6 +183,11 @@ class ModelFacts:
                 **facts,
             }
         )
+
+
+def _some(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    shown, last = min(LOSS_LINES, len(lines)), len(lines) - 1
+    return [lines[place] for place in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
 
 
 def copy_handler(folder: str | os.PathLike[str]) -> Path:

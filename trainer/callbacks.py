@@ -4,13 +4,12 @@ import math
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .parallel.strategy import describe
+from .summary import start_lines
 
 
 class LogitScaleLimit(TrainerCallback):
@@ -70,14 +69,18 @@ class Epochs(TrainerCallback):
                 what.set_epoch(int(state.epoch or 0))
 
 
-class StartLine(TrainerCallback):
-    """Prints what a training runs on: processes, who holds the weights, number format, pairs a step."""
+class StartLines(TrainerCallback):
+    """Prints what a training is about to do.
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    Args:
+        trainer: The `FastGoalTrainer`.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            tqdm.write(describe(self.accelerator, args.train_batch_size * args.gradient_accumulation_steps))
+            tqdm.write(start_lines(self.trainer, state.max_steps))

@@ -96,14 +96,25 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
         hardware=cards.hardware(args.world_size),
         seconds=_newest(trainer, "train_runtime").get("train_runtime"),
         versions=cards.versions(),
+        captions=_captions(trainer.train_dataset),
+        evaluations=[*{line["step"]: line for line in state.log_history if "eval_text_to_image_R@1" in line}.values()],
     )
+
+
+def _captions(data: Any) -> str | None:
+    """How many tokens the captions have that were read, where all of them were counted."""
+    if not isinstance(data, PairData) or data.tokens is None:
+        return None
+    lengths = data.tokens.lengths
+    return f"{sum(lengths) / len(lengths):.0f} tokens in the mean, {min(lengths)} to {max(lengths)}"
 
 
 def evaluation_facts(trainer: Any) -> cards.EvaluationFacts | None:
     """The newest evaluation of this training; None where there was none."""
-    line = _newest(trainer, "eval_text_to_image_R@1")
-    if not line:
+    lines = [line for line in trainer.state.log_history if "eval_text_to_image_R@1" in line]
+    if not lines:
         return None
+    line = lines[-1]
     rows = _length(trainer.eval_dataset)
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
     tokens = text_positions(trainer.accelerator.unwrap_model(trainer.model))
@@ -111,12 +122,19 @@ def evaluation_facts(trainer: Any) -> cards.EvaluationFacts | None:
         data=_data_name(trainer.eval_dataset),
         images=rows,
         captions=rows,
-        metrics={name.removeprefix("eval_"): value for name, value in line.items() if "_to_" in name},
+        metrics=_metrics(line),
+        base=_metrics(lines[0]) if lines[0]["step"] == 0 < line["step"] else None,
         protocol=(
             f"all {rows} images against all {rows} captions, one caption an image (several of an image are joined), "
             f"captions cut at {tokens} tokens, ties count against the model, {precision}, after step {line['step']}."
         ),
     )
+
+
+def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in a line of the log, recalls as fractions."""
+    found = {name.removeprefix("eval_"): value for name, value in line.items() if "_to_" in name}
+    return {name: value / 100 if "_R@" in name else value for name, value in found.items()}
 
 
 def _newest(trainer: Any, key: str) -> dict[str, Any]:

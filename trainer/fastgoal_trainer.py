@@ -22,7 +22,7 @@ from .batches.neighbours import training_neighbours
 from .batches.pair_data import PairData, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
 from .batches.stream_data import PLACE, StreamData
-from .callbacks import Epochs, LogitScaleLimit, StartLine
+from .callbacks import Epochs, LogitScaleLimit, StartLines
 from .evaluation.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
@@ -107,7 +107,7 @@ class FastGoalTrainer(SavingTrainer):
             raise ValueError(
                 "an adapter cannot be trained in shards (FSDP2); it is small: use all weights in each (DDP)."
             )
-        self.add_callback(StartLine(self.accelerator))
+        self.add_callback(StartLines(self))
         self.add_callback(Epochs())
         if args.max_logit_scale:
             self.add_callback(LogitScaleLimit(args.max_logit_scale))

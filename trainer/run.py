@@ -17,9 +17,11 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
 
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
+from fastgoal.processing.adapters import is_adapted
 from fastgoal.processing.clips import load_clip
 from fastgoal.processing.data.sources import Source, open_source
 from fastgoal.trainer.batches.pair_data import PairData
@@ -30,6 +32,7 @@ from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.parser import Parser
 from fastgoal.trainer.saving import hold_output
 from fastgoal.trainer.settings_file import flags_of, refuse_two_names
+from fastgoal.trainer.summary import end_lines
 from fastgoal.trainer.terminal import run_cleanly
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -161,6 +164,8 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     eval_data = PairData(_source(run.eval_data, run), run.max_eval_rows) if run.eval_data else None
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
+    if args.eval_on_start is None or eval_data is None or checkpoint:
+        args.eval_on_start = eval_data is not None and not checkpoint
     model, processor = load_clip(run.model, "cpu", max_text_length=run.max_text_length)
 
     trainer = FastGoalTrainer(
@@ -178,6 +183,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
+    metrics: dict[str, float] = {}
     if eval_data is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
@@ -185,6 +191,9 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
+    if args.process_index == 0:
+        adapted = is_adapted(trainer.accelerator.unwrap_model(trainer.model))
+        tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, adapted))
     return 0
 
 

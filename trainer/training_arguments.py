@@ -168,6 +168,9 @@ class FastGoalTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = _setting(64, "Pairs per device in evaluation.")
     dataloader_num_workers: int = _setting(2, "Processes that load and crop images.")
     logging_steps: float = _setting(10, "Steps between two lines of the log.")
+    eval_on_start: bool | None = _setting(  # type: ignore[assignment]
+        None, "Evaluate before the first step, too; by default where there are data for it.", **_FLAG
+    )
     save_total_limit: int | None = _setting(2, "Checkpoints kept; older ones are deleted.")
     overwrite_output_dir: bool = _setting(
         False, "Train into a folder that holds a model, data or another training, whose checkpoints are then deleted."
@@ -198,6 +201,7 @@ class FastGoalTrainingArguments(TrainingArguments):
             if getattr(self, name) is None and getattr(published.weights, name, True):
                 setattr(self, name, value)
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()

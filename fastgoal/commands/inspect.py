@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     prepare_output(output)
     if args.json is not None:
         prepare_output(args.json, "--json")
-    counter = find_counter(args.tokenizer or args.model, folder.manifest)
+    counter = find_counter(args.tokenizer or args.model, folder.manifest, Path(args.folder))
     if counter is None and args.tokenizer is None:
         print(
             "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"

@@ -1,6 +1,7 @@
 """`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a data set."""
 
 import argparse
+import shlex
 from typing import Any
 
 from .options import add, number
@@ -134,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
             engine=engine,
         )
     print(describe(summary, args.output))
+    output, clip = shlex.quote(str(args.output)), shlex.quote(model)
+    print(f"Next: fastgoal train --model {clip} --train_data {output} --output_dir fast-goal")
     return 0
 
 

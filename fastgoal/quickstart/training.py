@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
+from fastgoal.trainer.callbacks import StartLines
 from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -34,6 +35,7 @@ def quiet_trainer(
         model=model, args=args, processing_class=processor, train_dataset=rows, data_collator=collator
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(StartLines)
     return trainer
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.loading import loading
+from fastgoal.processing.weights import mark_weights
 
 TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
 # All of OpenAI's CLIPs, and most others, share one tokenizer.
@@ -54,13 +56,14 @@ class TokenCounter:
         return [(limit, places[limit - 2]) for limit in TOKEN_LIMITS if len(places) > limit]
 
 
-def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter | None:
+def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | None = None) -> TokenCounter | None:
     """The tokenizer asked for, else the first one at hand that is likely to be right; None where there is none.
 
     Args:
         name: Folder or Hub id, or "none"; None looks for that of the model that matched the pairs and for the one that
             OpenAI's CLIPs share, where one of them has been downloaded before.
         manifest: Of the pairs.
+        folder: Of the pairs: the model may lie beside it, or in the working folder.
 
     Raises:
         ValueError: The one asked for cannot be loaded.
@@ -69,6 +72,12 @@ def find_counter(name: str | None, manifest: Mapping[str, Any]) -> TokenCounter 
         return None if name == "none" else TokenCounter(name)
     settings = manifest.get("settings")
     matcher = str(settings.get("model", "")) if isinstance(settings, Mapping) else ""
+    if "#" in matcher:
+        for place in (Path(), *([] if folder is None else [folder.resolve().parent])):
+            beside = place / matcher.partition("#")[0]
+            with contextlib.suppress(ValueError, OSError):
+                if beside.is_dir() and mark_weights(str(beside)) == matcher:
+                    return TokenCounter(str(beside))
     # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
     found_again = "/" in matcher and "#" not in matcher
     for usual in (*([matcher.partition("@")[0]] if found_again else []), *USUAL_TOKENIZERS):

@@ -88,7 +88,7 @@ def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
     saved = json.loads((output / "config.json").read_text())
     assert (saved["global_weight"], saved["local_weight"], saved["tsl_weight"]) == (1.0, 0.25, 1.0)
     metrics = json.loads((output / "eval_results.json").read_text())
-    assert 0 <= metrics["eval_text_to_image_R@1"] <= 1
+    assert 0 <= metrics["eval_text_to_image_R@1"] <= 100
     assert metrics["eval_loss_local"] > 0
     assert json.loads((output / "train_results.json").read_text())["train_loss"] > 0
     # Going on from where it stopped: nothing is left to do.

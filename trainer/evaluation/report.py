@@ -282,4 +282,10 @@ def _localisation_table(found: Localisation, measured: list[tuple[str, ModelResu
         f"Sentences that find their boxes among the first k of {found.patches} patches, in percent;"
         f" {found.sentences:,} sentences, {found.outside:,} more outside of the crop"
     )
+    order = [*found.chance.values()]
+    if any(value < chance for _, rate in rates for value, chance in zip(rate.values(), order, strict=True)):
+        title += (
+            ". A row below random order: its sentences point away from the patches that they speak of, as may be with"
+            " a CLIP that was trained on whole images alone; its retrieval can be good all the same"
+        )
     return title, ["", *(f"top {k}" for k in found.hit_rate)], rows

@@ -162,7 +162,11 @@ def _summary(direction: str, ranks: Tensor, ks: Sequence[int], candidates: int) 
 
 
 def retrieval_of_predictions(prediction: EvalPrediction) -> dict[str, float]:
-    """Retrieval metrics of a Trainer's evaluation, in which row i of the images belongs to row i of the captions."""
+    """Retrieval metrics of a Trainer's evaluation, in which row i of the images belongs to row i of the captions.
+
+    Unlike `retrieval_metrics` in percent: they are to be read in a log.
+    """
     image_embeds, text_embeds = cast(Any, prediction.predictions)
     ks = [k for k in (1, 5, 10) if k <= len(image_embeds)]
-    return retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
+    metrics = retrieval_metrics(torch.as_tensor(image_embeds), torch.as_tensor(text_embeds), ks=ks)
+    return {name: round(100 * value, 2) if "_R@" in name else value for name, value in metrics.items()}

@@ -1,0 +1,72 @@
+"""What a training says before its first step and at its end, read from the real program."""
+
+import json
+
+import pytest
+
+from fastgoal.processing.data.pairs_dataset import MANIFEST
+from fastgoal.trainer.run import main
+from fastgoal.trainer.summary import end_lines, pairs_of
+from tests.squares import rows_of_squares, write_pairs
+
+
+@pytest.fixture
+def squares(tmp_path):
+    folder = write_pairs(rows_of_squares(), tmp_path / "squares")
+    (folder / MANIFEST).write_text(json.dumps({"summary": {"pairs": 24}}))
+    return folder
+
+
+def train(clip, squares, output, *more):
+    settings = ["--model", str(clip), "--train_data", str(squares), "--output_dir", str(output), "--max_steps", "3"]
+    settings += ["--per_device_train_batch_size", "4", "--dataloader_num_workers", "0", "--save_strategy", "no"]
+    assert main([*settings, *more]) == 0
+
+
+def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tmp_path, capfd):
+    output = tmp_path / "a model"
+    train(tiny_clip, squares, output, "--eval_data", str(squares), "--bf16", "true")  # which a GPU's settings say
+    shown = capfd.readouterr().out
+    for line in (
+        "objective   fast_goal (recipe paper): 1 x global + 0.5 x local + 1 x TSL",
+        "data        squares: 12 images, 24 pairs",
+        "evaluation  squares: 12 images, 24 pairs, before the first step and every epoch",
+        "all of them trained; reads 248 tokens",
+        "steps       3 (1 epoch of 12 images), learning rate 5e-06",
+        "runs on     1 process on cpu, bfloat16, 4 pairs a step",
+        f"saved in    {output}\n",
+        f"The model is in {output}; README.md there says how it was made.",
+        f"Next: fastgoal evaluate --model '{output}' --data {squares}",
+    ):
+        assert line in shown
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    evaluations = [line for line in history if "eval_text_to_image_R@1" in line]
+    assert evaluations[0]["step"] == 0
+    last = evaluations[-1]["eval_text_to_image_R@1"]
+    assert f"R@1 text to image {last:.1f} %" in shown
+    assert {round(line["eval_text_to_image_R@10"] * 12 / 100, 2) % 1 for line in evaluations} == {0.0}  # in percent
+    card = (output / "README.md").read_text()
+    assert "| text to image, before the training |" in card
+    assert "### Evaluations on the way" in card
+    assert "tokens in the mean" in card
+
+
+def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):
+    train(tiny_clip, squares, tmp_path / "lora", "--lora_rank", "2", "--seed", "1")
+    shown = capfd.readouterr().out
+    assert "of them trained, an adapter; reads 248 tokens" in shown
+    assert "evaluation  none (--eval_data names data for it)" in shown
+    assert f"fastgoal merge {tmp_path / 'lora'} --output MODEL" in shown
+
+
+def test_without_an_evaluation_the_next_command_names_what_is_missing():
+    assert end_lines("out", {}, None, False).splitlines()[1:] == [
+        "Next: fastgoal evaluate --model out --data TEST-DATA"
+    ]
+
+
+def test_only_pairs_have_a_number_of_pairs(tmp_path, squares):
+    assert pairs_of(str(squares)) == 24
+    assert pairs_of(str(tmp_path)) is None
+    (squares / MANIFEST).write_text("[]")
+    assert pairs_of(str(squares)) is None
