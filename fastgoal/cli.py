@@ -15,6 +15,7 @@ COMMANDS = (
     "caption",
     "pairs",
     "inspect",
+    "config",
     "train",
     "evaluate",
     "explain",

@@ -34,13 +34,14 @@ def run(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
 
     import datasets
+    from tqdm.auto import tqdm
     from transformers.utils import logging
 
     from fastgoal.quickstart.tour import TourSettings, result_table, take_tour
 
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    report = take_tour(args.output, TourSettings(seed=args.seed), say=lambda line: print(line, flush=True))
+    report = take_tour(args.output, TourSettings(seed=args.seed), say=tqdm.write)
     print(f"\nRecall in %, {report['settings']['test_scenes']} test scenes that were never trained on:\n")
     print(result_table(report))
     print(f"\n{report['note']}")

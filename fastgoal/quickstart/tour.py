@@ -34,9 +34,9 @@ class TourSettings:
         seed: Draws the scenes and orders the batches.
     """
 
-    train_scenes: int = 800
-    test_scenes: int = 500
-    epochs: int = 10
+    train_scenes: int = 500
+    test_scenes: int = 400
+    epochs: int = 8
     batch_size: int = 50
     learning_rate: float = 5e-4
     seed: int = 0

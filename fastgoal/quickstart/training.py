@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from fastgoal.trainer.callbacks import StartLines
@@ -40,13 +41,24 @@ def quiet_trainer(
 
 
 class EpochLines(TrainerCallback):
-    """Says a line after every epoch, where `logging_strategy` is `epoch`: its mean loss, and how long it will take."""
+    """Says a line after every epoch, where `logging_strategy` is `epoch`: its mean loss, and how long it will take.
+
+    On a terminal there is a bar of the steps below them.
+    """
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.start = say, 0.0
+        self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.perf_counter()
+        self.bar = tqdm(total=state.max_steps, unit="step", leave=False, disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" not in logs:  # the summary at the end

@@ -1,0 +1,46 @@
+"""The file of settings that is written is one that is read, and says what is in force; so is the README's."""
+
+import re
+import textwrap
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgoal.trainer.commented import commented_settings
+from fastgoal.trainer.run import KINDS, parse
+from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
+
+
+@pytest.mark.parametrize("recipe", ["paper", "goal", "best"])
+def test_the_written_file_is_one_of_settings(tmp_path, recipe):
+    text = commented_settings(recipe)
+    (tmp_path / "config.yaml").write_text(text)
+    run, args = parse([str(tmp_path / "config.yaml")])
+    assert (run.train_data, args.recipe) == ("pairs/", recipe)
+    # With every comment that is a setting taken for one, nothing changes: the values shown are those in force.
+    shown = [re.sub(r"^# (\w+: (?!null).+)$", r"\1", line) for line in text.splitlines()]
+    known = {field.name for kind in KINDS for field in fields(kind)}
+    shown = [line if line.partition(":")[0] in known else "" for line in shown]
+    assert sum(map(bool, shown)) > 30
+    (tmp_path / "all.yaml").write_text("\n".join(shown))
+    run_of_all, args_of_all = parse([str(tmp_path / "all.yaml")])
+    assert run_of_all == run
+    for name in known & set(vars(args)):
+        assert getattr(args_of_all, name) == getattr(args, name), name
+
+
+def test_every_setting_of_ours_is_in_it():
+    text = commented_settings("paper")
+    for name in (*vars(FastGoalTrainingArguments)["__annotations__"], "model", "eval_data", "streaming"):
+        assert f"{name}:" in text or name == "remove_unused_columns"
+
+
+def test_the_readmes_file_runs_without_a_gpu(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "train_data" in block]
+    (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
+    _, args = parse([str(tmp_path / "config.yaml")])
+    assert args.bf16
+    assert args.use_cpu is not torch.accelerator.is_available()
