@@ -21,12 +21,14 @@ COMMANDS = (
     "explain",
     "gallery",
     "search",
+    "demo",
     "quickstart",
     "convert",
     "merge",
     "export",
     "push",
     "push-data",
+    "push-space",
 )
 
 EPILOG = """\

@@ -7,7 +7,8 @@ has not arrived.
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Pushed:
         url: Of the repository; None after a dry run.
         commit: Of the Hub; None after a dry run.
         cleaned: Images of a data set that positions, owner or serial numbers are taken out of in what is sent.
+        sizes: Bytes of the files that are no files of a folder.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class Pushed:
     url: str | None = None
     commit: CommitInfo | None = None
     cleaned: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def push(
@@ -115,7 +118,7 @@ def push(
             return Pushed(kind, repo, files, left_out, cleaned=cleaned)
     secret = require_token(token)
     api = HfApi(token=secret, library_name="fastgoal")
-    try:
+    with hub_errors(repo, secret):
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type=kind)
         files, left_out = _get_ready(folder, kind, url.repo_id, secret)
         with cleaned_shards(folder, _shards(files)) as (copies, cleaned):
@@ -124,6 +127,14 @@ def push(
             commit = api.create_commit(
                 url.repo_id, operations, commit_message=message, repo_type=kind, revision=revision
             )
+    return Pushed(kind, url.repo_id, files, left_out, str(url), commit, cleaned)
+
+
+@contextmanager
+def hub_errors(repo: str, secret: str) -> Iterator[None]:
+    """Say of an error of the Hub, as an `OSError`, which repository is meant and what to do, without the token."""
+    try:
+        yield
     except HfHubHTTPError as error:
         raise OSError(_refusal(error, repo).replace(secret, "***")) from None
     except (HTTPError, RuntimeError, ConnectionError, TimeoutError) as error:
@@ -132,7 +143,6 @@ def push(
             f"'{repo}' could not be sent: {reason} Nothing was changed there. Repeat the command: what has arrived is "
             "not sent again."
         ) from None
-    return Pushed(kind, url.repo_id, files, left_out, str(url), commit, cleaned)
 
 
 def require_token(token: str | None = None) -> str:
@@ -184,9 +194,14 @@ def refuse_secrets(folder: Path, files: Sequence[str], token: str | None) -> Non
     for name in files:
         path = folder / name
         if path.suffix in TEXT_FILES:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if (token and token in text) or SECRET.search(text):
-                raise ValueError(f"'{path}' holds an access token; it is not sent. Remove it from there first.")
+            refuse_secret_in(str(path), path.read_bytes(), token)
+
+
+def refuse_secret_in(name: str, data: bytes, token: str | None) -> None:
+    """Likewise for the bytes of one file."""
+    text = data.decode("utf-8", errors="replace")
+    if (token and token in text) or SECRET.search(text):
+        raise ValueError(f"'{name}' holds an access token; it is not sent. Remove it from there first.")
 
 
 def _get_ready(folder: Path, kind: str, repo: str, token: str | None) -> tuple[list[str], list[str]]:
@@ -242,7 +257,7 @@ def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
     lines = [f"{pushed.url}: {files}"]
     if pushed.url is None:
         kind = "data set" if pushed.kind == "dataset" else pushed.kind
-        sizes = [(Path(folder) / name).stat().st_size for name in pushed.sent]
+        sizes = [pushed.sizes.get(name) or (Path(folder) / name).stat().st_size for name in pushed.sent]
         lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
         lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
     if pushed.cleaned:

@@ -24,6 +24,8 @@ STAGES = (
     "fastgoal/tools",
     "fastgoal/retrieval_recall",
     "fastgoal/pages",
+    "fastgoal/demo",
+    "hub_cards/space",
     "fastgoal/quickstart",
     "fastgoal/commands",
     "fastgoal",

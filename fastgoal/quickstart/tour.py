@@ -34,11 +34,11 @@ class TourSettings:
         seed: Draws the scenes and orders the batches.
     """
 
-    train_scenes: int = 500
-    test_scenes: int = 400
-    epochs: int = 8
+    train_scenes: int = 800
+    test_scenes: int = 500
+    epochs: int = 5
     batch_size: int = 50
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     seed: int = 0
 
 

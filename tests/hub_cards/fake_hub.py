@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+PLACES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 LARGE = (".safetensors", ".jpg", ".parquet", ".onnx")
-PREFIX = r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)"
+PREFIX = r"(?P<kind>datasets/|spaces/)?(?P<repo>[\w.-]+/[\w.-]+)"
 
 
 @dataclass
@@ -34,7 +35,7 @@ class FakeHub(ThreadingHTTPServer):
     """`with FakeHub(token) as hub:` listens on 127.0.0.1 at `hub.url`.
 
     Attributes:
-        repos: By `OWNER/NAME`, with `datasets/` in front for a data set.
+        repos: By `OWNER/NAME`, with `datasets/` in front for a data set, `spaces/` for a Space.
         stored: Uploaded large files by their SHA-256.
         uploads: How many bytes were uploaded to large storage, in order.
         broken: A request whose line matches this pattern is answered by `broken_status`.
@@ -129,13 +130,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, body: bytes) -> None:
         wanted = json.loads(body)
-        kind = "datasets/" if wanted.get("type") == "dataset" else ""
+        kind = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
         name = f"{kind}{wanted.get('organization') or 'somebody'}/{wanted['name']}"
         answer = {"url": f"{self.server.url}/{name}", "name": name.removeprefix(kind)}
         if name in self.server.repos:
             return self.reply({"error": "You already created this repo", **answer}, 409)
         self.server.repos[name] = Repo(wanted.get("visibility") == "private" or bool(wanted.get("private")))
         return self.reply(answer)
+
+    def nothing(self, body: bytes) -> None:
+        self.reply({})
 
     def whoami(self, body: bytes) -> None:
         self.reply({"type": "user", "name": "somebody", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
@@ -172,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({}, 200 if known else 404)
 
     def commit(self, body: bytes, kind: str, repo: str) -> None:
-        target = self.server.repos[("" if kind == "models" else "datasets/") + repo]
+        target = self.server.repos[PLACES[kind] + repo]
         message, files = "", {}
         for line in body.splitlines():
             entry = json.loads(line)
@@ -195,14 +199,14 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def info(self, body: bytes, kind: str, repo: str) -> None:
-        target = self.server.repos.get(("" if kind == "models" else "datasets/") + repo)
+        target = self.server.repos.get(PLACES[kind] + repo)
         if target is None:
             return self.reply({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         siblings = [{"rfilename": name} for name in target.files]
         return self.reply({"_id": "1", "id": repo, "sha": target.revision, "siblings": siblings, "private": False})
 
     def tree(self, body: bytes, kind: str, repo: str) -> None:
-        target = self.server.repos[("" if kind == "models" else "datasets/") + repo]
+        target = self.server.repos[PLACES[kind] + repo]
         self.reply(
             [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -221,10 +225,11 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(data, headers={**commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
 
 
-API = r"/api/(?P<kind>models|datasets)/(?P<repo>[\w.-]+/[\w.-]+)"
+API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES = (
     (r"POST /api/repos/create", Handler.create),
     (r"GET /api/whoami-v2", Handler.whoami),
+    (r"GET /api/agent-harnesses", Handler.nothing),
     (r"POST /api/validate-yaml", Handler.validate),
     (rf"POST {API}/preupload/main", Handler.preupload),
     (rf"POST /{PREFIX}\.git/info/lfs/objects/batch", Handler.batch),

@@ -1,0 +1,13 @@
+"""The demo as a Space: the models that space.json names, loaded from the Hub, and the images beside this file."""
+
+import json
+from pathlib import Path
+
+from fastgoal.demo.app import build_demo, launch_demo, load_contestants
+
+HERE = Path(__file__).parent
+
+if __name__ == "__main__":
+    settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
+    images = HERE / "images"
+    launch_demo(build_demo(load_contestants(settings["models"], str(images) if images.is_dir() else None)), "0.0.0.0")

@@ -1,0 +1,98 @@
+"""The demo in a real browser: an image is uploaded, buttons are clicked, and what they show is read."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from fastgoal.demo.app import build_demo, explanation, found, launch_demo, load_contestants
+from tests.squares import COLOURS, picture_of
+
+gradio = pytest.importorskip("gradio")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CAPTION = "On the left it is red. On the right it is <b>blue</b>."
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for first in COLOURS:
+        for second in COLOURS:
+            picture_of(first, second).save(folder / f"{first}-{second}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def contestants(tiny_clip, images):
+    said = []
+    made = load_contestants([str(tiny_clip)] * 2, str(images), "cpu", said.append)
+    assert said[0].endswith("16 images to search, 16 encoded now")
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(contestants):
+    page = build_demo(contestants)
+    yield launch_demo(page, wait=False)
+    page.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install chromium")
+@pytest.mark.parametrize("size", [(1300, 1000), (390, 844)], ids=["desk", "phone"])
+def test_in_a_browser(address, images, size):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.set_input_files("input[type=file]", str(images / "red-blue.png"))
+        page.get_by_label("Description", exact=True).fill(CAPTION)
+        page.get_by_role("button", name="Show").click()
+        frame = page.frame_locator("iframe.page")
+        frame.get_by_text("On the right it is <b>blue</b>.").first.wait_for()
+        assert frame.locator("h2").count() == 2  # two models
+        # Pointing at a sentence lights its region up, which is the page's own script, in a frame that is locked up.
+        frame.locator("li[data-region]").first.click()
+        frame.locator(".lit").first.wait_for()
+        # Nothing is wider than the screen.
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+        page.get_by_role("tab", name="Search").click()
+        page.get_by_label("Description of the image you look for").fill("A red square.")
+        page.get_by_role("button", name="Search").click()
+        page.locator(".grid-container img, .thumbnail-item img").nth(23).wait_for()  # 12 of each model
+        page.get_by_label("Description of the image you look for").fill(" ")
+        page.get_by_role("button", name="Search").click()
+        page.get_by_text("Write a text to search for first.").wait_for()
+        browser.close()
+    assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+
+
+def test_answers_are_those_of_search_and_explain(contestants, images):
+    answers = found(contestants[0], "A red square.", most=5)
+    scores = [float(label.split()[0]) for _, label in answers]
+    assert scores == sorted(scores, reverse=True)
+    assert {label.split()[1] for _, label in answers} <= {path.name for path in images.glob("*.png")}
+    assert max(answers[0][0].size) <= 400
+    page = explanation(contestants, Image.new("RGB", (64, 32), "red"), CAPTION)
+    assert page.startswith("<iframe")
+    assert page.count("<") == 2  # what the caption holds is text
+    assert 'sandbox="allow-scripts"' in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "Write a"), ("  ", "Write a"), (None, "Write a"), ("a" * 20_001, "at most 20,000")]
+)
+def test_texts_that_cannot_be_asked(contestants, text, words):
+    for ask in (lambda: found(contestants[0], text), lambda: explanation(contestants, Image.new("RGB", (9, 9)), text)):
+        with pytest.raises(ValueError, match=words):
+            ask()
+
+
+def test_without_images_there_is_no_search(tiny_clip):
+    (alone,) = load_contestants([str(tiny_clip)], device="cpu")
+    with pytest.raises(ValueError, match="no folder to search"):
+        found(alone, "a cup")
+    assert "Search" not in str([block.get_config() for block in build_demo([alone]).blocks.values()])
