@@ -31,10 +31,12 @@ def mark_weights(name: str, what: str = "model") -> str:
         return f"{path.resolve().name}#{hash_files(files)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
-    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file, extract_commit_hash
+    from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
     with loading(f"the {what} '{name}'", way_out="It is no folder here, and the Hub has no answer."):
-        revision = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+        file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+        revision = extract_commit_hash(file or cached_file(name, ADAPTER_CONFIG_NAME), None)
     return f"{name}@{revision}" if revision else name
 
 

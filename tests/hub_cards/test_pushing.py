@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.hub_cards.pushing import Pushed, choose_files, describe_push, kind_of, push, refuse_secrets
+from fastgoal.processing.adapters import add_adapter, describe_base, write_base
 
 from .conftest import TOKEN
 
@@ -57,8 +60,6 @@ def test_what_arrives_loads(hub, outside, folder, trained):
         assert str(trained.parent).encode() not in content, name
     assert b'name = "me/squares"' in repo.files["README.md"]
 
-    from fastgoal import FastGoalCLIPModel, FastGoalProcessor
-
     model, processor = FastGoalCLIPModel.from_pretrained(trained), FastGoalProcessor.from_pretrained(trained)
     embeds = model.get_text_features(**processor(text=["a red cup"])).pooler_output[0].tolist()
     loaded = outside("-c", LOAD, "me/squares", token=None)
@@ -71,6 +72,43 @@ def test_what_arrives_loads(hub, outside, folder, trained):
     for *_, positions, values in found:
         assert positions == 248
         assert values == pytest.approx(embeds, abs=1e-5)
+
+
+ADAPTED = """
+import sys
+from PIL import Image
+from fastgoal.cli import main
+from fastgoal.processing.clips import check_clip, load_clip
+from fastgoal.processing.weights import mark_weights
+print(mark_weights("me/lora"), check_clip("me/lora", "--model").model_type)
+model, processor = load_clip("me/lora", "cpu")
+print(model.get_text_features(**processor(text=["a red cup"])).pooler_output[0].tolist())
+sys.exit(main(["merge", "me/lora", "--output", sys.argv[1]]))
+"""
+
+
+def test_an_adapter_finds_its_base_on_the_hub(hub, outside, trained, tmp_path):
+    assert push_outside(outside, trained, "me/squares").returncode == 0
+    model = add_adapter(FastGoalCLIPModel.from_clip(str(trained)), rank=2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    processor = FastGoalProcessor.from_pretrained(trained)
+    folder = tmp_path / "lora"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_base(folder, describe_base(model, "me/squares"))
+    assert push_outside(outside, folder, "me/lora").returncode == 0
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= hub.repos["me/lora"].files.keys()
+    assert "handler.py" not in hub.repos["me/lora"].files
+
+    done = outside("-c", ADAPTED, tmp_path / "merged", token=None)
+    assert done.returncode == 0, done.stderr
+    mark, values, merged = done.stdout.splitlines()
+    assert mark == f"me/lora@{hub.repos['me/lora'].revision} clip"
+    expected = model.eval().get_text_features(**processor(text=["a red cup"])).pooler_output[0].tolist()
+    assert json.loads(values) == pytest.approx(expected, abs=1e-5)
+    assert "reads 248 tokens" in merged
 
 
 def test_a_dry_run_says_what_would_be_sent(hub, outside, folder, monkeypatch):
