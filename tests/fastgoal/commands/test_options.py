@@ -60,4 +60,13 @@ def test_an_option_of_several_commands_is_a_shared_one():
         {flag for action in command._actions for flag in action.option_strings} for command in commands.values()
     ]
     twice = {flag for flags in declared for flag in flags if sum(flag in other for other in declared) > 1}
-    assert twice - set(SHARED) == {"-h", "--help", "--traceback", "-k", "--detector", "--tokenizer", "--base"}
+    assert twice - set(SHARED) == {
+        "-h",
+        "--help",
+        "--traceback",
+        "-k",
+        "--detector",
+        "--tokenizer",
+        "--base",
+        "--images",
+    }

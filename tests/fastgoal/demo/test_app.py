@@ -59,6 +59,7 @@ def test_in_a_browser(address, images, size):
         # Nothing is wider than the screen.
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
+        page.evaluate("window.scrollTo(0, 0)")  # as a hand would
         page.get_by_role("tab", name="Search").click()
         page.get_by_label("Description of the image you look for").fill("A red square.")
         page.get_by_role("button", name="Search").click()
