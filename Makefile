@@ -1,6 +1,7 @@
 # make quickstart   environment, installation, and the embedded example (a few minutes, no network needed to run it)
 # make test         environment, installation with the development tools, then lint, types and tests
 # make lint, make types, make unit: one of the three
+# make slow         the few tests that take long and that make test leaves out
 # make campaign     hundreds of hostile and broken inputs, each in a process of its own (ten minutes)
 # make campaign-kills   trainings that are killed again and again, and must end as if they never were (ten minutes)
 # make format       mends what lint would complain about, as far as ruff can
@@ -18,7 +19,7 @@ STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
 
-.PHONY: help quickstart test lint types unit campaign campaign-kills format clean
+.PHONY: help quickstart test lint types unit slow campaign campaign-kills format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,6 +41,9 @@ types: $(INSTALLED_DEV)
 
 unit: $(INSTALLED_DEV)
 	$(BIN)/pytest -n $(WORKERS)
+
+slow: $(INSTALLED_DEV)
+	$(BIN)/pytest -n $(WORKERS) -m slow
 
 campaign: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign

@@ -16,7 +16,13 @@ from fastgoal.hub_cards.spaces import needed_files, push_space, requirements, sm
 from .conftest import TOKEN
 
 pytest.importorskip("gradio")
-PUSH = "import sys; from fastgoal.cli import main; sys.exit(main(sys.argv[1:]))"
+PUSH = """
+import sys
+from fastgoal.cli import main
+trained, images = sys.argv[1:]
+assert main(["push", trained, "me/squares"]) == 0
+sys.exit(main(["push-space", "me/demo", "--model", "me/squares", "--images", images]))
+"""
 ASK = """
 import sys
 from gradio_client import Client, handle_file
@@ -39,9 +45,7 @@ def images(tmp_path):
 
 
 def test_what_arrives_runs(hub, outside, trained, images, tmp_path):
-    assert outside("-c", PUSH, "push", trained, "me/squares").returncode == 0
-    command = ["push-space", "me/demo", "--model", "me/squares", "--images", images]
-    done = outside("-c", PUSH, *command)
+    done = outside("-c", PUSH, trained, images)
     assert done.returncode == 0, done.stderr
     files = hub.repos["spaces/me/demo"].files
     assert {"README.md", "app.py", "space.json", "requirements.txt", "fastgoal/demo/app.py"} <= files.keys()

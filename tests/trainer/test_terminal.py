@@ -76,7 +76,7 @@ def test_a_defect_is_not_hidden():
         run_cleanly(lambda: "p", lambda: {}["a"])
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_a_console_of_another_encoding(tmp_path, pairs_folder, encoding):
     folder = tmp_path / "红色 🦊\x1b]0;x\x07"
     folder.mkdir()

@@ -97,6 +97,7 @@ def test_two_workers_of_which_one_is_killed_make_the_rows_of_one_process(made, e
     assert counts[-1] == 13
 
 
+@pytest.mark.slow
 def test_workers_that_always_die_end_the_run_and_lose_nothing(made, engine, tmp_path, monkeypatch):
     folder, whole, _ = made
     monkeypatch.setattr(cluster, "REPLACEMENTS", 1)
@@ -118,6 +119,7 @@ def test_shards_go_to_several_processes_and_errors_come_back(made, engine):
     assert len({record["pid"] for record in records.values()} - {os.getpid()}) == 2
 
 
+@pytest.mark.slow
 def test_captions_of_two_workers(made, engine, tmp_path):
     folder, _, _ = made
     settings = CaptionSettings("a model", "What colour?")
@@ -207,6 +209,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_the_next_run_makes_the_re
     assert without_times(found) == without_times(summary)
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_everything_in_seconds(made, driver, tmp_path):
     process, children = driver("driver")
     os.killpg(process.pid, signal.SIGINT)
@@ -239,6 +242,7 @@ print(json.dumps([device, records]))
 """
 
 
+@pytest.mark.slow
 def test_a_running_cluster_is_used_with_a_gpu_for_each_worker():
     host = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
