@@ -257,7 +257,8 @@ def describe_push(pushed: Pushed, folder: str | os.PathLike[str]) -> str:
     lines = [f"{pushed.url}: {files}"]
     if pushed.url is None:
         kind = "data set" if pushed.kind == "dataset" else pushed.kind
-        sizes = [pushed.sizes.get(name) or (Path(folder) / name).stat().st_size for name in pushed.sent]
+        known = pushed.sizes
+        sizes = [known[name] if name in known else (Path(folder) / name).stat().st_size for name in pushed.sent]
         lines = [f"would be sent to {pushed.repo} as a {kind}, {files}, {size_in_words(sum(sizes))}:"]
         lines += [f"  {name}  {size_in_words(size)}" for name, size in zip(pushed.sent, sizes, strict=True)]
     if pushed.cleaned:

@@ -9,7 +9,7 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
@@ -69,7 +69,7 @@ def push_space(
     files = space_files(repo, models, images)
     if dry_run:
         return Pushed("space", repo, sorted(files), [], sizes={name: len(data) for name, data in files.items()})
-    secret = require_token(token or get_token())
+    secret = require_token(token)
     for name, data in files.items():
         refuse_secret_in(name, data, secret)
     api = HfApi(token=secret, library_name="fastgoal")
@@ -101,7 +101,7 @@ def space_files(repo: str, models: Sequence[str], images: str | None = None) -> 
         ),
         "app.py": (HERE / "space" / "app.py").read_text(encoding="utf-8"),
         "space.json": json.dumps({"models": list(models)}, indent=2) + "\n",
-        "requirements.txt": "\n".join(requirements(["demo", *(["search"] if images else [])])) + "\n",
+        "requirements.txt": "\n".join(requirements(["adapters", "demo", *(["search"] if images else [])])) + "\n",
         **{name: path.read_text(encoding="utf-8") for name, path in needed_files(APP).items()},
     }
     pictures = {} if images is None else small_copies(Path(images))
@@ -157,6 +157,7 @@ def small_copies(folder: Path) -> dict[str, bytes]:
             raise ValueError(f"{path} is a link that leads out of the folder; put the image itself there.")
         image = load_image(path)
         image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
+        image.info = {}  # of which a comment would be written
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)
         copies[f"images/{number:04d}.jpg"] = buffer.getvalue()

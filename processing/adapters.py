@@ -142,7 +142,7 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
     if os.path.exists(name):
         return False
     try:
-        return find_adapter_config_file(os.fspath(name)) is not None and _file(name, BASE_FILE) is not None
+        return find_adapter_config_file(os.fspath(name)) is not None and _file(name, "config.json") is None
     except (OSError, ValueError):  # there is nothing of this name, which whoever loads it says better
         return False
 
@@ -167,9 +167,11 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
     clip = model.get_base_model()
     base = base or model.peft_config[model.active_adapter].base_model_name_or_path or ""
     vision = clip.config.vision_config
+    if not hasattr(model, "_base_fingerprint"):  # once: of large models it takes seconds, and they do not change
+        model._base_fingerprint = fingerprint(clip)
     return AdapterBase(
         base=_absolute(base),
-        fingerprint=fingerprint(clip),
+        fingerprint=model._base_fingerprint,
         max_text_length=text_positions(clip),
         image_size=vision.image_size,
         patch_size=vision.patch_size,

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
-from fastgoal.processing.adapters import is_adapted
+from fastgoal.processing.adapters import is_adapted, is_adapter
 from fastgoal.processing.clips import load_clip
 from fastgoal.processing.data.sources import Source, open_source
 from fastgoal.trainer.batches.pair_data import PairData
@@ -166,6 +166,11 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:
         args.eval_on_start = eval_data is not None and not checkpoint
+    if args.lora_rank and is_adapter(run.model):
+        raise ValueError(
+            f"--model {run.model} is an adapter, and --lora_rank would train another one on top of it. Merge it first: "
+            f"fastgoal merge {run.model} --output DIR."
+        )
     model, processor = load_clip(run.model, "cpu", max_text_length=run.max_text_length)
 
     trainer = FastGoalTrainer(

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.trainer.commented import commented_settings
+    from fastgoal.trainer.settings_template import commented_settings
 
     print(commented_settings(args.recipe), end="")
     return 0

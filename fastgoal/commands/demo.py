@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.demo.app import build_demo, launch_demo, load_contestants, require_gradio
+    from fastgoal.demo.app import build_demo, launch_demo, load_models, require_gradio
 
     require_gradio()
     names = [name for name in (args.model, args.against) if name is not None]
-    launch_demo(build_demo(load_contestants(names, args.images, args.device)), args.host, args.port)
+    launch_demo(build_demo(load_models(names, args.images, args.device)), args.host, args.port)
     return 0

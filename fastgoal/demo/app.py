@@ -31,7 +31,7 @@ EXPLAIN = (
 
 
 @dataclass
-class Contestant:
+class ShownModel:
     """A model that is shown.
 
     Attributes:
@@ -57,9 +57,9 @@ def require_gradio() -> Any:
     return gradio
 
 
-def load_contestants(
+def load_models(
     names: Sequence[str], images: str | None = None, device: str | None = None, say: Callable[[str], None] = print
-) -> list[Contestant]:
+) -> list[ShownModel]:
     """The models by their names, each with an index of the images, which is kept in a hidden folder beside them.
 
     Raises:
@@ -71,50 +71,50 @@ def load_contestants(
     made = []
     for option, name in zip(("--model", "--against"), names, strict=False):
         model, processor = load_clip(name, device, option=option)
-        contestant = Contestant(public_name(name), model, processor)
+        shown_model = ShownModel(public_name(name), model, processor)
         if images is not None:
             mark = model_fingerprint(model, processor)
             place = Path(images) / f"{FOLDER}-{mark[:12]}"
-            contestant.index = ImageIndex(Path(images), place, name, mark)
-            update = contestant.index.update(file_encoder(model, processor))
-            say(f"{contestant.name}: {count(update.images, 'image')} to search, {update.encoded:,} encoded now")
-        made.append(contestant)
+            shown_model.index = ImageIndex(Path(images), place, name, mark)
+            update = shown_model.index.update(file_encoder(model, processor))
+            say(f"{shown_model.name}: {count(update.images, 'image')} to search, {update.encoded:,} encoded now")
+        made.append(shown_model)
     return made
 
 
-def explanation(contestants: Sequence[Contestant], image: Image.Image, caption: str) -> str:
+def explanation(models: Sequence[ShownModel], image: Image.Image, caption: str) -> str:
     """A page of where each model sees each sentence, in a frame of its own.
 
     Raises:
         ValueError: The caption has no sentence, or is too long.
     """
     caption = _text(caption, "a description of the image")
-    made = [explain(each.model, each.processor, image, caption, each.name) for each in contestants]
+    made = [explain(each.model, each.processor, image, caption, each.name) for each in models]
     page = explanation_page(image, draw_explanations(image, made), caption)
     # Its styles stay inside, and nothing of it is taken for the demo's own.
     content = html.escape(page, quote=True)
     return f'<iframe class="page" title="explanation" sandbox="allow-scripts" srcdoc="{content}"></iframe>'
 
 
-def found(contestant: Contestant, text: str, most: int = ANSWERS) -> list[tuple[Image.Image, str]]:
+def found(shown_model: ShownModel, text: str, most: int = ANSWERS) -> list[tuple[Image.Image, str]]:
     """Small copies of the images nearest to a text, each with its cosine and name.
 
     Raises:
         ValueError: The text is empty or too long, or there is nothing to search.
     """
     text = _text(text, "a text to search for")
-    if contestant.index is None:
+    if shown_model.index is None:
         raise ValueError("There is no folder to search.")
-    vector = encode_texts(contestant.model, contestant.processor, [text])[0]
+    vector = encode_texts(shown_model.model, shown_model.processor, [text])[0]
     answers = []
-    for hit in contestant.index.search(vector, most):
+    for hit in shown_model.index.search(vector, most):
         image = load_image(hit.path)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         answers.append((image, f"{number(hit.score, 3)}  {hit.path.name}"))
     return answers
 
 
-def build_demo(contestants: Sequence[Contestant]) -> Any:
+def build_demo(models: Sequence[ShownModel]) -> Any:
     """The page, a `gradio.Blocks`; `launch_demo` starts it."""
     gradio = require_gradio()
 
@@ -130,9 +130,13 @@ def build_demo(contestants: Sequence[Contestant]) -> Any:
     def explain_file(path: str | None, caption: str) -> str:
         if path is None:
             raise ValueError("Choose an image first.")
-        return explanation(contestants, load_image(path, name="The image"), caption)
+        return explanation(models, load_image(path, name="The image"), caption)
 
-    names = " and ".join(each.name for each in contestants)
+    def search_all(text: str) -> Any:
+        answers = [found(each, text) for each in models]
+        return answers if len(answers) > 1 else answers[0]  # as gradio takes them
+
+    names = " and ".join(each.name for each in models)
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"# {TITLE}\n{html.escape(names)}")
         with gradio.Tab("Explain"):
@@ -143,29 +147,15 @@ def build_demo(contestants: Sequence[Contestant]) -> Any:
             show = gradio.Button("Show", variant="primary")
             answer = gradio.HTML()
             show.click(shown(explain_file), [image, caption], answer, api_name="explain", concurrency_limit=1)
-        if contestants[0].index is not None:
+        if models[0].index is not None:
             with gradio.Tab("Search"):
                 query = gradio.Textbox(
                     label="Description of the image you look for", lines=4, max_length=MOST_CHARACTERS
                 )
                 search = gradio.Button("Search", variant="primary")
                 with gradio.Row():
-                    galleries = [
-                        gradio.Gallery(label=each.name, columns=3, object_fit="contain") for each in contestants
-                    ]
-                search.click(
-                    shown(
-                        lambda text: (
-                            [found(each, text) for each in contestants]
-                            if len(contestants) > 1
-                            else found(contestants[0], text)
-                        )
-                    ),
-                    query,
-                    galleries,
-                    api_name="search",
-                    concurrency_limit=1,
-                )
+                    galleries = [gradio.Gallery(label=each.name, columns=3, object_fit="contain") for each in models]
+                search.click(shown(search_all), query, galleries, api_name="search", concurrency_limit=1)
     return page
 
 

@@ -39,7 +39,7 @@ def images(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "A camera of mine"
     for name, colour in (("a", "red"), ("b", "blue")):
-        Image.new("RGB", (1500, 900), colour).save(folder / f"{name}.jpg", exif=exif)
+        Image.new("RGB", (1500, 900), colour).save(folder / f"{name}.jpg", exif=exif, comment=b"A camera of mine")
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -96,7 +96,8 @@ def test_only_modules_that_are_needed_go(tmp_path):
     } <= files.keys()
     assert not [name for name in files if name.startswith(("fastgoal/quickstart", "fastgoal/commands"))]
     assert all(path.is_file() for path in files.values())
-    needs = requirements(["demo"])
+    needs = requirements(["demo", "adapters"])
+    assert any(line.startswith("peft") for line in needs)  # of a model that is an adapter
     assert any(line.startswith("gradio") for line in needs)
     assert any(line.startswith("torch") for line in needs)
     assert not any(line.startswith(("ultralytics", "pytest", "faiss")) for line in needs)
@@ -106,7 +107,6 @@ def test_what_cannot_be_a_space(images, tmp_path, trained, monkeypatch):
     with pytest.raises(ValueError, match=r"no OWNER/NAME on the Hub.*`fastgoal push` it"):
         push_space("me/demo", [str(trained)], dry_run=True)
     monkeypatch.setattr("fastgoal.hub_cards.pushing.get_token", lambda: None)
-    monkeypatch.setattr("fastgoal.hub_cards.spaces.get_token", lambda: None)
     with pytest.raises(ValueError, match="There is no access token"):
         push_space("me/demo", ["me/squares"])
     (tmp_path / "empty").mkdir()

@@ -123,6 +123,12 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert "is no adapter" in capsys.readouterr().err
 
 
+def test_an_adapter_of_an_adapter_is_refused(made, pairs, tmp_path, capsys):
+    command = ["train", "--model", made[0], "--train_data", pairs, "--output_dir", tmp_path / "two", "--lora_rank", "2"]
+    assert main([*map(str, command)]) == 2
+    assert "is an adapter, and --lora_rank would train another one" in capsys.readouterr().err
+
+
 def test_its_folder_and_card(made):
     folder, model = made
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}

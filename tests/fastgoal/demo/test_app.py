@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from fastgoal.demo.app import build_demo, explanation, found, launch_demo, load_contestants
+from fastgoal.demo.app import build_demo, explanation, found, launch_demo, load_models
 from tests.squares import COLOURS, picture_of
 
 gradio = pytest.importorskip("gradio")
@@ -23,16 +23,16 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def contestants(tiny_clip, images):
+def models(tiny_clip, images):
     said = []
-    made = load_contestants([str(tiny_clip)] * 2, str(images), "cpu", said.append)
+    made = load_models([str(tiny_clip)] * 2, str(images), "cpu", said.append)
     assert said[0].endswith("16 images to search, 16 encoded now")
     return made
 
 
 @pytest.fixture(scope="module")
-def address(contestants):
-    page = build_demo(contestants)
+def address(models):
+    page = build_demo(models)
     yield launch_demo(page, wait=False)
     page.close()
 
@@ -71,13 +71,13 @@ def test_in_a_browser(address, images, size):
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
 
 
-def test_answers_are_those_of_search_and_explain(contestants, images):
-    answers = found(contestants[0], "A red square.", most=5)
+def test_answers_are_those_of_search_and_explain(models, images):
+    answers = found(models[0], "A red square.", most=5)
     scores = [float(label.split()[0]) for _, label in answers]
     assert scores == sorted(scores, reverse=True)
     assert {label.split()[1] for _, label in answers} <= {path.name for path in images.glob("*.png")}
     assert max(answers[0][0].size) <= 400
-    page = explanation(contestants, Image.new("RGB", (64, 32), "red"), CAPTION)
+    page = explanation(models, Image.new("RGB", (64, 32), "red"), CAPTION)
     assert page.startswith("<iframe")
     assert page.count("<") == 2  # what the caption holds is text
     assert 'sandbox="allow-scripts"' in page
@@ -86,14 +86,14 @@ def test_answers_are_those_of_search_and_explain(contestants, images):
 @pytest.mark.parametrize(
     ("text", "words"), [("", "Write a"), ("  ", "Write a"), (None, "Write a"), ("a" * 20_001, "at most 20,000")]
 )
-def test_texts_that_cannot_be_asked(contestants, text, words):
-    for ask in (lambda: found(contestants[0], text), lambda: explanation(contestants, Image.new("RGB", (9, 9)), text)):
+def test_texts_that_cannot_be_asked(models, text, words):
+    for ask in (lambda: found(models[0], text), lambda: explanation(models, Image.new("RGB", (9, 9)), text)):
         with pytest.raises(ValueError, match=words):
             ask()
 
 
 def test_without_images_there_is_no_search(tiny_clip):
-    (alone,) = load_contestants([str(tiny_clip)], device="cpu")
+    (alone,) = load_models([str(tiny_clip)], device="cpu")
     with pytest.raises(ValueError, match="no folder to search"):
         found(alone, "a cup")
     assert "Search" not in str([block.get_config() for block in build_demo([alone]).blocks.values()])

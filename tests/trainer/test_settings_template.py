@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgoal.trainer.commented import commented_settings
 from fastgoal.trainer.run import KINDS, parse
+from fastgoal.trainer.settings_template import commented_settings
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 
