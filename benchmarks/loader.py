@@ -183,7 +183,7 @@ def main() -> None:
     args = parse(parser)
     rng = random.Random(0)
     captions = read_captions(args.captions, rng)
-    processor = build_processor(args.tokenizer, 32)
+    processor = build_processor(args.tokenizer, "b32")
     photographs = sorted(Path(args.images).rglob("*.jpg"))[:ROWS] if args.images else [None]
     print(f"JPEGs are decoded by {'PIL' if jpeg_decoder() is None else 'torchcodec'}.\n")
     print("| size | way | ms a row | rows/s |\n|---|---|---|---|")

@@ -49,9 +49,9 @@ STAGE_MEANINGS = {
 def build_matcher(args: argparse.Namespace, thin: bool = False) -> tuple[Any, Any]:
     """A CLIP of random weights, as ViT-B/32 or with two thin layers, and its processor with the detector."""
     dtype = torch.float32 if thin else getattr(torch, args.dtype)
-    processor = build_processor(args.tokenizer, 32)
+    processor = build_processor(args.tokenizer, "b32")
     processor.detector = load_detector(args.detector, device=args.device)
-    return build_model(32, thin).to(args.device, dtype).eval(), processor
+    return build_model("b32", thin).to(args.device, dtype).eval(), processor
 
 
 def make_pairs(

@@ -27,7 +27,7 @@ from transformers import CLIPModel
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loader import add_caption_options, make_row, make_rows, parse, read_captions
-from benchmarks.random_clip import TOKENS, build_model, build_processor
+from benchmarks.random_clip import SHAPES, TOKENS, build_model, build_processor
 from benchmarks.timing import Rounds, timed
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
@@ -204,6 +204,16 @@ def count_flops(model: Any, step: Step, batch: Batch) -> int:
     return int(counter.get_total_flops())
 
 
+def count_crop_flops(model: Any) -> int:
+    """Floating point operations of the image tower on one image, forward alone: what `fastgoal pairs` does per crop."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    meta, side = copy.deepcopy(model).to("meta"), model.config.vision_config.image_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        meta.get_image_features(pixel_values=torch.empty(1, 3, side, side, device="meta"))
+    return int(counter.get_total_flops())
+
+
 def kept_bytes(model: Any, step: Step, batch: Batch) -> int:
     """Bytes that a step's forward under bf16 autocast keeps for its backward pass, the parameters not counted."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -285,7 +295,7 @@ def time_steps(model: Any, steps: dict[str, Step], draw: Callable[[], Batch], ar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("b32", "b16"), default="b32", help="ViT-B with patches of 32 or 16 pixels")
+    parser.add_argument("--model", choices=tuple(SHAPES), default="b32", help="a shape of OpenAI's CLIPs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", action="store_true", help="count operations and memory, time nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -302,9 +312,9 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(0)
     rng = random.Random(0)
-    device, patch_size = args.device, int(args.model[1:])
-    model: Any = build_model(patch_size).to(device)
-    processor = build_processor(args.tokenizer, patch_size)
+    device = args.device
+    model: Any = build_model(args.model).to(device)
+    processor = build_processor(args.tokenizer, args.model)
     captions = read_captions(args.captions, rng)
     if len(captions) < args.batch_size:
         raise ValueError(f"There are {len(captions)} captions; a batch takes {args.batch_size} (--batch-size).")
@@ -318,7 +328,7 @@ def main() -> None:
         few = make_batch(processor, make_rows(captions[:4], rng)).to(device)
         gap = check_equal(model, trainer, few, processor.tokenizer)
         threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f" ({torch.cuda.get_device_name()})"
-        print(f"ViT-B/{patch_size}, batch {args.batch_size}, {args.precision}, {device}{threads}")
+        print(f"ViT-{args.model.upper()}, batch {args.batch_size}, {args.precision}, {device}{threads}")
         print(f"The reference style's losses equal ours to {gap:.0e}.\n")
         model.train()
         model.set_attn_implementation(args.attention)
@@ -332,6 +342,8 @@ def main() -> None:
             row = make_row(*max(captions, key=lambda caption: len(caption[0])), rng)
             kept = [kept_bytes(model, steps[OURS], make_batch(processor, [row] * n).to(device)) for n in (1, 3)]
             print(f"\nA pair with a caption of {TOKENS} tokens keeps {(kept[1] - kept[0]) / 2 / 1e6:.0f} MB in bf16.")
+            weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            print(f"A crop's forward is {count_crop_flops(model) / 1e9:.1f} GFLOP; the model has {weights:.0f} M weights.")
         else:
             time_steps(model, steps, draw, args)
 

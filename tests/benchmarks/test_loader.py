@@ -15,7 +15,7 @@ def test_share_of_padding():
 
 
 def test_made_up_captions_have_a_token_a_letter():
-    processor = build_processor(None, 32)
+    processor = build_processor(None, "b32")
     caption, spans = bench.read_captions(None, random.Random(0))[0]
     ids = processor.tokenizer(caption, truncation=False)["input_ids"]
     assert len(ids) == len(caption.split()) + 2
@@ -26,7 +26,7 @@ def test_made_up_captions_have_a_token_a_letter():
 def test_the_collator_makes_what_the_processor_makes(monkeypatch):
     monkeypatch.setattr(bench, "ROWS", 5)
     rng = random.Random(1)
-    processor = build_processor(None, 32)
+    processor = build_processor(None, "b32")
     rows = bench.make_rows(bench.read_captions(None, rng), rng)
     expected, found = bench.plain_batch(processor, rows), bench.FastGoalCollator(processor)(rows)
     assert set(expected) == set(found)
