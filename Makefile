@@ -4,6 +4,7 @@
 # make slow         the few tests that take long and that make test leaves out
 # make campaign     hundreds of hostile and broken inputs, each in a process of its own (ten minutes)
 # make campaign-kills   trainings that are killed again and again, and must end as if they never were (ten minutes)
+# make docs         the pages of docs/ as a site in site/, which can be read from the disk
 # make format       mends what lint would complain about, as far as ruff can
 #
 # VENV=DIR puts the environment elsewhere, PYTHON=python3.12 chooses the interpreter it is made with.
@@ -19,7 +20,7 @@ STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
 
-.PHONY: help quickstart test lint types unit slow campaign campaign-kills format clean
+.PHONY: help quickstart test lint types unit slow campaign campaign-kills docs format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -51,12 +52,17 @@ campaign: $(INSTALLED_DEV)
 campaign-kills: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign.kills
 
+# The variable silences a notice on a successor of the theme, which is no warning about these pages.
+docs: $(INSTALLED_DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The pages are in site/: open site/index.html."
+
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

@@ -1,4 +1,4 @@
-"""CLIPs of the published shapes with random weights, which change no time, that read 248 tokens; and their processors."""
+"""CLIPs of the published shapes with random weights, which change no time, that read 248 tokens; their processors."""
 
 from typing import Any
 

@@ -342,8 +342,8 @@ def main() -> None:
             row = make_row(*max(captions, key=lambda caption: len(caption[0])), rng)
             kept = [kept_bytes(model, steps[OURS], make_batch(processor, [row] * n).to(device)) for n in (1, 3)]
             print(f"\nA pair with a caption of {TOKENS} tokens keeps {(kept[1] - kept[0]) / 2 / 1e6:.0f} MB in bf16.")
-            weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-            print(f"A crop's forward is {count_crop_flops(model) / 1e9:.1f} GFLOP; the model has {weights:.0f} M weights.")
+            weights, crop = sum(parameter.numel() for parameter in model.parameters()), count_crop_flops(model)
+            print(f"A crop's forward is {crop / 1e9:.1f} GFLOP; the model has {weights / 1e6:.0f} M weights.")
         else:
             time_steps(model, steps, draw, args)
 

@@ -35,6 +35,7 @@ TOPS = ("modeling_fastgoal", "processing", "hub_cards", "trainer", "fastgoal", "
 # Subjects that are more than one file: a folder as others find it, several processes, the whole package.
 CROSS_CUTTING = {
     "tests/test_structure.py",
+    "tests/docs/test_docs.py",
     "tests/fastgoal/test_fresh_process.py",
     "tests/fastgoal/test_loading.py",
     "tests/fastgoal/test_package.py",

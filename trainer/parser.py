@@ -57,6 +57,10 @@ class Parser(argparse.ArgumentParser):
                 break  # what follows are values, or is another parser's
             arguments[place] = self._spelled(argument)
         found, rest = super().parse_known_args(arguments, namespace)
+        # Before Python 3.13 argparse gives up an optional argument that an option stands before: IMAGES --model M TEXT.
+        for action in self._get_positional_actions():
+            if rest and action.nargs == "?" and getattr(found, action.dest) is action.default and rest[0][:1] != "-":
+                setattr(found, action.dest, self._get_value(action, rest.pop(0)))
         if rest:
             self.error(f"unexpected {' '.join(map(repr, rest))}")
         return found, rest

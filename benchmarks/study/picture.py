@@ -1,9 +1,9 @@
 """The picture of the README: where a model of the study sees each sentence of a caption.
 
-    python -m benchmarks.study.picture --output docs/images/explain.png
+    python -m benchmarks.study.picture --output docs/images/explain.webp
 
-The model is the study's FAST-GOAL of seed 0, taken from `--work` or trained in a minute; the scene is none of those that
-it was trained on. The boxes are those of the drawn world's detector.
+The model is the study's FAST-GOAL of seed 0, taken from `--work` or trained in a minute; the scene is none of those
+that it was trained on. The boxes are those of the drawn world's detector.
 """
 
 import argparse
@@ -39,9 +39,9 @@ class KnownBoxes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("explain.png"))
+    parser.add_argument("--output", type=Path, default=Path("explain.webp"))
     parser.add_argument("--work", type=Path, default=Path("study-work"), help="folder for finished trainings")
-    parser.add_argument("--scene", type=int, default=0, help="number of the scene")
+    parser.add_argument("--scene", type=int, default=7, help="number of the scene")
     args = parser.parse_args()
     seed = Seed(0, Sizes(), "test", None, HERE / "base_clip", args.work)
     model, _ = seed.model(FAST_GOAL)

@@ -1,12 +1,9 @@
-"""The file of settings that is written is one that is read, and says what is in force; so is the README's."""
+"""The file of settings that is written is one that is read, and says what is in force."""
 
 import re
-import textwrap
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
-import torch
 
 from fastgoal.trainer.run import KINDS, parse
 from fastgoal.trainer.settings_template import commented_settings
@@ -35,12 +32,3 @@ def test_every_setting_of_ours_is_in_it():
     text = commented_settings("paper")
     for name in (*vars(FastGoalTrainingArguments)["__annotations__"], "model", "eval_data", "streaming"):
         assert f"{name}:" in text or name == "remove_unused_columns"
-
-
-def test_the_readmes_file_runs_without_a_gpu(tmp_path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "train_data" in block]
-    (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
-    _, args = parse([str(tmp_path / "config.yaml")])
-    assert args.bf16
-    assert args.use_cpu is not torch.accelerator.is_available()

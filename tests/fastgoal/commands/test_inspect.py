@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageColor
 from fastgoal.cli import main
 from fastgoal.hub_cards.pictures import COLOURS
 from fastgoal.processing.data.pairs_dataset import features
+from tests.browser import CHROMIUM, needs_browser
 from tests.known_pairs import LONG, jpeg, row, rows, write
 
 
@@ -158,7 +158,6 @@ def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):
     assert facts["pairs"]["count"] == 13
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Points at the first sentence of the first row, then says what is lit.
 PROBE = """<script>
 const first = document.querySelector('.row li[data-region]');
@@ -190,7 +189,7 @@ def browse(page, profile, *arguments):
     return done.stdout
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install chromium")
+@needs_browser
 def test_page_in_a_browser(folder, tiny_clip, tmp_path, capsys):
     page, _ = inspect(folder, "--tokenizer", tiny_clip)
     # Nothing is loaded from elsewhere: images are in the page, and its policy forbids all else.

@@ -1,15 +1,13 @@
 """The demo in a real browser: an image is uploaded, buttons are clicked, and what they show is read."""
 
-import shutil
-
 import pytest
 from PIL import Image
 
 from fastgoal.demo.app import build_demo, explanation, found, launch_demo, load_models
+from tests.browser import needs_browser, open_page
 from tests.squares import COLOURS, picture_of
 
 gradio = pytest.importorskip("gradio")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CAPTION = "On the left it is red. On the right it is <b>blue</b>."
 
 
@@ -37,13 +35,10 @@ def address(models):
     page.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install chromium")
+@needs_browser
 @pytest.mark.parametrize("size", [(1300, 1000), (390, 844)], ids=["desk", "phone"])
 def test_in_a_browser(address, images, size):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    with open_page(*size) as page:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
@@ -67,7 +62,6 @@ def test_in_a_browser(address, images, size):
         page.get_by_label("Description of the image you look for").fill(" ")
         page.get_by_role("button", name="Search").click()
         page.get_by_text("Write a text to search for first.").wait_for()
-        browser.close()
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
 
 

@@ -1,0 +1,43 @@
+"""Hooks for mkdocs: pages that lie outside of docs/, and the package where mkdocstrings looks for it."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/study/STUDY.md")
+_package = tempfile.TemporaryDirectory(prefix="fastgoal-docs-")
+
+
+@event_priority(100)  # before mkdocstrings reads its settings
+def on_config(config: Any) -> Any:
+    """Lay the package out as it is imported (setup.cfg's `package_dir`), so that it is read without being run."""
+    package = Path(_package.name, "fastgoal")
+    if not package.exists():
+        package.mkdir()
+        for part in [*(ROOT / "fastgoal").iterdir(), *(ROOT / name for name in _stages())]:
+            (package / part.name).symlink_to(part)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_package.name]
+    return config
+
+
+def _stages() -> list[str]:
+    return re.findall(r"^    fastgoal\.\w+ = (\w+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages outside, at the same places as in the repository, and the pictures beside them."""
+    pictures = sorted((ROOT / "benchmarks/study/results").glob("*.png"))
+    for path in [*(ROOT / page for page in OUTSIDE), *pictures]:
+        place = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links from docs/ to the pages outside (`../CHANGELOG.md`) lose a level: docs/ is the root of the site."""
+    return markdown if page.file.src_uri in OUTSIDE else re.sub(r"\]\(\.\./", "](", markdown)

@@ -1,0 +1,205 @@
+"""The README and the pages of docs/: every link leads somewhere, every command line parses, every Python block runs.
+
+What the pages call openai/clip-vit-base-patch16, my-model, photograph.jpg and so on is there in small.
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.cli import COMMANDS, build_parser
+from fastgoal.trainer.run import parse
+from tests.browser import needs_browser, open_page
+from tests.squares import COLOURS, picture_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "study" / "STUDY.md"]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+NOTEBOOK = ROOT / "docs" / "start.ipynb"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `fastgoal` command lines of a text, without variables set before them."""
+    lines = text.replace("\\\n", " ").splitlines()
+    lines = [re.sub(r" [>&].*", "", line) for line in lines]
+    found = [shlex.split(line, comments=True) for line in lines if re.match(r"\s*(\w+=\S+ )*fastgoal ", line)]
+    return [words[words.index("fastgoal") + 1 :] for words in found]
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) < 150
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*TEXTS, "docs/start.ipynb"])
+def test_links_lead_somewhere(page):
+    text = TEXTS.get(page) or "".join("".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"])
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert path.is_relative_to(ROOT), target
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if commands("\n".join(blocks(TEXTS[page], "sh")))])
+def test_command_lines_parse(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(blocks(TEXTS["docs/training.md"], "yaml")[0])
+    for words in commands("\n".join(blocks(TEXTS[page], "sh"))):
+        args = build_parser().parse_args(words)
+        if words[0] == "train":
+            parse(args.arguments)
+
+
+def test_examples_of_the_help_parse():
+    count = 0
+    for name in COMMANDS:
+        module = importlib.import_module(f"fastgoal.commands.{name.replace('-', '_')}")
+        for words in commands(getattr(module, "EPILOG", "")):
+            if "--caption-file" not in words:  # would be read at once
+                build_parser().parse_args(words)
+                count += 1
+    assert count > 15
+
+
+def test_the_settings_run_without_a_gpu(tmp_path):
+    (text,) = blocks(TEXTS["docs/training.md"], "yaml")
+    (tmp_path / "config.yaml").write_text(text)
+    _, args = parse([str(tmp_path / "config.yaml")])
+    assert args.bf16
+    assert args.use_cpu is not torch.accelerator.is_available()
+
+
+@pytest.fixture(scope="module")
+def place(tiny_clip, tmp_path_factory):
+    """A folder with all that the pages' Python blocks name."""
+    place = tmp_path_factory.mktemp("reader")
+    (place / "openai").mkdir()
+    (place / "openai" / "clip-vit-base-patch16").symlink_to(tiny_clip)
+    FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
+    FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
+    for name in ("photograph.jpg", "dog.jpg"):
+        Image.radial_gradient("L").convert("RGB").resize((60, 40)).save(place / name)
+    (place / "test").mkdir()
+    with open(place / "test" / "metadata.jsonl", "w", encoding="utf-8") as file:
+        for first, second in itertools.permutations(COLOURS, 2):
+            picture_of(first, second).save(place / "test" / f"{first}-{second}.png")
+            caption = f"On the left it is {first}. On the right it is {second}."
+            file.write(json.dumps({"file_name": f"{first}-{second}.png", "caption": caption}) + "\n")
+    return place
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(TEXTS[page], "python")])
+def test_python_blocks_run(page, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    names: dict = {}
+    for block in blocks(TEXTS[page], "python"):
+        packages = {name for name in ("mteb", "sentence_transformers") if f"{name} import" in block}
+        if any(importlib.util.find_spec(name) is None for name in packages) or "InferenceClient" in block:
+            continue  # the client and its requests are tests/hub_cards/test_handler.py's
+        exec(compile(block, page, "exec"), names)
+    printed = capsys.readouterr().out
+    if page == "README.md":
+        assert "<- trains" in printed
+    if "recall" in names:  # what mteb found is what `fastgoal evaluate` finds
+        from fastgoal import evaluate
+
+        assert names["recall"] == pytest.approx(evaluate("my-model", "test").metrics["text_to_image_R@1"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, as `make docs` builds it."""
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    return site
+
+
+def test_the_site_is_whole_and_fetches_nothing(site):
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    names = {page.removesuffix(".md") for page in TEXTS if page != "README.md"}
+    assert {name.removeprefix("docs/") + ".html" for name in names - {"benchmarks/README"}} <= pages
+    assert {"start.html", "benchmarks/index.html"} <= pages
+    text = (site / "python.html").read_text(encoding="utf-8")
+    for name in ("from_clip", "pair_rows", "token_similarity_loss", "tsl_weight", "retrieval_metrics"):
+        assert name in text, name
+    for page in pages:
+        html = (site / page).read_text(encoding="utf-8")
+        fetched = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)", html)
+        fetched += re.findall(r"<link[^>]*rel=\"stylesheet\"[^>]*href=\"(https?:[^\"]+)", html)
+        assert not fetched, page
+
+
+def test_the_calculator_counts_with_the_pages_table():
+    script = (ROOT / "docs" / "javascripts" / "calculator.js").read_text(encoding="utf-8")
+    known = {name: [float(number) for number in re.findall(r": ([\d.]+)", facts)]
+             for name, facts in re.findall(r'"(ViT[^"]+)": \{([^}]+)\}', script)}  # fmt: skip
+    rows = re.findall(r"^\|(.+)\|$", TEXTS["docs/hardware.md"], re.MULTILINE)
+    table = [[cell.strip().replace(",", "") for cell in row.split("|")] for row in rows if " | " in row]
+    names = table[0][-4:]
+    columns = list(zip(*[[float(cell) for cell in row[-4:]] for row in table[1:]], strict=True))
+    assert names == [*known]
+    for name, (tuned, whole, crop, kept, weights) in zip(names, columns, strict=True):
+        assert known[name] == pytest.approx([tuned, whole, crop / 1000, kept, weights], rel=0.01), name
+
+
+@needs_browser
+def test_the_calculator_in_a_browser(site):
+    with open_page() as page:
+        page.goto((site / "hardware.html").as_uri())
+        page.select_option("[name=model]", "ViT-B/16")
+        page.select_option("[name=device]", "A100")
+        page.fill("[name=images]", "1000000")
+        page.check("[name=cached]")
+        page.fill("[name=chunk]", "32")
+        # A million pairs, 10 epochs, 0.271 TFLOP and a third more, at 30 % of 312 TFLOP/s: 10.7 hours.
+        text = page.inner_text("output")
+        assert "Training: about 11 hours" in text
+        assert "Memory of each device: about 11 GB" in text
+        page.fill("[name=images]", "")
+        assert "a number above 0" in page.inner_text("output")
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(
+        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    printed = "".join(output.get("text", "") for output in outputs)
+    for line in ("300 images, 0 skipped", "The model is in my-model", "Against base-clip", "Picture: explained.png"):
+        assert line in printed, line
+    assert re.search(r"R@5, text to image .* yes ", printed), "training changed nothing"
+    assert "200 images, 200 encoded now" in printed
