@@ -20,3 +20,5 @@ class FastGoalCLIPConfig(CLIPConfig):
     local_weight: float | int = LossWeights.local_weight
     tsl_weight: float | int = LossWeights.tsl_weight
     sparc_weight: float | int = LossWeights.sparc_weight
+    token_weight: float | int = LossWeights.token_weight
+    short_weight: float | int = LossWeights.short_weight

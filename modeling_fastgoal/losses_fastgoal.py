@@ -59,15 +59,15 @@ def clip_loss(
         first: See `all_images`.
 
     Returns:
-        Scalar. When all embeddings are alike it is `log(batch)`. With the rows of all processes it is this one's share:
-        the shares add up to the loss.
+        Scalar. When all embeddings are alike it is `log(batch)`; of no rows it is 0. With the rows of all processes it
+        is this one's share: the shares add up to the loss.
     """
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     every_image = images if all_images is None else F.normalize(all_images, dim=-1)
     every_text = texts if all_texts is None else F.normalize(all_texts, dim=-1)
     to_texts = _contrast(images, every_text, logit_scale, first)
     to_images = _contrast(texts, every_image, logit_scale, first)
-    return (to_texts + to_images) / (2 * len(every_text))
+    return (to_texts + to_images) / (2 * max(1, len(every_text)))
 
 
 def _contrast(rows: torch.Tensor, among: torch.Tensor, logit_scale: torch.Tensor, first: int) -> torch.Tensor:
@@ -136,12 +136,17 @@ class LossWeights:
         local_weight: Weight of the contrastive loss of (region crop, sentence).
         tsl_weight: Weight of token similarity learning, image and text part together.
         sparc_weight: Weight of SPARC's fine-grained loss of patches and words.
+        token_weight: Weight of the contrastive loss of tokens and what they are of: a region's patches against the
+            crops, a sentence's tokens against the sentences. Like token similarity learning, but with negatives.
+        short_weight: Weight of the contrastive loss of (image, short caption).
     """
 
     global_weight: float = field(default=1.0, metadata={"label": "global"})
     local_weight: float = field(default=0.5, metadata={"label": "local"})
     tsl_weight: float = field(default=1.0, metadata={"label": "TSL"})
     sparc_weight: float = field(default=0.0, metadata={"label": "SPARC"})
+    token_weight: float = field(default=0.0, metadata={"label": "token contrast"})
+    short_weight: float = field(default=0.0, metadata={"label": "short captions"})
 
     @classmethod
     def of(cls, settings: object) -> "LossWeights":
@@ -151,46 +156,58 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A part of the loss, a scalar: `compute(*needs, last)`, with more where the batch is that of several processes."""
+    """A part of the loss, a scalar, of rows that count by themselves or are held each against all others."""
 
     name: str  # field of `FastGoalLosses`, and column of the log
     weight: str  # field of `LossWeights`
     needs: tuple[str, ...]  # among the rows of `loss_rows`; without them it is left out
     compute: Callable[..., torch.Tensor]
-    last: str  # `logit_scale`, or the mask of the valid rows, None where the rows have it not
+    valid: str | None = None  # the mask of the rows that count, which the rows may not have
+    contrasts: bool = False
+    is_extra: bool = False  # not reported where it has no weight, as it would cost something
 
-    @property
-    def contrasts(self) -> bool:
-        """Whether each row is held against all others; else it counts by itself."""
-        return self.last == "logit_scale"
+    def is_computed(self, rows: Mapping[str, torch.Tensor], weights: "LossWeights") -> bool:
+        """Whether the rows allow it, and it is asked for."""
+        return all(name in rows for name in self.needs) and bool(not self.is_extra or getattr(weights, self.weight))
 
     def share(self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, whole: WholeBatch | None) -> Any:
         """The loss of the rows or, with the whole batch, their share of it."""
-        own = [rows[name] for name in self.needs]
-        if self.contrasts:
-            every = () if whole is None else (*(whole.rows[name] for name in self.needs), whole.first)
-            return self.compute(*own, logit_scale, *every)
-        valid = rows.get(self.last)
+        own, valid = [rows[name] for name in self.needs], rows.get(self.valid or "")
+        if not self.contrasts:
+            return self.compute(*own, valid, *(() if whole is None else (whole.count(self.valid or ""),)))
+        if valid is not None:
+            own = [value[valid] for value in own]
         if whole is None:
-            return self.compute(*own, valid)
-        return self.compute(*own, valid, whole.count(self.last))
+            return self.compute(*own, logit_scale)
+        every, first = [whole.rows[name] for name in self.needs], whole.first
+        if valid is not None:
+            kept = whole.rows[self.valid or ""]
+            every, first = [value[kept] for value in every], int(kept[:first].sum())
+        return self.compute(*own, logit_scale, *every, first)
 
 
+def _contrast_of(name: str, weight: str, needs: tuple[str, str], **more: Any) -> LossTerm:
+    return LossTerm(name, weight, needs, clip_loss, contrasts=True, **more)
+
+
+_REGIONS, _SENTENCES = ("region_embeds", "local_image_embeds"), ("sentence_embeds", "local_text_embeds")
 TERMS = (
-    LossTerm("loss_global", "global_weight", ("image_embeds", "text_embeds"), clip_loss, "logit_scale"),
-    LossTerm("loss_local", "local_weight", ("local_image_embeds", "local_text_embeds"), clip_loss, "logit_scale"),
-    LossTerm(
-        "loss_tsl_image", "tsl_weight", ("region_embeds", "local_image_embeds"), token_similarity_loss, "region_valid"
-    ),
-    LossTerm(
-        "loss_tsl_text", "tsl_weight", ("sentence_embeds", "local_text_embeds"), token_similarity_loss, "sentence_valid"
-    ),
+    _contrast_of("loss_global", "global_weight", ("image_embeds", "text_embeds")),
+    _contrast_of("loss_local", "local_weight", ("local_image_embeds", "local_text_embeds")),
+    LossTerm("loss_tsl_image", "tsl_weight", _REGIONS, token_similarity_loss, "region_valid"),
+    LossTerm("loss_tsl_text", "tsl_weight", _SENTENCES, token_similarity_loss, "sentence_valid"),
     LossTerm("loss_sparc", "sparc_weight", ("sparc_rows",), mean_of_rows, "sparc_valid"),
+    _contrast_of("loss_token_image", "token_weight", _REGIONS, valid="region_valid", is_extra=True),
+    _contrast_of("loss_token_text", "token_weight", _SENTENCES, valid="sentence_valid", is_extra=True),
+    _contrast_of("loss_short", "short_weight", ("image_embeds", "short_text_embeds"), is_extra=True),
 )
 """All there are, in the order in which they are summed and logged."""
 
-CONTRASTED = tuple(name for term in TERMS if term.contrasts for name in term.needs)
-"""The rows that every process needs of all others."""
+
+def contrasted(weights: LossWeights) -> set[str]:
+    """The rows that every process needs of all others."""
+    terms = [term for term in TERMS if term.contrasts and (not term.is_extra or getattr(weights, term.weight))]
+    return {name for term in terms for name in term.needs}
 
 
 @dataclass
@@ -205,6 +222,9 @@ class FastGoalLosses(ModelOutput):
     loss_tsl_image: torch.Tensor | None = None
     loss_tsl_text: torch.Tensor | None = None
     loss_sparc: torch.Tensor | None = None
+    loss_token_image: torch.Tensor | None = None
+    loss_token_text: torch.Tensor | None = None
+    loss_short: torch.Tensor | None = None
 
 
 def loss_rows(
@@ -242,7 +262,7 @@ def fast_goal_loss(
     weights: LossWeights | None = None,
     whole: WholeBatch | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The weighted sum of the losses: `w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine`.
+    """The weighted sum of the losses, `w_global L_global + w_local L_local + w_tsl L_TSL`, and of those of `TERMS`.
 
     Args:
         rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
@@ -260,7 +280,7 @@ def fast_goal_loss(
     weights = weights or LossWeights()
     parts, weighted = {}, []
     for term in TERMS:
-        if not all(name in rows for name in term.needs):
+        if not term.is_computed(rows, weights):
             continue
         part = parts[term.name] = term.share(rows, logit_scale, whole)
         # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.

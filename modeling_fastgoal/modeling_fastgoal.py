@@ -42,6 +42,7 @@ class FastGoalOutput(FastGoalLosses):
         text_embeds: Captions, normalised, `(captions, dim)`.
         local_image_embeds: Region crops, normalised, `(batch, dim)`.
         local_text_embeds: Sentences, normalised, `(batch, dim)`.
+        short_text_embeds: Short captions, normalised, `(batch, dim)`.
         region_embeds: Projected mean of the patches in `region_mask`, normalised, `(batch, dim)`; a row of zeros
             where the mask is empty.
         sentence_embeds: Projected mean of the tokens in `sentence_mask`, likewise.
@@ -60,6 +61,7 @@ class FastGoalOutput(FastGoalLosses):
     text_embeds: torch.Tensor | None = None
     local_image_embeds: torch.Tensor | None = None
     local_text_embeds: torch.Tensor | None = None
+    short_text_embeds: torch.Tensor | None = None
     region_embeds: torch.Tensor | None = None
     sentence_embeds: torch.Tensor | None = None
     patch_embeds: torch.Tensor | None = None
@@ -172,6 +174,8 @@ class FastGoalCLIPModel(CLIPModel):
         local_attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         sentence_mask: torch.Tensor | None = None,
+        short_input_ids: torch.LongTensor | None = None,
+        short_attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
@@ -195,6 +199,8 @@ class FastGoalCLIPModel(CLIPModel):
                 zeros leaves the row out of the image part of TSL.
             sentence_mask: Which tokens of the caption belong to the sentence, `(batch, tokens)`. A row of zeros
                 leaves the row out of the text part of TSL.
+            short_input_ids: A short caption of each image, `(batch, short_tokens)`; they share the sentences' forward.
+            short_attention_mask: `(batch, short_tokens)`.
             position_ids: Positions of `input_ids`.
             return_loss: Compute the losses. With only CLIP's arguments the loss is CLIP's own, and SPARC's where
                 `config.sparc_weight` is not 0.
@@ -213,6 +219,7 @@ class FastGoalCLIPModel(CLIPModel):
             "local_pixel_values": local_pixel_values,
             "region_mask": region_mask,
             "sentence_mask": sentence_mask,
+            "short_input_ids": short_input_ids,
         }
         if all(value is None for value in local.values()) and not return_token_embeds:
             outputs = super().forward(
@@ -242,7 +249,10 @@ class FastGoalCLIPModel(CLIPModel):
             else:  # by their numbers
                 hidden["output_hidden_states"] = [*([asked] if isinstance(asked, int) else asked), -1]
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
-        _, embeds["local_text_embeds"] = self._embed_texts(local_input_ids, local_attention_mask, **kwargs)
+        few: dict[str, Any] = {"local": (local_input_ids, local_attention_mask)}
+        few["short"] = (short_input_ids, short_attention_mask)
+        for name, value in self._embed_together(few, **kwargs).items():
+            embeds[f"{name}_text_embeds"] = value
         whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops behind
         if text is not None and cast(Any, input_ids).shape[1] > (limit := text.last_hidden_state.shape[1]):
             attention_mask = None if attention_mask is None else attention_mask[:, :limit]
@@ -281,6 +291,21 @@ class FastGoalCLIPModel(CLIPModel):
         kwargs = {**kwargs, "attention_mask": attention_mask, "return_dict": True}
         text: Any = self.get_text_features(input_ids, **kwargs)
         return text, F.normalize(text.pooler_output, dim=-1)
+
+    def _embed_together(self, texts: dict[str, tuple[Any, Any]], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Embeddings of some short texts, by name, in one forward; `texts` are ids and masks, which may be None."""
+        given = {name: ids for name, (ids, _) in texts.items() if ids is not None}
+        if len(given) < 2:
+            return {name: self._embed_texts(ids, texts[name][1], **kwargs)[1] for name, ids in given.items()}
+        width = max(ids.shape[1] for ids in given.values())
+        ids, masks = [], []
+        for name, some in given.items():
+            mask = torch.ones_like(some) if texts[name][1] is None else texts[name][1]
+            # Filled up with BOS, which is never taken for EOS, and masked.
+            ids.append(torch.cat([some, some[:, :1].expand(-1, width - some.shape[1])], dim=1))
+            masks.append(F.pad(mask, (0, width - mask.shape[1])))
+        _, embeds = self._embed_texts(torch.cat(ids), torch.cat(masks), **kwargs)
+        return dict(zip(given, embeds.split([len(some) for some in given.values()]), strict=True))
 
 
 def _first_rows(outputs: Any, rows: int) -> Any:

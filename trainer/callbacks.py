@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -44,6 +45,43 @@ class LogitScaleLimit(TrainerCallback):
         scale: Any = model.logit_scale if model is not None else torch.zeros(())
         if scale.requires_grad:  # beside an adapter it stays as it is
             scale.clamp_(0.0, math.log(self.limit))
+
+
+class TowardsBase(TrainerCallback):
+    """Adds the gradient of `weight * |w - w_start|^2`, of all trained weights, before each step (L2-SP).
+
+    Gradients are then those of the whole batch, averaged and clipped, in whole copies and in shards alike.
+
+    Args:
+        weight: Of the squared distance.
+        model: Whose weights the training starts with, and is to stay near to.
+    """
+
+    def __init__(self, weight: float, model: nn.Module):
+        self.weight = weight
+        self.start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in model.named_parameters() if model is not None else ():
+            if value.grad is not None:
+                start = self.start[name] = _laid_out_as(value, self.start[name])
+                value.grad.add_(value - start, alpha=2 * self.weight)
+
+
+def _laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`other` where `value` is, and in such shards."""
+    other = other.to(value.device)
+    if isinstance(value, DTensor) and not isinstance(other, DTensor):
+        return distribute_tensor(other, value.device_mesh, value.placements)
+    return other
 
 
 class Epochs(TrainerCallback):

@@ -85,6 +85,8 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
             "recipe": args.recipe,
             **({"pair_choice": args.pair_choice} if objective.needs_pairs else {}),
             "near_batches": args.near_batches,
+            **({"near_refresh": args.near_refresh} if args.near_batches and args.near_refresh else {}),
+            **({"l2_to_base": args.l2_to_base} if args.l2_to_base else {}),
             "max_logit_scale": args.max_logit_scale or "none",
             **({"decay_all": True} if args.decay_all else {}),
             **({"freeze": args.freeze} if args.freeze else {}),

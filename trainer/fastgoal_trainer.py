@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from fastgoal.modeling_fastgoal.losses_fastgoal import fast_goal_loss, loss_rows
+from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
 from fastgoal.processing.adapters import TARGETS, add_adapter, frozen_parameters, is_adapted
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import NAMES, FastGoalCollator
-from .batches.neighbours import training_neighbours
+from .batches.neighbours import mark_start, neighbours_file, training_neighbours
 from .batches.pair_data import PairData, check_rows, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
 from .batches.stream_data import PLACE, StreamData
-from .callbacks import Epochs, LogitScaleLimit, StartLines
+from .callbacks import Epochs, LogitScaleLimit, StartLines, TowardsBase
 from .evaluation.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
@@ -84,7 +84,8 @@ class FastGoalTrainer(SavingTrainer):
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
             data_collator = FastGoalCollator(
-                processing_class, self.objective.needs_pairs, str(args.pair_choice), args.order_seed
+                *(processing_class, self.objective.needs_pairs, str(args.pair_choice), args.order_seed),
+                short_captions=self.objective.needs_short_captions,
             )
         # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
         if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
@@ -107,8 +108,12 @@ class FastGoalTrainer(SavingTrainer):
             raise ValueError(
                 "an adapter cannot be trained in shards (FSDP2); it is small: use all weights in each (DDP)."
             )
+        if self._sharded and args.near_refresh and args.near_batches:
+            raise ValueError("`near_refresh` embeds the data on the way, which shards (FSDP2) cannot: set it to 0.")
         self.add_callback(StartLines(self))
         self.add_callback(Epochs())
+        if args.l2_to_base:
+            self.add_callback(TowardsBase(args.l2_to_base, self.model))
         if args.max_logit_scale:
             self.add_callback(LogitScaleLimit(args.max_logit_scale))
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
@@ -121,6 +126,8 @@ class FastGoalTrainer(SavingTrainer):
         self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self._names: list[str] = []  # of the rows of the batch
         self._neighbours: torch.Tensor | None = None
+        self._start_mark: str | None = None  # of the model that near batches were first made by
+        self._is_renewed = False
 
     def _begin(self, checkpoint: str | None) -> None:
         if isinstance(self.train_dataset, StreamData):
@@ -128,6 +135,11 @@ class FastGoalTrainer(SavingTrainer):
         # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
         if self.args.near_batches and self.train_dataset is not None:
             self._neighbours = self._find_neighbours(self.train_dataset)
+            self._is_renewed = False
+            if self.args.near_refresh and self.is_world_process_zero():
+                self._start_mark = mark_start(self.accelerator.unwrap_model(self.model), self.train_dataset)
+                if checkpoint is None:  # what another training left there
+                    neighbours_file(self.args, is_renewal=True).unlink(missing_ok=True)
 
     def compute_loss(
         self,
@@ -227,11 +239,19 @@ class FastGoalTrainer(SavingTrainer):
             return CaptionLengthSampler(lengths, batch_size, seed)
         if self._neighbours is None:
             self._neighbours = self._find_neighbours(data)
-        return NearPairSampler(self._neighbours, batch_size, seed, lengths)
+        return NearPairSampler(self._neighbours, batch_size, seed, lengths, self._renewed_neighbours)
 
-    def _find_neighbours(self, data: Any) -> torch.Tensor:
+    def _find_neighbours(self, data: Any, **how: Any) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
-        return training_neighbours(model, self.processing_class, data, self.accelerator, self.args)
+        return training_neighbours(model, self.processing_class, data, self.accelerator, self.args, **how)
+
+    def _renewed_neighbours(self, epoch: int) -> torch.Tensor | None:
+        """Neighbours by the model on its way, once, when `near_refresh` of the epochs are over."""
+        share = self.args.near_refresh
+        if not share or self._is_renewed or epoch < max(1, round(share * self.state.num_train_epochs)):
+            return None
+        self._is_renewed = True
+        return self._find_neighbours(self.train_dataset, mark=self._start_mark, is_renewal=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -278,7 +298,8 @@ class FastGoalTrainer(SavingTrainer):
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
         whole = None
         if gather:
-            rows, whole = gather_batch(rows, self._even_batches, self._last_rows)
+            names = contrasted(self.objective.weights)
+            rows, whole = gather_batch(rows, names, self._even_batches, self._last_rows)
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
             parts = fast_goal_loss(rows, logit_scale.float(), self.objective.weights, whole)
         # Gradients, and the losses in the log, are averaged over the processes: shares of a sum are multiplied for it.

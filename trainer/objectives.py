@@ -35,6 +35,11 @@ class Objective:
         return any(name.startswith("local_") for name in self._needs())
 
     @property
+    def needs_short_captions(self) -> bool:
+        """Whether each image needs a short caption beside its long one."""
+        return "short_text_embeds" in self._needs()
+
+    @property
     def needs_global(self) -> bool:
         """Whether whole images and captions go through the towers; else region crops and sentences alone."""
         return any(not name.startswith("local_") for name in self._needs())
@@ -49,7 +54,7 @@ class Objective:
         return {name for term in TERMS if getattr(self.weights, term.weight) for name in term.needs}
 
 
-_GOAL = LossWeights(global_weight=1.0, local_weight=0.5, tsl_weight=1.0, sparc_weight=0.0)
+_GOAL = LossWeights()
 _NONE = LossWeights(**dict.fromkeys(WEIGHTS, 0.0))
 
 OBJECTIVES = {

@@ -96,6 +96,8 @@ class SavingTrainer(Trainer):
             **asdict(self.objective.weights),
             "pair_choice": args.pair_choice,
             "near_batches": args.near_batches,
+            "near_refresh": args.near_refresh,
+            "l2_to_base": args.l2_to_base,
             **{name: getattr(args, name) for name in ("lora_rank", "lora_alpha", "lora_target")},
             **{name: getattr(args, name) for name in ("freeze", "freeze_layers")},
             "group_by_caption_length": args.group_by_caption_length,

@@ -16,6 +16,7 @@ from .objectives import OBJECTIVES, WEIGHTS, Objective, resolve_objective
 _PAPER: dict[str, Any] = {
     "pair_choice": "best",
     "near_batches": False,
+    "near_refresh": 0.0,
     "warmup_steps": 0,
     "per_device_train_batch_size": 64,
     "dataloader_drop_last": False,
@@ -45,7 +46,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), (0, False)),
     **dict.fromkeys(("dataloader_num_workers", "adam_beta1", "adam_beta2", "max_logit_scale"), (0, False)),
     **dict.fromkeys(("lora_alpha",), (0, True)),
-    **dict.fromkeys(("freeze_layers",), (0, False)),
+    **dict.fromkeys(("freeze_layers", "near_refresh", "l2_to_base"), (0, False)),
     **dict.fromkeys(WEIGHTS, (0, False)),
 }
 
@@ -102,6 +103,16 @@ class FastGoalTrainingArguments(TrainingArguments):
     sparc_weight: float | None = _setting(
         None, "Weight of SPARC's fine-grained loss, to be added to any objective; likewise."
     )
+    token_weight: float | None = _setting(
+        None,
+        "Weight of the contrastive loss of a region's patches against the crops and of a sentence's tokens against the "
+        "sentences (token similarity learning with negatives), to be added to any objective; likewise.",
+    )
+    short_weight: float | None = _setting(
+        None,
+        "Weight of the contrastive loss of images and short captions (a row's short_captions, else the first sentence "
+        "of its caption), to be added to any objective, so that short captions stay understood; likewise.",
+    )
     pair_choice: str | None = _setting(
         None,
         "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
@@ -114,6 +125,16 @@ class FastGoalTrainingArguments(TrainingArguments):
         "their captions apart (hard negatives). Costs a pass of the image tower over all images at the start. The "
         "recipe's by default.",
         **_FLAG,
+    )
+    near_refresh: float | None = _setting(
+        None,
+        "After this share of the epochs, near_batches look once more for what looks alike, to the model as it is then. "
+        "0: never. The recipe's by default.",
+    )
+    l2_to_base: float = _setting(
+        0.0,
+        "Weight of the squared distance of the trained weights from those that the training starts with (L2-SP): the "
+        "larger, the more stays of what the base knows. 0.003 to 0.01 in this project's study.",
     )
     lora_rank: int | None = _setting(
         None,

@@ -88,6 +88,15 @@ GLOBAL, LOCAL, BOTH = Arm("global", "global"), Arm("local", "local"), Arm("globa
 SPARC, SPARC_TOO = Arm("SPARC", "sparc"), Arm("SPARC + FAST-GOAL", settings=(("sparc_weight", 1.0),))
 ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
 BEST = replace(ANY_PAIR, name="any pair, near batches", near=True)
+_NEW: dict[str, Any] = {
+    **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3},
+    **{"l2_to_base": 0.003, "near_refresh": 0.4},
+}
+
+
+def _recipe(name: str, **changes: Any) -> Arm:
+    """The recipe `best`, or one that differs from it in some settings."""
+    return replace(BEST, name=name, settings=tuple({**_NEW, **changes}.items()))
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,15 @@ QUESTIONS = {
             replace(BEST, name="the same, 0.85 of the way from the base", average=0.85),
             replace(BEST, name="the same, 0.7 of the way from the base", average=0.7),
             replace(GLOBAL, name="global, near batches", near=True),
+        ),
+        "FAST-GOAL",
+    ),
+    7: Question(
+        "Is there a recipe that is clearly better?",
+        (
+            *(GLOBAL, BOTH, FAST_GOAL, BEST, _recipe("best")),
+            _recipe("best, without the token term", token_weight=0.0),
+            _recipe("best, TSL for the token term", token_weight=0.0, tsl_weight=1.0),
         ),
         "FAST-GOAL",
     ),

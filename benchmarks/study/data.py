@@ -38,6 +38,7 @@ class StudyData:
         sentence_ids: Each sentence's.
         sentence_masks: `(sentences, tokens)` bool.
         region_masks: `(regions, patches)` bool; `squashed_masks` are the same without the crop.
+        short_ids: Token ids of five short captions, as other data sets have them, of one or two of the things.
         similarity: The base's cosines, `(sentences, regions)`.
     """
 
@@ -56,6 +57,9 @@ class StudyData:
                 raise ValueError(f"The splitter finds other sentences than were written: {scene.caption!r}.")
         self.ids = [_token_ids(tokenizer, [scene.caption])[0] for scene in scenes]
         self.sentence_ids = [_token_ids(tokenizer, scene.sentences) for scene in scenes]
+        self.short_ids = [
+            _token_ids(tokenizer, short_captions(scene, f"{i}/{scene.caption}")) for i, scene in enumerate(scenes)
+        ]
         self.sentence_masks = [
             processor.sentence_masks(scene.caption, [(s.start, s.end) for s in sentences])
             for scene, sentences in zip(scenes, self.sentences, strict=True)
@@ -110,6 +114,14 @@ class StudyData:
 
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[torch.Tensor]:
     return [torch.tensor(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
+
+
+def short_captions(scene: Crowd, seed: str, count: int = 5) -> list[str]:
+    """Some short captions of a scene, in the plain words of those that the base was trained on."""
+    rng = random.Random(f"short/{seed}")
+    most = min(2, len(scene.things))
+    drawn = [rng.sample(range(len(scene.things)), rng.randint(1, most)) for _ in range(count)]
+    return [short_caption(scene, chosen, rng, 0.5) for chosen in drawn]
 
 
 def candidates(scene: Crowd, processor: FastGoalProcessor) -> list[Region]:

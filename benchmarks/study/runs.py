@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer
+from fastgoal.processing.matching import eval_mode
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.train_base import embed_pixels
 from fastgoal.quickstart.training import quiet_trainer
@@ -39,6 +40,7 @@ class StudyCollator:
         self.data = data
         self.arm = arm
         self.rng = random.Random(f"pairs/{seed}")
+        self.short_rng = random.Random(f"short/{seed}")
         most = {"best": 1, "top3": 3}.get(arm.pairs)
         self.choices = []
         for index in range(len(data.ids)):
@@ -50,6 +52,9 @@ class StudyCollator:
         data, arm = self.data, self.arm
         chosen = [(row, self.rng.choice(self.choices[row])) for row in rows]
         batch = {**self._pad([data.ids[row] for row in rows]), "pixel_values": data.pixels[rows]}
+        if dict(arm.settings).get("short_weight"):
+            short = self._pad([self.short_rng.choice(data.short_ids[row]) for row in rows])
+            batch |= {f"short_{name}": value for name, value in short.items()}
         if arm.objective in ("global", "sparc"):
             return batch
         texts = self._pad([data.sentence_ids[row][pair.sentence_index] for row, pair in chosen])
@@ -81,9 +86,13 @@ class StudyTrainer(FastGoalTrainer):
         lengths = [len(ids) for ids in self.data.ids]
         if not self.near:
             return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
-        with self.compute_loss_context_manager():
-            images = embed_pixels(self.model, self.data.pixels)
-        return NearPairSampler(nearest_rows(images), self.args.train_batch_size, self.args.seed, lengths)
+        size, seed = self.args.train_batch_size, self.args.seed
+        return NearPairSampler(self._find_neighbours(None), size, seed, lengths, self._renewed_neighbours)
+
+    @torch.no_grad()
+    def _find_neighbours(self, data: Any, **how: Any) -> torch.Tensor:
+        with self.compute_loss_context_manager(), eval_mode(self.model):
+            return nearest_rows(embed_pixels(self.model, self.data.pixels))
 
 
 def train_arm(

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
-from fastgoal.processing.data.pairs_dataset import MANIFEST, features
+from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import image_bytes, load_image
@@ -192,6 +192,7 @@ class LoadedRow:
     sentences: list[Sentence]
     regions: list[Region] | None  # the boxes of its column
     prepared: Any  # what the detector wants to see of it; None: there is none, or nothing to look for
+    short_captions: list[str]
 
 
 @dataclass
@@ -226,11 +227,12 @@ class _PairMaker:
             regions = None
             if self.settings.box_column is not None:
                 regions = column_regions(found.columns, self.settings.box_column, image.size, self.settings.boxes)
+            short = short_captions(found.columns, found.name)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, row, error)
         detector = self.processor.detector
         prepared = None if detector is None or regions is not None else detector.prepare(image, found.caption)
-        return LoadedRow(image, stored, stored_size, found.name, found.caption, sentences, regions, prepared)
+        return LoadedRow(image, stored, stored_size, found.name, found.caption, sentences, regions, prepared, short)
 
     def make(self, shard: Shard, rows: Iterator[LoadedRow | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Make one shard and count what was in it."""
@@ -240,6 +242,7 @@ class _PairMaker:
         by_source: Counter[str] = Counter()
         best_by_source: Counter[str] = Counter()
         skipped: list[BadRow] = []
+        with_short = SHORT_CAPTIONS in self.source.columns
 
         def finished() -> Iterator[dict[str, Any]]:
             for begin in range(0, len(shard.rows), ROWS_PER_BLOCK):
@@ -259,7 +262,8 @@ class _PairMaker:
                     by_source.update(region.source for region in regions)
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
                     kept = _scaled(regions, row.image.size, row.stored_size)
-                    yield pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
+                    made = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
+                    yield {**made, SHORT_CAPTIONS: row.short_captions} if with_short else made
                     advance(1)
                 advance(len(skipped) - left_out)
 
@@ -276,7 +280,7 @@ class _PairMaker:
 
         # What the other stages do not count is the time of writing.
         with eval_mode(self.model), self.clock("write"):
-            return self.shards.write(shard.number, features(), finished(), describe)
+            return self.shards.write(shard.number, features(with_short), finished(), describe)
 
     def _embed_sentences(self, block: Sequence[int]) -> dict[str, torch.Tensor]:
         """The embedding `(dim,)` of every sentence of some rows."""

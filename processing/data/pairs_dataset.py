@@ -25,10 +25,12 @@ COLUMNS: dict[str, str | dict[str, str]] = {
     "sentences": {"start": "int32", "end": "int32"},
     "pairs": {"sentence": "int32", "region": "int32", "score": "float32", "best": "bool"},
 }
+SHORT_CAPTIONS = "short_captions"
+"""A column that data may have beside their long captions: a text or several, kept for `--short_weight`."""
 _REMEDY = "Delete it and run the same `fastgoal pairs` command again, which makes what is missing."
 
 
-def features() -> Any:
+def features(with_short_captions: bool = False) -> Any:
     """The columns of the data set as `datasets.Features`; boxes are in pixels of the upright image."""
     from datasets import Features, Image, List, Value
 
@@ -39,7 +41,21 @@ def features() -> Any:
             return Image()
         return List(Value("float32"), length=4) if kind == "box" else Value(kind)
 
-    return Features({name: feature(kind) for name, kind in COLUMNS.items()})
+    more = {SHORT_CAPTIONS: List(Value("string"))} if with_short_captions else {}
+    return Features({**{name: feature(kind) for name, kind in COLUMNS.items()}, **more})
+
+
+def short_captions(row: Mapping[str, Any], where: str) -> list[str]:
+    """A row's short captions that are not empty.
+
+    Raises:
+        ValueError: The column holds something else than a text or texts; the message begins with `where`.
+    """
+    found = row.get(SHORT_CAPTIONS) or []
+    texts = [found] if isinstance(found, str) else list(found)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{where}: `{SHORT_CAPTIONS}` must be a text or texts, got {wrong[0]!r}.")
+    return [text for text in map(str.strip, texts) if text]
 
 
 def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:

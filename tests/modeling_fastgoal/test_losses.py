@@ -154,12 +154,14 @@ def test_weights_are_used_one_by_one():
 def test_shares_of_a_batch_add_up():
     valid = torch.tensor([True, False, True, True])
     rows = {**_embeds(), "region_valid": valid, "sparc_rows": torch.arange(4.0)}
-    parts = fast_goal_loss(rows, SCALE, LossWeights(sparc_weight=0.5))
+    weights = LossWeights(sparc_weight=0.5, token_weight=0.3, short_weight=0.2)
+    rows["short_text_embeds"] = rows["local_text_embeds"].flip(0)
+    parts = fast_goal_loss(rows, SCALE, weights)
     shares = [
         fast_goal_loss(
             {name: value[first:end] for name, value in rows.items()},
             SCALE,
-            LossWeights(sparc_weight=0.5),
+            weights,
             WholeBatch(rows, first),
         )
         for first, end in ((0, 1), (1, 2), (2, 4))
@@ -176,6 +178,30 @@ def test_a_weight_of_zero_trains_nothing():
     fast_goal_loss(embeds, SCALE, LossWeights(local_weight=0.0, tsl_weight=0.0))["loss"].backward()
     assert embeds["local_image_embeds"].grad is None
     assert embeds["image_embeds"].grad is not None
+
+
+def test_extra_terms_are_computed_where_they_have_a_weight_alone():
+    rows = {**_embeds(), "short_text_embeds": torch.eye(4, 8)}
+    assert not {"loss_token_image", "loss_token_text", "loss_short"} & fast_goal_loss(rows, SCALE).keys()
+    rows["image_embeds"] = 2 * rows["short_text_embeds"]  # each image is its short caption, and nothing else
+    rows["region_embeds"] = rows["local_image_embeds"]
+    parts = fast_goal_loss(rows, SCALE, LossWeights(0.0, 0.0, 0.0, token_weight=0.5, short_weight=2.0))
+    assert parts["loss_short"].item() == pytest.approx(math.log(math.exp(10) + 3) - 10, abs=1e-6)
+    assert parts["loss_token_image"].item() == clip_loss(*[rows["region_embeds"]] * 2, SCALE).item()
+    total = 0.5 * (parts["loss_token_image"] + parts["loss_token_text"]) + 2 * parts["loss_short"]
+    assert parts["loss"].item() == pytest.approx(total.item())
+
+
+def test_a_region_without_patches_is_neither_asked_for_nor_in_the_way():
+    valid = torch.tensor([True, False, True, True])
+    rows = {**_embeds(), "region_valid": valid}
+    rows["region_embeds"][1] = float("nan")
+    weights = LossWeights(0.0, 0.0, 0.0, token_weight=1.0)
+    found = fast_goal_loss(rows, SCALE, weights)["loss_token_image"]
+    kept = [rows[name][valid] for name in ("region_embeds", "local_image_embeds")]
+    assert found.item() == pytest.approx(clip_loss(*kept, SCALE).item())
+    rows["region_valid"] = torch.zeros(4, dtype=torch.bool)
+    assert fast_goal_loss(rows, SCALE, weights)["loss_token_image"].item() == 0
 
 
 def test_global_alone_needs_no_pairs():

@@ -206,6 +206,23 @@ def test_region_embeds_need_no_crop(model, batch, local):
     assert torch.equal(got.loss, got.loss_global)
 
 
+def test_short_captions_share_a_forward_and_change_nothing(model, batch, local):
+    ids = batch["input_ids"][:, :4].clone()
+    ids[:, -1] = model.text_model.eos_token_id
+    alone = model.get_text_features(ids).pooler_output
+    calls = []
+    model.text_model.register_forward_hook(lambda *_: calls.append(1))
+    before = model(**batch, **local)
+    assert len(calls) == 2
+    both = model(**batch, **local, short_input_ids=ids)
+    assert len(calls) == 4
+    torch.testing.assert_close(both.short_text_embeds, torch.nn.functional.normalize(alone, dim=-1))
+    torch.testing.assert_close(both.local_text_embeds, before.local_text_embeds)
+    only = model(**batch, short_input_ids=ids, short_attention_mask=torch.ones_like(ids))
+    torch.testing.assert_close(only.short_text_embeds, both.short_text_embeds)
+    assert only.local_text_embeds is None
+
+
 def test_rows_must_belong_together(model, batch, local):
     local["local_pixel_values"] = local["local_pixel_values"][:3]
     with pytest.raises(ValueError, match="'local_pixel_values': 3"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.callbacks import LogitScaleLimit
+from fastgoal.trainer.callbacks import LogitScaleLimit, TowardsBase
 
 
 def scales(clip, rows, folder, start, **changes):
@@ -49,6 +49,22 @@ def test_a_step_beyond_the_limit_ends_at_it():
     model.logit_scale = torch.nn.Parameter(torch.tensor(4.7))
     LogitScaleLimit(100.0).on_optimizer_step(None, None, None, model)
     assert model.logit_scale.exp().item() == pytest.approx(100.0)
+
+
+def test_the_pull_towards_the_base_is_that_of_the_squared_distance():
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    pull = TowardsBase(0.25, model)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += torch.arange(6.0).reshape(2, 3)
+    loss = model(torch.ones(1, 3)).sum()
+    loss.backward()
+    pull.on_pre_optimizer_step(None, None, None, model)
+    found, model.weight.grad = model.weight.grad, None
+    (model(torch.ones(1, 3)).sum() + 0.25 * ((model.weight - start) ** 2).sum()).backward()
+    assert torch.equal(found, model.weight.grad)
+    assert model.bias.grad is None
 
 
 def test_a_limit_below_one_is_refused(tmp_path):

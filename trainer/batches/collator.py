@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor, span_masks
+from fastgoal.processing.sentences import split_sentences
 
 from .pixels import Picture, PixelReader
 from .token_table import MADE_TOKENS, settings_of
@@ -45,6 +47,8 @@ class FastGoalCollator:
             same in any process and worker, and after going on from a checkpoint.
         normalise: Whether pixels are normalised here. Without it they are uint8 where the processor allows it, a
             quarter of the bytes, and `PixelReader.normalise` ends the work on the device, as the trainer does.
+        short_captions: Whether to add a short caption of each image: one of the row's `short_captions` (a text or
+            several), drawn anew in every epoch, or the first sentence of its caption where there are none.
 
     Raises:
         ValueError: `pair_choice` is none of these.
@@ -57,6 +61,7 @@ class FastGoalCollator:
         pair_choice: str = "best",
         seed: int = 0,
         normalise: bool = True,
+        short_captions: bool = False,
     ):
         if pair_choice not in PAIR_CHOICES:
             raise ValueError(f"`pair_choice` must be one of {', '.join(PAIR_CHOICES)}, got {pair_choice!r}.")
@@ -65,6 +70,7 @@ class FastGoalCollator:
         self.pair_choice = pair_choice
         self.seed = seed
         self.normalise = normalise
+        self.short_captions = short_captions
         self.named = False
         self.reader = PixelReader(processor.image_processor)
         # In shared memory: a data loader's workers may live longer than an epoch.
@@ -90,15 +96,16 @@ class FastGoalCollator:
             `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, tokens)` padded to
             the longest caption of the batch; with local pairs also `local_pixel_values`, `local_input_ids` and
             `local_attention_mask` (padded to the longest sentence), `region_mask` `(batch, patches)` and
-            `sentence_mask` `(batch, tokens)`.
+            `sentence_mask` `(batch, tokens)`; with short captions `short_input_ids` and `short_attention_mask`.
 
         Raises:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
         """
         captions, images = [_caption(row) for row in rows], self._images(rows)
+        short = self._short_captions(rows, captions) if self.short_captions else {}
         if not self.local_pairs:
             batch = self._tokenise(captions) | {"pixel_values": self.reader.read([(image, None) for image in images])}
-            return self._finished(batch) | self._names(rows)
+            return self._finished(batch | short) | self._names(rows)
 
         batch = self._read_captions(rows, captions)
         offsets, special = batch.pop("offset_mapping"), batch.pop("special_tokens_mask")
@@ -117,6 +124,7 @@ class FastGoalCollator:
         return self._finished(
             {
                 **batch,
+                **short,
                 "pixel_values": pixels[: len(rows)],
                 "local_pixel_values": pixels[len(rows) :],
                 **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
@@ -151,8 +159,20 @@ class FastGoalCollator:
                 break
         if not seen:
             return pairs[0]
+        return seen[self._draw(len(seen), "pair", row, caption)]
+
+    def _draw(self, count: int, what: str, row: Mapping[str, Any], caption: str) -> int:
+        """A number below `count`, another one for each thing that is drawn, and in each epoch."""
         # The rows of a stream know their own epoch: workers do not go through it at the same time.
-        return seen[_draw(len(seen), self.seed, row.get(EPOCH, self._epoch.item()), _name(row), caption)]
+        key = (self.seed, row.get(EPOCH, self._epoch.item()), _name(row), caption)
+        return _draw(count, *key, *(() if what == "pair" else (what,)))
+
+    def _short_captions(self, rows: Sequence[Mapping[str, Any]], captions: list[str]) -> dict[str, torch.Tensor]:
+        texts = []
+        for row, caption in zip(rows, captions, strict=True):
+            known = short_captions(row, _name(row)) or [split_sentences(caption)[0].text]
+            texts.append(known[self._draw(len(known), "short", row, caption)])
+        return {f"short_{name}": value for name, value in self._tokenise(texts).items()}
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[Image.Image | Picture]:
         return [self.reader.open(row["image"], _name(row)) for row in rows]

@@ -1,4 +1,5 @@
-"""Which training images look alike to the model that a training starts from: found once, kept in the output folder."""
+"""Which training images look alike to the model that a training starts from, or to the one on its way: found once,
+kept in the output folder."""
 
 import hashlib
 import time
@@ -33,7 +34,13 @@ SAME_PICTURE = 0.9999
 
 
 def training_neighbours(
-    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
+    model: Any,
+    processor: Any,
+    data: Any,
+    accelerator: Accelerator,
+    args: TrainingArguments,
+    mark: str | None = None,
+    is_renewal: bool = False,
 ) -> torch.Tensor:
     """The neighbours of every training image, by its embedding from the model as it is now.
 
@@ -46,6 +53,8 @@ def training_neighbours(
         data: The training data, rows by number.
         accelerator: The processes that share the work.
         args: The output folder, and how data are loaded.
+        mark: What `mark_start` says of the model that the training started from; of this one by default.
+        is_renewal: Keep the neighbours in another file, as those of the model on its way.
 
     Returns:
         `(rows, count)` on the CPU, as `nearest_rows` gives it; the same in every process.
@@ -61,8 +70,8 @@ def training_neighbours(
             "`near_batches` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
         )
     main = accelerator.is_main_process
-    file = Path(args.output_dir or ".") / FILE
-    mark = _mark(model, data) if main else ""
+    file = neighbours_file(args, is_renewal)
+    mark = (mark or mark_start(model, data)) if main else ""
     kept = _read(file, mark) if main else None
     is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
     table = torch.empty(len(data), min(NEIGHBOURS, max(len(data) - 1, 0)), dtype=torch.long) if kept is None else kept
@@ -76,6 +85,12 @@ def training_neighbours(
             _write(file, table, mark)
             logger.warning(f"Near batches: neighbours found in {time.monotonic() - start:.0f} s.")
     return broadcast(table.to(args.device)).cpu()
+
+
+def neighbours_file(args: TrainingArguments, is_renewal: bool = False) -> Path:
+    """Where a training keeps its neighbours."""
+    file = Path(args.output_dir or ".") / FILE
+    return file.with_stem(f"{file.stem}-renewed") if is_renewal else file
 
 
 def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBOURS, chunk: int = 2048) -> torch.Tensor:
@@ -128,7 +143,7 @@ def _image_embeds(
     return gather_with_gradient(torch.cat(parts))
 
 
-def _mark(model: nn.Module, data: Any) -> str:
+def mark_start(model: nn.Module, data: Any) -> str:
     """What tells model and data from others: a digest of some of every weight's values, and of all captions."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():

@@ -1,6 +1,6 @@
 """Orders of the rows of an epoch: batches of captions of like length, and of images that look alike in twos."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -79,11 +79,26 @@ class NearPairSampler(CaptionLengthSampler):
         batch_size: Rows of a batch over all processes.
         seed: Of the shuffling; the epoch is added to it.
         lengths: Length of each row's caption, in any unit; None leaves lengths out of account.
+        renew: From the number of an epoch that begins to the neighbours from then on, or None where they stay.
     """
 
-    def __init__(self, neighbours: torch.Tensor, batch_size: int, seed: int = 0, lengths: Sequence[int] | None = None):
+    def __init__(
+        self,
+        neighbours: torch.Tensor,
+        batch_size: int,
+        seed: int = 0,
+        lengths: Sequence[int] | None = None,
+        renew: Callable[[int], torch.Tensor | None] | None = None,
+    ):
         super().__init__(lengths if lengths is not None else [0] * len(neighbours), batch_size, seed)
         self.neighbours = neighbours
+        self.renew = renew
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next pass is; others may be neighbours from it on."""
+        super().set_epoch(epoch)
+        if self.renew is not None and (found := self.renew(epoch)) is not None:
+            self.neighbours = found
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)

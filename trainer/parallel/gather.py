@@ -1,12 +1,12 @@
 """Gathering rows over processes so that a contrastive loss sees the whole batch: one exchange there, one back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fastgoal.modeling_fastgoal.losses_fastgoal import CONTRASTED, WholeBatch
+from fastgoal.modeling_fastgoal.losses_fastgoal import WholeBatch
 
 Rows = Mapping[str, torch.Tensor]
 
@@ -48,7 +48,9 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
     return torch.cat(sizes).tolist()
 
 
-def gather_batch(rows: Rows, even: bool = False, last: int | None = None) -> tuple[Rows, WholeBatch | None]:
+def gather_batch(
+    rows: Rows, names: Collection[str], even: bool = False, last: int | None = None
+) -> tuple[Rows, WholeBatch | None]:
     """This process's rows, and what their losses need of the rows of all processes; None where there are no others.
 
     A loss of which each process computes the share of its own rows gets, times the number of processes and after the
@@ -56,6 +58,7 @@ def gather_batch(rows: Rows, even: bool = False, last: int | None = None) -> tup
 
     Args:
         rows: As `loss_rows` gives them, the embeddings of one floating type.
+        names: Which of them all processes need, masks aside.
         even: All processes are known to have the same number of rows.
         last: The rows of all processes from this number on repeat others and are left out.
 
@@ -68,7 +71,7 @@ def gather_batch(rows: Rows, even: bool = False, last: int | None = None) -> tup
     sizes = [len(some)] * dist.get_world_size() if even else gather_sizes(len(some), some.device)
     first = sum(sizes[: dist.get_rank()])
     # All in one tensor, masks as numbers: one exchange for all of them.
-    wanted = {name: value for name, value in rows.items() if name in CONTRASTED or value.dtype == torch.bool}
+    wanted = {name: value for name, value in rows.items() if name in names or value.dtype == torch.bool}
     columns = [value.reshape(len(value), -1) for value in wanted.values()]
     kind = next((value.dtype for value in columns if value.is_floating_point()), torch.float32)
     gathered = gather_with_gradient(torch.cat([value.to(kind) for value in columns], dim=1), sizes)[:last]

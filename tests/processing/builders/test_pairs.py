@@ -71,6 +71,14 @@ def test_every_sentence_gets_the_region_of_its_colour(made, load):
         assert row["image"].tobytes() == Image.open(made.folder / row["file_name"]).tobytes()
 
 
+def test_short_captions_are_kept_where_the_data_have_them(made, tmp_path, load):
+    known: dict = {0: {"short_captions": ["one", " two "]}, 1: {"short_captions": ["three"]}}
+    folder = make_folder(tmp_path / "data", 3, known)
+    run(folder, tmp_path / "pairs", matcher(Halves(), ColourModel()))
+    assert load(tmp_path / "pairs")["short_captions"][:] == [["one", "two"], ["three"], []]
+    assert "short_captions" not in load(made.output).column_names
+
+
 def test_summary_counts_what_is_in_the_data(made):
     counts = {name: made.summary[name] for name in ("images", "sentences", "pairs", "shards", "shards_made")}
     assert counts == {"images": 8, "sentences": 16, "pairs": 16, "shards": 3, "shards_made": 3}

@@ -84,6 +84,28 @@ def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
         FastGoalCollator(processor, pair_choice="worst")
 
 
+def test_short_captions(processor, row):
+    """A row's own ones, drawn anew in every epoch, or the caption's first sentence; with local pairs and without."""
+
+    def read(row, epoch=0, **how):
+        collator = FastGoalCollator(processor, short_captions=True, **how)
+        collator.set_epoch(epoch)
+        batch = collator([row])
+        assert batch["short_attention_mask"].all()
+        return processor.tokenizer.decode(batch["short_input_ids"][0], skip_special_tokens=True)
+
+    assert read(row) == read(row, local_pairs=False) == "on the left it is red ."
+    assert read({**row, "short_captions": ["", " "]}) == "on the left it is red ."
+    assert read({**row, "short_captions": "two squares"}) == "two squares"
+    several = {**row, "short_captions": ["two squares", "squares", "  red and green "]}
+    found = [read(several, epoch) for epoch in range(20)]
+    assert found == [read(several, epoch, local_pairs=False) for epoch in range(20)]
+    assert set(found) == {"two squares", "squares", "red and green"}
+    with pytest.raises(ValueError, match=r"red-green.png: `short_captions` must be a text or texts, got 3"):
+        read({**row, "short_captions": [3]})
+    assert "short_input_ids" not in FastGoalCollator(processor)([several])
+
+
 def test_rows_are_padded_to_their_own_longest(processor, rows):
     batch = FastGoalCollator(processor)(rows)
     lengths = [len(processor.tokenizer(row["caption"])["input_ids"]) for row in rows]

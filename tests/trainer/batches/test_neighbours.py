@@ -179,6 +179,46 @@ def test_a_resumed_training_goes_on_in_the_same_order(make, tmp_path, monkeypatc
     assert again[-3:] == seen[5:]
 
 
+def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
+    """Half of four epochs on, near is who is near to the model of that moment; who goes on after that goes on so."""
+    settings = {"near_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 10}
+    expected = []
+
+    def renewed(trainer):
+        find_neighbours = trainer._find_neighbours
+
+        def found(data, **how):
+            if how:
+                inputs = trainer.processing_class([row["image"] for row in twins])
+                with torch.no_grad():
+                    images = trainer.model.get_image_features(**inputs).pooler_output
+                expected.append((trainer.state.epoch, neighbours.nearest_rows(images)))
+            return find_neighbours(data, **how)
+
+        trainer._find_neighbours = found
+        return trainer
+
+    whole = renewed(make(**settings))
+    seen = recorded(whole)
+    whole.train()
+    (epoch, nearest), file = expected[0], kept_file(tmp_path).with_stem("neighbours-renewed")
+    assert (len(expected), round(epoch)) == (1, 2)
+    assert torch.equal(load_file(file)["neighbours"].long(), nearest)
+    assert not torch.equal(whole._neighbours, nearest)
+
+    resumed = make(**settings)
+    again = recorded(resumed)
+    monkeypatch.setattr(neighbours, "_image_embeds", lambda *args: pytest.fail("embedded again"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))  # in the third epoch
+    assert again[-6:] == seen[10:]
+    monkeypatch.undo()
+
+    file.write_bytes(b"of another training")
+    other = renewed(make(**settings, overwrite_output_dir=True))
+    other.train()
+    assert len(expected) == 2
+
+
 def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
     own = find(make(), twins)
     file = kept_file(tmp_path)

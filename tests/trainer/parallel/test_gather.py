@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastgoal.modeling_fastgoal import fast_goal_loss
+from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights, contrasted, fast_goal_loss
 from fastgoal.trainer.parallel import gather
 from fastgoal.trainer.parallel.gather import gather_batch, gather_with_gradient
 
 NAMES = ("image_embeds", "text_embeds", "local_image_embeds", "local_text_embeds", "region_embeds", "sentence_embeds")
+NAMES += ("short_text_embeds",)
+WEIGHTS = LossWeights(token_weight=0.3, short_weight=0.2)
 ROWS, WIDTH = 7, 5
 # The rows of each process, and how they are gathered. Rows from the seventh on repeat the first ones.
 CASES: dict[str, tuple[list[range], dict[str, Any]]] = {
@@ -35,8 +37,9 @@ class Towers(torch.nn.Module):
 
     def loss(self, rows: dict[str, torch.Tensor], valid: torch.Tensor, **how: Any) -> torch.Tensor:
         embeds = {name: self.maps[name](rows[name]) for name in NAMES}
-        own, whole = gather_batch({**embeds, "region_valid": valid, "sentence_valid": ~valid}, **how)
-        return fast_goal_loss(own, self.scale.exp(), whole=whole)["loss"]
+        rows = {**embeds, "region_valid": valid, "sentence_valid": ~valid}
+        own, whole = gather_batch(rows, contrasted(WEIGHTS), **how)
+        return fast_goal_loss(own, self.scale.exp(), WEIGHTS, whole)["loss"]
 
 
 def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
