@@ -19,7 +19,7 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import NAMES, FastGoalCollator
 from .batches.neighbours import mark_start, neighbours_file, training_neighbours
-from .batches.pair_data import PairData, check_rows, token_counts
+from .batches.pair_data import PairData, check_rows, has_short_captions, token_counts
 from .batches.samplers import CaptionLengthSampler, NearPairSampler
 from .batches.stream_data import PLACE, StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLines, TowardsBase
@@ -79,6 +79,8 @@ class FastGoalTrainer(SavingTrainer):
                 f"One process cannot train on {args.n_gpu} GPUs. Start one for each with "
                 "`accelerate launch trainer/run.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
             )
+        if data_collator is None and not has_short_captions(kwargs.get("train_dataset")):
+            args.without_short_captions()
         self.objective = args.resolved_objective()
         if data_collator is None:
             if processing_class is None:

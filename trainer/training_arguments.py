@@ -17,6 +17,7 @@ _PAPER: dict[str, Any] = {
     "pair_choice": "best",
     "near_batches": False,
     "near_refresh": 0.0,
+    "l2_to_base": 0.0,
     "warmup_steps": 0,
     "per_device_train_batch_size": 64,
     "dataloader_drop_last": False,
@@ -32,9 +33,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.0,
         "decay_all": True,
     },
-    "best": {**_PAPER, "pair_choice": "any", "near_batches": True, "warmup_steps": 0.2},
+    "best": {
+        **_PAPER,
+        **{"pair_choice": "any", "near_batches": True, "near_refresh": 0.4, "warmup_steps": 0.2},
+        **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3, "l2_to_base": 0.001},
+    },
 }
-"""Values for the arguments that are None, by recipe. A weight goes to the objectives that have its loss at all."""
+"""Values for the arguments that are None, by recipe. A weight goes to the objectives that have the loss of `_GOES_WITH`
+at all."""
+_GOES_WITH = {"token_weight": "tsl_weight", "short_weight": "global_weight"}
 
 
 # Smallest values of numbers that the Trainer would stumble over late, and whether they themselves are too small.
@@ -90,8 +97,9 @@ class FastGoalTrainingArguments(TrainingArguments):
         "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
         "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
         "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
-        "near_batches, warmup_steps 0.2), which was on drawn scenes, not on photographs; see "
-        "benchmarks/study/STUDY.md.",
+        "near_batches, near_refresh 0.4, warmup_steps 0.2, l2_to_base 0.001, token_weight 0.1 in place of "
+        "tsl_weight, and short_weight 0.3 where the data have short_captions), which was on drawn scenes, not on "
+        "photographs; see benchmarks/study/STUDY.md.",
         choices=[*RECIPES],
     )
     objective: str = _setting("fast_goal", f"What to train for: {', '.join(OBJECTIVES)}.", choices=[*OBJECTIVES])
@@ -110,8 +118,8 @@ class FastGoalTrainingArguments(TrainingArguments):
     )
     short_weight: float | None = _setting(
         None,
-        "Weight of the contrastive loss of images and short captions (a row's short_captions, else the first sentence "
-        "of its caption), to be added to any objective, so that short captions stay understood; likewise.",
+        "Weight of the contrastive loss of images and short captions (a row's short_captions, a text or several), to "
+        "be added to any objective, so that short captions stay understood; likewise.",
     )
     pair_choice: str | None = _setting(
         None,
@@ -131,10 +139,10 @@ class FastGoalTrainingArguments(TrainingArguments):
         "After this share of the epochs, near_batches look once more for what looks alike, to the model as it is then. "
         "0: never. The recipe's by default.",
     )
-    l2_to_base: float = _setting(
-        0.0,
+    l2_to_base: float | None = _setting(
+        None,
         "Weight of the squared distance of the trained weights from those that the training starts with (L2-SP): the "
-        "larger, the more stays of what the base knows. 0.003 to 0.01 in this project's study.",
+        "larger, the more stays of what the base knows. The recipe's by default.",
     )
     lora_rank: int | None = _setting(
         None,
@@ -219,7 +227,7 @@ class FastGoalTrainingArguments(TrainingArguments):
         _refuse_numbers(self)
         published = resolve_objective(self.objective)
         for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None and getattr(published.weights, name, True):
+            if getattr(self, name) is None and getattr(published.weights, _GOES_WITH.get(name, name), True):
                 setattr(self, name, value)
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
@@ -237,6 +245,19 @@ class FastGoalTrainingArguments(TrainingArguments):
     def order_seed(self) -> int:
         """The seed of the order of rows and of the pairs that are drawn."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    def without_short_captions(self) -> None:
+        """Leave the loss of short captions out, for data that have none.
+
+        Raises:
+            ValueError: It was asked for, and not by the recipe.
+        """
+        if self.short_weight and self.short_weight != RECIPES[self.recipe].get("short_weight"):
+            raise ValueError(
+                "`short_weight` needs short captions, and the data have no column short_captions. Give rows one (a "
+                "text or several), which `fastgoal pairs` keeps, or set it to 0."
+            )
+        self.short_weight = 0.0 if self.short_weight else self.short_weight
 
     def resolved_objective(self) -> Objective:
         """The objective with the weights that are in force."""

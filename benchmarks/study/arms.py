@@ -90,7 +90,7 @@ ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
 BEST = replace(ANY_PAIR, name="any pair, near batches", near=True)
 _NEW: dict[str, Any] = {
     **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3},
-    **{"l2_to_base": 0.003, "near_refresh": 0.4},
+    **{"l2_to_base": 0.001, "near_refresh": 0.4},
 }
 
 
@@ -166,7 +166,7 @@ QUESTIONS = {
     7: Question(
         "Is there a recipe that is clearly better?",
         (
-            *(GLOBAL, BOTH, FAST_GOAL, BEST, _recipe("best")),
+            *(GLOBAL, BOTH, FAST_GOAL, _recipe("best")),
             _recipe("best, without the token term", token_weight=0.0),
             _recipe("best, TSL for the token term", token_weight=0.0, tsl_weight=1.0),
         ),

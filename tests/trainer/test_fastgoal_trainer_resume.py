@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.batches.stream_data import StreamData
+from tests.squares import write_pairs
 
 BATCH, ROWS = 4, 11  # three batches in an epoch, the last one of 3 rows
 CASES = {
@@ -49,6 +50,7 @@ def weights(clip, pairs, folder, processes, case, resume):
         processing_class=FastGoalProcessor.from_clip(clip),
         train_dataset=StreamData(pairs, window=3) if case == "streamed" else PairData(pairs, limit=ROWS),
     )
+    assert bool(trainer.objective.weights.short_weight) == (case == "best")
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{args.save_steps}" if resume else None)
     assert not resume or 0 < trainer._initial_global_step < trainer.state.global_step
     return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
@@ -69,6 +71,15 @@ def work(rank, port, clip, pairs, folder):
     torch.set_num_threads(1)
     torch.save(whole_and_resumed(clip, pairs, folder, 2), os.path.join(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pairs_folder(rows, tmp_path_factory):
+    """The usual rows, with short captions beside."""
+    folder = tmp_path_factory.mktemp("pairs")
+    known = [{**row, "short_captions": [row["file_name"], row["caption"][:9]]} for row in rows]
+    write_pairs(known, folder / "data")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,19 @@ def test_a_recipes_weight_goes_to_the_objectives_that_have_the_loss(make, monkey
         assert not make(recipe="best", objective=name).resolved_objective().needs_pairs
 
 
+def test_the_recipe_best_takes_short_captions_where_there_are_some(make):
+    assert dataclasses.astuple(make(recipe="best").resolved_objective().weights) == (1.0, 0.5, 0.0, 0.0, 0.1, 0.3)
+    # What the objective has no use for is left out.
+    assert dataclasses.astuple(make(recipe="best", objective="global").resolved_objective().weights)[4:] == (0.0, 0.3)
+    assert make(recipe="best", objective="local").resolved_objective().weights.short_weight == 0.0
+    args = make(recipe="best")
+    args.without_short_captions()
+    assert args.resolved_objective().weights.short_weight == 0.0
+    make().without_short_captions()
+    with pytest.raises(ValueError, match="`short_weight` needs short captions, and the data have no column"):
+        make(short_weight=0.5).without_short_captions()
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"recipe": "best"}, {"recipe": "best", "near_batches": False}, {"pair_choice": "any"}]
 )
@@ -132,9 +145,14 @@ def test_copies_are_equal(make, tmp_path, changes):
         ("tsl_weight", float("nan"), "must be a finite number"),
         ("local_weight", float("inf"), "must be a finite number"),
         ("dataloader_num_workers", -1, "must not be negative"),
-        ("report_to", "wandb", "names wandb, which is not installed: pip install wandb"),
     ],
 )
 def test_numbers_that_would_be_stumbled_over_later(tmp_path, name, value, words):
     with pytest.raises(ValueError, match=rf"`{name}` {words}"):
         FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
+def test_a_logger_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match="`report_to` names wandb, which is not installed: pip install wandb"):
+        FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="wandb")

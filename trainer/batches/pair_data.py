@@ -8,6 +8,7 @@ import pyarrow.compute
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
 from fastgoal.processing.data.sources import DatasetSource, Source, open_source
 
 from .token_table import MADE_TOKENS, TokenTable
@@ -89,6 +90,14 @@ def token_counts(data: Any, processor: Any) -> list[int]:
         portion = list(captions[start : start + READ_AT_ONCE])
         counts += map(len, processor.tokenizer(portion, truncation=True)["input_ids"])
     return counts
+
+
+def has_short_captions(data: Any) -> bool:
+    """Whether the rows of a `PairData`, a stream, a `datasets.Dataset` or a sequence have short captions at all."""
+    columns = getattr(getattr(data, "source", None), "columns", None) or getattr(data, "column_names", None)
+    if columns is not None:
+        return SHORT_CAPTIONS in columns
+    return isinstance(data, Sequence) and any(isinstance(row, Mapping) and row.get(SHORT_CAPTIONS) for row in data)
 
 
 def check_rows(data: Any, name: str, needs_pairs: bool) -> None:

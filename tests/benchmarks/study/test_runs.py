@@ -75,6 +75,27 @@ def test_defects(data):
     assert not same[~square].all()
 
 
+def test_short_captions_are_the_scenes(data):
+    data, processor = data
+    batch = StudyCollator(data, Arm("short", settings=(("short_weight", 0.3),)), seed=0)(range(8))
+    for row, (ids, mask) in enumerate(zip(batch["short_input_ids"], batch["short_attention_mask"], strict=True)):
+        assert ids[mask.bool()].tolist() in [known.tolist() for known in data.short_ids[row]]
+    assert max(map(len, data.short_ids[0])) < len(data.ids[0])
+    settings = (("near_refresh", 0.5), ("short_weight", 0.3), ("token_weight", 0.1), ("l2_to_base", 1e-3))
+    sizes = Sizes(train_scenes=30, batch_size=5, epochs=2, learning_rate=1e-3)
+    looked = []
+
+    class Trainer(runs.StudyTrainer):
+        def _find_neighbours(self, data, **how):
+            looked.append(round(self.state.epoch or 0))
+            return super()._find_neighbours(data, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "StudyTrainer", Trainer)
+        train_arm(Arm("best", near=True, settings=settings), sizes, 0, data, BASE, processor)
+    assert looked == [0, 1]
+
+
 def test_near_batches_and_warm_up(data, monkeypatch):
     """The neighbours are the base's, and the rate rises over the share of the steps that is told."""
     data, processor = data

@@ -24,7 +24,7 @@ from fastgoal.trainer.parallel.strategy import describe
 
 CONFIG = Path(__file__).resolve().parents[3] / "trainer" / "accelerate_configs" / "fsdp.yaml"
 CASES = {
-    "plain": {},
+    "plain": {"l2_to_base": 0.5, "token_weight": 0.1},
     "cached and accumulated": {"gradient_cache_chunk": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
     "bfloat16": {"bf16": True},
 }
