@@ -115,7 +115,7 @@ class FastGoalTrainer(SavingTrainer):
         self.add_callback(StartLines(self))
         self.add_callback(Epochs())
         if args.l2_to_base:
-            self.add_callback(TowardsBase(args.l2_to_base, self.model))
+            self.add_callback(TowardsBase(args.l2_to_base, cast(nn.Module, self.model)))
         if args.max_logit_scale:
             self.add_callback(LogitScaleLimit(args.max_logit_scale))
         # What the logs say of each part since the last line: sum and number of steps, kept on the device.
