@@ -229,6 +229,11 @@ class FastGoalTrainingArguments(TrainingArguments):
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None and getattr(published.weights, _GOES_WITH.get(name, name), True):
                 setattr(self, name, value)
+        if self.l2_to_base and self.fp16 and not self.max_grad_norm:
+            raise ValueError(
+                "`l2_to_base` beside `fp16` needs gradients in their own units, which clipping brings them to: set "
+                "`max_grad_norm`, or take `bf16`."
+            )
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
