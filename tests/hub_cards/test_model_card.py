@@ -179,3 +179,19 @@ def test_one_thing_is_no_several(tmp_path):
     text = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, training=training)).read_text()
     assert "| `squares`, 1 image |" in text
     assert "| steps | 1 (1 epoch) |" in text
+
+
+def test_the_card_explains_the_losses_that_there_are(tmp_path):
+    def text(**weights):
+        training = TrainingFacts("squares", 6, "fast_goal", weights, {}, 1, 1.0, [], "CPU", None, {})
+        card = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, training=training)).read_text()
+        return card.partition("The global loss is CLIP's")[2].partition("###")[0]
+
+    words = {
+        "TSL": "Token similarity learning",
+        "token contrast": "The token\ncontrast",
+        "short captions": "Short captions",
+    }
+    for label in words:
+        found = text(**{"global": 1.0, label: 0.1})
+        assert [other for other in words if words[other] in found] == [label]
