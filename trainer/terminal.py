@@ -87,14 +87,17 @@ def run_cleanly(
             # The reader of our output (`| head`) has gone: leave quietly, also when Python flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             expected = isinstance(error, ValueError | OSError | ImportError | MemoryError)
+            of_wandb = type(error).__module__.startswith("wandb.")  # not logged in, for example
             out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-            if show_traceback() or not (expected or out_of_memory):
+            if show_traceback() or not (expected or out_of_memory or of_wandb):
                 raise
             reason = str(error)
             if out_of_memory:
                 said = f" ({' '.join(reason.split()[:30])})" if reason else ""
                 reason = f"the memory is too small for this{said}. Take smaller batches."
+            if of_wandb:
+                reason = f"wandb: {reason} WANDB_MODE=offline needs no account, --report_to none no wandb."
             sys.stderr.write(f"{name()}: error: {reason}\n")
             return 2

@@ -57,7 +57,7 @@ TRAINING: dict[str, tuple[str, str]] = {
     "objective": ("gaol", "must be one of"),
     "recipe": ("bst", "must be one of|one of"),
     "pair_choice": ("worst", "must be one of"),
-    "report_to": ("wandb", "not installed"),
+    "report_to": ("wandb", "not installed|needs no account"),
     "lr_scheduler_type": ("zigzag", "zigzag"),
     "optim": ("sgdx", "sgdx"),
     "resume_from_checkpoint": ("nowhere", "no folder"),

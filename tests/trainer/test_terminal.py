@@ -56,6 +56,11 @@ def test_progress_bars_still_move(capsys):
         (OSError("no room"), "p: error: no room\n", 2),
         (KeyboardInterrupt(), "p: interrupted\n", 130),
         (MemoryError(), "p: error: the memory is too small for this. Take smaller batches.\n", 2),
+        (
+            type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key."),
+            "p: error: wandb: No API key. WANDB_MODE=offline needs no account, --report_to none no wandb.\n",
+            2,
+        ),
     ],
 )
 def test_how_a_program_ends(capsys, error, line, code):
