@@ -79,7 +79,8 @@ class FastGoalTrainer(SavingTrainer):
                 f"One process cannot train on {args.n_gpu} GPUs. Start one for each with "
                 "`accelerate launch trainer/run.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        if data_collator is None and not has_short_captions(kwargs.get("train_dataset")):
+        data = kwargs.get("train_dataset")
+        if data_collator is None and data is not None and not has_short_captions(data):
             args.without_short_captions()
         self.objective = args.resolved_objective()
         if data_collator is None:

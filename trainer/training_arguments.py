@@ -229,6 +229,11 @@ class FastGoalTrainingArguments(TrainingArguments):
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None and getattr(published.weights, _GOES_WITH.get(name, name), True):
                 setattr(self, name, value)
+        if self.near_refresh and self.near_refresh >= 1:
+            raise ValueError(
+                f"`near_refresh` is a share of the epochs, from 0 (never) to below 1, got {self.near_refresh}: 0.4 is "
+                "after two of five."
+            )
         if self.l2_to_base and self.fp16 and not self.max_grad_norm:
             raise ValueError(
                 "`l2_to_base` beside `fp16` needs gradients in their own units, which clipping brings them to: set "

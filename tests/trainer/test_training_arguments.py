@@ -152,6 +152,11 @@ def test_numbers_that_would_be_stumbled_over_later(tmp_path, name, value, words)
         FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
 
 
+def test_a_number_of_epochs_is_no_share_of_them(make):
+    with pytest.raises(ValueError, match="`near_refresh` is a share of the epochs"):
+        make(near_refresh=2)
+
+
 def test_scaled_gradients_are_not_pulled_to_the_base(make):
     with pytest.raises(ValueError, match="`l2_to_base` beside `fp16`"):
         make(l2_to_base=0.1, fp16=True, max_grad_norm=0.0)
