@@ -8,8 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
     from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
-    from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput
+    from fastgoal.modeling_fastgoal.modeling_fastgoal import (
+        FastGoalCLIPModel,
+        FastGoalMetaClip2Model,
+        FastGoalSiglipModel,
+        load_base,
+    )
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.processing.regions import Region
@@ -28,8 +34,10 @@ __all__ = [
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
     "FastGoalCollator",
+    "FastGoalMetaClip2Model",
     "FastGoalOutput",
     "FastGoalProcessor",
+    "FastGoalSiglipModel",
     "FastGoalTrainer",
     "FastGoalTrainingArguments",
     "LocalPair",
@@ -37,6 +45,7 @@ __all__ = [
     "Sentence",
     "__version__",
     "evaluate",
+    "load_base",
     "retrieval_metrics",
     "split_sentences",
 ]
@@ -46,14 +55,17 @@ _MODULES = {
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalCollator": "fastgoal.trainer.batches.collator",
-    "FastGoalOutput": "fastgoal.modeling_fastgoal.modeling_fastgoal",
+    "FastGoalMetaClip2Model": "fastgoal.modeling_fastgoal.modeling_fastgoal",
+    "FastGoalOutput": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
+    "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalTrainer": "fastgoal.trainer.fastgoal_trainer",
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
+    "load_base": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "retrieval_metrics": "fastgoal.trainer.evaluation.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }

@@ -1,12 +1,13 @@
-"""The model: a CLIP that reads long captions and carries FAST-GOAL's token similarity learning.
+"""The models: CLIP, MetaCLIP 2 and SigLIP that read long captions and carry FAST-GOAL's token similarity learning.
 
 The files beside this one travel to the Hub with every checkpoint, so they import nothing but torch,
 transformers and one another.
 """
 
-from .configuration_fastgoal import FastGoalCLIPConfig
-from .losses_fastgoal import LossWeights, clip_loss, fast_goal_loss, token_similarity_loss
-from .modeling_fastgoal import FastGoalCLIPModel, FastGoalOutput
+from .base_fastgoal import FastGoalOutput
+from .configuration_fastgoal import FastGoalCLIPConfig, FastGoalMetaClip2Config, FastGoalSiglipConfig
+from .losses_fastgoal import LossWeights, clip_loss, fast_goal_loss, sigmoid_loss, token_similarity_loss
+from .modeling_fastgoal import FastGoalCLIPModel, FastGoalMetaClip2Model, FastGoalSiglipModel, load_base
 from .positions_fastgoal import stretch_positions
 from .sparc_fastgoal import group_patches, sparc_losses
 from .towers_fastgoal import word_mask
@@ -14,11 +15,17 @@ from .towers_fastgoal import word_mask
 __all__ = [
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
+    "FastGoalMetaClip2Config",
+    "FastGoalMetaClip2Model",
     "FastGoalOutput",
+    "FastGoalSiglipConfig",
+    "FastGoalSiglipModel",
     "LossWeights",
     "clip_loss",
     "fast_goal_loss",
     "group_patches",
+    "load_base",
+    "sigmoid_loss",
     "sparc_losses",
     "stretch_positions",
     "token_similarity_loss",

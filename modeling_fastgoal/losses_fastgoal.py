@@ -65,23 +65,62 @@ def clip_loss(
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     every_image = images if all_images is None else F.normalize(all_images, dim=-1)
     every_text = texts if all_texts is None else F.normalize(all_texts, dim=-1)
-    to_texts = _contrast(images, every_text, logit_scale, first)
-    to_images = _contrast(texts, every_image, logit_scale, first)
+    to_texts = _sum_in_parts(_cross_entropy, images, every_text, first, logit_scale)
+    to_images = _sum_in_parts(_cross_entropy, texts, every_image, first, logit_scale)
     return (to_texts + to_images) / (2 * max(1, len(every_text)))
 
 
-def _contrast(rows: torch.Tensor, among: torch.Tensor, logit_scale: torch.Tensor, first: int) -> torch.Tensor:
-    """Sum over the rows of the cross-entropy of finding a row's own one, number `first` + i, `among` all; a scalar."""
+def sigmoid_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    all_texts: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """SigLIP's loss (arXiv 2303.15343, equation 1): each image and each text by themselves, a pair or none.
 
-    def part(some: torch.Tensor, scale: torch.Tensor, among: torch.Tensor, start: int) -> torch.Tensor:
-        labels = torch.arange(start, start + len(some), device=some.device)
-        return F.cross_entropy((scale * some @ among.T).float(), labels, reduction="sum")
+    Args:
+        image_embeds: `(batch, dim)`.
+        text_embeds: `(batch, dim)`; row i belongs to row i of the images.
+        logit_scale: The factor itself, a scalar.
+        logit_bias: Is added to the scaled cosines, a scalar.
+        all_texts: Texts of all processes, `(rows, dim)`, where `text_embeds` are those from `first` on.
+        first: See `all_texts`.
 
+    Returns:
+        Scalar, the mean over the rows of `sum_j softplus(-z_ij logit_ij)`, where `z` is 1 for a pair and -1 for others;
+        of no rows it is 0. With the texts of all processes it is this one's share: the shares add up to the loss.
+    """
+    images = F.normalize(image_embeds, dim=-1)
+    every_text = F.normalize(text_embeds if all_texts is None else all_texts, dim=-1)
+    loss = _sum_in_parts(_binary_cross_entropy, images, every_text, first, logit_scale, logit_bias)
+    return loss / max(1, len(every_text))
+
+
+def _cross_entropy(some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor) -> torch.Tensor:
+    """Sum over some rows of the cross-entropy of finding a row's own one, number `start` + i, `among` all."""
+    labels = torch.arange(start, start + len(some), device=some.device)
+    return F.cross_entropy((scale * some @ among.T).float(), labels, reduction="sum")
+
+
+def _binary_cross_entropy(
+    some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Sum over all pairs of some rows and all others of the cross-entropy of telling whether they belong together."""
+    logits = (scale * some @ among.T + bias).float()
+    return F.softplus(logits).sum() - logits.diagonal(start).sum()
+
+
+def _sum_in_parts(
+    part: Callable[..., torch.Tensor], rows: torch.Tensor, among: torch.Tensor, first: int, *logits: torch.Tensor
+) -> torch.Tensor:
+    """A sum over rows, of `part` of as many of them as `LOGITS_AT_ONCE` allows; a scalar."""
     size = max(1, LOGITS_AT_ONCE // max(1, len(among)))
     if len(rows) <= size:
-        return part(rows, logit_scale, among, first)
+        return part(rows, among, first, *logits)
     parts = [
-        checkpoint(part, some, logit_scale, among, first + i * size, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(part, some, among, first + i * size, *logits, use_reentrant=False, preserve_rng_state=False)
         for i, some in enumerate(rows.split(size))
     ]
     return torch.stack(parts).sum()
@@ -170,24 +209,45 @@ class LossTerm:
         """Whether the rows allow it, and it is asked for."""
         return all(name in rows for name in self.needs) and bool(not self.is_extra or getattr(weights, self.weight))
 
-    def share(self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, whole: WholeBatch | None) -> Any:
+    def share(
+        self,
+        rows: Mapping[str, torch.Tensor],
+        logit_scale: torch.Tensor,
+        whole: WholeBatch | None,
+        logit_bias: torch.Tensor | None,
+    ) -> Any:
         """The loss of the rows or, with the whole batch, their share of it."""
         own, valid = [rows[name] for name in self.needs], rows.get(self.valid or "")
         if not self.contrasts:
             return self.compute(*own, valid, *(() if whole is None else (whole.count(self.valid or ""),)))
         if valid is not None:
             own = [value[valid] for value in own]
-        if whole is None:
-            return self.compute(*own, logit_scale)
-        every, first = [whole.rows[name] for name in self.needs], whole.first
-        if valid is not None:
-            kept = whole.rows[self.valid or ""]
-            every, first = [value[kept] for value in every], int(kept[:first].sum())
-        return self.compute(*own, logit_scale, *every, first)
+        every, first = own, 0
+        if whole is not None:
+            every, first = [whole.rows[name] for name in self.needs], whole.first
+            if valid is not None:
+                kept = whole.rows[self.valid or ""]
+                every, first = [value[kept] for value in every], int(kept[:first].sum())
+        return self.compute(*own, logit_scale, logit_bias, *every, first)
+
+
+def _contrast(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None,
+    all_images: torch.Tensor,
+    all_texts: torch.Tensor,
+    first: int,
+) -> torch.Tensor:
+    """The contrastive loss: SigLIP's where there is a bias, else CLIP's."""
+    if logit_bias is None:
+        return clip_loss(images, texts, logit_scale, all_images, all_texts, first)
+    return sigmoid_loss(images, texts, logit_scale, logit_bias, all_texts, first)
 
 
 def _contrast_of(name: str, weight: str, needs: tuple[str, str], **more: Any) -> LossTerm:
-    return LossTerm(name, weight, needs, clip_loss, contrasts=True, **more)
+    return LossTerm(name, weight, needs, _contrast, contrasts=True, **more)
 
 
 _REGIONS, _SENTENCES = ("region_embeds", "local_image_embeds"), ("sentence_embeds", "local_text_embeds")
@@ -261,6 +321,7 @@ def fast_goal_loss(
     logit_scale: torch.Tensor,
     weights: LossWeights | None = None,
     whole: WholeBatch | None = None,
+    logit_bias: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted sum of the losses, `w_global L_global + w_local L_local + w_tsl L_TSL`, and of those of `TERMS`.
 
@@ -269,6 +330,7 @@ def fast_goal_loss(
         logit_scale: The factor itself, a scalar.
         weights: FAST-GOAL's by default.
         whole: The rows of all processes, where `rows` are only those of one.
+        logit_bias: SigLIP's bias, a scalar: the contrastive losses are then `sigmoid_loss`, else `clip_loss`.
 
     Returns:
         `loss` (the weighted sum) and the unweighted parts that could be computed, by the names of `TERMS`; scalars.
@@ -282,7 +344,7 @@ def fast_goal_loss(
     for term in TERMS:
         if not term.is_computed(rows, weights):
             continue
-        part = parts[term.name] = term.share(rows, logit_scale, whole)
+        part = parts[term.name] = term.share(rows, logit_scale, whole, logit_bias)
         # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
         if weight := getattr(weights, term.weight):
             weighted.append(weight * part)

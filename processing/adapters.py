@@ -17,8 +17,9 @@ from torch import nn
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
-from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
+from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
+from fastgoal.modeling_fastgoal.modeling_fastgoal import load_base
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.files import write_json
 from fastgoal.processing.loading import loading
 
@@ -60,7 +61,7 @@ def require_peft() -> Any:
 
 
 def add_adapter(
-    model: FastGoalCLIPModel,
+    model: FastGoalModel,
     rank: int,
     alpha: float | None = None,
     targets: Sequence[str] = TARGETS,
@@ -82,7 +83,9 @@ def add_adapter(
         ValueError: No layer has such a name.
     """
     peft = require_peft()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    # Not those of `nn.MultiheadAttention`, SigLIP's pooling head, which does not ask its layer but takes the weights.
+    linear = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = [name for name, kind in linear.items() if kind is nn.Linear]
     frozen = set(frozen_parameters(model, freeze, freeze_layers))
     chosen = [name for name in names if name.rpartition(".")[2] in targets and f"{name}.weight" not in frozen]
     if not chosen or (unknown := {*targets} - {name.rpartition(".")[2] for name in names}):
@@ -93,7 +96,7 @@ def add_adapter(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
         # Full names where some layers have none; else short, which is how people write them.
-        target_modules=chosen if frozen else [*targets],
+        target_modules=chosen if frozen or len(names) < len(linear) else [*targets],
         base_model_name_or_path=_absolute(model.name_or_path or "") or None,
     )
     return peft.get_peft_model(model, config)
@@ -175,7 +178,7 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
         max_text_length=text_positions(clip),
         image_size=vision.image_size,
         patch_size=vision.patch_size,
-        dim=clip.config.projection_dim,
+        dim=embedding_width(clip),
     )
 
 
@@ -205,7 +208,7 @@ def about_base(name: str, what: str, base: str | None = None) -> tuple[str, str,
     return place, f"{place}, the base of {what},", way_out
 
 
-def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalCLIPModel:
+def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalModel:
     """The CLIP with an adapter's weights added to its own, in float32 on the CPU.
 
     Args:
@@ -222,7 +225,7 @@ def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalCLI
         known = read_base(name)
         place, what, way_out = about_base(name, f"{option} {name}", base)
     with loading(what, place, way_out):
-        model = FastGoalCLIPModel.from_clip(place, known.max_text_length, trust_remote_code=False)
+        model = load_base(place, known.max_text_length, trust_remote_code=False)
     if fingerprint(model) != known.fingerprint:
         raise ValueError(
             f"{place} is not the CLIP that {option} {name} was trained on: its weights are others. {way_out}"
@@ -230,7 +233,7 @@ def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalCLI
     with loading(f"{option} {name}", name):
         adapted = peft.PeftModel.from_pretrained(model, name)
         _refuse_missing(adapted, name)
-        merged: FastGoalCLIPModel = adapted.merge_and_unload(safe_merge=True)
+        merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)
     return merged
 
 

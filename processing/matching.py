@@ -18,6 +18,7 @@ from .geometry import crop_box
 from .regions import Region
 from .sentences import Sentence
 from .texts import check_texts
+from .tokens import pad_ids, padding_of
 
 # Tokens of text that are about as much work as a crop of 224 pixels in patches of 32.
 TOKENS_PER_CROP = 32
@@ -174,12 +175,13 @@ def embed_texts(
     check_texts(unique)
     encoded = tokenizer(unique, truncation=True, max_length=max_length)["input_ids"]
     ids = dict(zip(unique, encoded, strict=True))
-    lengths = {text: len(tokens) for text, tokens in ids.items()}
+    padded = 0 if padding_of(tokenizer) is True else tokenizer.model_max_length
+    lengths = {text: max(len(tokens), padded) for text, tokens in ids.items()}
     place: dict[str, int] = {}
     parts = []
     for batch in batches_by_tokens(lengths, batch_size * tokens_each):
-        inputs = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, return_tensors="pt").to(model.device)
-        embeds = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        inputs = pad_ids(tokenizer, [ids[text] for text in batch])
+        embeds = model.get_text_features(**{name: value.to(model.device) for name, value in inputs.items()})
         parts.append(F.normalize(embeds.pooler_output.float(), dim=-1))
         place |= {text: len(place) + row for row, text in enumerate(batch)}
         advance(len(batch))

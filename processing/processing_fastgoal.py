@@ -1,4 +1,4 @@
-"""The processor: CLIP's inputs for long captions, masks of regions and sentences, and FLISM, which finds local pairs.
+"""The processor: inputs for long captions, masks of regions and sentences, and FLISM, which finds local pairs.
 
 This file travels with a checkpoint. FLISM does not: where the package is missing, its methods say so.
 """
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoConfig, BatchFeature, CLIPProcessor
+from transformers import AutoConfig, BatchFeature, CLIPProcessor, SiglipProcessor
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import logging
@@ -17,8 +18,11 @@ from transformers.utils import logging
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .texts import check_texts
+from .tokens import count_longer, padding_of, require_tokens, span_masks, tokens_with_spans
 
 try:
+    from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+    from fastgoal.modeling_fastgoal.positions_fastgoal import target_length
     from fastgoal.processing.flism import Flism
 except ImportError:  # a saved folder, which has all that the model's inputs need
 
@@ -33,17 +37,17 @@ except ImportError:  # a saved folder, which has all that the model's inputs nee
 
 logger = logging.get_logger(__name__)
 
-CLIP_TOKENS = 77
-LONGEST = 248
 _LOADED = (str, os.PathLike, Image.Image)
 
 
 class FastGoalProcessor(Flism, CLIPProcessor):
-    """CLIP's image processor and tokenizer for long captions, plus FLISM (FAST-GOAL, arXiv 2605.26615).
+    """A model's image processor and tokenizer for long captions, plus FLISM (FAST-GOAL, arXiv 2605.26615).
+
+    Of SigLIP all texts are padded to the longest caption, and have no mask, as its processor's documentation asks for.
 
     Args:
-        image_processor: CLIP's image processor.
-        tokenizer: CLIP's tokenizer; its `model_max_length` is the longest caption in tokens.
+        image_processor: CLIP's or SigLIP's image processor.
+        tokenizer: The tokenizer; its `model_max_length` is the longest caption in tokens.
         patch_size: Side of the model's patches in pixels of its input; needed for `region_mask` and `match`.
 
     Attributes:
@@ -59,40 +63,56 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         if tokenizer is not None:
             # A caption that holds the characters of `<|endoftext|>` does not end there.
             tokenizer.split_special_tokens = True
+            if self.kind is SiglipProcessor:
+                tokenizer.model_input_names = ["input_ids"]
+                tokenizer.padding_side = "right"
 
     @classmethod
-    def from_clip(cls, name: str, max_text_length: int = LONGEST, **kwargs: Any) -> "FastGoalProcessor":
-        """Make the processor of a CLIP checkpoint whose text positions are stretched to `max_text_length`.
+    def from_base(cls, name: str, max_text_length: int | None = None, **kwargs: Any) -> "FastGoalProcessor":
+        """Make the processor of a checkpoint whose text positions are stretched to `max_text_length`.
 
         Args:
-            name: Hub id or folder of a CLIP checkpoint with its configuration, tokenizer and image processor.
-            max_text_length: Tokens a caption may have, from 77 to 248; a checkpoint that does not read CLIP's 77 keeps
-                its own length. (`FastGoalCLIPModel.from_clip` refuses one that reads less than is asked for.)
+            name: Hub id or folder of a checkpoint with its configuration, tokenizer and image processor.
+            max_text_length: Tokens a caption may have, as for `load_base`; a checkpoint of another length than its
+                family's keeps its own. (`load_base` refuses one that reads less than is asked for.)
             **kwargs: Passed on to `from_pretrained` (`revision`, `token`...).
 
         Raises:
-            ValueError: `max_text_length` is out of range, or the checkpoint is not a CLIP or has no tokens.
+            ValueError: `max_text_length` is out of range, the checkpoint is of no family that is known here, has no
+                tokens, or has the processor of another family.
+            ImportError: Its tokenizer needs a package that is not installed.
         """
         kwargs = {"trust_remote_code": False, **kwargs}  # or transformers may ask on standard input
         config = AutoConfig.from_pretrained(name, **kwargs)
-        if config.model_type != "clip":
-            raise ValueError(f"`name` must be a CLIP checkpoint, got {name!r} of model type {config.model_type!r}.")
+        family = family_of(config, repr(name))
         positions = config.text_config.max_position_embeddings
-        if not CLIP_TOKENS <= max_text_length <= LONGEST and max_text_length != positions:
-            raise ValueError(
-                f"`max_text_length` must be from {CLIP_TOKENS} to {LONGEST} tokens, got {max_text_length}."
-            )
-        plain = CLIPProcessor.from_pretrained(name, **kwargs)
+        length = family.longest if max_text_length is None else max_text_length
+        if positions == family.positions or not family.positions <= length <= family.longest:
+            positions = target_length(positions, length, family)
+        plain = getattr(transformers, family.processor).from_pretrained(name, **kwargs)
         require_tokens(plain.tokenizer)
-        plain.tokenizer.model_max_length = max_text_length if positions == CLIP_TOKENS else positions
-        return cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
+        plain.tokenizer.model_max_length = positions
+        processor = cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
+        if processor.kind.__name__ != family.processor:
+            raise ValueError(
+                f"{name!r} is a {family.label}, but its image processor is a {type(plain.image_processor).__name__}: "
+                f"it must be that of a {family.processor}."
+            )
+        return processor
+
+    from_clip = from_base
+
+    @property
+    def kind(self) -> type[CLIPProcessor] | type[SiglipProcessor]:
+        """The class of transformers that this one is saved as: by the image processor, CLIP's or SigLIP's."""
+        return SiglipProcessor if type(self.image_processor).__name__.startswith("Siglip") else CLIPProcessor
 
     def to_dict(self) -> dict[str, Any]:
-        # A detector belongs to this process. Without our code the folder is CLIP's, for every transformers program.
+        # A detector belongs to this process. Without our code the folder is the base's, for every transformers program.
         detector, self.detector = self.detector, None
         auto_map = {"AutoProcessor": f"processing_fastgoal.{type(self).__name__}"}  # also once it is loaded again
         try:
-            return {**super().to_dict(), "processor_class": "CLIPProcessor", "auto_map": auto_map}
+            return {**super().to_dict(), "processor_class": self.kind.__name__, "auto_map": auto_map}
         finally:
             self.detector = detector
 
@@ -101,24 +121,26 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         merged = super()._merge_kwargs(*args, **kwargs)
         for name in ("text_kwargs", "images_kwargs"):
             merged[name].setdefault("return_tensors", "pt")
-        merged["text_kwargs"] = {"padding": True, "truncation": True, **merged["text_kwargs"]}
+        defaults = {"padding": padding_of(self.tokenizer), "truncation": True}
+        merged["text_kwargs"] = {**defaults, **merged["text_kwargs"]}
         return merged
 
     def __call__(
         self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Unpack[ProcessingKwargs]
     ) -> BatchFeature:
-        """Turn images and captions into CLIP's inputs.
+        """Turn images and captions into the model's inputs.
 
         Args:
             images: An image or a list of them: PIL images and file names, which are turned upright by their EXIF
-                orientation first, or whatever CLIP's image processor takes.
+                orientation first, or whatever the image processor takes.
             text: A caption or a list of them. Longer ones than the model reads are cut, with one warning per call.
             **kwargs: As for `CLIPProcessor`, nested (`text_kwargs`, `images_kwargs`, `common_kwargs`) or not.
-                `padding=True`, `truncation=True` and `return_tensors="pt"` unless given otherwise, here or when the
-                tokenizer was loaded.
+                `padding=True` (of SigLIP "max_length"), `truncation=True` and `return_tensors="pt"` unless given
+                otherwise, here or when the tokenizer was loaded.
 
         Returns:
-            `pixel_values` `(images, 3, height, width)`, `input_ids` and `attention_mask` `(captions, tokens)`.
+            `pixel_values` `(images, 3, height, width)`, `input_ids` and, but of SigLIP, `attention_mask`
+            `(captions, tokens)`.
 
         Raises:
             ValueError: An image cannot be read, a text is no valid Unicode, or neither images nor text are given.
@@ -165,8 +187,8 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         """`patch_size`, or a `ValueError` that says how to set it."""
         if self.patch_size is None:
             raise ValueError(
-                "`patch_size` is None: this folder holds a plain CLIP processor. Load it with "
-                "`FastGoalProcessor.from_clip(name)`, or set `processor.patch_size`."
+                "`patch_size` is None: this folder holds a plain processor. Load it with "
+                "`FastGoalProcessor.from_base(name)`, or set `processor.patch_size`."
             )
         return self.patch_size
 
@@ -174,59 +196,20 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         """Which tokens of a caption belong to the sentence `caption[start:end]`.
 
         Returns:
-            `(tokens,)` bool, aligned with the caption's ids as this processor makes them: BOS first, EOS last, cut
-            at the model's length, unpadded (padding comes after). All False if truncation cut the sentence off.
+            `(tokens,)` bool, aligned with the caption's ids as this processor makes them: BOS first (but of SigLIP),
+            EOS last, cut at the model's length, unpadded (padding comes after). All False if truncation cut the
+            sentence off.
 
         Raises:
-            ValueError: `start` and `end` are not a span of the caption.
+            ValueError: `start` and `end` are not a span of the caption, or the tokenizer cannot tell.
         """
         return self.sentence_masks(caption, [(start, end)])[0]
 
     def sentence_masks(self, caption: str, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """`sentence_mask` for several spans of one caption, tokenised once: `(spans, tokens)` bool."""
-        encoded = self.tokenizer(caption, truncation=True, return_offsets_mapping=True, return_special_tokens_mask=True)
-        return span_masks(
-            caption, spans, torch.tensor(encoded["offset_mapping"]), torch.tensor(encoded["special_tokens_mask"])
-        )
-
-
-def span_masks(
-    caption: str, spans: Sequence[tuple[int, int]], offsets: torch.Tensor, special: torch.Tensor
-) -> torch.Tensor:
-    """Which tokens of a caption lie in which of its spans, `(spans, tokens)` bool.
-
-    Args:
-        caption: The text.
-        spans: (start, end) in characters.
-        offsets: `(tokens, 2)`, where each token stands in the text.
-        special: `(tokens,)`, 1 for BOS, EOS and padding.
-
-    Raises:
-        ValueError: A span does not lie in the caption.
-    """
-    for start, end in spans:
-        if not 0 <= start < end <= len(caption):
-            raise ValueError(
-                f"`start` and `end` must be a span of the caption's {len(caption)} characters, got {start}, {end}."
-            )
-    bounds = torch.tensor(spans).reshape(-1, 2)
-    return (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1]) & (special == 0)
-
-
-def require_tokens(tokenizer: Any) -> None:
-    """Raise `ValueError` for a tokenizer without tokens, as transformers makes where their files are missing."""
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing.")
-
-
-def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """How many texts have more than `limit` tokens."""
-    # A token stands for a byte at least, BOS and EOS aside: short texts need no second look.
-    candidates = [text for text in texts if len(text.encode()) + 2 > limit]
-    if not candidates:
-        return 0
-    ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
-    return sum(len(row) > limit for row in ids)
+        encoded = tokens_with_spans(self.tokenizer, [caption])
+        offsets, special = encoded["offset_mapping"][0], encoded["special_tokens_mask"][0]
+        return span_masks(caption, spans, torch.tensor(offsets), torch.tensor(special))
 
 
 FastGoalProcessor.register_for_auto_class()

@@ -83,6 +83,20 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bases(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each family by name, see `tiny_models`."""
+    from tests.tiny_models import make_metaclip2, make_siglip
+
+    folder = tmp_path_factory.mktemp("tiny_bases")
+    return {
+        "clip": tiny_clip,
+        "metaclip2": make_metaclip2(folder / "metaclip2"),
+        "siglip": make_siglip(folder / "siglip"),
+        "siglip2": make_siglip(folder / "siglip2", second=True),
+    }
+
+
+@pytest.fixture(scope="session")
 def rows() -> list[dict[str, Any]]:
     from tests.squares import rows_of_squares
 

@@ -153,3 +153,106 @@ def make_yolos(folder: Path) -> Path:
         YolosForObjectDetection(config).save_pretrained(folder)
     YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
     return folder
+
+
+WORDS = "a red green blue dog cat sits on under the sofa lawn house stands wide near by two birds fly over grey ."
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def make_siglip(folder: Path, second: bool = False) -> Path:
+    """A SigLIP that reads 64 tokens and images of 32 pixels in patches of 8, or a SigLIP 2 of fixed resolution.
+
+    SigLIP's tokenizer is sentencepiece's, without capitals and punctuation; SigLIP 2's is fast and knows every byte.
+    """
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+
+    folder.mkdir(exist_ok=True)
+    tokenizer = _gemma_tokenizer() if second else _siglip_tokenizer(folder)
+    config = SiglipConfig(
+        text_config={**SIZE, "vocab_size": len(tokenizer), "projection_size": 32, "max_position_embeddings": 64},
+        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SiglipModel(config)
+        model.logit_scale.data.fill_(3.0)
+        model.logit_bias.data.fill_(-4.0)
+    model.save_pretrained(folder)
+    images = SiglipImageProcessor(size={"height": 32, "width": 32})
+    SiglipProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _siglip_tokenizer(folder: Path):
+    import io
+
+    import sentencepiece
+    from transformers import SiglipTokenizer
+
+    words = WORDS.split()
+    texts = [f"{' '.join(words[i:] + words[:i])} {' '.join(words[i::3])}" for i in range(len(words))] * 20
+    model = io.BytesIO()
+    sentencepiece.set_min_log_level(2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=80,
+        hard_vocab_limit=False,
+        num_threads=1,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    return SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64, model_input_names=["input_ids"])
+
+
+def _gemma_tokenizer():
+    """As SigLIP 2's: lower case, padding 0, EOS 1 at the end, no BOS, a token for each byte."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
+    tokens = [*special, *(f"<0x{number:02X}>" for number in range(256)), "▁", *letters, *".,!?0123456789"]
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **{"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+        model_max_length=64,
+        model_input_names=["input_ids"],
+        padding_side="right",
+    )
+
+
+def make_metaclip2(folder: Path) -> Path:
+    """A MetaCLIP 2 that reads 77 tokens, of an XLM-RoBERTa tokenizer, and images of 32 pixels in patches of 8."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPProcessor,
+        MetaClip2Config,
+        MetaClip2Model,
+        XLMRobertaTokenizer,
+    )
+
+    characters = sorted({*"abcdefghijklmnopqrstuvwxyzäöüßéèçABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123456789", *"红色的狗在草地上。猫"})
+    vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocab += [(token, -3.0) for token in ("▁", *characters)]
+    tokenizer = XLMRobertaTokenizer(vocab=vocab, model_max_length=77)
+    config = MetaClip2Config(
+        text_config={
+            **SIZE,
+            **{"vocab_size": len(tokenizer), "max_position_embeddings": 77, "projection_dim": 16},
+            **{"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+        },
+        vision_config={**SIZE, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        MetaClip2Model(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder

@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
+from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
-from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalOutput
-from fastgoal.processing.adapters import TARGETS, add_adapter, frozen_parameters, is_adapted
+from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid
+from fastgoal.processing.adapters import is_adapted
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import NAMES, FastGoalCollator
@@ -29,13 +30,14 @@ from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
 from .parallel.strategy import group_of_its_own, prepare_shards
 from .saving import SavingTrainer
+from .trained_weights import prepare_weights
 from .training_arguments import FastGoalTrainingArguments
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 
 
 class FastGoalTrainer(SavingTrainer):
-    """Fine-tunes a `FastGoalCLIPModel` with the objective of its `FastGoalTrainingArguments`.
+    """Fine-tunes a model of `load_base` with the objective of its `FastGoalTrainingArguments`.
 
     Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
     ones apart, and each process computes the losses of its own rows against all. Where the last batch of an epoch is
@@ -47,7 +49,7 @@ class FastGoalTrainer(SavingTrainer):
     filled from the training so far and from `card`, what the trainer cannot know by itself.
 
     Args:
-        model: A `FastGoalCLIPModel`.
+        model: A model of `load_base`.
         args: A `FastGoalTrainingArguments`.
         processing_class: The `FastGoalProcessor` of the model.
         data_collator: A `FastGoalCollator` for the objective by default.
@@ -94,8 +96,11 @@ class FastGoalTrainer(SavingTrainer):
         if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
             raise TypeError(
                 f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
-                "`FastGoalCLIPModel.from_clip(model)`."
+                "`FastGoalCLIPModel.from_base(model)`."
             )
+        self._sigmoid = isinstance(model, nn.Module) and is_sigmoid(model, args.contrastive)
+        if args.max_logit_scale is None:
+            args.max_logit_scale = 0.0 if self._sigmoid else 100.0
         model = prepare_weights(model, args)
         if isinstance(data_collator, FastGoalCollator):
             for name in ("train_dataset", "eval_dataset"):
@@ -187,11 +192,11 @@ class FastGoalTrainer(SavingTrainer):
         model.train()
         logit_scales: list[torch.Tensor] = []
 
-        def embed(piece: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        def embed(piece: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
             with self.compute_loss_context_manager():
                 outputs = self._forward(model, piece)
                 logit_scales.append(outputs.logit_scale)
-                return self.loss_rows(outputs, piece), outputs.logit_scale
+                return self.loss_rows(outputs, piece), self._logit_terms(outputs)
 
         # The Trainer divides the loss of a normal step by this number.
         scale = 1 / self.current_gradient_accumulation_steps
@@ -293,10 +298,18 @@ class FastGoalTrainer(SavingTrainer):
         `outputs` are the model's for `inputs`, the batch of this process. The mean over the processes is the loss of
         the whole batch.
         """
-        return self._loss_of_rows(self.loss_rows(outputs, inputs), outputs["logit_scale"], gather)
+        return self._loss_of_rows(self.loss_rows(outputs, inputs), *self._logit_terms(outputs), gather=gather)
+
+    def _logit_terms(self, outputs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What the losses make logits of cosines with: the scale, and for sigmoid losses the bias."""
+        return [outputs["logit_scale"], *([outputs["logit_bias"]] if self._sigmoid else [])]
 
     def _loss_of_rows(
-        self, rows: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, gather: bool = True
+        self,
+        rows: Mapping[str, torch.Tensor],
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor | None = None,
+        gather: bool = True,
     ) -> dict[str, torch.Tensor]:
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
         whole = None
@@ -304,7 +317,8 @@ class FastGoalTrainer(SavingTrainer):
             names = contrasted(self.objective.weights)
             rows, whole = gather_batch(rows, names, self._even_batches, self._last_rows)
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
-            parts = fast_goal_loss(rows, logit_scale.float(), self.objective.weights, whole)
+            bias = None if logit_bias is None else logit_bias.float()
+            parts = fast_goal_loss(rows, logit_scale.float(), self.objective.weights, whole, bias)
         # Gradients, and the losses in the log, are averaged over the processes: shares of a sum are multiplied for it.
         return parts if whole is None else {name: value * self.args.world_size for name, value in parts.items()}
 
@@ -371,23 +385,3 @@ class FastGoalTrainer(SavingTrainer):
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
         self._part_steps += 1
         self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
-
-
-def prepare_weights(model: Any, args: FastGoalTrainingArguments) -> Any:
-    """The model with the adapter that the arguments ask for, or with some of its weights frozen; else as it is.
-
-    Raises:
-        ValueError: The model has no such layers, or an adapter already.
-    """
-    if not isinstance(model, nn.Module) or not (args.lora_rank or args.freeze or args.freeze_layers):
-        return model
-    if is_adapted(model):
-        raise ValueError("the model has an adapter already: leave `lora_rank`, `freeze` and `freeze_layers` out.")
-    if args.lora_rank:
-        targets = args.lora_target or TARGETS
-        set_seed(args.seed)  # the same weights to begin with in all processes, and each time
-        return add_adapter(cast(Any, model), args.lora_rank, args.lora_alpha, targets, args.freeze, args.freeze_layers)
-    frozen = set(frozen_parameters(model, args.freeze, args.freeze_layers))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return model

@@ -64,7 +64,12 @@ class RunArguments:
     caption_column: str | None = field(
         default=None, metadata={"help": "Column with the caption, where it is not found by itself."}
     )
-    max_text_length: int = field(default=248, metadata={"help": "Tokens the model shall read, 77 to 248."})
+    max_text_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens the model shall read: 77 to 248, of a SigLIP 64 to 256; as many as it can by default."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -171,7 +176,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
             f"--model {run.model} is an adapter, and --lora_rank would train another one on top of it. Merge it first: "
             f"fastgoal merge {run.model} --output DIR."
         )
-    model, processor = load_clip(run.model, "cpu", max_text_length=run.max_text_length)
+    model, processor = load_clip(run.model, "cpu", stretch=True if run.max_text_length is None else run.max_text_length)
 
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
@@ -179,6 +184,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     trainer.card = CardOptions(run.model, run.license, run.card_pictures)
     for name, weight in asdict(trainer.objective.weights).items():
         setattr(model.config, name, weight)
+    model.config.contrastive = args.contrastive
     begun_at = step_of(checkpoint) if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()

@@ -121,6 +121,12 @@ class FastGoalTrainingArguments(TrainingArguments):
         "Weight of the contrastive loss of images and short captions (a row's short_captions, a text or several), to "
         "be added to any objective, so that short captions stay understood; likewise.",
     )
+    contrastive: str | None = _setting(
+        None,
+        "The contrastive losses: softmax (InfoNCE, CLIP's) or sigmoid (SigLIP's, for a SigLIP alone, as it learns a "
+        "bias); the base's own by default.",
+        choices=["softmax", "sigmoid"],
+    )
     pair_choice: str | None = _setting(
         None,
         "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
@@ -167,8 +173,10 @@ class FastGoalTrainingArguments(TrainingArguments):
         "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
         "at the memory of so many pairs and the cost of one more forward.",
     )
-    max_logit_scale: float = _setting(
-        100.0, "Largest factor in the logits, which the model learns; 0 leaves it alone. CLIP was trained with 100."
+    max_logit_scale: float | None = _setting(
+        None,
+        "Largest factor in the logits, which the model learns; 0 leaves it alone. By default 100, with which CLIP was "
+        "trained; a SigLIP, which was trained without, has none.",
     )
     group_by_caption_length: bool = _setting(
         False, "Make batches of captions of like length, so that less of them is padding."

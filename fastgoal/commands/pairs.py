@@ -145,13 +145,12 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, **lim
 
     `limits` are those of `load_detector`.
     """
-    from fastgoal.modeling_fastgoal.positions_fastgoal import LONGEST
     from fastgoal.processing.clips import load_clip
     from fastgoal.processing.detectors.load import load_detector
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
     regions = load_detector(detector, device, **limits)
-    model, processor = load_clip(name, device, dtype, max_text_length=LONGEST)
+    model, processor = load_clip(name, device, dtype, stretch=True)
     processor.detector = regions
     return model, processor
 

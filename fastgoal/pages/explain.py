@@ -124,7 +124,7 @@ def explain(
     shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
     lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), max_text_length(model))
     heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
-    components = principal_components(patch_tokens(vision)[0].float().cpu()).reshape(rows, columns, 3)
+    components = principal_components(patch_tokens(model, vision)[0].float().cpu()).reshape(rows, columns, 3)
     return Explanation(name, float(whole), lines, frames, heats, components, shown, left)  # type: ignore[arg-type]
 
 

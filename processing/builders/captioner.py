@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from fastgoal.modeling_fastgoal.modeling_fastgoal import load_whole
+from fastgoal.modeling_fastgoal.base_fastgoal import load_whole
 from fastgoal.processing.loading import loading
 from fastgoal.processing.sentences import split_sentences
 from fastgoal.processing.weights import refuse_not_finite

@@ -23,7 +23,7 @@ class TokenCounter:
     def __init__(self, name: str, download: bool = True) -> None:
         from transformers import AutoTokenizer
 
-        from fastgoal.processing.processing_fastgoal import require_tokens
+        from fastgoal.processing.tokens import require_tokens
 
         self.name = name
         way_out = (

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from fastgoal.modeling_fastgoal.modeling_fastgoal import load_whole
+from fastgoal.modeling_fastgoal.base_fastgoal import load_whole
 from fastgoal.processing.images import load_image
 from fastgoal.processing.loading import loading
 from fastgoal.processing.regions import Region

@@ -34,7 +34,7 @@ def ids(clip):
 @torch.no_grad()
 def test_patches_in_the_joint_space(clip):
     outputs = clip.vision_model(torch.randn(2, 3, 32, 32))
-    assert patch_tokens(outputs).shape == (2, 16, 32)
+    assert patch_tokens(clip, outputs).shape == (2, 16, 32)
     embeds = patch_embeds(clip, outputs)
     one = outputs.last_hidden_state[1, 6]  # behind the class token: patch 5
     torch.testing.assert_close(embeds[1, 5], clip.visual_projection(clip.vision_model.post_layernorm(one)))

@@ -101,7 +101,7 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     ours, ours_processor = load_clip(str(folder), "cpu")
     assert type(ours) is FastGoalCLIPModel
     torch.testing.assert_close(logits(ours, ours_processor), expected)
-    assert load_clip(str(folder), "cpu", max_text_length=248)[0].config.text_config.max_position_embeddings == 248
+    assert load_clip(str(folder), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
     before = FastGoalCLIPModel.from_clip(str(tiny_clip))
     assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
 

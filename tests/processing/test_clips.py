@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, SiglipConfig
+from transformers import BertConfig, Siglip2Config
 
 from fastgoal import FastGoalCLIPModel
 from fastgoal.processing.clips import check_clip, load_clip
@@ -64,8 +64,8 @@ SPOILED = {
     "a list": (content("config.json", b"[1]"), "cannot be loaded"),
     "no type": (settings(lambda c: c.pop("model_type")), "cannot be loaded"),
     "an unknown type": (settings(lambda c: c.update(model_type="clap9")), "cannot be loaded"),
-    "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'; it must be a CLIP"),
-    "a SigLIP": (lambda f: SiglipConfig().save_pretrained(f), "of type 'siglip'; it must be a CLIP"),
+    "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'. It must be a CLIP, a MetaCLIP 2"),
+    "a NaFlex": (lambda f: Siglip2Config().save_pretrained(f), r"NaFlex.*fixed resolution.*google/siglip2-base"),
     "an unknown activation": (settings(lambda c: c["text_config"].update(hidden_act="gulp")), "gulp"),
     "heads that do not divide": (
         settings(lambda c: c["text_config"].update(num_attention_heads=7)),
@@ -89,7 +89,7 @@ def test_what_is_wrong_with_a_checkpoint_is_a_line(clip, name, length):
     spoil, words = SPOILED[name]
     spoil(clip)
     with pytest.raises(ValueError, match=rf"(--against {clip}.*(?:{words}))|(?:{words}).*--against {clip}") as error:
-        load_clip(str(clip), "cpu", option="--against", max_text_length=length)
+        load_clip(str(clip), "cpu", option="--against", stretch=False if length is None else length)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
 
@@ -98,7 +98,7 @@ def test_a_whole_one_loads(clip):
     model, processor = load_clip(str(clip), "cpu")
     assert model.config.text_config.max_position_embeddings == 77
     assert processor(text=["a"])["input_ids"].shape[0] == 1
-    assert load_clip(str(clip), "cpu", max_text_length=248)[0].config.text_config.max_position_embeddings == 248
+    assert load_clip(str(clip), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
     assert check_clip(str(clip), "--model").model_type == "clip"
 
 
@@ -110,7 +110,7 @@ def test_weights_are_never_made_up_in_python_either(clip):
 
 def test_names_that_are_nowhere(tmp_path):
     for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
-        with pytest.raises(ValueError, match=rf"--model {name} cannot be loaded: .*Name the folder of a CLIP"):
+        with pytest.raises(ValueError, match=rf"--model {name} cannot be loaded: .*Name the folder of a model"):
             load_clip(name, "cpu")
 
 
@@ -138,7 +138,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(clip, tmp_path, mon
     monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 2)
     for load in (
         lambda: load_clip(str(clip), "cpu"),
-        lambda: load_clip(str(clip), "cpu", max_text_length=248),
+        lambda: load_clip(str(clip), "cpu", stretch=248),
         lambda: load_detector(str(clip), choose_device("cpu")),
     ):
         with contextlib.suppress(ValueError):

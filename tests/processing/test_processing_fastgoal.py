@@ -144,7 +144,7 @@ def test_saved_folder_loads_as_ours_and_as_clips(processor, tmp_path):
 
 def test_region_mask_needs_the_patch_size(processor):
     plain = FastGoalProcessor(processor.image_processor, processor.tokenizer)
-    with pytest.raises(ValueError, match="from_clip"):
+    with pytest.raises(ValueError, match="from_base"):
         plain.region_mask((0, 0, 5, 5), (10, 10))
 
 

@@ -25,7 +25,7 @@ def config(folder: Path, text: str) -> str:
 def test_flags_overrule_the_file(tmp_path):
     path = config(tmp_path, f"model: clip\ntrain_data: pairs\noutput_dir: {tmp_path}\nobjective: global\n" + FAST)
     run, training = parse([path, "--learning_rate", "0.5", "--objective", "local"])
-    assert (run.model, run.train_data, run.max_text_length) == ("clip", "pairs", 248)
+    assert (run.model, run.train_data, run.max_text_length) == ("clip", "pairs", None)
     assert (training.learning_rate, training.objective, training.max_steps) == (0.5, "local", 2)
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
-from fastgoal.processing.processing_fastgoal import FastGoalProcessor, span_masks
+from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.sentences import split_sentences
+from fastgoal.processing.tokens import padding_of, span_masks
 
 from .pixels import Picture, PixelReader
-from .token_table import MADE_TOKENS, settings_of
+from .token_table import MADE_TOKENS, TokenTable, settings_of
 
 PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
@@ -96,7 +97,8 @@ class FastGoalCollator:
             `pixel_values` `(batch, 3, height, width)`, `input_ids` and `attention_mask` `(batch, tokens)` padded to
             the longest caption of the batch; with local pairs also `local_pixel_values`, `local_input_ids` and
             `local_attention_mask` (padded to the longest sentence), `region_mask` `(batch, patches)` and
-            `sentence_mask` `(batch, tokens)`; with short captions `short_input_ids` and `short_attention_mask`.
+            `sentence_mask` `(batch, tokens)`; with short captions `short_input_ids` and `short_attention_mask`. Of
+            SigLIP texts are padded to the model's length and have no masks of attention.
 
         Raises:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
@@ -182,12 +184,13 @@ class FastGoalCollator:
         tokenizer = self.processor.tokenizer
         tables, numbers = zip(*(row.get(MADE_TOKENS, (None, 0)) for row in rows), strict=True)
         table = tables[0]
-        if table and table.settings == settings_of(tokenizer) and all(other is table for other in tables):
-            return dict(table.batch(numbers, tokenizer.pad_token_id))
-        return self._tokenise(captions, return_offsets_mapping=True, return_special_tokens_mask=True)
+        if not (table and table.settings == settings_of(tokenizer) and all(other is table for other in tables)):
+            table, numbers = TokenTable(captions, tokenizer), range(len(captions))
+        return dict(table.batch(numbers, tokenizer))
 
-    def _tokenise(self, texts: list[str], **more: bool) -> dict[str, torch.Tensor]:
-        return dict(self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **more))
+    def _tokenise(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        return dict(tokenizer(texts, padding=padding_of(tokenizer), truncation=True, return_tensors="pt"))
 
     def _names(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {NAMES: [_name(row) for row in rows]} if self.named else {}

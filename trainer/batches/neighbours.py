@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width
 from fastgoal.processing.files import whole_file
 from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
@@ -132,7 +133,7 @@ def _image_embeds(
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,
     )
-    parts = [torch.empty(0, model.config.projection_dim, device=args.device)]  # a share may be empty
+    parts = [torch.empty(0, embedding_width(model), device=args.device)]  # a share may be empty
     home = model.device  # not the device of the training where that cuts the model into shards later
     # A data loader draws a random number for its workers, which would change the training's.
     with torch.random.fork_rng(devices=[]), eval_mode(model.to(args.device)), accelerator.autocast():

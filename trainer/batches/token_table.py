@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastgoal.processing.tokens import padding_of, tokens_with_spans
+
 AT_ONCE = 10_000
 MADE_TOKENS = "tokens_made"
 """The key of a row under which its table stands, with its number there."""
@@ -17,7 +19,7 @@ class TokenTable:
 
     Args:
         captions: One for each row.
-        tokenizer: CLIP's. Captions are cut at the length that it has now.
+        tokenizer: The model's. Captions are cut at the length that it has now.
 
     Attributes:
         lengths: Tokens of each row.
@@ -27,13 +29,7 @@ class TokenTable:
         self.settings = settings_of(tokenizer)
         ids, spans, special, lengths = [], [], [], []
         for start in range(0, len(captions), AT_ONCE):
-            made = tokenizer(
-                list(captions[start : start + AT_ONCE]),
-                truncation=True,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-                return_attention_mask=False,
-            )
+            made = tokens_with_spans(tokenizer, captions[start : start + AT_ONCE])
             lengths += [len(row) for row in made["input_ids"]]
             ids.append(np.concatenate([np.array(row, np.int32) for row in made["input_ids"]]))
             spans.append(np.concatenate([np.array(row, np.int32) for row in made["offset_mapping"]]))
@@ -42,11 +38,12 @@ class TokenTable:
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._ids, self._spans, self._special = (_small(np.concatenate(parts)) for parts in (ids, spans, special))
 
-    def batch(self, rows: Sequence[int], pad: int) -> dict[str, torch.Tensor]:
-        """What the tokenizer gives for these rows, padded to the longest on the right: `input_ids`, `attention_mask`,
-        `offset_mapping`, `special_tokens_mask`."""
-        longest = max(self.lengths[row] for row in rows)
-        ids = np.full((len(rows), longest), pad, np.int64)
+    def batch(self, rows: Sequence[int], tokenizer: Any) -> dict[str, torch.Tensor]:
+        """What the tokenizer gives for these rows, padded on the right: `input_ids`, `offset_mapping`,
+        `special_tokens_mask` and, where the model takes one, `attention_mask`."""
+        to_longest = padding_of(tokenizer) is True
+        longest = max(self.lengths[row] for row in rows) if to_longest else tokenizer.model_max_length
+        ids = np.full((len(rows), longest), tokenizer.pad_token_id, np.int64)
         spans = np.zeros((len(rows), longest, 2), np.int64)
         special = np.ones((len(rows), longest), np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -55,6 +52,8 @@ class TokenTable:
             ids[place, :length], spans[place, :length] = self._ids[here], self._spans[here]
             special[place, :length], mask[place, :length] = self._special[here], 1
         arrays = {"input_ids": ids, "attention_mask": mask, "offset_mapping": spans, "special_tokens_mask": special}
+        if not to_longest:
+            del arrays["attention_mask"]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

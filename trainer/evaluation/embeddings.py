@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
-from fastgoal.processing.processing_fastgoal import count_longer
+from fastgoal.processing.tokens import count_longer
 
 from .retrieval import Ranks, retrieval_ranks
 from .rivals import check_positive

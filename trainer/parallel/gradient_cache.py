@@ -5,7 +5,7 @@ embedded in chunks without gradients; the loss over all embeddings gives the gra
 embedded again, with gradients, and its share is sent back through the model. Costs one more forward.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -31,8 +31,8 @@ def split_batch(batch: Batch, chunk: int) -> list[Rows]:
 def cached_backward(
     batch: Batch,
     chunk: int,
-    embed: Callable[[Batch], tuple[Rows, torch.Tensor]],
-    loss: Callable[[Rows, torch.Tensor], dict[str, torch.Tensor]],
+    embed: Callable[[Batch], tuple[Rows, Sequence[torch.Tensor]]],
+    loss: Callable[..., dict[str, torch.Tensor]],
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     scale: float = 1.0,
@@ -43,8 +43,8 @@ def cached_backward(
         batch: Tensors with one row per sample.
         chunk: Rows that go through the model at once.
         embed: Runs the model on a piece of the batch; returns tensors with one row per sample (embeddings, losses of
-            single rows, masks) and the logit scale.
-        loss: From these rows of the whole batch and the logit scale to the parts of the loss, with `loss` their sum.
+            single rows, masks), and the logit scale, to which a bias may be added.
+        loss: From these rows of the whole batch, and scale and bias, to the parts of the loss, with `loss` their sum.
         backward: Runs a backward pass from a scalar.
         no_sync: Keeps the gradients of several processes from being exchanged; entered for all chunks but the last.
         scale: Factor on the gradients, such as 1 / number of accumulated batches.
@@ -61,9 +61,9 @@ def cached_backward(
             outputs.append(embed(piece))
     rows = {name: torch.cat([output[name] for output, _ in outputs]) for name in outputs[0][0]}
     leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in rows.items()}
-    logit_scale = outputs[0][1].detach().requires_grad_()
+    logits = [value.detach().requires_grad_() for value in outputs[0][1]]
     del rows, outputs
-    parts = loss(leaves, logit_scale)
+    parts = loss(leaves, *logits)
     (parts["loss"] * scale).backward()
 
     gradients = split_batch({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, chunk)
@@ -75,10 +75,11 @@ def cached_backward(
         with nullcontext() if last else no_sync(), torch.random.fork_rng(devices):
             torch.set_rng_state(state)
             set_device_states(devices, device_states)
-            again, chunk_scale = embed(piece)
+            again, chunk_logits = embed(piece)
             # A sum whose gradient at each embedding is the one that the loss of the whole batch has there.
             terms = [(again[name] * value).sum().float() for name, value in gradient.items()]
-            if last and logit_scale.grad is not None:
-                terms.append((chunk_scale * logit_scale.grad).float())
+            if last:
+                pairs = zip(chunk_logits, logits, strict=True)
+                terms += [(value * whole.grad).sum().float() for value, whole in pairs if whole.grad is not None]
             backward(torch.stack(terms).sum())
     return {name: value.detach() for name, value in parts.items()}

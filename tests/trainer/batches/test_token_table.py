@@ -38,7 +38,7 @@ def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, at_once):
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        found = table.batch(list(rows), processor.tokenizer.pad_token_id)
+        found = table.batch(list(rows), processor.tokenizer)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
@@ -47,7 +47,7 @@ def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, at_once):
 
 def test_positions_beyond_16_bits(processor):
     caption = " " * 70_000 + "end"
-    offsets = TokenTable([caption], processor.tokenizer).batch([0], 0)["offset_mapping"]
+    offsets = TokenTable([caption], processor.tokenizer).batch([0], processor.tokenizer)["offset_mapping"]
     expected = processor.tokenizer([caption], truncation=True, return_offsets_mapping=True)["offset_mapping"]
     assert offsets.tolist() == [[list(span) for span in row] for row in expected]
 

@@ -269,7 +269,7 @@ class TestCommand:
             ((tiny_clip, tmp_path / "nothing"), str(tmp_path / "nothing")),
             ((tiny_clip, tmp_path), "metadata.jsonl"),
             ((tiny_clip, data, "--caption-column", "text"), "'text'"),
-            ((other, data), "type 'bert'; it must be a CLIP"),
+            ((other, data), "type 'bert'. It must be a CLIP"),
             ((half, data), "has not the weights of a FastGoalCLIPModel"),
             ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "--batch-size is 0"),

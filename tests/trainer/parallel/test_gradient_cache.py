@@ -100,7 +100,7 @@ def test_the_same_units_are_dropped_in_both_forwards():
     def embed(piece):
         embeds = layers(piece["x"])
         seen.append(embeds.detach())
-        return {"embeds": embeds}, scale.exp()
+        return {"embeds": embeds}, [scale.exp()]
 
     def loss(rows, logit_scale):
         return {"loss": (logit_scale * rows["embeds"] @ rows["embeds"].T).logsumexp(dim=1).mean()}
