@@ -118,9 +118,9 @@ def require_tokens(tokenizer: Any) -> None:
 
 def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
     """How many texts have more than `limit` tokens."""
-    # A token stands for a byte at least, of the text in its usual form and BOS and EOS aside: short texts need no
-    # second look.
-    candidates = [text for text in texts if len(unicodedata.normalize("NFKC", text).encode()) + 2 > limit]
+    # A token stands for a byte at least, of the text in its usual form; BOS, EOS and a mark for the start of a word
+    # aside. So short texts need no second look.
+    candidates = [text for text in texts if len(unicodedata.normalize("NFKC", text).encode()) + 3 > limit]
     if not candidates:
         return 0
     ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]

@@ -12,12 +12,14 @@ from fastgoal.modeling_fastgoal import (
     clip_loss,
     fast_goal_loss,
     losses_fastgoal,
+    sigmoid_loss,
     sparc_losses,
     token_similarity_loss,
 )
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, FastGoalLosses, WholeBatch, loss_rows
 
 SCALE = torch.tensor(10.0)
+BIAS = torch.tensor(-3.0)
 
 
 def test_equal_embeddings_give_log_batch():
@@ -62,6 +64,47 @@ def test_shares_computed_in_parts_are_the_loss(at_once, monkeypatch):
     assert total.item() == pytest.approx(loss.item(), abs=1e-6)
     for one, other in zip(whole, shares):
         torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=0)
+
+
+def test_the_sigmoid_loss_is_a_loop_over_pairs():
+    torch.manual_seed(0)
+    images, texts = torch.randn(6, 7).double(), torch.randn(6, 7).double()
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            logit = 10 * float(torch.cosine_similarity(images[i], texts[j], dim=0)) - 3
+            total -= math.log(1 / (1 + math.exp(-logit if i == j else logit))) / 6
+    assert sigmoid_loss(images, texts, SCALE.double(), BIAS.double()).item() == pytest.approx(total, abs=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 9, 2**22])
+def test_shares_of_the_sigmoid_loss_computed_in_parts_are_the_loss(at_once, monkeypatch):
+    torch.manual_seed(0)
+    inputs = [torch.randn(9, 7).double(), torch.randn(9, 7).double(), SCALE.double(), BIAS.double()]
+    whole, shares = ([value.clone().requires_grad_() for value in inputs] for _ in range(2))
+    loss = sigmoid_loss(*whole)
+    loss.backward()
+    monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", at_once)
+    images, texts, scale, bias = shares
+    parts = [(first, slice(first, first + rows)) for first, rows in ((0, 4), (4, 5), (9, 0))]
+    total = sum(sigmoid_loss(images[own], texts[own], scale, bias, texts, first) for first, own in parts)
+    total.backward()
+    assert total.item() == pytest.approx(loss.item(), abs=1e-6)
+    for one, other in zip(whole, shares):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=0)
+
+
+def test_with_a_bias_every_contrastive_term_is_a_sigmoid_loss():
+    torch.manual_seed(0)
+    names = ("image", "text", "local_image", "local_text", "short_text", "region", "sentence")
+    rows = {f"{name}_embeds": torch.randn(4, 8) for name in names}
+    weights = LossWeights(token_weight=0.1, short_weight=0.1)
+    parts = fast_goal_loss(rows, SCALE, weights, logit_bias=BIAS)
+    for term in TERMS:
+        if term.contrasts:
+            expected = sigmoid_loss(*(rows[name] for name in term.needs), SCALE, BIAS)
+            assert torch.equal(parts[term.name], expected), term.name
+    assert torch.equal(parts["loss_tsl_image"], fast_goal_loss(rows, SCALE, weights)["loss_tsl_image"])
 
 
 def kept_bytes(compute, inputs):

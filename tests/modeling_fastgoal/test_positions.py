@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastgoal.modeling_fastgoal import stretch_positions
+from fastgoal.modeling_fastgoal.families_fastgoal import FAMILIES
 
 
 @pytest.fixture
@@ -46,6 +47,27 @@ def test_dtype_is_kept(table):
 def test_other_lengths_are_refused(table, length):
     with pytest.raises(ValueError, match="from 77 to 248"):
         stretch_positions(table, length)
+
+
+@pytest.mark.parametrize("length", [64, 65, 128, 256])
+def test_siglips_last_row_stays_the_last(length):
+    table = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    stretched = stretch_positions(table, length, FAMILIES["siglip"])
+    assert stretched.shape == (length, 6)
+    assert torch.equal(stretched[:21], table[:21])
+    assert torch.equal(stretched[-1], table[-1])
+    for j in range(length - 20):
+        place = 20 + 43 * j / (length - 21)
+        low = min(int(place + 1e-9), 62)
+        expected = torch.lerp(table[low], table[low + 1], place - low)
+        torch.testing.assert_close(stretched[20 + j], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_siglips_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="from 64 to 256, got 257"):
+        stretch_positions(torch.zeros(64, 6), 257, FAMILIES["siglip"])
+    with pytest.raises(ValueError, match=r"SigLIP's text position table of shape \(64, width\), got \(77, 6\)"):
+        stretch_positions(torch.zeros(77, 6), 256, FAMILIES["siglip"])
 
 
 def test_other_tables_are_refused():

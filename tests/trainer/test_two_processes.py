@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
 from fastgoal.trainer.batches.pair_data import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -31,6 +31,10 @@ CASES = {
         "gradient_accumulation_steps": 2,
         "gradient_cache_chunk": 3,
     },
+    "siglip": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5},
+    "siglip, cached": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5, "gradient_cache_chunk": 3},
+    "siglip with softmax": {"base": "siglip2", "contrastive": "softmax"},
+    "metaclip2": {"base": "metaclip2", "sparc_weight": 0.5},
 }
 
 
@@ -53,8 +57,10 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def train(clip, pairs, folder, batch, case):
+def train(bases, pairs, folder, batch, case):
     """Losses and gradients of an epoch over the first rows in their order, from and at the same weights."""
+    settings = dict(CASES[case])
+    base = bases[settings.pop("base", "clip")]
     args = FastGoalTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=batch,
@@ -68,13 +74,13 @@ def train(clip, pairs, folder, batch, case):
         logging_first_step=True,
         use_cpu=True,
         disable_tqdm=True,
-        **CASES[case],
+        **settings,
     )
     gradients = Gradients()
     trainer = Recorder(
-        model=FastGoalCLIPModel.from_clip(clip),
+        model=load_base(base),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(clip),
+        processing_class=FastGoalProcessor.from_base(base),
         train_dataset=PairData(pairs, limit=ROWS),
         callbacks=[gradients],
     )
@@ -105,26 +111,26 @@ def near(clip, pairs, folder, again=False, rows=ROWS):
     return trainer._find_neighbours(trainer.train_dataset)
 
 
-def work(rank, port, clip, pairs, folder):
+def work(rank, port, bases, pairs, folder):
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    results = {case: train(clip, pairs, folder, WHOLE // 2, case) for case in CASES}
-    results["near"] = [near(clip, pairs, folder, again) for again in (False, True)]
-    results["near, one row"] = near(clip, pairs, folder, rows=1)  # the share of the other process is empty
+    results = {case: train(bases, pairs, folder, WHOLE // 2, case) for case in CASES}
+    results["near"] = [near(bases["clip"], pairs, folder, again) for again in (False, True)]
+    results["near, one row"] = near(bases["clip"], pairs, folder, rows=1)  # the share of the other process is empty
     torch.save({"pid": os.getpid(), **results}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tiny_clip, pairs_folder, tmp_path_factory):
+def ranks(tiny_bases, pairs_folder, tmp_path_factory):
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (port, str(tiny_clip), str(pairs_folder), str(folder))
+    arguments = (port, tiny_bases, str(pairs_folder), str(folder))
     context = mp.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, *arguments)) for rank in (0, 1)]
     for process in processes:
@@ -145,8 +151,8 @@ def test_two_processes_ran(ranks):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_they_are_one(ranks, case, tiny_clip, pairs_folder, tmp_path):
-    whole = train(str(tiny_clip), str(pairs_folder), str(tmp_path), WHOLE, case)
+def test_they_are_one(ranks, case, tiny_bases, pairs_folder, tmp_path):
+    whole = train(tiny_bases, str(pairs_folder), str(tmp_path), WHOLE, case)
     assert whole["processes"] == 1
     assert len(whole["gradients"]) == (1 if "accumulated" in case else 2)
     losses = [sum(shares) / len(ranks) for shares in zip(*(rank[case]["losses"] for rank in ranks))]

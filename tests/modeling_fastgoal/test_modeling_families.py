@@ -1,0 +1,213 @@
+"""Every family against its plain class, against slow loops, and through save and load."""
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import normalize
+from transformers import AutoModel, SiglipConfig, SiglipModel
+
+from fastgoal import FastGoalCLIPModel, FastGoalSiglipModel, load_base
+from fastgoal.modeling_fastgoal import FastGoalSiglipConfig
+from tests.modeling_fastgoal.norms import shake_norms
+
+PLAIN = {"clip": "CLIPModel", "metaclip2": "MetaClip2Model", "siglip": "SiglipModel", "siglip2": "SiglipModel"}
+LENGTHS = {"clip": (77, 248), "metaclip2": (77, 248), "siglip": (64, 256), "siglip2": (64, 256)}
+
+
+@pytest.fixture(params=PLAIN, scope="module")
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def plain(family, tiny_bases):
+    model = getattr(transformers, PLAIN[family]).from_pretrained(tiny_bases[family]).eval()
+    shake_norms(model)
+    return model
+
+
+@pytest.fixture
+def model(family, plain):
+    kind = {"CLIPModel": "clip", "MetaClip2Model": "metaclip2", "SiglipModel": "siglip"}[type(plain).__name__]
+    from fastgoal.modeling_fastgoal.modeling_fastgoal import MODELS
+
+    name = {"clip": "FastGoalCLIPModel", "metaclip2": "FastGoalMetaClip2Model", "siglip": "FastGoalSiglipModel"}[kind]
+    return MODELS[name].from_base(plain, LENGTHS[family][0])
+
+
+def texts(model, rows: int, tokens: int, seed: int) -> dict[str, torch.Tensor]:
+    """Ids as the family's tokenizer makes them, of different lengths; the mask only where it takes one."""
+    end = {"clip": 513, "metaclip_2": 2, "siglip": 1}[model.config.model_type]
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 30, (rows, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        ids[row, tokens - 1 - row :] = end
+        mask[row, tokens - row :] = 0
+    return {"input_ids": ids} if end == 1 else {"input_ids": ids, "attention_mask": mask}
+
+
+def pictures(rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def batch(model):
+    local = texts(model, 3, 9, 2)
+    region, sentence = torch.zeros(3, 16, dtype=torch.bool), torch.zeros(3, 12, dtype=torch.bool)
+    region[0, [1, 2, 9]], region[1], sentence[0, 2:6], sentence[2, 1:4] = True, True, True, True
+    return {
+        **texts(model, 3, 12, 1),
+        "pixel_values": pictures(3, 3),
+        **{f"local_{name}": value for name, value in local.items()},
+        "local_pixel_values": pictures(3, 4),
+        "region_mask": region,
+        "sentence_mask": sentence,
+    }
+
+
+@torch.no_grad()
+def test_with_the_arguments_of_the_base_it_is_the_base_to_the_bit(plain, model):
+    inputs = {**texts(model, 3, 12, 1), "pixel_values": pictures(3, 3), "return_loss": True}
+    expected, got = plain(**inputs), model(**inputs)
+    for name in ("loss", "logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
+        assert torch.equal(expected[name], got[name]), name
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    assert torch.equal(got.logits_per_text, got.logits_per_image.T)
+
+
+@torch.no_grad()
+def test_local_pairs_are_what_the_base_makes_of_them(plain, model, batch):
+    got = model(**batch, return_loss=True)
+    expected = plain(
+        **{name[6:]: value for name, value in batch.items() if name.startswith("local_")},
+    )
+    torch.testing.assert_close(got.local_image_embeds, expected.image_embeds)
+    torch.testing.assert_close(got.local_text_embeds, expected.text_embeds)
+    whole = {name: value for name, value in batch.items() if "local" not in name and "mask" not in name}
+    whole |= {name: batch[name] for name in ("attention_mask",) if name in batch}
+    torch.testing.assert_close(got.logits_per_text, plain(**whole).logits_per_text)
+    weighted = got.loss_global + 0.5 * got.loss_local + got.loss_tsl_image + got.loss_tsl_text
+    torch.testing.assert_close(got.loss, weighted)
+    torch.testing.assert_close(got.loss_global, plain(**whole, return_loss=True).loss)
+
+
+@torch.no_grad()
+def test_regions_and_sentences_are_a_slow_loop(plain, model, batch):
+    got = model(**batch)
+    vision = plain.vision_model(batch["pixel_values"]).last_hidden_state
+    words = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    text = plain.text_model(**words, output_hidden_states=True).hidden_states[-1]
+    for row in range(3):
+        patches, tokens = batch["region_mask"][row], batch["sentence_mask"][row]
+        if not patches.any():
+            assert not got.region_embeds[row].any()
+        elif isinstance(plain, SiglipModel):
+            expected = plain.vision_model.head(vision[row : row + 1, patches])[0]
+            torch.testing.assert_close(got.region_embeds[row], normalize(expected, dim=0))
+        else:
+            mean = plain.vision_model.post_layernorm(vision[row, 1:][patches].mean(dim=0))
+            torch.testing.assert_close(got.region_embeds[row], normalize(plain.visual_projection(mean), dim=0))
+        if not tokens.any():
+            assert not got.sentence_embeds[row].any()
+            continue
+        mean = plain.text_model.final_layer_norm(text[row, tokens].mean(dim=0))
+        project = plain.text_model.head if isinstance(plain, SiglipModel) else plain.text_projection
+        torch.testing.assert_close(got.sentence_embeds[row], normalize(project(mean), dim=0))
+
+
+@torch.no_grad()
+def test_every_patch_and_token_by_itself(model, batch):
+    got = model(**batch, return_token_embeds=True)
+    for patch in (0, 7):
+        alone = torch.zeros(3, 16, dtype=torch.bool)
+        alone[:, patch] = True
+        expected = model(**{**batch, "region_mask": alone}).region_embeds
+        torch.testing.assert_close(normalize(got.patch_embeds[:, patch], dim=-1), expected)
+    last = 11 if model.config.model_type == "siglip" else 9
+    torch.testing.assert_close(normalize(got.token_embeds[2, last], dim=-1), got.text_embeds[2])
+    words = 9 if model.config.model_type == "siglip" else 8  # of the last row; without BOS there is one more
+    assert got.word_mask.sum(dim=1).tolist() == [words + 2, words + 1, words]
+
+
+@torch.no_grad()
+def test_siglips_head_over_all_patches_is_its_own_embedding(tiny_bases):
+    model = load_base(tiny_bases["siglip"])
+    inputs = {"pixel_values": pictures(2, 3), **texts(model, 2, 12, 1)}
+    got = model(**inputs, region_mask=torch.ones(2, 16), sentence_mask=torch.zeros(2, 12))
+    torch.testing.assert_close(got.region_embeds, got.image_embeds)
+
+
+def test_gradients_reach_all_that_the_base_has(model, batch):
+    model.train()
+    model(**batch, return_loss=True).loss.backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+    if isinstance(model, FastGoalSiglipModel):
+        region = model.vision_model.head.probe.grad
+        assert torch.isfinite(region).all()
+
+
+def test_a_longer_one_is_the_plain_class_elsewhere(family, tiny_bases, tmp_path):
+    longer = load_base(tiny_bases[family])
+    assert longer.config.text_config.max_position_embeddings == LENGTHS[family][1]
+    longer.save_pretrained(tmp_path)
+    plain = AutoModel.from_pretrained(tmp_path)
+    assert type(plain).__name__ == PLAIN[family]
+    inputs = {**texts(longer, 3, LENGTHS[family][1], 1), "pixel_values": pictures(3, 3)}
+    with torch.no_grad():
+        assert torch.equal(plain(**inputs).logits_per_text, longer(**inputs).logits_per_text)
+    again = type(longer).from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in longer.state_dict().items())
+    assert again.config.to_json_string() == longer.config.to_json_string()
+
+
+@torch.no_grad()
+def test_texts_longer_than_the_model_are_cut(model):
+    limit = model.config.text_config.max_position_embeddings
+    long = texts(model, 2, limit + 10, 1)
+    cut = {name: value[:, :limit].clone() for name, value in long.items()}
+    cut["input_ids"][:, -1] = long["input_ids"][0, -1]
+    torch.testing.assert_close(
+        model.get_text_features(**long).pooler_output, model.get_text_features(**cut).pooler_output
+    )
+
+
+def test_short_captions_share_a_forward_where_padding_does_not_count(model, batch):
+    with torch.no_grad():
+        for tokens in (6, 9):  # as long as the sentences, and shorter
+            short = {f"short_{name}": value for name, value in texts(model, 3, tokens, 5).items()}
+            got = model(**batch, **short)
+            alone = texts(model, 3, tokens, 5)
+            expected = normalize(model.get_text_features(**alone).pooler_output, dim=-1)
+            torch.testing.assert_close(got.short_text_embeds, expected)
+
+
+def test_the_kind_of_loss_is_the_bases_own_or_the_one_asked_for(model, batch):
+    is_siglip = isinstance(model, FastGoalSiglipModel)
+    own = model(**batch, return_loss=True).loss_local
+    model.config.contrastive = "sigmoid" if is_siglip else "softmax"
+    assert torch.equal(model(**batch, return_loss=True).loss_local, own)
+    if is_siglip:
+        model.config.contrastive = "softmax"
+        assert not torch.isclose(model(**batch, return_loss=True).loss_local, own)
+    else:
+        model.config.contrastive = "sigmoid"
+        with pytest.raises(ValueError, match="no place: take softmax, or start from a SigLIP"):
+            model(**batch, return_loss=True)
+    model.config.contrastive = "hinge"
+    with pytest.raises(ValueError, match="softmax or sigmoid, got 'hinge'"):
+        model(**batch, return_loss=True)
+
+
+def test_what_is_of_another_family(tiny_bases):
+    with pytest.raises(ValueError, match="siglip' is a SigLIP and makes a FastGoalSiglipModel, not a FastGoalCLIPMod"):
+        FastGoalCLIPModel.from_clip(tiny_bases["siglip"])
+    with pytest.raises(ValueError, match="from 64 to 256 tokens for a SigLIP, got 300"):
+        load_base(tiny_bases["siglip"], 300)
+    with pytest.raises(ValueError, match="from 77 to 248 tokens for a MetaCLIP 2, got 256"):
+        load_base(tiny_bases["metaclip2"], 256)
+    headless = SiglipConfig(vision_config={"vision_use_head": False})
+    headless.vision_config.num_hidden_layers = headless.text_config.num_hidden_layers = 1
+    with pytest.raises(ValueError, match="without its pooling head"):
+        FastGoalSiglipModel.from_base(SiglipModel(headless))
+    assert FastGoalSiglipConfig(tsl_weight=0.5).to_dict()["tsl_weight"] == 0.5
