@@ -39,7 +39,8 @@ class EndpointHandler:
 
     `parameters`, of which those for embeddings may also stand beside `inputs`:
 
-    * `candidate_labels`, a list of texts, or texts separated by commas, asks for scores of the image;
+    * `candidate_labels`, a list of texts, or texts separated by commas, asks for scores of the image: probabilities
+      among the labels, of a SigLIP of each label by itself;
     * `hypothesis_template` puts each label in place of its `{}`; labels are taken as they are without it;
     * `return` is `"scores"` or `"embeddings"`; by default scores where there are images and texts, else embeddings;
     * `normalize: false` leaves embeddings as they come from the model, `truncate: false` refuses longer texts.
@@ -58,6 +59,7 @@ class EndpointHandler:
         self.model = AutoModel.from_pretrained(path, trust_remote_code=False).to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.processor.tokenizer.split_special_tokens = True  # a text that holds `<|endoftext|>` does not end there
+        self.is_siglip = self.model.config.model_type == "siglip"  # which reads padding, up to the model's length
 
     def __call__(self, data: dict[str, Any]) -> Any:
         try:
@@ -121,8 +123,11 @@ class EndpointHandler:
         if wanted == "embeddings":
             answer = {name: rows.tolist() for name, rows in embeds.items() if rows is not None}
             return answer if named else next(iter(answer.values()))
-        cosines = embeds["image_embeddings"] @ embeds["text_embeddings"].T
-        scores = (self.model.logit_scale.exp().float() * cosines).softmax(dim=-1).tolist()
+        logits = self.model.logit_scale.exp().float() * embeds["image_embeddings"] @ embeds["text_embeddings"].T
+        if self.is_siglip:  # each label by itself, as it was trained
+            scores = (logits + self.model.logit_bias.float()).sigmoid().tolist()
+        else:
+            scores = logits.softmax(dim=-1).tolist()
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
             for row in scores
@@ -138,15 +143,16 @@ class EndpointHandler:
     def embed_texts(self, texts: list[str], truncate: bool = True) -> torch.Tensor:
         """Embeddings `(texts, width)`; longer texts than the model reads are cut, or refused."""
         length = self.model.config.text_config.max_position_embeddings
-        most = length + (not truncate)
-        inputs = self.processor(text=texts, padding=True, truncation=True, max_length=most, return_tensors="pt")
-        if inputs["input_ids"].shape[1] > length:
-            raise ValueError(f"A text has more than the {length} tokens that the model reads.")
-        inputs = inputs.to(self.device)
-        features = self.model.get_text_features(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        ).pooler_output
-        return features.float()
+        tokenizer = self.processor.tokenizer
+        if not truncate:
+            ids = tokenizer(texts, truncation=True, max_length=length + 1)["input_ids"]
+            if max(map(len, ids)) > length:
+                raise ValueError(f"A text has more than the {length} tokens that the model reads.")
+        padding = "max_length" if self.is_siglip else True
+        inputs = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        names = ["input_ids"] if self.is_siglip else ["input_ids", "attention_mask"]
+        features = self.model.get_text_features(**{name: inputs[name].to(self.device) for name in names})
+        return features.pooler_output.float()
 
     def read_images(self, images: list[Any]) -> list[Image.Image]:
         """Images from base64, bytes or PIL, upright and RGB; none is decoded before its size is known."""

@@ -8,13 +8,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 from safetensors import safe_open
 
+from fastgoal.modeling_fastgoal.families_fastgoal import FAMILIES, Family, family_of
 from fastgoal.processing.adapters import BASE_FILE
 
 from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
@@ -55,6 +58,7 @@ class TrainingFacts:
         versions: Libraries by name.
         captions: How long they are, in words.
         evaluations: Lines of the log with `step` and the metrics of an evaluation.
+        contrastive: Whose contrastive losses they are, `CLIP's` or `SigLIP's`.
     """
 
     data: str
@@ -70,6 +74,7 @@ class TrainingFacts:
     versions: dict[str, str]
     captions: str | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    contrastive: str = "CLIP's"
 
     @property
     def shown_losses(self) -> list[dict[str, float]]:
@@ -129,7 +134,8 @@ class ModelFacts:
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         parameters: Number of weights.
-        base_model: Hub id or folder of the CLIP it was made of, where it is known.
+        family: What people call its kind, `CLIP` or another label of `FAMILIES`.
+        base_model: Hub id or folder of what it was made of, where it is known.
         license: Identifier as on the Hub; None if nobody stated it.
         note: A sentence that stands before everything else: what nobody must mistake the model for.
         converted_from: File that the weights come from.
@@ -147,6 +153,7 @@ class ModelFacts:
     patch_size: int
     dim: int
     parameters: int
+    family: str = "CLIP"
     base_model: str | None = None
     license: str | None = None
     note: str | None = None
@@ -166,14 +173,17 @@ class ModelFacts:
             base = json.loads((folder / BASE_FILE).read_bytes())
             lora = json.loads((folder / "adapter_config.json").read_bytes())
             known = {name: base[name] for name in ("max_text_length", "image_size", "patch_size", "dim")}
+            known |= {"family": base.get("family", "CLIP")}
             known |= {"base_model": base["base"], "adapter": {"rank": lora["r"], "alpha": lora["lora_alpha"]}}
         else:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            text, family = config["text_config"], family_of(SimpleNamespace(**config), folder.name)
             known = {
-                "max_text_length": config["text_config"]["max_position_embeddings"],
+                "family": family.label,
+                "max_text_length": text["max_position_embeddings"],
                 "image_size": config["vision_config"]["image_size"],
                 "patch_size": config["vision_config"]["patch_size"],
-                "dim": config["projection_dim"],
+                "dim": text["projection_size"] if family.pools_last else config["projection_dim"],
             }
         return cls(
             **{
@@ -183,6 +193,16 @@ class ModelFacts:
                 **facts,
             }
         )
+
+    @property
+    def is_siglip(self) -> bool:
+        """Whether texts are padded to the model's length, and each label is scored by itself."""
+        return self.kind.pools_last
+
+    @property
+    def kind(self) -> Family:
+        """Its family."""
+        return next(family for family in FAMILIES.values() if family.label == self.family)
 
 
 def _some(lines: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -204,8 +224,9 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         license=facts.license,
         pipeline_tag="zero-shot-image-classification",
         tags=[
-            *("clip", "long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
-            "lora" if facts.adapter else "sentence-transformers",
+            "siglip" if facts.is_siglip else "clip",
+            *("long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
+            *(["lora"] if facts.adapter else [] if facts.is_siglip else ["sentence-transformers"]),
         ],
         widget=facts.examples or None,
         model_name=facts.name,
@@ -283,8 +304,9 @@ def save_examples(
         inputs = processor(images=list(images), text=labels).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         logits = model(**inputs).logits_per_image.float()
+    scores_of = torch.sigmoid if family_of(model).is_sigmoid else partial(torch.softmax, dim=-1)
     examples = []
-    for number, (image, row) in enumerate(zip(images, logits.softmax(dim=-1).tolist(), strict=True), start=1):
+    for number, (image, row) in enumerate(zip(images, scores_of(logits).tolist(), strict=True), start=1):
         small = image.convert("RGB")
         small.thumbnail((512, 512))
         small.save(folder / EXAMPLES / f"{number}.jpg", quality=88)

@@ -38,11 +38,11 @@ def _any_of(*names: str, patterns: Sequence[str] = ()) -> re.Pattern[str]:
 # Named one by one: a file that somebody put beside the model is not sent because of how its name ends.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json"),
+    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model"),
 )
 CODE_FILES = (
     *sorted(path.name for path in Path(modeling_fastgoal.__path__[0]).glob("*_fastgoal.py")),
-    *("processing_fastgoal.py", "geometry.py", "images.py", "texts.py"),
+    *("processing_fastgoal.py", "geometry.py", "images.py", "texts.py", "tokens.py"),
 )
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MODEL_FILES = _any_of(

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
+from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.modeling_fastgoal import load_base
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.files import write_json
@@ -39,6 +40,7 @@ class AdapterBase:
         image_size: Side of its input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
+        family: Label of its family.
     """
 
     base: str
@@ -47,6 +49,7 @@ class AdapterBase:
     image_size: int
     patch_size: int
     dim: int
+    family: str = "CLIP"
 
 
 def require_peft() -> Any:
@@ -179,6 +182,7 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         dim=embedding_width(clip),
+        family=family_of(clip).label,
     )
 
 

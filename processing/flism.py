@@ -20,6 +20,7 @@ class Flism:
     """The methods of `FastGoalProcessor` that find local pairs; its masks say what of them a model sees."""
 
     detector: Detector | None
+    language: str
     image_processor: Any
     tokenizer: Any
     sentence_masks: Any
@@ -27,7 +28,7 @@ class Flism:
 
     def split_sentences(self, caption: str) -> list[Sentence]:
         """Split a caption into sentences with exact spans; see `processing.sentences`."""
-        return split_sentences(caption)
+        return split_sentences(caption, self.language)
 
     def propose_regions(
         self,
@@ -98,7 +99,7 @@ class Flism:
         """
         _check_lists(images=images, captions=captions)
         regions = self.propose_regions(images, captions=captions) if regions is None else regions
-        sentences = [split_sentences(caption) for caption in captions] if sentences is None else sentences
+        sentences = [self.split_sentences(caption) for caption in captions] if sentences is None else sentences
         lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
         if len({len(value) for value in lengths.values()}) > 1:
             got = {name: len(value) for name, value in lengths.items()}
@@ -154,7 +155,7 @@ class Flism:
         if not len(images) == len(captions) == len(names):
             got = f"{len(captions)} and {len(names)} for {len(images)} images"
             raise ValueError(f"`pair_rows` needs one caption and one file name per image, got {got}.")
-        sentences = [split_sentences(caption) for caption in captions]
+        sentences = [self.split_sentences(caption) for caption in captions]
         for name, caption, spans in zip(names, captions, sentences, strict=True):
             if not spans:
                 raise ValueError(f"{name}: the caption {caption!r} has no sentence. Give it a caption.")

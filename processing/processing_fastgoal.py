@@ -49,16 +49,23 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         image_processor: CLIP's or SigLIP's image processor.
         tokenizer: The tokenizer; its `model_max_length` is the longest caption in tokens.
         patch_size: Side of the model's patches in pixels of its input; needed for `region_mask` and `match`.
+        language: Of the captions that are split into sentences, by its code.
 
     Attributes:
         detector: Proposes regions in `propose_regions`; None for the five default regions only. Not saved.
     """
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, patch_size: int | None = None, **kwargs: Any
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        language: str = "en",
+        **kwargs: Any,
     ):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.patch_size = patch_size
+        self.language = language
         self.detector = None
         if tokenizer is not None:
             # A caption that holds the characters of `<|endoftext|>` does not end there.

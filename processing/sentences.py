@@ -36,8 +36,8 @@ _OPENERS = (
 _SMALL_OPENERS = r"(?:the|there|this|these|those|they|an?|it|he|she|his|her|its)\s"
 _CAPITAL = r"(?=[\"“(]?[A-Z])"
 
-# What ends where a sentence starts, beyond what sentencex proposes. The patterns begin with the full stop and look back
-# from there, since that is many times faster than to try one at each word.
+# What ends where an English sentence starts, beyond what sentencex proposes. The patterns begin with the full stop and
+# look back from there, since that is many times faster than to try one at each word.
 _STARTS = re.compile(
     rf"""[.!?…](?:
       (?<=\.)\s+ (?=["“(]?{_OPENERS})                   # "on the left of the F. A rail", but "by A. A. Milne"
@@ -45,11 +45,14 @@ _STARTS = re.compile(
     | (?:(?<=\b(?:al|hr|id|me|mm|no|ok)\.)|(?<=\b(?:arc|art|con|etc|ill|min|ore)\.))\s+ {_CAPITAL}
     | (?<=\d\s[ACFKLVgm]\.)\s* (?=[A-Z][a-z])          # "at 10 C. Bread", not "120 W. Main Street"
     | (?:(?<=\bof\sthe\s[A-Z]\.)|(?<=\bletter\s[A-Z]\.))\s+ (?=[A-Z][a-z])  # "on top of the U. White walls"
-    | ["”’')\]»*″]+\s+ {_CAPITAL}                       # 'bound for "Main St." This', "(It is big.) He"
-    | (?<=…)\s+ {_CAPITAL}                              # "leads on… Then"
     | (?<=[^\W\d_]{{2}}\.)(?={_SMALL_OPENERS})          # "the wall.the dog"
     )""",
     re.VERBOSE,
+)
+# The same in any language: 'bound for "Main St." This', "(It is big.) He", "leads on… Then"
+_UPPER = "[A-ZÀ-ÖØ-ÞĀ-ŽΑ-ΩА-Я]"
+_STARTS_ANYWHERE = re.compile(
+    rf"""[.!?…](?:(?:["”’')\]»*″“]+|(?<=…))\s+(?=["“„«(]?{_UPPER})|\s+(?=„{_UPPER}|«\s?{_UPPER}))"""
 )
 # What ends where no sentence starts, whatever proposes it.
 _GOES_ON = re.compile(
@@ -70,15 +73,15 @@ _PAIRS = "|".join(
     rf"(?<={a})[^{a}{b}\n\r]{{1,300}}{b}" for a, b in ("“”", "«»", "「」", (r"\(", r"\)"), (r"\[", r"\]"))
 )
 _ENCLOSED = re.compile(
-    rf"""["“«「(\[‘'](?:
+    rf"""["“„«「(\[‘'](?:
       (?<=")(?<!\w")(?=\S)[^"\n\r]{{1,300}}(?:(?<=\S)"(?!\w)|(?<=[.!?…])"|"(?=[\s.,;:!?)]|$))
-    | {_PAIRS}
+    | {_PAIRS} | (?<=„)[^„“”\n\r]{{1,300}}[“”]
     | (?<=[‘'])(?<!\w[‘'])(?=\S)[^'‘’"\n\r]{{1,120}}(?<=[.!?…])[’'](?!\w)
     | (?<=["“])                                         # one without a partner
     )""",
     re.VERBOSE,
 )
-_INNER_END = re.compile(r"[.!?…。！？•‣●◦▪)](?![\W_]*$)")
+_INNER_END = re.compile(r"[.!?…。！？؟।•‣●◦▪)](?![\W_]*$)")
 _LINE_BREAK = re.compile(r"(?:\r\n|[\n\r\v\f\u2028\u2029\x85])\s*")
 _WRAPPED = re.compile(r"(?:\r\n|[\n\r\u2028\x85])[ \t]*")
 _WRAPPED_WORD = re.compile(
@@ -98,10 +101,19 @@ _HAS_WORD = re.compile(r"[^\W_]")
 # For sentencex, which takes a line with a bullet for one sentence, and looks for the partner of some quotation marks to
 # the end of the text again and again.
 _ONE_LINE = str.maketrans("\n\r\v\f\x85\u2028\u2029•‣●◦▪‘‹«»„", '       -----\'\'"""')
+_FRENCH = re.compile(r"«(?=\s)|(?<=\s)»")  # sentencex takes the first for the end of what stands before it
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
 _GAP = re.compile(r"(?:[\"”’')\]»*″]+(?=\s))?\s*")  # closing marks that sentencex left behind, and white space
 
 
-def split_sentences(caption: str) -> list[Sentence]:
+def check_language(language: str) -> str:
+    """A language's code, such as `de` or `zh`; a `ValueError` for what is none."""
+    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+        raise ValueError(f"`language` must be the code of a language, such as en, de, fr, zh or ar, got {language!r}.")
+    return language
+
+
+def split_sentences(caption: str, language: str = "en") -> list[Sentence]:
     """Splits a caption into sentences with exact character spans.
 
     Every character that is not white space belongs to exactly one sentence. A line break ends a sentence unless the
@@ -109,19 +121,23 @@ def split_sentences(caption: str) -> list[Sentence]:
     marks or brackets stay with the sentence around them.
 
     Args:
-        caption: text in English, of any length. Other languages with `.`, `!`, `?` or CJK full stops are split too,
-            without knowledge of their abbreviations.
+        caption: text of any length.
+        language: its language, by the code of ISO 639 (`de`, `zh`, `pt-BR`). sentencex knows some 300, with their
+            abbreviations and full stops; of the others it takes one that is written alike. What is known of captions
+            beyond that is of English.
 
     Returns:
         The sentences in order; an empty list for an empty or blank caption.
 
     Raises:
         TypeError: if `caption` is not a string.
+        ValueError: `language` is no code.
     """
+    check_language(language)
     if not isinstance(caption, str):
         raise TypeError(f"`caption` must be a str, got {type(caption).__name__}: join lists of captions into one text.")
     sentences = []
-    for start, end in pairwise([*_sentence_starts(caption), len(caption)]):
+    for start, end in pairwise([*_sentence_starts(caption, language), len(caption)]):
         text = caption[start:end]
         stripped = text.strip()
         if stripped:
@@ -130,11 +146,13 @@ def split_sentences(caption: str) -> list[Sentence]:
     return sentences
 
 
-def _sentence_starts(caption: str) -> list[int]:
+def _sentence_starts(caption: str, language: str) -> list[int]:
     """Indices at which sentences start, the first one being 0."""
     text = _ENCLOSED.sub(_hide, caption)  # as long as the caption
     items, inside = _list_items(text)
-    proposed = _proposals(text) | {match.end() for match in _STARTS.finditer(text)}
+    proposed = _proposals(text, language) | {match.end() for match in _STARTS_ANYWHERE.finditer(text)}
+    if language.partition("-")[0] == "en":
+        proposed |= {match.end() for match in _STARTS.finditer(text)}
     refused = inside | {match.end() for match in _GOES_ON.finditer(text)}
     places = sorted((proposed - refused) | items | _line_starts(text))
     # Bare punctuation and a bare list number are no sentences: they stay with, or wait for, one that has words.
@@ -151,6 +169,8 @@ def _sentence_starts(caption: str) -> list[int]:
 def _hide(match: re.Match[str]) -> str:
     """What is enclosed, with no sign in it that could end a sentence before the closing mark."""
     enclosed = match.group()
+    if enclosed[0] == "„" and len(enclosed) > 1:  # whose partner is the mark that opens elsewhere
+        enclosed = f"“{enclosed[1:-1]}”"
     return _INNER_END.sub(",", enclosed[:-1]) + enclosed[-1] if len(enclosed) > 1 else "″"
 
 
@@ -163,7 +183,7 @@ def _line_starts(text: str) -> set[int]:
         wrapped = (
             _WRAPPED.fullmatch(match.group())
             and line
-            and line[-1] not in ".!?…:;。！？"
+            and line[-1] not in ".!?…:;。！？؟।"
             and text[rest : rest + 1].islower()
             and (line[-1] == "," or len(line) >= 60 or _WRAPPED_WORD.match(text, rest))
         )
@@ -197,9 +217,9 @@ def _list_items(text: str) -> tuple[set[int], set[int]]:
     return items, set()
 
 
-def _proposals(text: str) -> set[int]:
+def _proposals(text: str, language: str) -> set[int]:
     """Where sentencex starts a new sentence."""
     # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
-    line = "x " + text.translate(_ONE_LINE)
-    ends = [boundary["end_index"] for boundary in get_sentence_boundaries("en", line)]
+    line = "x " + _FRENCH.sub(",", text).translate(_ONE_LINE)
+    ends = [boundary["end_index"] for boundary in get_sentence_boundaries(language, line)]
     return {gap.end() - 2 for end in ends if (gap := _GAP.match(line, end))}

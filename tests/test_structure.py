@@ -36,6 +36,7 @@ TOPS = ("modeling_fastgoal", "processing", "hub_cards", "trainer", "fastgoal", "
 CROSS_CUTTING = {
     "tests/test_structure.py",
     "tests/docs/test_docs.py",
+    "tests/fastgoal/test_families.py",
     "tests/fastgoal/test_fresh_process.py",
     "tests/fastgoal/test_loading.py",
     "tests/fastgoal/test_package.py",

@@ -213,7 +213,9 @@ def _gemma_tokenizer():
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
     tokens = [*special, *(f"<0x{number:02X}>" for number in range(256)), "▁", *letters, *".,!?0123456789"]
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True))
+    core = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>", byte_fallback=True)
+    )
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -237,7 +239,9 @@ def make_metaclip2(folder: Path) -> Path:
         XLMRobertaTokenizer,
     )
 
-    characters = sorted({*"abcdefghijklmnopqrstuvwxyzäöüßéèçABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123456789", *"红色的狗在草地上。猫"})
+    characters = sorted(
+        {*"abcdefghijklmnopqrstuvwxyzäöüßéèçABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123456789", *"红色的狗在草地上。猫"}
+    )
     vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     vocab += [(token, -3.0) for token in ("▁", *characters)]
     tokenizer = XLMRobertaTokenizer(vocab=vocab, model_max_length=77)

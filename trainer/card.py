@@ -99,6 +99,7 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
         seconds=_newest(trainer, "train_runtime").get("train_runtime"),
         versions=cards.versions(),
         captions=_captions(trainer.train_dataset),
+        contrastive="SigLIP's" if trainer.is_sigmoid else "CLIP's",
         evaluations=[*{line["step"]: line for line in state.log_history if "eval_text_to_image_R@1" in line}.values()],
     )
 

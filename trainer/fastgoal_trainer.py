@@ -98,9 +98,9 @@ class FastGoalTrainer(SavingTrainer):
                 f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
                 "`FastGoalCLIPModel.from_base(model)`."
             )
-        self._sigmoid = isinstance(model, nn.Module) and is_sigmoid(model, args.contrastive)
+        self.is_sigmoid = isinstance(model, nn.Module) and is_sigmoid(model, args.contrastive)
         if args.max_logit_scale is None:
-            args.max_logit_scale = 0.0 if self._sigmoid else 100.0
+            args.max_logit_scale = 0.0 if self.is_sigmoid else 100.0
         model = prepare_weights(model, args)
         if isinstance(data_collator, FastGoalCollator):
             for name in ("train_dataset", "eval_dataset"):
@@ -302,7 +302,7 @@ class FastGoalTrainer(SavingTrainer):
 
     def _logit_terms(self, outputs: Mapping[str, Any]) -> list[torch.Tensor]:
         """What the losses make logits of cosines with: the scale, and for sigmoid losses the bias."""
-        return [outputs["logit_scale"], *([outputs["logit_bias"]] if self._sigmoid else [])]
+        return [outputs["logit_scale"], *([outputs["logit_bias"]] if self.is_sigmoid else [])]
 
     def _loss_of_rows(
         self,

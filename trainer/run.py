@@ -32,7 +32,7 @@ from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
 from fastgoal.trainer.parser import Parser
 from fastgoal.trainer.saving import hold_output
 from fastgoal.trainer.settings_file import flags_of, refuse_two_names
-from fastgoal.trainer.summary import end_lines
+from fastgoal.trainer.summary import end_lines, language_of
 from fastgoal.trainer.terminal import run_cleanly
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -178,6 +178,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         )
     model, processor = load_clip(run.model, "cpu", stretch=True if run.max_text_length is None else run.max_text_length)
 
+    processor.language = language_of(run.train_data) or processor.language
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
     )

@@ -11,10 +11,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count
+from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.adapters import is_adapted
 from fastgoal.processing.data.pairs_dataset import MANIFEST
+from fastgoal.processing.sentences import check_language
 
 from .batches.pair_data import PairData
 from .batches.stream_data import StreamData
@@ -72,6 +74,15 @@ def pairs_of(folder: str) -> int | None:
         return None
 
 
+def language_of(folder: str) -> str | None:
+    """The language of the captions in what `fastgoal pairs` wrote; None for other data."""
+    try:
+        settings = json.loads((Path(folder) / MANIFEST).read_bytes())["settings"]
+        return check_language(settings.get("language", "en"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _data_in_words(data: Any) -> str:
     if isinstance(data, StreamData):
         return f"{public_name(data.source.name)}, streamed" + (f": {count(data.rows, 'image')}" if data.rows else "")
@@ -99,8 +110,9 @@ def _model_in_words(trainer: Any) -> str:
     base = f"{public_name(trainer.card.base_model)}, " if trainer.card.base_model else ""
     share = "all" if trained == every else f"{trained / 1e6:.2f} M"
     kind = ", an adapter" if is_adapted(model) else ""
-    length = text_positions(model)
-    return f"{base}{every / 1e6:.1f} M weights, {share} of them trained{kind}; reads {length} tokens"
+    length, published = text_positions(model), family_of(model).positions
+    longer = f" (stretched from {published}: worse than its base until it is trained)" if length > published else ""
+    return f"{base}{every / 1e6:.1f} M weights, {share} of them trained{kind}; reads {length} tokens{longer}"
 
 
 def _epochs(trainer: Any, steps: int, batch: int) -> str:

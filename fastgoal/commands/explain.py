@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--html", type=Path)
     add(parser, "--against", help="show this checkpoint next to the model")
     parser.add_argument("--detector", default="none", metavar="D", help="proposes regions, as for `fastgoal pairs`")
+    parser.add_argument("--language", metavar="CODE", help="of the caption (default: the one the model was trained on)")
     add(parser, "--device")
 
 
@@ -46,12 +47,14 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.files import write_text
     from fastgoal.processing.images import load_image
+    from fastgoal.processing.sentences import check_language
     from fastgoal.processing.texts import shortened
 
     image = load_image(args.image)
     explanations = []
     for name, model, processor in load_contestants(args):
         detector = load_detector(args.detector, device=str(model.device))
+        processor.language = processor.language if args.language is None else check_language(args.language)
         explanations.append(explain(model, processor, image, caption, name, detector))
     panels = draw_explanations(image, explanations)
     for made in explanations:

@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
         )
+    parser.add_argument(
+        "--language",
+        default="en",
+        metavar="CODE",
+        help="of the captions, for splitting them into sentences: de, fr, zh, ar... (default: en)",
+    )
     add(
         parser,
         "--batch-size",
@@ -127,8 +133,9 @@ def run(args: argparse.Namespace) -> int:
                 args.shard_size,
                 args.store_size,
                 args.boxes,
+                args.language,
             ),
-            lambda: load_matcher(model, regions, device, dtype, **limits),
+            lambda: load_matcher(model, regions, device, dtype, args.language, **limits),
             on_error=args.on_error,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
@@ -140,8 +147,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_matcher(name: str, detector: str | None, device: str, dtype: str, **limits: Any) -> tuple[Any, Any]:
-    """The CLIP `name`, stretched to long sentences, and its processor with the detector set.
+def load_matcher(
+    name: str, detector: str | None, device: str, dtype: str, language: str = "en", **limits: Any
+) -> tuple[Any, Any]:
+    """The CLIP `name`, stretched to long sentences, and its processor with the detector and the language set.
 
     `limits` are those of `load_detector`.
     """
@@ -151,7 +160,7 @@ def load_matcher(name: str, detector: str | None, device: str, dtype: str, **lim
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
     regions = load_detector(detector, device, **limits)
     model, processor = load_clip(name, device, dtype, stretch=True)
-    processor.detector = regions
+    processor.detector, processor.language = regions, language
     return model, processor
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+from fastgoal.modeling_fastgoal.towers_fastgoal import end_of_text
 from fastgoal.processing.clips import load_clip
 from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
 
@@ -33,7 +35,7 @@ class _ImageTower(_Tower):
 class _TextTower(_Tower):
     """Token ids to normalised embeddings."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         features = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return nn.functional.normalize(features.pooler_output, dim=-1)
 
@@ -42,7 +44,8 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
     """Write `vision_model.onnx` and `text_model.onnx`, with any number of rows and, for texts, of tokens.
 
     The first takes `pixel_values` `(images, 3, height, width)` and gives `image_embeds`; the second takes `input_ids`
-    and `attention_mask` `(texts, tokens)` and gives `text_embeds`; embeddings are normalised.
+    and `attention_mask` `(texts, tokens)` and gives `text_embeds`; embeddings are normalised. Of a SigLIP it takes
+    `input_ids` alone, which are padded to the model's length.
 
     Args:
         name: Folder or Hub id of a CLIP checkpoint.
@@ -75,25 +78,25 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
 
     def tokens(rows: int, width: int) -> tuple[torch.Tensor, ...]:
         """Random ids with an end, each row one token shorter than the one before it, and padded."""
-        text = config.text_config
-        # A legacy configuration says 2 and means the highest id.
-        end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
-        ids = torch.randint(text.vocab_size, (rows, width), generator=generator)
+        end = end_of_text(clip)
+        ids = torch.randint(config.text_config.vocab_size, (rows, width), generator=generator)
         mask = torch.ones_like(ids)
         for row in range(rows):
             ids[row, width - 1 - row :] = end
             mask[row, width - row :] = 0
-        return ids, mask
+        return (ids,) if siglip else (ids, mask)
 
+    siglip = family_of(clip).pools_last
+    names = ["input_ids"] if siglip else ["input_ids", "attention_mask"]
     rows, width = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("tokens", min=2, max=length)
     towers: list[tuple[str, nn.Module, list[str], str, Any, list[tuple[torch.Tensor, ...]]]] = [
         ("vision_model", _ImageTower(clip), ["pixel_values"], "image_embeds", ({0: rows},), [pixels(2), pixels(3)]),
         (
             "text_model",
             _TextTower(clip),
-            ["input_ids", "attention_mask"],
+            names,
             "text_embeds",
-            ({0: rows, 1: width}, {0: rows, 1: width}),
+            tuple({0: rows, 1: width} for _ in names),
             [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)],
         ),
     ]

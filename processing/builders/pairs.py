@@ -25,7 +25,7 @@ from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import image_bytes, load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row
 from fastgoal.processing.regions import Region
-from fastgoal.processing.sentences import Sentence
+from fastgoal.processing.sentences import Sentence, check_language
 
 from .engine import BadRow, Clock, Engine, Shard, Threads, check_counts, check_run, decoding_threads, good_rows
 from .shards import ParquetShards, RunFolder, refuse_skipped
@@ -49,6 +49,7 @@ class PairSettings:
         shard_size: rows of the source in a shard.
         store_size: images whose shorter side has more pixels are kept shrunk to so many, as JPEG, with boxes to match;
             detector and matcher see them whole. None keeps the original files.
+        language: of the captions, by its code.
         boxes: whether boxes that come with the data are in `pixels`, or `normalized`: fractions of width and height.
     """
 
@@ -60,10 +61,12 @@ class PairSettings:
     shard_size: int = 256
     store_size: int | None = None
     boxes: str = "pixels"
+    language: str = "en"
 
     def __post_init__(self) -> None:
         if self.boxes not in BOX_FORMS:
             raise ValueError(f"boxes='{self.boxes}'; expected one of {', '.join(BOX_FORMS)}.")
+        check_language(self.language)
         check_counts(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
     @property
@@ -74,7 +77,8 @@ class PairSettings:
 
 def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """A manifest's settings in today's form: version 0.1 named the detector in one text, and had no other choices."""
-    return {"store_size": None, "boxes": "pixels", **settings, "detector": asdict(DetectorSpec.from_settings(settings))}
+    detector = asdict(DetectorSpec.from_settings(settings))
+    return {"store_size": None, "boxes": "pixels", "language": "en", **settings, "detector": detector}
 
 
 def build_pairs(

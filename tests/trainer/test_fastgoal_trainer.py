@@ -235,7 +235,7 @@ def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
 
 def test_a_plain_clip_is_an_error_at_once(tiny_clip, processor, tmp_path):
     args = FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(TypeError, match=r"got a CLIPModel.*FastGoalCLIPModel\.from_clip\(model\)"):
+    with pytest.raises(TypeError, match=r"got a CLIPModel.*FastGoalCLIPModel\.from_base\(model\)"):
         FastGoalTrainer(model=CLIPModel.from_pretrained(tiny_clip), args=args, processing_class=processor)
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.sentences import split_sentences
 from fastgoal.processing.tokens import padding_of, span_masks
 
 from .pixels import Picture, PixelReader
@@ -172,7 +171,7 @@ class FastGoalCollator:
     def _short_captions(self, rows: Sequence[Mapping[str, Any]], captions: list[str]) -> dict[str, torch.Tensor]:
         texts = []
         for row, caption in zip(rows, captions, strict=True):
-            known = short_captions(row, _name(row)) or [split_sentences(caption)[0].text]
+            known = short_captions(row, _name(row)) or [self.processor.split_sentences(caption)[0].text]
             texts.append(known[self._draw(len(known), "short", row, caption)])
         return {f"short_{name}": value for name, value in self._tokenise(texts).items()}
 

@@ -41,7 +41,9 @@ class Change:
     changed: int
 
 
-def change_captions(captions: Sequence[str], text_to_image: Sequence[int], how: str, seed: int = 0) -> list[str]:
+def change_captions(
+    captions: Sequence[str], text_to_image: Sequence[int], how: str, seed: int = 0, language: str = "en"
+) -> list[str]:
     """Captions changed in one way; what cannot be changed stays as it is.
 
     Args:
@@ -49,13 +51,14 @@ def change_captions(captions: Sequence[str], text_to_image: Sequence[int], how: 
         text_to_image: The image of each caption; a false sentence never comes from the same image.
         how: `inserted`, `shuffled` or `dropped`.
         seed: The same seed changes the same captions in the same way.
+        language: Of the captions, by its code.
 
     Raises:
         ValueError: `how` is something else.
     """
     if how not in ("inserted", "shuffled", "dropped"):
         raise ValueError(f"how is {how!r}; it must be 'inserted', 'shuffled' or 'dropped'.")
-    sentences = [[sentence.text for sentence in split_sentences(caption)] for caption in captions]
+    sentences = [[sentence.text for sentence in split_sentences(caption, language)] for caption in captions]
     changed = list(captions)
     for number, parts in enumerate(sentences):
         draw = random.Random(f"{seed} {how} {number}")
@@ -113,7 +116,7 @@ def measure_robustness(
             ids = processor.tokenizer(captions, truncation=False, padding=False, verbose=False)["input_ids"]
             changed = sum(len(row) > SHORT for row in ids)
         else:
-            texts = change_captions(captions, text_to_image, how, seed)
+            texts = change_captions(captions, text_to_image, how, seed, getattr(processor, "language", "en"))
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
         embeds = encode_texts(model, processor, texts, 4 * batch_size, progress, max_length=length)
         metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary((1, 5, 10))
