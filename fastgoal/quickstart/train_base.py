@@ -12,17 +12,19 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from fastgoal.modeling_fastgoal import fast_goal_loss
+from fastgoal.processing.tokens import padding_of
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes, short_caption
 from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
@@ -98,7 +100,7 @@ class Pixels:
     `stored` is `(pictures, 3, height, width)` uint8; `pixels[rows]` are some of them, normalised for the model.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], image_processor: CLIPImageProcessor):
+    def __init__(self, pictures: Iterable[Image.Image], image_processor: Any):
         left, parts = iter(pictures), []
         while some := list(islice(left, 200)):
             part = image_processor(some, do_rescale=False, do_normalize=False, return_tensors="pt")
@@ -121,7 +123,7 @@ class Views(Pixels):
     the views of whole scenes and of single things.
     """
 
-    def __init__(self, scenes: Sequence[Scene], image_processor: CLIPImageProcessor, rng: random.Random):
+    def __init__(self, scenes: Sequence[Scene], image_processor: Any, rng: random.Random):
         self.shown: list[tuple[Scene, list[int]]] = []
         self.whole: list[int] = []
         self.enlarged: list[int] = []
@@ -154,9 +156,8 @@ def embed_pixels(model: Any, pixels: Pixels, rows: Sequence[int] | None = None) 
 
 def fit(
     args: argparse.Namespace,
-    tokenizer: CLIPTokenizer,
-    image_processor: CLIPImageProcessor,
-    patch_size: int,
+    make: Callable[[], Any],
+    processor: Any,
     views: Views,
     caption: Callable[[int, random.Random], str],
     held_out: tuple[Views, list[str]],
@@ -168,47 +169,50 @@ def fit(
 
     Args:
         args: What `read_arguments` gave.
-        tokenizer, image_processor: The model's.
-        patch_size: In pixels.
+        make: Makes the model, which is trained with its family's contrastive loss.
+        processor: The model's.
         views: What it sees.
         caption: A new short caption of a view.
         held_out: Other views, and texts of the first enlarged ones; their R@1 of text to image goes to the log.
     """
     torch.manual_seed(args.seed)
-    model = make_model(tokenizer, image_processor.crop_size["height"], patch_size).train()
+    model, tokenizer = make().train(), processor.tokenizer
     logger.info(f"{len(views)} views, {len(tokenizer)} tokens, {model.num_parameters():,} weights")
     cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     rng = random.Random(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    half, labels = args.batch_size // 2, torch.arange(args.batch_size)
+    half, padding, bias = args.batch_size // 2, padding_of(tokenizer), getattr(model, "logit_bias", None)
     start, running = time.perf_counter(), 0.0
     for step in range(1, args.steps + 1):
         pace = min(1.0, step / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2
         optimizer.param_groups[0]["lr"] = pace * args.learning_rate
         rows = rng.sample(views.enlarged, half) + rng.sample(views.whole, args.batch_size - half)
-        texts = tokenizer([caption(row, rng) for row in rows], padding=True, return_tensors="pt")
+        texts = tokenizer([caption(row, rng) for row in rows], padding=padding, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(pixel_values=views[rows], **texts).logits_per_text.float()
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+            outputs = model(pixel_values=views[rows], **texts)
+        embeds = {name: outputs[name].float() for name in ("image_embeds", "text_embeds")}
+        loss = fast_goal_loss(embeds, model.logit_scale.exp(), logit_bias=bias)["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
+        if bias is None:
+            with torch.no_grad():
+                model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
         running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
         if step % 200 == 0 or step == args.steps:
             minutes, recall = (time.perf_counter() - start) / 60, _short_recall(model.eval(), tokenizer, *held_out)
             logger.info(f"step {step}: loss {running:.3f}, short R@1 {100 * recall:.1f} %, {minutes:.1f} min")
             model.save_pretrained(args.output)
             model.train()
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(args.output)
+    processor.save_pretrained(args.output)
 
 
 @torch.no_grad()
-def _short_recall(model: CLIPModel, tokenizer: CLIPTokenizer, views: Views, texts: list[str]) -> float:
+def _short_recall(model: Any, tokenizer: Any, views: Views, texts: list[str]) -> float:
     """R@1 of text to image over the first enlarged views, one short caption each."""
-    embeds = model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+    inputs = tokenizer(texts, padding=padding_of(tokenizer), return_tensors="pt")
+    embeds = model.get_text_features(**inputs).pooler_output
     images = embed_pixels(model, views, views.enlarged[: len(texts)])
     return retrieval_metrics(images, embeds, ks=(1,))["text_to_image_R@1"]
 
@@ -231,16 +235,24 @@ def train(args: argparse.Namespace) -> None:
         scene, numbers = views.shown[row]
         return short_caption([scene.things[number] for number in one_or_two(numbers, rng)], rng)
 
-    fit(args, tokenizer, image_processor, PATCH_SIZE, views, caption, (held_out, questions))
+    processor = CLIPProcessor(image_processor, tokenizer)
+    fit(args, lambda: make_model(tokenizer, IMAGE_SIZE, PATCH_SIZE), processor, views, caption, (held_out, questions))
 
 
-def read_arguments(description: str, scenes: int, steps: int) -> argparse.Namespace:
-    """The command line of a script that trains a base: `output`, `scenes`, `steps`, `batch_size` and so on."""
+def read_arguments(
+    description: str, scenes: int, steps: int, flags: Mapping[str, str] = MappingProxyType({})
+) -> argparse.Namespace:
+    """The command line of a script that trains a base: `output`, `scenes`, `steps`, `batch_size` and so on.
+
+    `flags` are its own, with their help.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--scenes", type=int, default=scenes, help="scenes to draw (default: %(default)s)")
     for name, default in {"--steps": steps, "--batch-size": 256, "--learning-rate": 2e-3, "--seed": 0}.items():
         parser.add_argument(name, type=type(default), default=default, help="(default: %(default)s)")
+    for name, text in flags.items():
+        parser.add_argument(name, action="store_true", help=text)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return parser.parse_args()
 
