@@ -68,11 +68,11 @@ class StudyData:
             torch.stack([processor.region_mask(region.box, image.size) for region in regions])
             for image, regions in known
         ]
-        grid = image_processor.crop_size["height"] // processor.patch_size
+        grid = model.config.vision_config.image_size // processor.patch_size
         self.squashed_masks = [
             torch.stack([squashed_mask(region, image.size, grid) for region in regions]) for image, regions in known
         ]
-        self.padding = tokenizer.pad_token_id
+        self.tokenizer = tokenizer
         texts = encode_texts(model, processor, [text for scene in scenes for text in scene.sentences])
         crop_embeds = F.normalize(embed_pixels(model, self.crops), dim=-1)
         parts = texts.split(list(map(len, self.sentences))), crop_embeds.split(list(map(len, self.regions)))

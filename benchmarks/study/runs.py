@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer
+from fastgoal import FastGoalProcessor, FastGoalTrainer, load_base
 from fastgoal.processing.matching import eval_mode
+from fastgoal.processing.tokens import pad_ids
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.train_base import embed_pixels
 from fastgoal.quickstart.training import quiet_trainer
@@ -60,20 +61,18 @@ class StudyCollator:
         texts = self._pad([data.sentence_ids[row][pair.sentence_index] for row, pair in chosen])
         masks = data.squashed_masks if arm.squashed_boxes else data.region_masks
         tokens = [data.sentence_masks[row][pair.sentence_index].roll(arm.sentence_shift) for row, pair in chosen]
+        sentence_mask = pad_sequence(tokens, batch_first=True)
+        short_of = batch["input_ids"].shape[1] - sentence_mask.shape[1]
         return {
             **batch,
             **{f"local_{name}": value for name, value in texts.items()},
             "local_pixel_values": data.crops[[data.first_crop[row] + pair.region_index for row, pair in chosen]],
             "region_mask": torch.stack([masks[row][pair.region_index] for row, pair in chosen]),
-            "sentence_mask": pad_sequence(tokens, batch_first=True),
+            "sentence_mask": torch.nn.functional.pad(sentence_mask, (0, short_of)),
         }
 
     def _pad(self, texts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        attention = [torch.ones_like(ids) for ids in texts]
-        return {
-            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.data.padding),
-            "attention_mask": pad_sequence(attention, batch_first=True),
-        }
+        return pad_ids(self.data.tokenizer, texts)
 
 
 class StudyTrainer(FastGoalTrainer):
@@ -102,7 +101,7 @@ def train_arm(
 
     `train_seconds` are the processor's.
     """
-    model = FastGoalCLIPModel.from_clip(str(base))
+    model = load_base(str(base))
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     if arm.scale is not None:
         model.logit_scale.data.fill_(math.log(arm.scale))
@@ -158,12 +157,12 @@ class Seed:
 
     @cached_property
     def processor(self) -> FastGoalProcessor:
-        return FastGoalProcessor.from_clip(str(self.base))
+        return FastGoalProcessor.from_base(str(self.base))
 
     @cached_property
     def data(self) -> StudyData:
         scenes = draw_crowds(self.sizes.train_scenes, self.seed, "train", max_things=self.sizes.max_things)
-        return StudyData(scenes, self.processor, FastGoalCLIPModel.from_clip(str(self.base)))
+        return StudyData(scenes, self.processor, load_base(str(self.base)))
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -207,7 +206,7 @@ class Seed:
         path = self._path(trained, "weights", ".safetensors")
         cost_path, part = path.with_suffix(".cost"), path.with_suffix(".part")
         if path.exists():
-            model, cost = FastGoalCLIPModel.from_clip(str(self.base)), json.loads(cost_path.read_text())
+            model, cost = load_base(str(self.base)), json.loads(cost_path.read_text())
             model.load_state_dict(load_file(path))
         else:
             model, cost = train_arm(trained, self.sizes, self.seed, self.data, self.base, self.processor)
@@ -215,6 +214,6 @@ class Seed:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
             part.rename(path)
         if arm.average != 1.0:
-            start, tuned = FastGoalCLIPModel.from_clip(str(self.base)).state_dict(), model.state_dict()
+            start, tuned = load_base(str(self.base)).state_dict(), model.state_dict()
             model.load_state_dict({name: torch.lerp(start[name], tuned[name], arm.average) for name in tuned})
         return model.eval(), cost

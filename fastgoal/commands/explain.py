@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--html", type=Path)
     add(parser, "--against", help="show this checkpoint next to the model")
     parser.add_argument("--detector", default="none", metavar="D", help="proposes regions, as for `fastgoal pairs`")
-    parser.add_argument("--language", metavar="CODE", help="of the caption (default: the one the model was trained on)")
+    add(parser, "--language", help="of the caption (default: that of the captions which the model was trained on)")
     add(parser, "--device")
 
 

@@ -65,6 +65,10 @@ SHARED: dict[str, dict[str, Any]] = {
     "--image-column": {"metavar": "NAME", "help": "column with the image (default: found by itself)"},
     "--caption-column": {"metavar": "NAME", "help": "column with the caption (default: found by itself)"},
     "--limit": {"type": number(1), "metavar": "N", "help": "only the first N rows"},
+    "--language": {
+        "metavar": "CODE",
+        "help": "of the captions, for splitting them into sentences: de, fr, zh, ar... (default: en)",
+    },
     "--batch-size": {"type": number(1), "default": 32, "metavar": "N", "help": "images in a forward"},
     "--num-workers": {
         "type": number(0),

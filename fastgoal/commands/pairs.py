@@ -62,12 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
         )
-    parser.add_argument(
-        "--language",
-        default="en",
-        metavar="CODE",
-        help="of the captions, for splitting them into sentences: de, fr, zh, ar... (default: en)",
-    )
+    add(parser, "--language", default="en")
     add(
         parser,
         "--batch-size",
