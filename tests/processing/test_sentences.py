@@ -227,3 +227,59 @@ def test_strange_long_texts_take_no_long_time(caption: str) -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(TypeError, match="`caption` must be a str, got list"):
         split_sentences(["A dog."])  # type: ignore[arg-type]
+
+
+LANGUAGES = {
+    "de": [
+        "Ein roter Hund steht z. B. auf der Wiese.",
+        "Die Katze sitzt seit dem 3. Mai bei Dr. Meier.",
+        "„Komm her. Schnell!“ ruft er.",
+        "Am Ende der Straße steht ein Haus.",
+    ],
+    "fr": [
+        "Un chien rouge est couché sur l'herbe.",
+        "La voiture n° 5 est garée devant la maison.",
+        "« Bonjour ! » dit-il.",
+        "Élise regarde le ciel.",
+    ],
+    "ar": ["كلب أحمر يقف على العشب.", "هل القطة تحت الأريكة؟", "طائران يطيران فوق المنزل."],
+    "es": ["¿Dónde está el perro?", "El Sr. López camina.", "¡Mira!"],
+    "ru": ["Собака стоит на траве.", "Кошка весит 3 кг. и спит.", "Конец."],
+    "hi": ["यह एक लाल कुत्ता है।", "बिल्ली सोफे पर बैठी है।"],
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_other_languages(language):
+    sentences = LANGUAGES[language]
+    caption = " ".join(sentences)
+    found = split_sentences(caption, language)
+    assert [sentence.text for sentence in found] == sentences
+    assert all(caption[sentence.start : sentence.end] == sentence.text for sentence in found)
+
+
+def test_languages_without_spaces():
+    sentences = ["红色的狗在草地上。", "猫坐在沙发下！", "旁边有两只鸟？", "结束。"]
+    found = split_sentences("".join(sentences), "zh")
+    assert [sentence.text for sentence in found] == sentences
+    assert [sentence.start for sentence in found] == [0, 9, 16, 23]
+    japanese = ["赤い犬が立っている。", "猫は座っている。"]
+    assert [sentence.text for sentence in split_sentences("".join(japanese), "ja")] == japanese
+
+
+def test_english_is_the_default_and_knows_no_german_abbreviation():
+    caption = "Ein Hund steht usw. Danach kommt z. B. Anna."
+    assert len(split_sentences(caption, "de")) < len(split_sentences(caption)) == len(split_sentences(caption, "en-GB"))
+
+
+@pytest.mark.parametrize("language", ["", "german", "DE", "d", None, 5, "de_AT", "de-"])
+def test_what_is_no_language(language):
+    with pytest.raises(ValueError, match="code of a language"):
+        split_sentences("A dog.", language)
+
+
+@given(text=st.text(max_size=80), language=st.sampled_from([*LANGUAGES, "zh", "ja"]))
+def test_spans_hold_in_any_language(text, language):
+    found = split_sentences(text, language)
+    assert "".join("".join(sentence.text.split()) for sentence in found) == "".join(text.split())
+    assert all(text[sentence.start : sentence.end] == sentence.text for sentence in found)
