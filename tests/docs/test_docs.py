@@ -99,11 +99,13 @@ def test_the_settings_run_without_a_gpu(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def place(tiny_clip, tmp_path_factory):
+def place(tiny_clip, tiny_bases, tmp_path_factory):
     """A folder with all that the pages' Python blocks name."""
     place = tmp_path_factory.mktemp("reader")
     (place / "openai").mkdir()
     (place / "openai" / "clip-vit-base-patch16").symlink_to(tiny_clip)
+    (place / "google").mkdir()
+    (place / "google" / "siglip2-base-patch16-224").symlink_to(tiny_bases["siglip2"])
     FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
     FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
     for name in ("photograph.jpg", "dog.jpg"):
