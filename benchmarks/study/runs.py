@@ -52,7 +52,7 @@ class StudyCollator:
         """The batch as `FastGoalCollator` makes it."""
         data, arm = self.data, self.arm
         chosen = [(row, self.rng.choice(self.choices[row])) for row in rows]
-        batch = {**self._pad([data.ids[row] for row in rows]), "pixel_values": data.pixels[rows]}
+        batch = {**self._pad([data.ids[row] for row in rows], are_short=False), "pixel_values": data.pixels[rows]}
         if dict(arm.settings).get("short_weight"):
             short = self._pad([self.short_rng.choice(data.short_ids[row]) for row in rows])
             batch |= {f"short_{name}": value for name, value in short.items()}
@@ -71,8 +71,8 @@ class StudyCollator:
             "sentence_mask": torch.nn.functional.pad(sentence_mask, (0, short_of)),
         }
 
-    def _pad(self, texts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return pad_ids(self.data.tokenizer, texts)
+    def _pad(self, texts: Sequence[torch.Tensor], are_short: bool = True) -> dict[str, torch.Tensor]:
+        return pad_ids(self.data.tokenizer, texts, are_short)
 
 
 class StudyTrainer(FastGoalTrainer):

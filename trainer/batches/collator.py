@@ -12,7 +12,7 @@ from PIL import Image
 from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.tokens import padding_of, span_masks
+from fastgoal.processing.tokens import pad_ids, span_masks
 
 from .pixels import Picture, PixelReader
 from .token_table import MADE_TOKENS, TokenTable, settings_of
@@ -97,7 +97,8 @@ class FastGoalCollator:
             the longest caption of the batch; with local pairs also `local_pixel_values`, `local_input_ids` and
             `local_attention_mask` (padded to the longest sentence), `region_mask` `(batch, patches)` and
             `sentence_mask` `(batch, tokens)`; with short captions `short_input_ids` and `short_attention_mask`. Of
-            SigLIP texts are padded to the model's length and have no masks of attention.
+            SigLIP captions are padded to the model's length, other texts to 64 tokens where they fit, and have no masks
+            of attention.
 
         Raises:
             ValueError: A row has no readable image, no caption or no local pairs; the message names the row.
@@ -105,7 +106,8 @@ class FastGoalCollator:
         captions, images = [_caption(row) for row in rows], self._images(rows)
         short = self._short_captions(rows, captions) if self.short_captions else {}
         if not self.local_pairs:
-            batch = self._tokenise(captions) | {"pixel_values": self.reader.read([(image, None) for image in images])}
+            batch = self._tokenise(captions, are_short=False)
+            batch["pixel_values"] = self.reader.read([(image, None) for image in images])
             return self._finished(batch | short) | self._names(rows)
 
         batch = self._read_captions(rows, captions)
@@ -187,9 +189,9 @@ class FastGoalCollator:
             table, numbers = TokenTable(captions, tokenizer), range(len(captions))
         return dict(table.batch(numbers, tokenizer))
 
-    def _tokenise(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def _tokenise(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        return dict(tokenizer(texts, padding=padding_of(tokenizer), truncation=True, return_tensors="pt"))
+        return pad_ids(tokenizer, tokenizer(texts, truncation=True)["input_ids"], are_short)
 
     def _names(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {NAMES: [_name(row) for row in rows]} if self.named else {}
