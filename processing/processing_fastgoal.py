@@ -164,7 +164,9 @@ class FastGoalProcessor(Flism, CLIPProcessor):
             images = [load_image(image) if isinstance(image, _LOADED) else image for image in images]
         inputs = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
-            options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["text_kwargs"]
+            # The first argument is transformers 5.17's.
+            init = {"tokenizer_init_kwargs": self.tokenizer.init_kwargs}
+            options = self._merge_kwargs(self.valid_processor_kwargs, **init, **kwargs)["text_kwargs"]
             limit = options.get("max_length") or self.tokenizer.model_max_length
             is_cut = options["truncation"] not in (False, None, TruncationStrategy.DO_NOT_TRUNCATE)
             if is_cut and (cut := self.count_truncated(captions, limit)):

@@ -28,7 +28,7 @@ from .evaluation.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
-from .parallel.strategy import group_of_its_own, prepare_shards
+from .parallel.strategy import group_of_its_own, logit_parameters, prepare_shards
 from .saving import SavingTrainer
 from .trained_weights import prepare_weights
 from .training_arguments import FastGoalTrainingArguments
@@ -264,7 +264,7 @@ class FastGoalTrainer(SavingTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         if self._sharded:
-            group_of_its_own(optimizer, cast(Any, self.model).logit_scale)
+            group_of_its_own(optimizer, logit_parameters(self.model))
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -64,15 +64,12 @@ def check(name: str) -> str:
     """What was compared, in a line; an AssertionError where something differs."""
     kind, config = SHAPES[name]()
     torch.manual_seed(0)
-    with torch.device("cpu"):
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16 if "huge" in name else default)  # or it would take 24 GB
-        plain = kind(config).eval()
-        torch.set_default_dtype(default)
+    dtype = torch.bfloat16 if "huge" in name else torch.float32  # or it would take 24 GB
+    plain = _made(kind, config, dtype)
     end, side, count = 2 if kind is MetaClip2Model else 1, config.vision_config.image_size, 3
     ids = torch.randint(3, 30000, (count, config.text_config.max_position_embeddings))
     ids[:, -1] = ids[1, 20:] = end
-    pixels = torch.randn(count, 3, side, side, dtype=plain.dtype)
+    pixels = torch.randn(count, 3, side, side, dtype=dtype)
     inputs = {"input_ids": ids, "pixel_values": pixels}
     expected = plain(**inputs, return_loss=True)
     vision = plain.vision_model(pixels).last_hidden_state if kind is SiglipModel else None
@@ -83,7 +80,7 @@ def check(name: str) -> str:
         weights = plain.num_parameters()
         if head is None:
             del plain
-        ours = load_base(folder, tokens, dtype=pixels.dtype)
+        ours = load_base(folder, tokens, dtype=dtype)
         got = ours(**inputs, return_loss=True)
         for part in ("loss", "logits_per_image", "image_embeds", "text_embeds"):
             assert torch.equal(expected[part], got[part]), part
@@ -100,22 +97,28 @@ def check(name: str) -> str:
         del ours
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        longer = load_base(_saved(kind, config, folder, pixels.dtype), dtype=pixels.dtype)
+        _made(kind, config, dtype).save_pretrained(folder)
+        longer = load_base(folder, dtype=dtype)
         length = longer.config.text_config.max_position_embeddings
         text = torch.randint(3, 30000, (count, length))
         text[:, -1] = end
         logits = longer(input_ids=text, pixel_values=pixels).logits_per_text
         longer.save_pretrained(folder)
         del longer
-        again = AutoModel.from_pretrained(folder, dtype=pixels.dtype)
+        again = AutoModel.from_pretrained(folder, dtype=dtype)
         assert type(again) is kind
         assert torch.equal(again(input_ids=text, pixel_values=pixels).logits_per_text, logits)
     return f"{name}: {weights / 1e6:,.0f} M weights, equal to {kind.__name__} at {tokens} and at {length} tokens"
 
 
-def _saved(kind: Any, config: Any, folder: str, dtype: torch.dtype) -> str:
-    kind(config).to(dtype).save_pretrained(folder)
-    return folder
+def _made(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model that is made in a number format, and never was in a larger one."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return kind(config).eval()
+    finally:
+        torch.set_default_dtype(default)
 
 
 if __name__ == "__main__":

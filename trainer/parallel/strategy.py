@@ -1,6 +1,6 @@
 """What several processes do with the weights: each has them all (DDP), or each a shard of them (FSDP2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,8 +15,9 @@ from torch import nn
 def prepare_shards(accelerator: Accelerator, model: Any) -> bool:
     """Make a model fit to be cut into shards by FSDP2; to be called before accelerate prepares it.
 
-    `logit_scale` stays whole, as shards hold no scalars, and its gradient is averaged here. With a lower precision
-    gradients are still averaged in float32, as DDP does under autocast, and outputs are left as they are.
+    `logit_scale`, and a SigLIP's `logit_bias`, stay whole, as shards hold no scalars, and their gradients are averaged
+    here. With a lower precision gradients are still averaged in float32, as DDP does under autocast, and outputs are
+    left as they are. What is cut are the layers of the model's own family, whatever the configuration names.
 
     Returns:
         Whether there are to be shards at all.
@@ -24,11 +25,13 @@ def prepare_shards(accelerator: Accelerator, model: Any) -> bool:
     if not accelerator.is_fsdp2:
         return False
     plugin: Any = accelerator.state.fsdp_plugin
-    scale = model.logit_scale
-    scale.data = scale.data.to(accelerator.device)  # FSDP moves only what it cuts
-    plugin.ignored_modules = [nn.ParameterList([scale])]
-    if not scale._backward_hooks:
-        scale.register_hook(_mean_over_processes)
+    plugin.transformer_cls_names_to_wrap = [type(_own(model).text_model.encoder.layers[0]).__name__]
+    whole = logit_parameters(model)
+    plugin.ignored_modules = [nn.ParameterList(whole)]
+    for parameter in whole:
+        parameter.data = parameter.data.to(accelerator.device)  # FSDP moves only what it cuts
+        if parameter.requires_grad and not parameter._backward_hooks:
+            parameter.register_hook(_mean_over_processes)
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
@@ -50,13 +53,24 @@ def own_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = kind
 
 
-def group_of_its_own(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Give a parameter a group: one operation on all of a group takes shards or whole tensors, not both."""
+def _own(model: Any) -> Any:
+    """The model in what peft wraps around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def logit_parameters(model: Any) -> list[nn.Parameter]:
+    """What makes logits of cosines: the scale, and a SigLIP's bias."""
+    return [model.logit_scale, *([model.logit_bias] if hasattr(model, "logit_bias") else [])]
+
+
+def group_of_its_own(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Give parameters a group: one operation on all of a group takes shards or whole tensors, not both."""
     for group in list(optimizer.param_groups):
-        others = [other for other in group["params"] if other is not parameter]
-        if others and len(others) < len(group["params"]):
+        others = [other for other in group["params"] if all(other is not some for some in parameters)]
+        apart = [other for other in group["params"] if any(other is some for some in parameters)]
+        if others and apart:
             group["params"] = others
-            optimizer.add_param_group({**group, "params": [parameter]})
+            optimizer.add_param_group({**group, "params": apart})
 
 
 def describe(accelerator: Accelerator, batch: int) -> str:

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
 from fastgoal.trainer.batches.pair_data import PairData
 from fastgoal.trainer.parallel.strategy import describe
 
@@ -27,6 +27,7 @@ CASES = {
     "plain": {"l2_to_base": 0.5, "token_weight": 0.1},
     "cached and accumulated": {"gradient_cache_chunk": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
     "bfloat16": {"bf16": True},
+    "siglip": {"base": "siglip", "token_weight": 0.1},
 }
 STEPS = 4
 
@@ -52,8 +53,10 @@ def use_fsdp_on_cpus():
     AcceleratorState.__init__ = patched
 
 
-def train(clip, pairs, folder, case, resume=None):
+def train(bases, pairs, folder, case, resume=None):
     """Four steps, a checkpoint after two, or the last two from there; what was logged, and the class that ran."""
+    settings = dict(CASES[case])
+    base = bases[settings.pop("base", "clip")]
     AcceleratorState._reset_state()
     args = FastGoalTrainingArguments(
         output_dir=folder,
@@ -66,12 +69,12 @@ def train(clip, pairs, folder, case, resume=None):
         logging_steps=1,
         use_cpu=True,
         disable_tqdm=True,
-        **{"num_train_epochs": 2, **CASES[case]},
+        **{"num_train_epochs": 2, **settings},
     )
     trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(clip),
+        model=load_base(base),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(clip),
+        processing_class=FastGoalProcessor.from_base(base),
         train_dataset=PairData(pairs),
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -82,23 +85,23 @@ def train(clip, pairs, folder, case, resume=None):
     return {"log": lines[:STEPS], "model": type(trainer.model_wrapped).__name__}
 
 
-def work(rank, port, clip, pairs, folder, fsdp):
+def work(rank, port, bases, pairs, folder, fsdp):
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
     if fsdp:
         use_fsdp_on_cpus()
-    found = {case: train(clip, pairs, str(folder / case), case) for case in CASES}
+    found = {case: train(bases, pairs, str(folder / case), case) for case in CASES}
     if fsdp:
         resume = str(folder / "plain" / "checkpoint-2")
-        found["resumed"] = train(clip, pairs, str(folder / "resumed"), "plain", resume)
+        found["resumed"] = train(bases, pairs, str(folder / "resumed"), "plain", resume)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_clip, pairs_folder, tmp_path_factory):
+def runs(tiny_bases, pairs_folder, tmp_path_factory):
     """Folders of what two processes made with DDP, and with FSDP2."""
     folders = {}
     for name in ("ddp", "fsdp"):
@@ -106,7 +109,7 @@ def runs(tiny_clip, pairs_folder, tmp_path_factory):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        arguments = (port, str(tiny_clip), str(pairs_folder), folders[name], name == "fsdp")
+        arguments = (port, tiny_bases, str(pairs_folder), folders[name], name == "fsdp")
         mp.spawn(work, arguments, nprocs=2)
     return folders
 
@@ -119,7 +122,8 @@ def found(folder, case):
 def test_shards_train_as_whole_weights_do(runs, case):
     close = 0.1 if case == "bfloat16" else 1e-4
     for shards, whole in zip(found(runs["fsdp"], case), found(runs["ddp"], case)):
-        assert (shards["model"], whole["model"]) == ("FSDPFastGoalCLIPModel", "DistributedDataParallel")
+        kind = "FastGoalSiglipModel" if case == "siglip" else "FastGoalCLIPModel"
+        assert (shards["model"], whole["model"]) == (f"FSDP{kind}", "DistributedDataParallel")
         assert len(whole["log"]) == STEPS
         for got, expected in zip(shards["log"], whole["log"]):
             assert got == pytest.approx(expected, rel=close, abs=close)
