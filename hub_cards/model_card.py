@@ -226,7 +226,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         tags=[
             "siglip" if facts.is_siglip else "clip",
             *("long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
-            *(["lora"] if facts.adapter else [] if facts.is_siglip else ["sentence-transformers"]),
+            "lora" if facts.adapter else "sentence-transformers",
         ],
         widget=facts.examples or None,
         model_name=facts.name,

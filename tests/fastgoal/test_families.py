@@ -79,7 +79,6 @@ def test_the_card_says_what_it_is(family, work):
     assert f"A {'SigLIP' if is_siglip else 'MetaCLIP 2'} that reads captions" in card
     assert f"stretched from {64 if is_siglip else 77} to {256 if is_siglip else 248}" in card
     assert (".sigmoid()" in card) == ('padding="max_length"' in card) == is_siglip
-    assert ("sentence_transformers" in card) != is_siglip
     assert f"The global loss is {'SigLIP' if is_siglip else 'CLIP'}'s over" in card
     config = json.loads((work / "model" / "config.json").read_text())
     assert config["model_type"] == ("siglip" if is_siglip else "metaclip_2")
@@ -129,6 +128,21 @@ def test_elsewhere_it_is_the_plain_class(family, work):
     assert found[f"FastGoal{plain}"] == pytest.approx(expected, abs=1e-4)
     assert found["tokens"] == processor.sentence_mask(LABELS[1], 0, 20).sum()
     assert found["processor"] == "FastGoalProcessor"
+
+
+def test_sentence_transformers_say_the_same(work):
+    """Where the package is installed."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = str(work / "model")
+    model, processor = load_clip(folder, "cpu")
+    image, texts = Image.radial_gradient("L").convert("RGB").resize((60, 40)), [LABELS[0], LABELS[1] * 9]
+    other = sentence_transformers.SentenceTransformer(folder)
+    with torch.no_grad():
+        got = model(**processor(images=image, text=texts))
+    expected = torch.from_numpy(other.encode(texts, normalize_embeddings=True))
+    torch.testing.assert_close(got.text_embeds, expected, atol=1e-5, rtol=0)
+    expected = torch.from_numpy(other.encode([image], normalize_embeddings=True))
+    torch.testing.assert_close(got.image_embeds, expected, atol=1e-5, rtol=0)
 
 
 def test_the_handler_answers_as_the_model(family, work):
