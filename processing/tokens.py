@@ -78,13 +78,17 @@ def _siglip_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[i
     # The tokenizer puts a mark for the first word's start in front, and a word that it cuts off again before that.
     places = [place for _, place in kept]
     front = tokenizer.unk_token + "▁"
-    spans, start = [], -len(front)
+    spans: list[tuple[int, int]] = []
+    start = -len(front)
     for surface in _surfaces(tokenizer.sp_model, front + "".join(char for char, _ in kept)):
         first, last = max(start, 0), start + len(surface) - 1
         start += len(surface)
-        spans.append((places[first], places[last] + 1) if first <= last else (places[first : first + 1] or [0]) * 2)
-    spans = [(span[0], span[1]) for span in spans[tokenizer.unk_token_length :]]
-    return spans[: len(ids) - 1]
+        if first <= last:
+            spans.append((places[first], places[last] + 1))
+        else:  # a mark alone, or the second half of what was one character
+            here = places[first] if first < len(places) else len(text)
+            spans.append((here, here))
+    return spans[tokenizer.unk_token_length :][: len(ids) - 1]
 
 
 def _surfaces(model: Any, text: str) -> list[str]:

@@ -305,11 +305,7 @@ class FastGoalTrainer(SavingTrainer):
         return [outputs["logit_scale"], *([outputs["logit_bias"]] if self.is_sigmoid else [])]
 
     def _loss_of_rows(
-        self,
-        rows: Mapping[str, torch.Tensor],
-        logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor | None = None,
-        gather: bool = True,
+        self, rows: Mapping[str, torch.Tensor], *logit_terms: torch.Tensor, gather: bool = True
     ) -> dict[str, torch.Tensor]:
         rows = {name: value.float() if value.is_floating_point() else value for name, value in rows.items()}
         whole = None
@@ -317,8 +313,8 @@ class FastGoalTrainer(SavingTrainer):
             names = contrasted(self.objective.weights)
             rows, whole = gather_batch(rows, names, self._even_batches, self._last_rows)
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
-            bias = None if logit_bias is None else logit_bias.float()
-            parts = fast_goal_loss(rows, logit_scale.float(), self.objective.weights, whole, bias)
+            scale, *bias = (value.float() for value in logit_terms)
+            parts = fast_goal_loss(rows, scale, self.objective.weights, whole, *bias)
         # Gradients, and the losses in the log, are averaged over the processes: shares of a sum are multiplied for it.
         return parts if whole is None else {name: value * self.args.world_size for name, value in parts.items()}
 

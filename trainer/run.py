@@ -45,7 +45,7 @@ class RunArguments:
 
     model: str = field(
         metadata={
-            "help": "CLIP checkpoint to start from: a folder or a Hub id.",
+            "help": "CLIP, MetaCLIP 2 or SigLIP to start from: a folder or a Hub id.",
             "metavar": "CLIP",
             "aliases": "--model_name_or_path",
         }

@@ -173,6 +173,15 @@ QUESTIONS = {
         ),
         "FAST-GOAL",
     ),
+    8: Question(
+        "Does it hold for a SigLIP?",
+        (
+            *(Arm("before", "none"), GLOBAL, BOTH, FAST_GOAL),
+            replace(FAST_GOAL, name="FAST-GOAL, softmax losses", settings=(("contrastive", "softmax"),)),
+            _recipe("best"),
+        ),
+        "global",
+    ),
 }
 TRIALS = (
     replace(ANY_PAIR, name="any pair, local weight 1", settings=(("local_weight", 1.0),)),

@@ -42,7 +42,7 @@ def text_file(name: str) -> str:
 
 
 SHARED: dict[str, dict[str, Any]] = {
-    "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP checkpoint, a folder or a Hub id"},
+    "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP, MetaCLIP 2 or SigLIP, a folder or a Hub id"},
     "--against": {"metavar": "CLIP", "help": "compare with this checkpoint"},
     "--data": {
         "required": True,

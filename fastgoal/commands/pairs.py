@@ -28,7 +28,7 @@ risk.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
     add(parser, "--output", help="folder for the data set, new or to be continued")
-    add(parser, "--model", help="CLIP that matches: a folder or a Hub id")
+    add(parser, "--model", help="CLIP (or MetaCLIP 2, SigLIP) that matches: a folder or a Hub id")
     parser.add_argument(
         "--detector",
         default="yolo11n.pt",

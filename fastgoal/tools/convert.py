@@ -116,6 +116,11 @@ def convert(
 
     output = require_new_folder(output)
     config = check_clip(base, "--base")
+    if config.model_type != "clip":
+        raise ValueError(
+            f"--base {base} is of type {config.model_type!r}, and files can only be made into CLIPs: a SigLIP or a "
+            "MetaCLIP 2 of the Hub needs no conversion, `fastgoal train --model` takes it as it is."
+        )
     with loading(f"the tokenizer and image processor of --base {base}", base):
         processor = load_processor(base, LONGEST)
     state, ignored = read_state_dict(file)

@@ -85,6 +85,14 @@ def test_the_card_says_what_it_is(family, work):
     assert json.loads((work / "model" / "processor_config.json").read_text())["language"] == "de"
 
 
+def test_pairs_of_another_language_are_not_mixed_in(family, work, source, tiny_bases, capsys):
+    command = ["pairs", str(source), "--output", str(work / "pairs"), "--model", str(tiny_bases[family])]
+    assert main([*command, "--detector", "none", "--language", "fr"]) == 2
+    assert "language" in capsys.readouterr().err
+    assert main([*command, "--detector", "none", "--language", "french"]) == 2
+    assert "must be the code of a language" in capsys.readouterr().err
+
+
 def test_every_command_takes_it(family, work, source, capsys):
     model, data = str(work / "model"), str(work / "pairs")
     image = str(source / "red-green.png")

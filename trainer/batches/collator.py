@@ -186,7 +186,7 @@ class FastGoalCollator:
         tables, numbers = zip(*(row.get(MADE_TOKENS, (None, 0)) for row in rows), strict=True)
         table = tables[0]
         if not (table and table.settings == settings_of(tokenizer) and all(other is table for other in tables)):
-            table, numbers = TokenTable(captions, tokenizer), range(len(captions))
+            table, numbers = TokenTable(captions, tokenizer), tuple(range(len(captions)))
         return dict(table.batch(numbers, tokenizer))
 
     def _tokenise(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:

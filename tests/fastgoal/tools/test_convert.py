@@ -287,3 +287,8 @@ def test_no_file_of_weights_brings_advice_to_run_it(tiny_clip, tmp_path, suffix,
     with pytest.raises(ValueError, match=words) as error:
         convert(path, str(tiny_clip), tmp_path / "new")
     assert "weights_only" not in str(error.value)
+
+
+def test_a_base_of_another_family_is_refused(tiny_bases, tmp_path):
+    with pytest.raises(ValueError, match="of type 'siglip', and files can only be made into CLIPs"):
+        convert(tmp_path / "file.pt", str(tiny_bases["siglip"]), tmp_path / "out")
