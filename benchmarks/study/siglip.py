@@ -53,7 +53,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: 
         "hidden_act": "relu",
     }
     config = SiglipConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
+        text_config={
+            **{**tower, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
+            **{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+        },
         vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
     )
     model = SiglipModel(config)
