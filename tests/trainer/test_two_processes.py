@@ -163,7 +163,8 @@ def test_they_are_one(ranks, case, tiny_bases, pairs_folder, tmp_path):
         for got, expected in zip(rank[case]["gradients"], whole["gradients"]):
             assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
             for name, gradient in expected.items():
-                torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{case}: {name}")
+                close = 1e-5 * max(1.0, gradient.abs().max().item())  # of the largest one: sums over many tokens round
+                torch.testing.assert_close(got[name], gradient, atol=close, rtol=1e-5, msg=f"{case}: {name}")
             # DDP gives the parameters that had no part in the loss a gradient of 0.
             for name in got.keys() - expected.keys():
                 assert (got[name] == 0).all()
