@@ -197,11 +197,11 @@ class ModelFacts:
     @property
     def is_siglip(self) -> bool:
         """Whether texts are padded to the model's length, and each label is scored by itself."""
-        return self.kind.pools_last
+        return self.family_facts.pools_last
 
     @property
-    def kind(self) -> Family:
-        """Its family."""
+    def family_facts(self) -> Family:
+        """What is known of its family."""
         return next(family for family in FAMILIES.values() if family.label == self.family)
 
 

@@ -85,6 +85,9 @@ _Base: Any = CLIPModel if TYPE_CHECKING else object
 class FastGoalModel(_Base):
     """What FAST-GOAL's models have beside their bases': the losses over global and local pairs, and longer texts."""
 
+    stretched_from: int | None = None
+    """Text positions before `from_base` stretched them; None where it did not."""
+
     # The forward takes **kwargs, which a Trainer would read as "this loss is already scaled for accumulation".
     accepts_loss_kwargs = False
 
@@ -119,8 +122,6 @@ class FastGoalModel(_Base):
         family = family_of(config, what)
         if family.model != cls.__name__:
             raise ValueError(f"{what} is a {family.label} and makes a {family.model}, not a {cls.__name__}.")
-        if getattr(config.vision_config, "vision_use_head", True) is False:
-            raise ValueError(f"{what} is a {family.label} without its pooling head, which has no embeddings of images.")
         if not is_model:
             clip = load_whole(cls.__bases__[-1], cast(str, name_or_model), **kwargs)
         positions = text_positions(clip)
@@ -134,6 +135,7 @@ class FastGoalModel(_Base):
         state = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
         if target != positions:
             state[TEXT_POSITIONS] = stretch_positions(state[TEXT_POSITIONS], target, family)
+            model.stretched_from = positions
         model.load_state_dict(state)
         model.to(device=clip.device, dtype=clip.dtype)
         model.set_attn_implementation(clip.config._attn_implementation)

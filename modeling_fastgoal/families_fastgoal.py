@@ -52,4 +52,9 @@ def family_of(config: object, what: str = "The checkpoint") -> Family:
         )
     if model_type not in FAMILIES:
         raise ValueError(f"{what} is of type {model_type!r}. {SUPPORTED}")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if getattr(getattr(config, "vision_config", None), "vision_use_head", True) is False:
+        raise ValueError(
+            f"{what} is a {family.label} without its pooling head, which has no embeddings of images: take a whole one."
+        )
+    return family

@@ -69,6 +69,7 @@ def load_clip(
                 model = load_base(name, None if stretch is True else stretch, dtype=kind)
     with loading(f"the tokenizer and image processor of {option} {name}", name):
         processor = load_processor(name, stretch)
+        processor.require_family(family_of(model))
         words, known = len(processor.tokenizer), model.config.text_config.vocab_size
         if words > known:
             raise ValueError(f"the tokenizer has {words} tokens and the model knows {known}: they are of two models")

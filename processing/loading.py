@@ -31,7 +31,8 @@ def loading(what: str, name: str = "", way_out: str = DAMAGED) -> Iterator[None]
         if pointer is not None:
             way_out = f"{pointer.name} is but a pointer of git-lfs: fetch the file itself with `git lfs pull`."
         if isinstance(error, ImportError):
-            way_out = "Install what its tokenizer needs: pip install sentencepiece protobuf."
+            known = [name for name in ("sentencepiece", "protobuf") if name in str(error).lower()]
+            way_out = f"Install the package that it needs{': pip install ' + ' '.join(known) if known else ''}."
         kind = "" if isinstance(error, OSError | ValueError) and str(error) else f"{type(error).__name__}: "
         raise ValueError(f"{what} cannot be loaded: {kind}{first_line(error)} {way_out}".rstrip()) from error
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 from transformers import AutoConfig, BatchFeature, CLIPProcessor, SiglipProcessor
 from transformers.processing_utils import ProcessingKwargs, Unpack
@@ -26,12 +25,15 @@ try:
     from fastgoal.processing.flism import Flism
 except ImportError:  # a saved folder, which has all that the model's inputs need
 
-    class Flism:  # type: ignore[no-redef]
-        def _missing(self, *args: Any, **kwargs: Any) -> Any:
-            raise ImportError(
-                "Sentences, regions and their pairs are found by the package fastgoal: pip install fastgoal"
-            )
+    def _missing(*args: Any, **kwargs: Any) -> Any:
+        raise ImportError(
+            "Sentences, regions, their pairs, and processors for other checkpoints are made by the package fastgoal: "
+            "pip install fastgoal"
+        )
 
+    family_of = target_length = _missing
+
+    class Flism:  # type: ignore[no-redef]
         split_sentences = propose_regions = match = pair_rows = pair_sentences = _missing
 
 
@@ -70,7 +72,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         if tokenizer is not None:
             # A caption that holds the characters of `<|endoftext|>` does not end there.
             tokenizer.split_special_tokens = True
-            if self.kind is SiglipProcessor:
+            if self.plain_class is SiglipProcessor:
                 tokenizer.model_input_names = ["input_ids"]
                 tokenizer.padding_side = "right"
 
@@ -96,21 +98,26 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         length = family.longest if max_text_length is None else max_text_length
         if positions == family.positions or not family.positions <= length <= family.longest:
             positions = target_length(positions, length, family)
-        plain = getattr(transformers, family.processor).from_pretrained(name, **kwargs)
+        plain_class = {kind.__name__: kind for kind in (CLIPProcessor, SiglipProcessor)}[family.processor]
+        plain = plain_class.from_pretrained(name, **kwargs)
         require_tokens(plain.tokenizer)
         plain.tokenizer.model_max_length = positions
         processor = cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
-        if processor.kind.__name__ != family.processor:
-            raise ValueError(
-                f"{name!r} is a {family.label}, but its image processor is a {type(plain.image_processor).__name__}: "
-                f"it must be that of a {family.processor}."
-            )
+        processor.require_family(family)
         return processor
 
     from_clip = from_base
 
+    def require_family(self, family: Any) -> None:
+        """Raise `ValueError` where the model is of a family that another processor belongs to."""
+        if self.plain_class.__name__ != family.processor:
+            raise ValueError(
+                f"the model is a {family.label}, and its image processor a {type(self.image_processor).__name__}: put "
+                f"the files of a {family.processor} beside the model."
+            )
+
     @property
-    def kind(self) -> type[CLIPProcessor] | type[SiglipProcessor]:
+    def plain_class(self) -> type[CLIPProcessor] | type[SiglipProcessor]:
         """The class of transformers that this one is saved as: by the image processor, CLIP's or SigLIP's."""
         return SiglipProcessor if type(self.image_processor).__name__.startswith("Siglip") else CLIPProcessor
 
@@ -119,7 +126,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         detector, self.detector = self.detector, None
         auto_map = {"AutoProcessor": f"processing_fastgoal.{type(self).__name__}"}  # also once it is loaded again
         try:
-            return {**super().to_dict(), "processor_class": self.kind.__name__, "auto_map": auto_map}
+            return {**super().to_dict(), "processor_class": self.plain_class.__name__, "auto_map": auto_map}
         finally:
             self.detector = detector
 

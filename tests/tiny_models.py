@@ -1,4 +1,4 @@
-"""Checkpoints of other models than CLIP as on the Hub, tiny and with random weights: a captioner and detectors."""
+"""Checkpoints as on the Hub, tiny and with random weights: CLIP and its like, a captioner and detectors."""
 
 from pathlib import Path
 
@@ -159,6 +159,38 @@ WORDS = "a red green blue dog cat sits on under the sofa lawn house stands wide 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
+def make_clip(folder: Path) -> Path:
+    """A CLIP that reads 77 tokens, one for each byte, and images of 32 pixels in patches of 8."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    start, end = len(vocab) - 2, len(vocab) - 1
+    config = CLIPConfig(
+        text_config={
+            **SIZE,
+            **{"vocab_size": len(vocab), "max_position_embeddings": 77},
+            **{"bos_token_id": start, "eos_token_id": end, "pad_token_id": end},
+        },
+        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
+    return _save_clip_processor(CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), folder)
+
+
+def _save_clip_processor(tokenizer, folder: Path) -> Path:
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
 def make_siglip(folder: Path, second: bool = False) -> Path:
     """A SigLIP that reads 64 tokens and images of 32 pixels in patches of 8, or a SigLIP 2 of fixed resolution.
 
@@ -231,13 +263,7 @@ def _gemma_tokenizer():
 
 def make_metaclip2(folder: Path) -> Path:
     """A MetaCLIP 2 that reads 77 tokens, of an XLM-RoBERTa tokenizer, and images of 32 pixels in patches of 8."""
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPProcessor,
-        MetaClip2Config,
-        MetaClip2Model,
-        XLMRobertaTokenizer,
-    )
+    from transformers import MetaClip2Config, MetaClip2Model, XLMRobertaTokenizer
 
     characters = sorted(
         {*"abcdefghijklmnopqrstuvwxyzäöüßéèçABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123456789", *"红色的狗在草地上。猫"}
@@ -257,6 +283,4 @@ def make_metaclip2(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         MetaClip2Model(config).save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return _save_clip_processor(tokenizer, folder)

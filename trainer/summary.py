@@ -11,7 +11,6 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count
-from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.adapters import is_adapted
@@ -69,18 +68,25 @@ def end_lines(output: str, metrics: dict[str, float], data: str | None, adapted:
 def pairs_of(folder: str) -> int | None:
     """The number of pairs in what `fastgoal pairs` wrote; None for other data."""
     try:
-        return int(json.loads((Path(folder) / MANIFEST).read_bytes())["summary"]["pairs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(_manifest(folder)["summary"]["pairs"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def language_of(folder: str) -> str | None:
     """The language of the captions in what `fastgoal pairs` wrote; None for other data."""
     try:
-        settings = json.loads((Path(folder) / MANIFEST).read_bytes())["settings"]
-        return check_language(settings.get("language", "en"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return check_language(_manifest(folder)["settings"].get("language", "en"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _manifest(folder: str) -> Any:
+    """What `fastgoal pairs` wrote about its data; empty for other data."""
+    try:
+        return json.loads((Path(folder) / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def _data_in_words(data: Any) -> str:
@@ -110,8 +116,8 @@ def _model_in_words(trainer: Any) -> str:
     base = f"{public_name(trainer.card.base_model)}, " if trainer.card.base_model else ""
     share = "all" if trained == every else f"{trained / 1e6:.2f} M"
     kind = ", an adapter" if is_adapted(model) else ""
-    length, published = text_positions(model), family_of(model).positions
-    longer = f" (stretched from {published}: worse than its base until it is trained)" if length > published else ""
+    length, before = text_positions(model), getattr(model, "stretched_from", None)
+    longer = f" (stretched from {before}: worse than its base until it is trained)" if before else ""
     return f"{base}{every / 1e6:.1f} M weights, {share} of them trained{kind}; reads {length} tokens{longer}"
 
 

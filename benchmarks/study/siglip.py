@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel
 
-from fastgoal.quickstart.train_base import LAYERS, VOCABULARY, WIDTH
+from fastgoal.quickstart.train_base import TOWER, VOCABULARY
 
 LENGTH = 64
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -45,19 +45,12 @@ def square_images(side: int) -> SiglipImageProcessor:
 
 def make_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int) -> SiglipModel:
     """A SigLIP of about a million weights; scale and bias are 10 and -10 to begin with, as published."""
-    tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": WIDTH // 32,
-        "hidden_act": "relu",
-    }
     config = SiglipConfig(
         text_config={
-            **{**tower, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
+            **{**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
             **{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
         },
-        vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
+        vision_config={**TOWER, "image_size": image_size, "patch_size": patch_size},
     )
     model = SiglipModel(config)
     with torch.no_grad():

@@ -34,8 +34,15 @@ logger = logging.getLogger(__name__)
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
 WIDTH = 96
-LAYERS = 3
 VOCABULARY = 1024
+TOWER: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": WIDTH // 32,
+    "hidden_act": "relu",
+}
+"""Each of a small model's two."""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -62,14 +69,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
 
 def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CLIPModel:
     """A CLIP of about a million weights, initialised as CLIP is; sizes are in pixels."""
-    tower = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": WIDTH // 32,
-        "hidden_act": "relu",
-        "projection_dim": WIDTH,
-    }
+    tower = {**TOWER, "projection_dim": WIDTH}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
         text_config={**tower, **special, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)},

@@ -45,24 +45,31 @@ def test_clip_loss_is_a_loop_over_rows():
     assert clip_loss(images, texts, SCALE.double()).item() == pytest.approx(total, abs=1e-6)
 
 
-def shared_loss(images, texts, scale, first, rows):
+def clip_share(images, texts, first, own, scale):
     """The share of some rows among all."""
-    own = slice(first, first + rows)
     return clip_loss(images[own], texts[own], scale, images, texts, first)
 
 
+def sigmoid_share(images, texts, first, own, scale, bias):
+    return sigmoid_loss(images[own], texts[own], scale, bias, texts, first)
+
+
 @pytest.mark.parametrize("at_once", [1, 2 * 9, 2**22])
-def test_shares_computed_in_parts_are_the_loss(at_once, monkeypatch):
+@pytest.mark.parametrize(
+    ("loss_of", "share_of", "logits"), [(clip_loss, clip_share, [SCALE]), (sigmoid_loss, sigmoid_share, [SCALE, BIAS])]
+)
+def test_shares_computed_in_parts_are_the_loss(loss_of, share_of, logits, at_once, monkeypatch):
     torch.manual_seed(0)
-    inputs = [torch.randn(9, 7).double(), torch.randn(9, 7).double(), SCALE.double()]
-    whole, shares = ([value.clone().requires_grad_() for value in inputs] for _ in range(2))
-    loss = clip_loss(*whole)
+    inputs = [torch.randn(9, 7).double(), torch.randn(9, 7).double(), *(value.double() for value in logits)]
+    whole, (images, texts, *terms) = ([value.clone().requires_grad_() for value in inputs] for _ in range(2))
+    loss = loss_of(*whole)
     loss.backward()
     monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", at_once)
-    total = sum(shared_loss(*shares, first, rows) for first, rows in ((0, 4), (4, 5), (9, 0)))
+    parts = [(first, slice(first, first + rows)) for first, rows in ((0, 4), (4, 5), (9, 0))]
+    total = sum(share_of(images, texts, first, own, *terms) for first, own in parts)
     total.backward()
     assert total.item() == pytest.approx(loss.item(), abs=1e-6)
-    for one, other in zip(whole, shares):
+    for one, other in zip(whole, (images, texts, *terms)):
         torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=0)
 
 
@@ -75,23 +82,6 @@ def test_the_sigmoid_loss_is_a_loop_over_pairs():
             logit = 10 * float(torch.cosine_similarity(images[i], texts[j], dim=0)) - 3
             total -= math.log(1 / (1 + math.exp(-logit if i == j else logit))) / 6
     assert sigmoid_loss(images, texts, SCALE.double(), BIAS.double()).item() == pytest.approx(total, abs=1e-6)
-
-
-@pytest.mark.parametrize("at_once", [1, 2 * 9, 2**22])
-def test_shares_of_the_sigmoid_loss_computed_in_parts_are_the_loss(at_once, monkeypatch):
-    torch.manual_seed(0)
-    inputs = [torch.randn(9, 7).double(), torch.randn(9, 7).double(), SCALE.double(), BIAS.double()]
-    whole, shares = ([value.clone().requires_grad_() for value in inputs] for _ in range(2))
-    loss = sigmoid_loss(*whole)
-    loss.backward()
-    monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", at_once)
-    images, texts, scale, bias = shares
-    parts = [(first, slice(first, first + rows)) for first, rows in ((0, 4), (4, 5), (9, 0))]
-    total = sum(sigmoid_loss(images[own], texts[own], scale, bias, texts, first) for first, own in parts)
-    total.backward()
-    assert total.item() == pytest.approx(loss.item(), abs=1e-6)
-    for one, other in zip(whole, shares):
-        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=0)
 
 
 def test_with_a_bias_every_contrastive_term_is_a_sigmoid_loss():
@@ -126,10 +116,10 @@ def test_one_of_eight_processes_keeps_less_than_an_eighth(monkeypatch):
     images, texts = torch.randn(256, 4, requires_grad=True), torch.randn(256, 4, requires_grad=True)
     matrices = kept_bytes(lambda: clip_loss(images, texts, SCALE), (images, texts)) / (4 * 256 * 256)
     assert matrices > 2  # the softmax of both directions
-    share = kept_bytes(lambda: shared_loss(images, texts, SCALE, 32, 32), (images, texts)) / (4 * 256 * 256)
+    share = kept_bytes(lambda: clip_share(images, texts, 32, slice(32, 64), SCALE), (images, texts)) / (4 * 256 * 256)
     assert share < matrices / 6.5  # an eighth, and the embeddings
     monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", 8 * 256)
-    parts = kept_bytes(lambda: shared_loss(images, texts, SCALE, 32, 32), (images, texts)) / (4 * 256 * 256)
+    parts = kept_bytes(lambda: clip_share(images, texts, 32, slice(32, 64), SCALE), (images, texts)) / (4 * 256 * 256)
     assert parts < 0.25  # the embeddings, no logits
 
 
