@@ -26,7 +26,7 @@ from benchmarks.timing import Rounds, timed
 from fastgoal import FastGoalCollator, FastGoalProcessor, split_sentences
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.batches.pixels import jpeg_decoder
+from fastgoal.processing.pixels import jpeg_decoder
 from fastgoal.trainer.batches.samplers import CaptionLengthSampler
 from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
 
@@ -76,7 +76,7 @@ def make_row(
     size: tuple[int, int] = (1024, 768),
     photograph: Path | None = None,
 ) -> dict[str, Any]:
-    """A row of a pairs data set: a JPEG, with a pair for every sentence in the part that CLIP's crop keeps."""
+    """A row of a pairs dataset: a JPEG, with a pair for every sentence in the part that CLIP's crop keeps."""
     noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     picture = load_image(photograph) if photograph else Image.fromarray(noise)
     buffer = io.BytesIO()

@@ -23,7 +23,7 @@ from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.regions import Region, default_regions, find_regions
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes
-from fastgoal.quickstart.tour import BASE, COLOURS, SHAPES
+from fastgoal.quickstart.tour import BASE, COLORS, SHAPES
 
 SMALLEST = 0.01  # of the image's area, as candidates are filtered
 
@@ -51,7 +51,7 @@ def right_share(scenes: Sequence[Scene], matches: Sequence[Sequence[LocalPair]],
 
 def report_scenes(count: int, tuned: str | None) -> None:
     """The table over drawn scenes: region sources by models."""
-    scenes = draw_scenes(count, 0, "validation", shapes=SHAPES, colours=COLOURS)
+    scenes = draw_scenes(count, 0, "validation", shapes=SHAPES, colors=COLORS)
     images, captions = [scene.image for scene in scenes], [scene.caption for scene in scenes]
     processor = FastGoalProcessor.from_clip(str(BASE))
     boxes = [regions_from_boxes(scene.boxes, scene.image.size) for scene in scenes]

@@ -4,8 +4,8 @@
 
 `--images` is a folder with metadata.jsonl. The matcher has the shape of ViT-B/32 and random weights, which changes no
 time. Each round takes the next photographs and times, in turn, the whole of `fastgoal pairs` on them (read, decode,
-detect, crop, embed, match, write) and the models alone on the same inputs, which were decoded, cut, resized, normalised
-and tokenised beforehand. Then come SAM's part of GOAL's way on an image, and the memory of a long run.
+detect, crop, embed, match, write) and the models alone on the same inputs, which were decoded, cut, resized, normalized
+and tokenized beforehand. Then come SAM's part of GOAL's way on an image, and the memory of a long run.
 """
 
 import argparse
@@ -40,8 +40,8 @@ STAGE_MEANINGS = {
     "decode": "waiting for rows that threads read, decode and bring to the detector's size",
     "detect": "detector, non-maximum suppression, merging of boxes",
     "crop": "waiting for crops that threads cut and resize",
-    "sentences": "tokeniser and text tower",
-    "image": "normalising and image tower",
+    "sentences": "tokenizer and text tower",
+    "image": "normalizing and image tower",
     "write": "matching and parquet",
 }
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import timed
-from fastgoal.trainer.evaluation.joint import joint_map
-from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
+from fastgoal.trainer.evaluation.measures.joint import joint_map
+from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
 
 
 def made_up(items: int, width: int, noise: float) -> tuple[Tensor, Tensor, list[int], list[bool]]:

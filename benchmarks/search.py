@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from benchmarks.timing import timed
-from fastgoal.tools.nearest import Nearest
-from fastgoal.tools.search import _PORTION
-from fastgoal.tools.vector_log import VectorLog
+from fastgoal.search.index import _PORTION
+from fastgoal.search.nearest import Nearest
+from fastgoal.search.vector_log import VectorLog
 
 WIDTH, GROUPS = 512, 5000
 
 
 def made_up(count: int, seed: int) -> torch.Tensor:
-    """Normalised vectors `(count, WIDTH)`."""
-    centres = torch.randn(GROUPS, WIDTH, generator=torch.Generator().manual_seed(0))
+    """Normalized vectors `(count, WIDTH)`."""
+    centers = torch.randn(GROUPS, WIDTH, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     group = torch.randint(GROUPS, (count,), generator=generator)
-    return torch.nn.functional.normalize(centres[group] + torch.randn(count, WIDTH, generator=generator), dim=1)
+    return torch.nn.functional.normalize(centers[group] + torch.randn(count, WIDTH, generator=generator), dim=1)
 
 
 def write_all(log: VectorLog, images: int) -> int:

@@ -4,7 +4,7 @@
 
 Weights are random and pictures are noise, which changes no time; captions are real where `--captions` names a JSON
 lines file with a `caption` in each line, else of like lengths. Each round takes a new batch and times every step on
-it, in a new order, on one model with one optimiser; the table has medians over the rounds, and the floating point
+it, in a new order, on one model with one optimizer; the table has medians over the rounds, and the floating point
 operations of each step, which do not depend on what else the machine does. On a GPU it also has the peak memory and the
 share of the measured matmul peak, and `--compile` adds our step under `torch.compile`.
 """
@@ -74,7 +74,7 @@ def reference_losses(model: FastGoalCLIPModel, batch: Batch, tokenizer: Any) -> 
     """FAST-GOAL's losses in the style of the published training scripts, with correct spans and boxes.
 
     Three forwards: the model on whole images and crops, captions and sentences, all of 248 tokens; then each tower on
-    the same again for its tokens. Regions and sentences are pooled one by one, and each caption is tokenised here to
+    the same again for its tokens. Regions and sentences are pooled one by one, and each caption is tokenized here to
     find its sentence.
     """
     ours, size = batch.ours, len(batch.captions)

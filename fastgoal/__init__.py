@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fastgoal.processing.sentences import Sentence, split_sentences
     from fastgoal.trainer.batches.collator import FastGoalCollator
     from fastgoal.trainer.evaluation.evaluate import evaluate
+    from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
     from fastgoal.trainer.evaluation.report import EvaluationReport
-    from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
-    from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+    from fastgoal.trainer.trainer import FastGoalTrainer
     from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
     __version__: str
@@ -59,14 +59,14 @@ _MODULES = {
     "FastGoalOutput": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
     "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
-    "FastGoalTrainer": "fastgoal.trainer.fastgoal_trainer",
+    "FastGoalTrainer": "fastgoal.trainer.trainer",
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "load_base": "fastgoal.modeling_fastgoal.modeling_fastgoal",
-    "retrieval_metrics": "fastgoal.trainer.evaluation.retrieval",
+    "retrieval_metrics": "fastgoal.trainer.evaluation.measures.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }
 

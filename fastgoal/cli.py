@@ -8,8 +8,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from fastgoal.trainer.parser import Parser
-from fastgoal.trainer.terminal import run_cleanly
+from fastgoal.trainer.cli.parser import Parser
+from fastgoal.trainer.cli.terminal import run_cleanly
 
 COMMANDS = (
     "caption",

@@ -1,4 +1,4 @@
-"""What the cards of models and of data sets share: names for the public, and how a card is written and renamed.
+"""What the cards of models and of datasets share: names for the public, and how a card is written and renamed.
 
 The facts are gathered into dataclasses first (`ModelFacts`, `DataFacts`); the templates beside this file only lay them
 out. A card names no folder of the machine that wrote it, and no secret.
@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from fastgoal.processing.files import write_text
 
-from .pictures import pairs_sheet
+from .card_images import pairs_sheet
 from .wording import count, number, percent
 
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """A model's or data set's name for the public: a Hub id as it is, of a folder or a file only the last name."""
+    """A model's or dataset's name for the public: a Hub id as it is, of a folder or a file only the last name."""
     return name if is_hub_id(name) else card_name(Path(name).name or Path(name).resolve().name)
 
 

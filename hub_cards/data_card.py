@@ -1,4 +1,4 @@
-"""The card of a pairs data set: figures, settings, licences, what wrote the captions, and a sheet of sample rows."""
+"""The card of a pairs dataset: figures, settings, licenses, what wrote the captions, and a sheet of sample rows."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from fastgoal.processing.data.figures import inspect_pairs
 from fastgoal.processing.data.pairs_dataset import MANIFEST, PairsFolder
 from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, open_source
+from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 
@@ -33,7 +33,7 @@ NOT_LISTED = (
 
 @dataclass(frozen=True)
 class CaptionerFacts:
-    """What wrote the captions of a data set.
+    """What wrote the captions of a dataset.
 
     Attributes:
         model: Hub id or a folder's last name.
@@ -75,7 +75,7 @@ class CaptionerFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the card of a pairs data set says.
+    """What the card of a pairs dataset says.
 
     Attributes:
         name: Hub id, or the folder's last name.
@@ -127,7 +127,7 @@ class DataFacts:
 
 
 def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
-    """Write `README.md`, with its metadata, into a pairs data set's folder; returns its path."""
+    """Write `README.md`, with its metadata, into a pairs dataset's folder; returns its path."""
     data = DatasetCardData(
         license=facts.license,
         size_categories=[next((name for limit, name in SIZES if facts.figures["rows"] < limit), "n>10M")],
@@ -151,12 +151,12 @@ def prepare_data_card(
     captions: str | os.PathLike[str] | None = None,
     tokenizer: str | None = USUAL_TOKENIZERS[0],
 ) -> bool:
-    """Write the card of a folder that `fastgoal pairs` wrote, with figures, licences and a sheet of sample rows.
+    """Write the card of a folder that `fastgoal pairs` wrote, with figures, licenses and a sheet of sample rows.
 
     Args:
         folder: See `open_finished`.
         repo: Id on the Hub that the card names.
-        license: Of the data set as a whole: an identifier of the Hub such as `cc-by-4.0`.
+        license: Of the dataset as a whole: an identifier of the Hub such as `cc-by-4.0`.
         image_license: Of the images, in words, if it is another; likewise `caption_license`.
         caption_license: Of the captions.
         captions: See `find_captioner`.
@@ -166,7 +166,7 @@ def prepare_data_card(
         Whether the card was written. One that somebody changed by hand is kept.
 
     Raises:
-        ValueError: The folder, the licence or the folder of captions is not what it should be.
+        ValueError: The folder, the license or the folder of captions is not what it should be.
         OSError: The tokenizer could not be loaded.
     """
     folder = Path(folder)
@@ -198,7 +198,7 @@ def prepare_data_card(
 
 def open_finished(folder: Path) -> PairsFolder:
     """A folder that `fastgoal pairs` wrote; a `ValueError` if it is none, unfinished, or lacks rows that it had."""
-    refusal = f"folder='{folder}' is not a finished data set of `fastgoal pairs`; run that command first."
+    refusal = f"folder='{folder}' is not a finished dataset of `fastgoal pairs`; run that command first."
     images = _finished(folder / MANIFEST, refusal)["summary"]["images"]
     opened = PairsFolder(folder)
     if len(opened) != images:
@@ -210,7 +210,7 @@ def open_finished(folder: Path) -> PairsFolder:
 
 
 def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None = None) -> CaptionerFacts | None:
-    """What wrote the captions of a pairs data set; None if its source is not there or has others.
+    """What wrote the captions of a pairs dataset; None if its source is not there or has others.
 
     `captions` is a folder that `fastgoal caption` wrote, by default the source of the pairs. One that is given and is
     not what the pairs were made from is a `ValueError`.
@@ -230,7 +230,7 @@ def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None =
 
 
 def sample_rows(folder: PairsFolder, count: int) -> list[dict[str, Any]]:
-    """Some rows of a pairs data set, evenly spaced."""
+    """Some rows of a pairs dataset, evenly spaced."""
     return [row for _, row in folder.read(range(0, len(folder), max(1, len(folder) // count))[:count])]
 
 

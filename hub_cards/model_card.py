@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastgoal.modeling_fastgoal.families_fastgoal import FAMILIES, Family, family_of
-from fastgoal.processing.adapters import BASE_FILE
+from fastgoal.processing.checkpoints.adapters import BASE_FILE
 
 from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
 from .wording import count
@@ -45,12 +45,12 @@ class TrainingFacts:
     """How a model was trained.
 
     Attributes:
-        data: Name of the data set, a Hub id or a folder's last name.
+        data: Name of the dataset, a Hub id or a folder's last name.
         rows: Rows trained on.
         objective: Name of the objective.
         weights: Weight of each loss.
         settings: Hyper-parameters by name.
-        steps: Optimiser steps made.
+        steps: Optimizer steps made.
         epochs: Times the rows were gone through.
         losses: Lines of the log: `step` and the loss and its parts.
         hardware: Devices, in words.
@@ -101,7 +101,7 @@ class EvaluationFacts:
     """Retrieval that was measured.
 
     Attributes:
-        data: Name of the data set, a Hub id or a folder's last name.
+        data: Name of the dataset, a Hub id or a folder's last name.
         images: Images in the gallery.
         captions: Captions in the gallery.
         metrics: Of `retrieval_metrics`, fractions and ranks.

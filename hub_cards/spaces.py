@@ -18,7 +18,7 @@ from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 
 from .cards import HERE, is_hub_id
-from .pushing import Pushed, hub_errors, refuse_secret_in, require_token
+from .push import Pushed, hub_errors, refuse_secret_in, require_token
 from .wording import count
 
 APP = "fastgoal.demo.app"

@@ -40,15 +40,15 @@ class FastGoalOutput(FastGoalLosses):
     Attributes:
         logits_per_image: Scaled cosines, `(images, captions)`.
         logits_per_text: Scaled cosines, `(captions, images)`.
-        image_embeds: Images, normalised, `(images, dim)`.
-        text_embeds: Captions, normalised, `(captions, dim)`.
-        local_image_embeds: Region crops, normalised, `(batch, dim)`.
-        local_text_embeds: Sentences, normalised, `(batch, dim)`.
-        short_text_embeds: Short captions, normalised, `(batch, dim)`.
-        region_embeds: Projected mean of the patches in `region_mask`, normalised, `(batch, dim)`; a row of zeros
+        image_embeds: Images, normalized, `(images, dim)`.
+        text_embeds: Captions, normalized, `(captions, dim)`.
+        local_image_embeds: Region crops, normalized, `(batch, dim)`.
+        local_text_embeds: Sentences, normalized, `(batch, dim)`.
+        short_text_embeds: Short captions, normalized, `(batch, dim)`.
+        region_embeds: Projected mean of the patches in `region_mask`, normalized, `(batch, dim)`; a row of zeros
             where the mask is empty.
         sentence_embeds: Projected mean of the tokens in `sentence_mask`, likewise.
-        patch_embeds: Every patch of the images through the final norm and the projection, not normalised,
+        patch_embeds: Every patch of the images through the final norm and the projection, not normalized,
             `(images, patches, dim)`; with `return_token_embeds=True` only.
         token_embeds: Every token of the captions likewise, `(captions, tokens, dim)`.
         word_mask: Which of these tokens are words (no BOS, EOS or padding), `(captions, tokens)` bool.

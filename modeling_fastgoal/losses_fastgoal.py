@@ -1,6 +1,6 @@
 """The losses as pure tensor functions, and the one list of them: `LossWeights`, `TERMS` and `FastGoalLosses`.
 
-No model, no process group, no state. Embeddings may come normalised or not. In a run of several processes each one
+No model, no process group, no state. Embeddings may come normalized or not. In a run of several processes each one
 computes the losses of its own rows, the contrastive ones against the rows of all (`WholeBatch`). A new loss is a
 function, a weight, a term and a field of `FastGoalLosses`; configuration, objectives, log, model card and trainer go by
 these.

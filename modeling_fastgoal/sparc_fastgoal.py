@@ -19,11 +19,11 @@ def group_patches(patch_embeds: torch.Tensor, token_embeds: torch.Tensor) -> tor
     maximum to speak of; it gets the plain mean of all patches.
 
     Args:
-        patch_embeds: `(batch, patches, dim)`, projected, not normalised.
+        patch_embeds: `(batch, patches, dim)`, projected, not normalized.
         token_embeds: `(batch, tokens, dim)`, likewise.
 
     Returns:
-        `(batch, tokens, dim)`, not normalised.
+        `(batch, tokens, dim)`, not normalized.
     """
     similarity = token_embeds @ patch_embeds.transpose(1, 2)  # (batch, tokens, patches)
     low = similarity.amin(dim=-1, keepdim=True)

@@ -111,7 +111,7 @@ def patch_tokens(model: Any, vision_outputs: Any) -> torch.Tensor:
 
 
 def patch_embeds(model: Any, vision_outputs: Any) -> torch.Tensor:
-    """Every patch in the joint space, not normalised, `(images, patches, dim)`."""
+    """Every patch in the joint space, not normalized, `(images, patches, dim)`."""
     tokens = patch_tokens(model, vision_outputs)
     if not _has_head(model):
         return _project_patches(model, tokens)
@@ -123,7 +123,7 @@ def patch_embeds(model: Any, vision_outputs: Any) -> torch.Tensor:
 
 
 def token_embeds(model: Any, text_outputs: Any) -> torch.Tensor:
-    """Every text token in the joint space, not normalised, `(texts, tokens, dim)`."""
+    """Every text token in the joint space, not normalized, `(texts, tokens, dim)`."""
     return _text_projection(model)(text_outputs.last_hidden_state)  # the final norm is in it
 
 
@@ -136,7 +136,7 @@ def pool_patches(model: Any, vision_outputs: Any, mask: torch.Tensor) -> torch.T
         mask: `(images, patches)`, True (or non-zero) where a patch belongs to the region.
 
     Returns:
-        Embeddings, normalised, `(images, dim)`; a row of zeros where the mask is empty.
+        Embeddings, normalized, `(images, dim)`; a row of zeros where the mask is empty.
 
     Raises:
         ValueError: `mask` does not have one entry per patch.
@@ -171,7 +171,7 @@ def _has_head(model: Any) -> bool:
 
 
 def _pool_with_head(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What the pooling head makes of the patches in each row's mask, normalised; zeros where there are none."""
+    """What the pooling head makes of the patches in each row's mask, normalized; zeros where there are none."""
     chosen = _checked(mask, tokens)
     some = chosen.any(dim=1, keepdim=True)
     head = model.vision_model.head
@@ -198,7 +198,7 @@ def _checked(mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _pool(tokens: torch.Tensor, mask: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Mean of the tokens that the mask chooses in each row, projected and normalised; zeros where there are none."""
+    """Mean of the tokens that the mask chooses in each row, projected and normalized; zeros where there are none."""
     chosen = _checked(mask, tokens)
     count = chosen.sum(dim=1, keepdim=True)
     weights = chosen.to(tokens.dtype) / count.clamp(min=1).to(tokens.dtype)

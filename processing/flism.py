@@ -41,7 +41,7 @@ class Flism:
     ) -> list[list[Region]]:
         """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
 
-        Near-duplicates are merged; the four quadrants and the centre box are always added (FLISM, step 2).
+        Near-duplicates are merged; the four quadrants and the center box are always added (FLISM, step 2).
 
         Args:
             images: PIL images, upright.

@@ -20,7 +20,7 @@ _EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Where an image processor's resize and centre crop bring a point: `x * scale + offset`, on each axis.
+    """Where an image processor's resize and center crop bring a point: `x * scale + offset`, on each axis.
 
     Attributes:
         scale: Input pixels per original pixel, (x, y).

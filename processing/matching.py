@@ -1,6 +1,6 @@
 """FLISM's last step: every sentence takes the region that CLIP finds most similar (FAST-GOAL, METHOD FLISM).
 
-Embeddings are normalised, float32 and on the CPU.
+Embeddings are normalized, float32 and on the CPU.
 """
 
 from collections import deque
@@ -80,7 +80,7 @@ def pair_row(
     regions: Sequence[Region],
     pairs: Sequence[LocalPair],
 ) -> dict[str, Any]:
-    """A row of a pairs data set, as the collator reads it; `size` is the (width, height) of the upright image."""
+    """A row of a pairs dataset, as the collator reads it; `size` is the (width, height) of the upright image."""
     return {
         "image": image,
         "file_name": file_name,
@@ -100,7 +100,7 @@ def cut_crops(image: Image.Image, boxes: Iterable[Sequence[float]], image_proces
     """Cut boxes (x1, y1, x2, y2) out of an upright image and bring them to the model's size; needs no GPU.
 
     Returns:
-        `(boxes, 3, height, width)` with values from 0 to 255, as the model's input before it is scaled and normalised.
+        `(boxes, 3, height, width)` with values from 0 to 255, as the model's input before it is scaled and normalized.
     """
     crops = [crop_box(image, box) for box in boxes]
     inputs = image_processor(crops, do_rescale=False, do_normalize=False, return_tensors="pt")
@@ -137,7 +137,7 @@ def embed_crop_stream(
     while batch != []:
         batch, last = list(islice(stream, batch_size)), running
         if batch:
-            pixels = _normalise(torch.stack(batch), image_processor, model)
+            pixels = _normalize(torch.stack(batch), image_processor, model)
             running = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
         done = torch.cat([done, last.cpu()])
         while counts and counts[0] <= len(done):
@@ -207,7 +207,7 @@ def batches_by_tokens(lengths: Mapping[str, int], most: int) -> Iterator[list[st
         yield batch
 
 
-def _normalise(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.Tensor:
+def _normalize(pixels: torch.Tensor, image_processor: Any, model: Any) -> torch.Tensor:
     """The image processor's last two steps, on the model's device: bytes travel there, a quarter of the floats."""
     if model.device.type == "cuda":
         pixels = pixels.pin_memory()

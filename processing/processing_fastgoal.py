@@ -222,7 +222,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         return self.sentence_masks(caption, [(start, end)])[0]
 
     def sentence_masks(self, caption: str, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """`sentence_mask` for several spans of one caption, tokenised once: `(spans, tokens)` bool."""
+        """`sentence_mask` for several spans of one caption, tokenized once: `(spans, tokens)` bool."""
         encoded = tokens_with_spans(self.tokenizer, [caption])
         offsets, special = encoded["offset_mapping"][0], encoded["special_tokens_mask"][0]
         return span_masks(caption, spans, torch.tensor(offsets), torch.tensor(special))

@@ -67,10 +67,10 @@ def find_regions(
 
 
 def default_regions(image_size: tuple[int, int]) -> list[Region]:
-    """The five regions that every image gets: its quadrants and its centre (FAST-GOAL, arXiv 2605.26615).
+    """The five regions that every image gets: its quadrants and its center (FAST-GOAL, arXiv 2605.26615).
 
-    Of an image of (width, height) pixels: the quadrants, which tile it, and the centre box (W/4, H/4, 3W/4, 3H/4),
-    labelled `top_left`, `top_right`, `bottom_left`, `bottom_right` and `centre`.
+    Of an image of (width, height) pixels: the quadrants, which tile it, and the center box (W/4, H/4, 3W/4, 3H/4),
+    labeled `top_left`, `top_right`, `bottom_left`, `bottom_right` and `center`.
     """
     width, height = check_size(image_size)
     x, y = width / 2, height / 2
@@ -79,7 +79,7 @@ def default_regions(image_size: tuple[int, int]) -> list[Region]:
         "top_right": (x, 0.0, width, y),
         "bottom_left": (0.0, y, x, height),
         "bottom_right": (x, y, width, height),
-        "centre": (width / 4, height / 4, 3 * width / 4, 3 * height / 4),
+        "center": (width / 4, height / 4, 3 * width / 4, 3 * height / 4),
     }
     return [Region(box, 1.0, label, "default") for label, box in boxes.items()]
 

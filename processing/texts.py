@@ -1,4 +1,4 @@
-"""Texts that can be written and tokenised, and short ones of long ones."""
+"""Texts that can be written and tokenized, and short ones of long ones."""
 
 from collections.abc import Iterable
 

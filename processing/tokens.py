@@ -23,7 +23,7 @@ def padding_of(tokenizer: Any) -> bool | str:
 
 
 def pad_ids(tokenizer: Any, ids: Sequence[Sequence[int]], are_short: bool = False) -> dict[str, torch.Tensor]:
-    """`input_ids` `(texts, tokens)` and, where the model takes one, `attention_mask` of texts that are tokenised.
+    """`input_ids` `(texts, tokens)` and, where the model takes one, `attention_mask` of texts that are tokenized.
 
     Args:
         tokenizer: The model's.

@@ -15,9 +15,9 @@ SIZE = (80, 60)
 LONG = "One long caption with many words that stands here for a photograph of a street. " * 4
 
 
-def jpeg(colour):
+def jpeg(color):
     buffer = io.BytesIO()
-    Image.new("RGB", SIZE, colour).save(buffer, "JPEG")
+    Image.new("RGB", SIZE, color).save(buffer, "JPEG")
     return buffer.getvalue()
 
 

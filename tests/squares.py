@@ -1,4 +1,4 @@
-"""Rows of a small data set with local pairs: each picture shows two coloured squares, each sentence names one."""
+"""Rows of a small dataset with local pairs: each picture shows two colored squares, each sentence names one."""
 
 import io
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
 
 def picture_of(first: str, second: str, size: tuple[int, int] = (64, 32)) -> Image.Image:
     picture = Image.new("RGB", size, "black")
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((18, 4, 29, 15), fill=COLOURS[first])
-    draw.rectangle((34, 16, 45, 27), fill=COLOURS[second])
+    draw.rectangle((18, 4, 29, 15), fill=COLORS[first])
+    draw.rectangle((34, 16, 45, 27), fill=COLORS[second])
     return picture
 
 
@@ -41,13 +41,13 @@ def row_of(first: str, second: str, opening: str = "On the left it is") -> dict:
     }
 
 
-def rows_of_squares(opening: str = "On the left it is", colours: Sequence[str] = tuple(COLOURS)) -> list[dict]:
-    """A row for each ordered two of the colours."""
-    return [row_of(first, second, opening) for first in colours for second in colours if first != second]
+def rows_of_squares(opening: str = "On the left it is", colors: Sequence[str] = tuple(COLORS)) -> list[dict]:
+    """A row for each ordered two of the colors."""
+    return [row_of(first, second, opening) for first in colors for second in colors if first != second]
 
 
 def write_pairs(rows: list[dict], folder: Path, shards: int = 1) -> Path:
-    """The rows as parquet files of a data set of pairs."""
+    """The rows as parquet files of a dataset of pairs."""
     import datasets
 
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())

@@ -13,12 +13,12 @@ from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.adapters import adapted_layers, describe_base, is_adapted, write_base
+from fastgoal.processing.checkpoints.adapters import adapted_layers, describe_base, is_adapted, write_base
 from fastgoal.processing.images import load_image
 from fastgoal.processing.texts import shortened
 
-from .batches.pair_data import PairData
-from .batches.stream_data import StreamData
+from .batches.rows import PairData
+from .batches.streams import StreamData
 
 PICTURES = 3
 
@@ -83,10 +83,14 @@ def training_facts(trainer: Any) -> cards.TrainingFacts | None:
         settings={
             **cards.listed_settings(args),
             "recipe": args.recipe,
-            **({"pair_choice": args.pair_choice} if objective.needs_pairs else {}),
-            "near_batches": args.near_batches,
-            **({"near_refresh": args.near_refresh} if args.near_batches and args.near_refresh else {}),
-            **({"l2_to_base": args.l2_to_base} if args.l2_to_base else {}),
+            **({"pair_sampling": args.pair_sampling} if objective.needs_pairs else {}),
+            "hard_negatives": args.hard_negatives,
+            **(
+                {"hard_negative_refresh": args.hard_negative_refresh}
+                if args.hard_negatives and args.hard_negative_refresh
+                else {}
+            ),
+            **({"l2sp_weight": args.l2sp_weight} if args.l2sp_weight else {}),
             "max_logit_scale": args.max_logit_scale or "none",
             **({"decay_all": True} if args.decay_all else {}),
             **({"freeze": args.freeze} if args.freeze else {}),
@@ -172,7 +176,7 @@ def _label(row: Mapping[str, Any], processor: Any) -> str:
 
 
 def _rows(data: Any) -> list[Mapping[str, Any]]:
-    """The first rows of a data set that is read by number."""
+    """The first rows of a dataset that is read by number."""
     if isinstance(data, Mapping) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
         return []
     rows = [data[index] for index in range(min(PICTURES, len(data)))]
@@ -195,4 +199,4 @@ def _trained(trainer: Any) -> tuple[int, float]:
 
 
 def _data_name(data: Any) -> str:
-    return public_name(data.source.name) if isinstance(data, PairData | StreamData) else "a data set in memory"
+    return public_name(data.source.name) if isinstance(data, PairData | StreamData) else "a dataset in memory"

@@ -20,8 +20,8 @@ from fastgoal.processing.files import sweep_drafts, write_json
 logger = logging.get_logger(__name__)
 
 SETTINGS = "fastgoal_training.json"
-# What the optimiser's state is called, by who saved it: one process, FSDP, DeepSpeed.
-OPTIMISERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
+# What the optimizer's state is called, by who saved it: one process, FSDP, DeepSpeed.
+OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
 
 
 def checkpoints(output: Path) -> list[tuple[int, Path]]:
@@ -73,8 +73,8 @@ def damage(path: Path) -> str | None:
             return f"{file.name} is cut off or damaged ({' '.join(str(error).split())})"
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*")):
         return "it has no weights"
-    if not any(any(path.glob(name)) for name in OPTIMISERS):
-        return "it has no state of the optimiser (save_only_model leaves it out)"
+    if not any(any(path.glob(name)) for name in OPTIMIZERS):
+        return "it has no state of the optimizer (save_only_model leaves it out)"
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
         if (path / name).is_file() and not zipfile.is_zipfile(path / name):
             return f"{name} is cut off or damaged"
@@ -112,7 +112,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bo
     if not allowed:
         raise ValueError(
             f"{message} Give the same ones, start anew in another --output_dir, or go on all the same with "
-            "--resume_with_changes true."
+            "--ignore_resume_mismatch true."
         )
     logger.warning(f"{message} They change now.")
 
@@ -153,7 +153,7 @@ def refuse_output(
     elif (output / "config.json").exists() or any(output.glob("*.safetensors")):
         holds = "a model"
     elif is_source(output):
-        holds = "a data set"
+        holds = "a dataset"
     if holds:
         raise ValueError(f"--output_dir {output} holds {holds}. {way_out}")
 

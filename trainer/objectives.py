@@ -31,7 +31,7 @@ class Objective:
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether the data set must hold local pairs, as `fastgoal pairs` writes them."""
+        """Whether the dataset must hold local pairs, as `fastgoal pairs` writes them."""
         return any(name.startswith("local_") for name in self._needs())
 
     @property

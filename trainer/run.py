@@ -21,20 +21,21 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
-from fastgoal.processing.adapters import is_adapted, is_adapter
-from fastgoal.processing.clips import load_clip
+from fastgoal.processing.checkpoints.adapters import is_adapted, is_adapter
+from fastgoal.processing.checkpoints.load import load_clip
 from fastgoal.processing.data.sources import Source, open_source
-from fastgoal.trainer.batches.pair_data import PairData
-from fastgoal.trainer.batches.stream_data import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import newest_checkpoint, refuse_output, require_checkpoint, step_of
-from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
-from fastgoal.trainer.parser import Parser
 from fastgoal.trainer.saving import hold_output
-from fastgoal.trainer.settings_file import flags_of, refuse_two_names
 from fastgoal.trainer.summary import end_lines, language_of
-from fastgoal.trainer.terminal import run_cleanly
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
+
+from .batches.rows import PairData
+from .batches.streams import StreamData
+from .cli.parser import Parser
+from .cli.settings_file import flags_of, refuse_two_names
+from .cli.terminal import run_cleanly
+from .trainer import FastGoalTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -52,12 +53,12 @@ class RunArguments:
     )
     train_data: str = field(
         metadata={
-            "help": "Data set to train on: what `fastgoal pairs` wrote.",
+            "help": "Dataset to train on: what `fastgoal pairs` wrote.",
             "metavar": "DIR",
             "aliases": "--dataset_name",
         }
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Data set for the evaluations, of the same kind."})
+    eval_data: str | None = field(default=None, metadata={"help": "Dataset for the evaluations, of the same kind."})
     image_column: str | None = field(
         default=None, metadata={"help": "Column with the image, where it is not found by itself."}
     )
@@ -74,7 +75,7 @@ class RunArguments:
         default=False,
         metadata={
             "help": "Read the training data row after row from their shards, parquet or tar (webdataset), which need "
-            "not fit on the disk. Without near_batches, group_by_caption_length, and columns of other names."
+            "not fit on the disk. Without hard_negatives, group_by_caption_length, and columns of other names."
         },
     )
     shuffle_window: int = field(
@@ -85,8 +86,8 @@ class RunArguments:
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
-    license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card, as in `mit`."})
-    card_pictures: bool = field(
+    license: str | None = field(default=None, metadata={"help": "License of the model, for its card, as in `mit`."})
+    card_images: bool = field(
         default=True, metadata={"help": "Put three training pictures with their pairs, and examples, into the card."}
     )
 
@@ -171,9 +172,9 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:
         args.eval_on_start = eval_data is not None and not checkpoint
-    if args.lora_rank and is_adapter(run.model):
+    if args.lora_r and is_adapter(run.model):
         raise ValueError(
-            f"--model {run.model} is an adapter, and --lora_rank would train another one on top of it. Merge it first: "
+            f"--model {run.model} is an adapter, and --lora_r would train another one on top of it. Merge it first: "
             f"fastgoal merge {run.model} --output DIR."
         )
     model, processor = load_clip(run.model, "cpu", stretch=True if run.max_text_length is None else run.max_text_length)
@@ -182,7 +183,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     trainer = FastGoalTrainer(
         model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
     )
-    trainer.card = CardOptions(run.model, run.license, run.card_pictures)
+    trainer.card = CardOptions(run.model, run.license, run.card_images)
     for name, weight in asdict(trainer.objective.weights).items():
         setattr(model.config, name, weight)
     model.config.contrastive = args.contrastive

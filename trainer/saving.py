@@ -20,13 +20,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from fastgoal.hub_cards.pushing import push, require_token
-from fastgoal.processing.adapters import is_adapted
+from fastgoal.hub_cards.push import push, require_token
+from fastgoal.processing.checkpoints.adapters import is_adapted
+from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.files import WORK_FOLDER, draft_beside, hold_folder, merge_folder, put_folder
-from fastgoal.processing.weights import refuse_not_finite
 
-from .batches.pair_data import PairData
-from .batches.stream_data import StreamData
+from .batches.rows import PairData
+from .batches.streams import StreamData
 from .card import CardOptions, finish_folder
 from .checkpoints import (
     checkpoints,
@@ -84,7 +84,7 @@ class SavingTrainer(Trainer):
             # Once: looking at all files of the data takes its time.
             self._trained_with = self.training_settings()
             if checkpoint is not None:
-                refuse_other_settings(Path(checkpoint), self._trained_with, self.args.resume_with_changes)
+                refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
             self._begin(checkpoint)
             return super().train(checkpoint, *args, **kwargs)
 
@@ -94,11 +94,11 @@ class SavingTrainer(Trainer):
         return {
             "objective": self.objective.name,
             **asdict(self.objective.weights),
-            "pair_choice": args.pair_choice,
-            "near_batches": args.near_batches,
-            "near_refresh": args.near_refresh,
-            "l2_to_base": args.l2_to_base,
-            **{name: getattr(args, name) for name in ("lora_rank", "lora_alpha", "lora_target")},
+            "pair_sampling": args.pair_sampling,
+            "hard_negatives": args.hard_negatives,
+            "hard_negative_refresh": args.hard_negative_refresh,
+            "l2sp_weight": args.l2sp_weight,
+            **{name: getattr(args, name) for name in ("lora_r", "lora_alpha", "lora_target_modules")},
             **{name: getattr(args, name) for name in ("freeze", "freeze_layers")},
             "group_by_caption_length": args.group_by_caption_length,
             "learning_rate": args.learning_rate,

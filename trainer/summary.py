@@ -13,12 +13,12 @@ from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.adapters import is_adapted
+from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.sentences import check_language
 
-from .batches.pair_data import PairData
-from .batches.stream_data import StreamData
+from .batches.rows import PairData
+from .batches.streams import StreamData
 from .parallel.strategy import describe
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import set_seed
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid
-from fastgoal.processing.adapters import TARGETS, add_adapter, frozen_parameters, is_adapted
+from fastgoal.processing.checkpoints.adapters import TARGETS, add_adapter, frozen_parameters, is_adapted
 
 from .training_arguments import FastGoalTrainingArguments
 
@@ -24,13 +24,13 @@ def prepare_weights(model: Any, args: FastGoalTrainingArguments) -> Any:
     frozen: set[str] = set()
     if hasattr(model, "logit_bias") and not is_sigmoid(model, args.contrastive):
         frozen.add("logit_bias")
-    if args.lora_rank or args.freeze or args.freeze_layers:
+    if args.lora_r or args.freeze or args.freeze_layers:
         if is_adapted(model):
-            raise ValueError("the model has an adapter already: leave `lora_rank`, `freeze` and `freeze_layers` out.")
-        if args.lora_rank:
-            targets = args.lora_target or TARGETS
+            raise ValueError("the model has an adapter already: leave `lora_r`, `freeze` and `freeze_layers` out.")
+        if args.lora_r:
+            targets = args.lora_target_modules or TARGETS
             set_seed(args.seed)  # the same weights to begin with in all processes, and each time
-            how = (args.lora_rank, args.lora_alpha, targets, args.freeze, args.freeze_layers)
+            how = (args.lora_r, args.lora_alpha, targets, args.freeze, args.freeze_layers)
             return add_adapter(model, *how)  # type: ignore[arg-type]
         frozen |= set(frozen_parameters(model, args.freeze, args.freeze_layers))
     if frozen:

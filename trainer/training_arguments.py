@@ -8,16 +8,16 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from fastgoal.processing.adapters import TARGETS, TOWERS
+from fastgoal.processing.checkpoints.adapters import TARGETS, TOWERS
 
-from .batches.collator import PAIR_CHOICES
+from .batches.collator import PAIR_SAMPLING
 from .objectives import OBJECTIVES, WEIGHTS, Objective, resolve_objective
 
 _PAPER: dict[str, Any] = {
-    "pair_choice": "best",
-    "near_batches": False,
-    "near_refresh": 0.0,
-    "l2_to_base": 0.0,
+    "pair_sampling": "best",
+    "hard_negatives": False,
+    "hard_negative_refresh": 0.0,
+    "l2sp_weight": 0.0,
     "warmup_steps": 0,
     "per_device_train_batch_size": 64,
     "dataloader_drop_last": False,
@@ -33,10 +33,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.0,
         "decay_all": True,
     },
-    "best": {
+    "experimental": {
         **_PAPER,
-        **{"pair_choice": "any", "near_batches": True, "near_refresh": 0.4, "warmup_steps": 0.2},
-        **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3, "l2_to_base": 0.001},
+        **{"pair_sampling": "any", "hard_negatives": True, "hard_negative_refresh": 0.4, "warmup_steps": 0.2},
+        **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3, "l2sp_weight": 0.001},
     },
 }
 """Values for the arguments that are None, by recipe. A weight goes to the objectives that have the loss of `_GOES_WITH`
@@ -53,7 +53,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), (0, False)),
     **dict.fromkeys(("dataloader_num_workers", "adam_beta1", "adam_beta2", "max_logit_scale"), (0, False)),
     **dict.fromkeys(("lora_alpha",), (0, True)),
-    **dict.fromkeys(("freeze_layers", "near_refresh", "l2_to_base"), (0, False)),
+    **dict.fromkeys(("freeze_layers", "hard_negative_refresh", "l2sp_weight"), (0, False)),
     **dict.fromkeys(WEIGHTS, (0, False)),
 }
 
@@ -83,7 +83,7 @@ _FLAG = {"nargs": "?", "const": True}
 class FastGoalTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objective and the defaults of GOAL's published training.
 
-    Only what differs from `TrainingArguments` is listed. The optimiser is AdamW, and the learning rate falls
+    Only what differs from `TrainingArguments` is listed. The optimizer is AdamW, and the learning rate falls
     along a cosine to 0; with the recipe `paper` there is no warm-up.
 
     What the recipe sets is written into the arguments that are None, and counts as given from then on: to change the
@@ -92,12 +92,12 @@ class FastGoalTrainingArguments(TrainingArguments):
 
     recipe: str = _setting(
         "paper",
-        "Values of what is not given itself. `paper`: as published (pair_choice best, no near_batches, "
+        "Values of what is not given itself. `paper`: as published (pair_sampling best, no hard_negatives, "
         "no warm-up). `goal`: as `paper`, with what GOAL's public code does besides (batches of 16 and no shorter "
         "last one, no clipping of gradients, weight decay on all parameters); give --bf16 too, and note that its "
         "pairs were matched by a fixed CLIP whatever is tuned: make them with `fastgoal pairs --model "
-        "openai/clip-vit-large-patch14-336`. `best`: what did best in this project's study (pair_choice any, "
-        "near_batches, near_refresh 0.4, warmup_steps 0.2, l2_to_base 0.001, token_weight 0.1 in place of "
+        "openai/clip-vit-large-patch14-336`. `experimental`: what did best in this project's study (pair_sampling any, "
+        "hard_negatives, hard_negative_refresh 0.4, warmup_steps 0.2, l2sp_weight 0.001, token_weight 0.1 in place of "
         "tsl_weight, and short_weight 0.3 where the data have short_captions), which was on drawn scenes, not on "
         "photographs; see benchmarks/study/STUDY.md.",
         choices=[*RECIPES],
@@ -127,39 +127,39 @@ class FastGoalTrainingArguments(TrainingArguments):
         "bias); the base's own by default.",
         choices=["softmax", "sigmoid"],
     )
-    pair_choice: str | None = _setting(
+    pair_sampling: str | None = _setting(
         None,
         "Which of an image's local pairs a step trains on: the single best one, as published; one of the "
         "three best; or any of them, drawn anew each time. The recipe's by default.",
-        choices=[*PAIR_CHOICES],
+        choices=[*PAIR_SAMPLING],
     )
-    near_batches: bool | None = _setting(
+    hard_negatives: bool | None = _setting(
         None,
         "Make batches in which most images stand beside one that looks like them, so that the details tell "
         "their captions apart (hard negatives). Costs a pass of the image tower over all images at the start. The "
         "recipe's by default.",
         **_FLAG,
     )
-    near_refresh: float | None = _setting(
+    hard_negative_refresh: float | None = _setting(
         None,
-        "After this share of the epochs, near_batches look once more for what looks alike, to the model as it is then. "
+        "Share of the epochs after which hard negatives are searched again with the current model. "
         "0: never. The recipe's by default.",
     )
-    l2_to_base: float | None = _setting(
+    l2sp_weight: float | None = _setting(
         None,
         "Weight of the squared distance of the trained weights from those that the training starts with (L2-SP): the "
         "larger, the more stays of what the base knows. The recipe's by default.",
     )
-    lora_rank: int | None = _setting(
+    lora_r: int | None = _setting(
         None,
         "Train an adapter (LoRA) of this rank in place of the model's own weights: needs a part of the memory, and "
         "leaves a small folder that every command takes and `fastgoal merge` makes a model of. Needs peft, and a "
         "learning_rate of about 1.0e-4.",
     )
     lora_alpha: float | None = _setting(
-        None, "What the adapter adds is multiplied by lora_alpha / lora_rank; by default the rank."
+        None, "What the adapter adds is multiplied by lora_alpha / lora_r; by default the rank."
     )
-    lora_target: list[str] | None = _setting(  # noqa: RUF009
+    lora_target_modules: list[str] | None = _setting(  # noqa: RUF009
         None, f"Ends of the names of the layers that get an adapter; by default {' '.join(TARGETS)}."
     )
     freeze: str | None = _setting(
@@ -168,7 +168,7 @@ class FastGoalTrainingArguments(TrainingArguments):
     freeze_layers: int = _setting(
         0, "So many of the first layers of both towers are not trained, nor what comes before them."
     )
-    gradient_cache_chunk: int | None = _setting(
+    mini_batch_size: int | None = _setting(
         None,
         "Pairs that go through the model at once; the loss and gradients stay those of the whole batch, "
         "at the memory of so many pairs and the cost of one more forward.",
@@ -212,7 +212,7 @@ class FastGoalTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = _setting(
         False, "Train into a folder that holds a model, data or another training, whose checkpoints are then deleted."
     )
-    resume_with_changes: bool = _setting(
+    ignore_resume_mismatch: bool = _setting(
         False, "Go on with a checkpoint though the data, the objective, the batch size or the like are others now."
     )
     remove_unused_columns: bool = _setting(False, "Must stay False: the collator needs the columns.")
@@ -220,16 +220,16 @@ class FastGoalTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the collator reads images, captions and pairs.")
-        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
-            raise ValueError(f"`gradient_cache_chunk` must be positive, got {self.gradient_cache_chunk}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"`mini_batch_size` must be positive, got {self.mini_batch_size}.")
         if self.max_logit_scale and not self.max_logit_scale >= 1:
             raise ValueError(f"`max_logit_scale` must be 0 (no limit) or at least 1, got {self.max_logit_scale}.")
         if self.recipe not in RECIPES:
             raise ValueError(f"`recipe` must be one of {', '.join(RECIPES)}, got {self.recipe!r}.")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"`lora_rank` must be at least 1, got {self.lora_rank}.")
-        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_target is not None):
-            raise ValueError("`lora_alpha` and `lora_target` say how an adapter is made: give `lora_rank` too.")
+        if self.lora_r is not None and self.lora_r < 1:
+            raise ValueError(f"`lora_r` must be at least 1, got {self.lora_r}.")
+        if self.lora_r is None and (self.lora_alpha is not None or self.lora_target_modules is not None):
+            raise ValueError("`lora_alpha` and `lora_target_modules` say how an adapter is made: give `lora_r` too.")
         if self.freeze not in (None, *TOWERS):
             raise ValueError(f"`freeze` must be one of {', '.join(TOWERS)}, got {self.freeze!r}.")
         _refuse_numbers(self)
@@ -237,14 +237,14 @@ class FastGoalTrainingArguments(TrainingArguments):
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None and getattr(published.weights, _GOES_WITH.get(name, name), True):
                 setattr(self, name, value)
-        if self.near_refresh and self.near_refresh >= 1:
+        if self.hard_negative_refresh and self.hard_negative_refresh >= 1:
             raise ValueError(
-                f"`near_refresh` is a share of the epochs, from 0 (never) to below 1, got {self.near_refresh}: 0.4 is "
-                "after two of five."
+                "`hard_negative_refresh` is a share of the epochs, from 0 (never) to below 1, got "
+                f"{self.hard_negative_refresh}: 0.4 is after two of five."
             )
-        if self.l2_to_base and self.fp16 and not self.max_grad_norm:
+        if self.l2sp_weight and self.fp16 and not self.max_grad_norm:
             raise ValueError(
-                "`l2_to_base` beside `fp16` needs gradients in their own units, which clipping brings them to: set "
+                "`l2sp_weight` beside `fp16` needs gradients in their own units, which clipping brings them to: set "
                 "`max_grad_norm`, or take `bf16`."
             )
         self.resolved_objective()  # a wrong name or weight is an error here, before anything is loaded

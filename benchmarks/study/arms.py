@@ -1,7 +1,7 @@
 """What the study trains: the sizes that all trainings share, the arms, and the questions that arms answer.
 
 An arm says what differs from FAST-GOAL as published: the objective, the regions, which pairs are trained on, the
-schedule. Everything else is the same for all arms of a seed: scenes, base, order of the batches, optimiser.
+schedule. Everything else is the same for all arms of a seed: scenes, base, order of the batches, optimizer.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Arm:
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
         scale: The factor of the logits, fixed; `None` learns it.
-        near: Whether a batch has images that look alike in twos (`--near_batches`).
+        near: Whether a batch has images that look alike in twos (`--hard_negatives`).
         epochs: As a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
         learning_rate, warmup: If not the sizes'.
@@ -87,11 +87,11 @@ FAST_GOAL = Arm("FAST-GOAL")
 GLOBAL, LOCAL, BOTH = Arm("global", "global"), Arm("local", "local"), Arm("global + local", "global_local")
 SPARC, SPARC_TOO = Arm("SPARC", "sparc"), Arm("SPARC + FAST-GOAL", settings=(("sparc_weight", 1.0),))
 ANY_PAIR = Arm("any pair, anew each epoch", pairs="random")
-ANY_PAIR_NEAR = replace(ANY_PAIR, name="any pair, near batches", near=True)
+ANY_PAIR_NEAR = replace(ANY_PAIR, name="any pair, hard-negative batches", near=True)
 # What the recipe `best` sets beside; written out, as it was measured.
 _BEST: dict[str, Any] = {
     **{"tsl_weight": 0.0, "token_weight": 0.1, "short_weight": 0.3},
-    **{"l2_to_base": 0.001, "near_refresh": 0.4},
+    **{"l2sp_weight": 0.001, "hard_negative_refresh": 0.4},
 }
 
 
@@ -157,17 +157,17 @@ QUESTIONS = {
     6: Question(
         "What else helps?",
         (
-            *(FAST_GOAL, ANY_PAIR, replace(FAST_GOAL, name="near batches", near=True), ANY_PAIR_NEAR),
+            *(FAST_GOAL, ANY_PAIR, replace(FAST_GOAL, name="hard-negative batches", near=True), ANY_PAIR_NEAR),
             replace(ANY_PAIR_NEAR, name="the same, 0.85 of the way from the base", average=0.85),
             replace(ANY_PAIR_NEAR, name="the same, 0.7 of the way from the base", average=0.7),
-            replace(GLOBAL, name="global, near batches", near=True),
+            replace(GLOBAL, name="global, hard-negative batches", near=True),
         ),
         "FAST-GOAL",
     ),
     7: Question(
         "Is there a recipe that is clearly better?",
         (
-            *(GLOBAL, BOTH, FAST_GOAL, _recipe("best")),
+            *(GLOBAL, BOTH, FAST_GOAL, _recipe("experimental")),
             _recipe("best, without the token term", token_weight=0.0),
             _recipe("best, TSL for the token term", token_weight=0.0, tsl_weight=1.0),
         ),
@@ -178,16 +178,16 @@ QUESTIONS = {
         (
             *(Arm("before", "none"), GLOBAL, BOTH, FAST_GOAL),
             replace(FAST_GOAL, name="FAST-GOAL, softmax losses", settings=(("contrastive", "softmax"),)),
-            _recipe("best"),
+            _recipe("experimental"),
         ),
         "global",
     ),
 }
 TRIALS = (
     replace(ANY_PAIR, name="any pair, local weight 1", settings=(("local_weight", 1.0),)),
-    replace(ANY_PAIR_NEAR, name="any pair, near batches, local weight 1", settings=(("local_weight", 1.0),)),
-    replace(ANY_PAIR_NEAR, name="any pair, near batches, without TSL", settings=(("tsl_weight", 0.0),)),
-    replace(ANY_PAIR_NEAR, name="any pair, near batches, logits times 20", scale=20.0),
+    replace(ANY_PAIR_NEAR, name="any pair, hard-negative batches, local weight 1", settings=(("local_weight", 1.0),)),
+    replace(ANY_PAIR_NEAR, name="any pair, hard-negative batches, without TSL", settings=(("tsl_weight", 0.0),)),
+    replace(ANY_PAIR_NEAR, name="any pair, hard-negative batches, logits times 20", scale=20.0),
     replace(ANY_PAIR, name="any pair, logits times 20", scale=20.0),
     replace(ANY_PAIR, name="any pair, TSL weight 2", settings=(("tsl_weight", 2.0),)),
 )

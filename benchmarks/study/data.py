@@ -15,8 +15,8 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, pair_up
 from fastgoal.processing.regions import Region
 from fastgoal.quickstart.train_base import Pixels, embed_pixels, enlarge
-from fastgoal.trainer.evaluation.embeddings import encode_texts
-from fastgoal.trainer.evaluation.retrieval import retrieval_ranks
+from fastgoal.trainer.evaluation.measures.embeddings import encode_texts
+from fastgoal.trainer.evaluation.measures.retrieval import retrieval_ranks
 
 from .scenes import Crowd, short_caption
 
@@ -38,7 +38,7 @@ class StudyData:
         sentence_ids: Each sentence's.
         sentence_masks: `(sentences, tokens)` bool.
         region_masks: `(regions, patches)` bool; `squashed_masks` are the same without the crop.
-        short_ids: Token ids of five short captions, as other data sets have them, of one or two of the things.
+        short_ids: Token ids of five short captions, as other datasets have them, of one or two of the things.
         similarity: The base's cosines, `(sentences, regions)`.
     """
 

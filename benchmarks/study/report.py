@@ -19,8 +19,8 @@ from .arms import QUESTIONS
 from .data import MEASURES
 from .runs import Seed
 
-# Eight colours that colour-blind readers can tell apart (Okabe and Ito), and a shape for each.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+# Eight colors that color-blind readers can tell apart (Okabe and Ito), and a shape for each.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 # Student's t at 97.5 % by degrees of freedom.
 T_VALUES = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -34,7 +34,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, T_VALUES[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summarise(number: int, runs: Mapping[int, Seed]) -> dict[str, Any]:
+def summarize(number: int, runs: Mapping[int, Seed]) -> dict[str, Any]:
     """The results of a question: for each arm mean and interval of every measure, and of the paired differences.
 
     An arm counts the seeds with which it and the arm that it is compared with were trained.
@@ -76,7 +76,7 @@ def summarise(number: int, runs: Mapping[int, Seed]) -> dict[str, Any]:
 
 def write_results(number: int, runs: Mapping[int, Seed], folder: Path) -> None:
     """Write `qN.json` into `folder`, with a fresh seed `qN-fresh-SEED.json`, and print the table."""
-    result = summarise(number, runs)
+    result = summarize(number, runs)
     folder.mkdir(exist_ok=True)
     suffix = "" if result["fresh_seed"] is None else f"-fresh-{result['fresh_seed']}"
     (folder / f"q{number}{suffix}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -136,15 +136,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
     if result["question"] == 5:
         figure.set_size_inches(9, 4)
         for place, row in enumerate(rows):
-            looks = {"color": COLOURS[place % len(COLOURS)], "fmt": MARKERS[place % len(MARKERS)], "label": row["arm"]}
+            looks = {"color": COLORS[place % len(COLORS)], "fmt": MARKERS[place % len(MARKERS)], "label": row["arm"]}
             axes.errorbar(row["train_seconds"], means[place], halves[place], capsize=3, ms=7, **looks)
         axes.set(xlabel="processor seconds of the training", xlim=(0, None))
         axes.set(ylabel="R@1, mean of both directions (%)", ylim=(0, None))
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     else:
-        colours = ["#999999" if row["arm"] == result["against"] else "#0072b2" for row in rows]
+        colors = ["#999999" if row["arm"] == result["against"] else "#0072b2" for row in rows]
         places = range(len(rows))[::-1]
-        axes.barh(places, means, xerr=halves, color=colours, capsize=3, height=0.62)
+        axes.barh(places, means, xerr=halves, color=colors, capsize=3, height=0.62)
         axes.set_yticks(list(places), [row["arm"] for row in rows])
         axes.set_xlabel("R@1, mean of both directions (%)")
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,8 +26,8 @@ from fastgoal.processing.tokens import pad_ids
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.train_base import embed_pixels
 from fastgoal.quickstart.training import quiet_trainer
-from fastgoal.trainer.batches.neighbours import nearest_rows
-from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
+from fastgoal.trainer.batches.hard_negatives import nearest_rows
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, HardNegativeSampler
 
 from .arms import Arm, Sizes
 from .data import MEASURES, Gallery, StudyData
@@ -86,10 +86,10 @@ class StudyTrainer(FastGoalTrainer):
         if not self.near:
             return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)
         size, seed = self.args.train_batch_size, self.args.seed
-        return NearPairSampler(self._find_neighbours(None), size, seed, lengths, self._renewed_neighbours)
+        return HardNegativeSampler(self._find_neighbors(None), size, seed, lengths, self._renewed_neighbors)
 
     @torch.no_grad()
-    def _find_neighbours(self, data: Any, **how: Any) -> torch.Tensor:
+    def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
         with self.compute_loss_context_manager(), eval_mode(self.model):
             return nearest_rows(embed_pixels(self.model, self.data.pixels))
 

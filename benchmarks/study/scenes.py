@@ -1,8 +1,8 @@
 """The world of the study: the quickstart's drawn scenes made harder, with everything known about them.
 
 A scene shows two to five things (up to seven if told): single objects or groups of two or three alike, each with a
-shape, a colour, a fill pattern, an outline and a mark, on a background with a texture, in bright or dim light. Pictures
-are square, wide or tall, so a centre crop cuts some things off. The caption has 3 to 15 sentences: about the scene as a
+shape, a color, a fill pattern, an outline and a mark, on a background with a texture, in bright or dim light. Pictures
+are square, wide or tall, so a center crop cuts some things off. The caption has 3 to 15 sentences: about the scene as a
 whole, about one thing, and about how two things lie to each other. Long captions tell details in words that the base
 CLIP never reads in its short ones, three words for each of the plain ones.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from PIL import Image, ImageDraw
 
 from fastgoal.quickstart import drawing
-from fastgoal.quickstart.drawing import BACKGROUNDS, SUPERSAMPLING, Box, Scene, Split, Thing, article, other_colour
+from fastgoal.quickstart.drawing import BACKGROUNDS, SUPERSAMPLING, Box, Scene, Split, Thing, article, other_color
 
 from .words import Plan, describe, details, relations, with_article
 
@@ -27,7 +27,7 @@ SIZES = ((224, 224), (280, 224), (224, 280))
 """Widths and heights of pictures, in pixels."""
 
 THING_SHAPES = ("arrow", "circle", "drop", "flower", "heart", "hexagon", "square", "star")
-THING_COLOURS = ("blue", "green", "orange", "purple", "red", "yellow")
+THING_COLORS = ("blue", "green", "orange", "purple", "red", "yellow")
 TEXTURES = ("plain", "ruled", "dotted", "floored")
 LIGHTS = {"bright": 1.0, "dim": 0.72}
 SHORT_STARTS = (
@@ -120,10 +120,10 @@ def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, 
     background, texture, light = (rng.choice(names) for names in (sorted(BACKGROUNDS), TEXTURES, sorted(LIGHTS)))
     things = []
     for place in places:
-        colour = rng.choice(THING_COLOURS)
-        looks = drawing.choose_details(rng, colour)
+        color = rng.choice(THING_COLORS)
+        looks = drawing.choose_details(rng, color)
         alike = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
-        things.append(Thing(rng.choice(THING_SHAPES), colour, *looks, place, alike))
+        things.append(Thing(rng.choice(THING_SHAPES), color, *looks, place, alike))
     return Plan(size, background, texture, light, tuple(things), seed, words)
 
 
@@ -134,12 +134,12 @@ def _change_one(plan: Plan, rng: random.Random, index: int) -> Plan:
     change = rng.choice(("pattern", "outline", "mark"))
     if change == "pattern":
         pattern = rng.choice([name for name in drawing.PATTERNS if name not in (thing.pattern, "plain")])
-        thing = replace(thing, pattern=pattern, second=other_colour(rng, thing.colour, thing.second))
+        thing = replace(thing, pattern=pattern, second=other_color(rng, thing.color, thing.second))
     elif change == "outline":
-        thing = replace(thing, outline=other_colour(rng, thing.colour, thing.outline))
+        thing = replace(thing, outline=other_color(rng, thing.color, thing.outline))
     else:
         taken = thing.mark[0] if thing.mark else None
-        thing = replace(thing, mark=(other_colour(rng, thing.colour, thing.second, taken), rng.choice(drawing.MARKS)))
+        thing = replace(thing, mark=(other_color(rng, thing.color, thing.second, taken), rng.choice(drawing.MARKS)))
     things = (*plan.things[:number], thing, *plan.things[number + 1 :])
     return replace(plan, things=things, twin_of=index)
 

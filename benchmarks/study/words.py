@@ -77,7 +77,7 @@ def describe(plan: Plan, rng: random.Random, wording: str) -> tuple[list[str], l
     related: list[tuple[str, tuple[int, ...]]] = []
     for _ in range(rng.choice((0, 1, 1, 2))):
         a, b = rng.sample(range(len(things)), 2) if len(things) > 1 else (0, 0)
-        if (things[a].shape, things[a].colour) != (things[b].shape, things[b].colour):
+        if (things[a].shape, things[a].color) != (things[b].shape, things[b].color):
             frame = rng.choice(RELATIONS[wording])
             relation = rng.choice(relations(things[a], things[b]))
             text = frame.format(a=_noun(things[a]), b=_noun(things[b]), r=relation, **_verb(things[a]))
@@ -130,8 +130,8 @@ def details(thing: Thing, rng: random.Random, words: int, wording: str) -> list[
         found.append(f"{start} {say(thing.outline)}")
     if thing.mark is not None:
         start = pick(train=("marked with", "bearing"), validation=("carrying",), test=("stamped with", "holding"))
-        colour, shape = (say(word) for word in thing.mark)
-        found.append(f"{start} {article(colour)} {colour} {shape}")
+        color, shape = (say(word) for word in thing.mark)
+        found.append(f"{start} {article(color)} {color} {shape}")
     rng.shuffle(found)
     return found
 
@@ -151,7 +151,7 @@ def relations(a: Thing, b: Thing) -> list[str]:
 
 def _noun(thing: Thing) -> str:
     plural = "es" if thing.shape.endswith("s") else "s"
-    return f"{thing.colour} {thing.shape}" + (plural if thing.count > 1 else "")
+    return f"{thing.color} {thing.shape}" + (plural if thing.count > 1 else "")
 
 
 def with_article(thing: Thing) -> str:

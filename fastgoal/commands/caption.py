@@ -14,7 +14,7 @@ EPILOG = """\
 IMAGES is one of
   a folder of images, sub-folders included (jpg, png, webp, bmp, gif, tif)
   a folder with metadata.jsonl, a folder written by datasets' save_to_disk,
-  a folder of parquet files, or OWNER/NAME of a data set on the Hugging Face
+  a folder of parquet files, or OWNER/NAME of a dataset on the Hugging Face
   Hub; captions that are there already are not looked at
 
 The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links to the
@@ -114,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.captioner import PROMPT, Captioner
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.builders.cluster import open_engine
+    from fastgoal.processing.checkpoints.devices import choose_dtype
+    from fastgoal.processing.checkpoints.fingerprints import mark_weights
     from fastgoal.processing.data.image_folder import open_images
-    from fastgoal.processing.devices import choose_dtype
-    from fastgoal.processing.weights import mark_weights
 
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
     images = open_images(args.images, args.image_column, args.split, args.allow_outside_files)

@@ -15,7 +15,9 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", choices=("paper", "goal", "best"), default="paper", help="whose values are shown")
+    parser.add_argument(
+        "--recipe", choices=(("paper", "goal", "experimental")), default="paper", help="whose values are shown"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.convert import convert
+    from fastgoal.export.convert import convert
 
     done = convert(args.file, args.base, args.output, args.max_text_length, args.drop_unmatched)
     print(f"{args.output}: {done.tensors} tensors, {done.layout} layout, {done.positions} text positions")

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from fastgoal.trainer.evaluation.protocols import PROTOCOLS
+from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
 from .options import add, number
 
@@ -20,7 +20,7 @@ _LIST = "\n".join(
     for name, protocol in PROTOCOLS.items()
 )
 EPILOG = f"""\
-protocols: each takes the data set as it is published, or a table (parquet, saved data set, Hub id) of it
+protocols: each takes the dataset as it is published, or a table (parquet, saved dataset, Hub id) of it
 {_LIST}
 
 Every caption of an image is a text of its own, cut at the number of tokens that the model reads. Ties count against
@@ -33,7 +33,7 @@ examples:
   fastgoal evaluate --model outputs/ --data test/ --output report.json
   fastgoal evaluate --model outputs/ --against openai/clip-vit-base-patch16 \\
       --protocol docci --data docci/
-  fastgoal evaluate --model outputs/ --data pairs/ --joint --localisation
+  fastgoal evaluate --model outputs/ --data pairs/ --joint --localization
 """
 
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("--joint", "also GOAL's joint test, mAP@10 (needs data that `fastgoal pairs` wrote)"),
         ("--robustness", "also with a false sentence in each caption, sentences shuffled or dropped, cut at 77 tokens"),
-        ("--localisation", "also how often a sentence finds its boxes (top 5, 10, 15 patches)"),
+        ("--localization", "also how often a sentence finds its boxes (top 5, 10, 15 patches)"),
         ("--check", "compute recalls and ranks again with a second implementation, and stop if they differ"),
     ):
         parser.add_argument(name, action="store_true", help=text)
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="report.json", help="write the report here as JSON, and beside it as report.md"
     )
     add(parser, "--split", "--image-column", "--caption-column", "--allow-outside-files")
-    parser.add_argument("--boxes-column", metavar="NAME", default="boxes", help="for --localisation")
+    parser.add_argument("--boxes-column", metavar="NAME", default="boxes", help="for --localization")
     add(parser, "--limit", "--on-error", "--batch-size", "--num-workers", "--device", "--dtype")
     parser.add_argument(
         "--resamples", type=number(0), default=1000, metavar="N", help="for the 95 %% intervals; 0: none"

@@ -8,8 +8,8 @@ from .options import add, load_contestants, prepare_pictures, text_file
 HELP = "show where a model sees each sentence of a caption in an image"
 
 EPILOG = """\
-Each sentence has one colour and one number, the same for both models: of its text, of the frame of its best region, and
-of its patch heat map (pale: least similar patch, full colour: most similar). A striped frame is the best region of
+Each sentence has one color and one number, the same for both models: of its text, of the frame of its best region, and
+of its patch heat map (pale: least similar patch, full color: most similar). A striped frame is the best region of
 several sentences. Numbers after the sentences are cosines. Compare heat maps by place, not by strength: each has its
 own range, which is printed with it.
 

@@ -8,7 +8,7 @@ from .options import add
 HELP = "export both towers of a model to ONNX, checked against PyTorch"
 
 EPILOG = """\
-Writes vision_model.onnx and text_model.onnx. Embeddings are normalised; the number of rows and of tokens is free.
+Writes vision_model.onnx and text_model.onnx. Embeddings are normalized; the number of rows and of tokens is free.
 Needs `pip install 'fastgoal[onnx]'`.
 
 example:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--model {args.model} is no folder here; name a folder for the files with --output.")
         output = Path(args.model) / "onnx"
 
-    from fastgoal.tools.export_onnx import export_onnx
+    from fastgoal.export.export_onnx import export_onnx
 
     for name, difference in export_onnx(args.model, output).items():
         print(f"{output / name}: differs from PyTorch by at most {difference:.1e}")

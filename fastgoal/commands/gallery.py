@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.wording import count
     from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
     from fastgoal.pages.render import save_picture
-    from fastgoal.processing.devices import choose_workers
+    from fastgoal.processing.checkpoints.devices import choose_workers
     from fastgoal.processing.files import write_text
-    from fastgoal.trainer.evaluation.embeddings import encode_source
-    from fastgoal.trainer.evaluation.protocols import open_protocol
+    from fastgoal.trainer.evaluation.measures.embeddings import encode_source
+    from fastgoal.trainer.evaluation.protocols.registry import open_protocol
 
     columns = (args.image_column, args.caption_column, args.split)
     source = open_protocol(args.protocol, args.data, *columns, args.limit, args.allow_outside_files)

@@ -1,4 +1,4 @@
-"""`fastgoal inspect`: a page about a data set of local pairs."""
+"""`fastgoal inspect`: a page about a dataset of local pairs."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from .options import add, number
 
-HELP = "look at a data set of local pairs: a page with sample rows, scores, lengths, repetitions"
+HELP = "look at a dataset of local pairs: a page with sample rows, scores, lengths, repetitions"
 
 EPILOG = """\
 The page is one file that needs no other and asks the network for nothing. Columns are read a batch at a time, and only
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
-    from fastgoal.processing.clips import load_clip
-    from fastgoal.processing.data.figures import inspect_pairs
+    from fastgoal.processing.checkpoints.load import load_clip
     from fastgoal.processing.data.pairs_dataset import PairsFolder
+    from fastgoal.processing.data.statistics import inspect_pairs
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
     from fastgoal.processing.files import prepare_output, write_json, write_text
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"name": name, "seed": args.seed, "tokenizer": None if counter is None else counter.name}
     facts.update(inspect_pairs(folder, counter, args.rows, args.seed, progress=True))
     if model is not None:
-        from fastgoal.trainer.evaluation.quality import mean_cosine
+        from fastgoal.trainer.evaluation.measures.caption_quality import mean_cosine
 
         facts["cosine"] = mean_cosine(folder, *model, args.model, args.sample, args.seed, progress=True)
     rows = dict(folder.read(shown_rows(facts)))

@@ -15,7 +15,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder or Hub id that `fastgoal train --lora_rank` made")
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder or Hub id that `fastgoal train --lora_r` made")
     add(parser, "--output", help="folder to write, new or empty")
     parser.add_argument(
         "--base", metavar="CLIP", help="the CLIP it was trained on, where it is not where the adapter says"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.tools.merge import merge
+    from fastgoal.export.merge import merge
 
     tokens = merge(args.adapter, args.output, args.base)
     print(f"{args.output}: a CLIP that reads {tokens} tokens, for every transformers program")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.devices import DTYPES
-from fastgoal.trainer.evaluation.protocols import PROTOCOLS
+from fastgoal.processing.checkpoints.devices import DTYPES
+from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
 
 def number(lowest: float, highest: float | None = None, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -48,7 +48,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "required": True,
         "metavar": "DATA",
         "help": "the protocol's data; for 'folder' one with metadata.jsonl (file_name and caption or captions), a saved"
-        " data set, a folder of parquet files as `fastgoal pairs` writes, or a Hub data set",
+        " dataset, a folder of parquet files as `fastgoal pairs` writes, or a Hub dataset",
     },
     "--output": {"required": True, "metavar": "DIR", "help": "folder to write, new or to be continued"},
     "--protocol": {
@@ -61,7 +61,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "read image files that rows or links name outside of the data's folder, too",
     },
-    "--split": {"metavar": "NAME", "help": "split of the data set, where it has several"},
+    "--split": {"metavar": "NAME", "help": "split of the dataset, where it has several"},
     "--image-column": {"metavar": "NAME", "help": "column with the image (default: found by itself)"},
     "--caption-column": {"metavar": "NAME", "help": "column with the caption (default: found by itself)"},
     "--limit": {"type": number(1), "metavar": "N", "help": "only the first N rows"},
@@ -128,7 +128,7 @@ def prepare_pictures(args: argparse.Namespace) -> None:
 
 def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
     """Name, model and processor of --model and, where it is given, of --against, one after the other."""
-    from fastgoal.processing.clips import load_clip
+    from fastgoal.processing.checkpoints.load import load_clip
 
     for option, name in (("--model", args.model), ("--against", args.against)):
         if name is not None:

@@ -1,4 +1,4 @@
-"""`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a data set."""
+"""`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a dataset."""
 
 import argparse
 import shlex
@@ -13,7 +13,7 @@ SOURCE is one of
   a folder with metadata.jsonl: a JSON object a line with "file_name" and
     "caption" (or "captions", joined into one)
   a folder written by datasets' save_to_disk, or a folder of parquet files
-  OWNER/NAME of a data set on the Hugging Face Hub
+  OWNER/NAME of a dataset on the Hugging Face Hub
 
 The output is a folder of parquet shards that datasets.load_dataset(DIR) reads, with the original image files in them.
 A run that was interrupted, even killed, continues where it stopped when the same command is given again; a shard that
@@ -27,7 +27,7 @@ risk.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
-    add(parser, "--output", help="folder for the data set, new or to be continued")
+    add(parser, "--output", help="folder for the dataset, new or to be continued")
     add(parser, "--model", help="CLIP (or MetaCLIP 2, SigLIP) that matches: a folder or a Hub id")
     parser.add_argument(
         "--detector",
@@ -92,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.cluster import open_engine
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
+    from fastgoal.processing.checkpoints.devices import choose_dtype
+    from fastgoal.processing.checkpoints.fingerprints import check_detector_file, mark_weights
     from fastgoal.processing.data.sources import open_source
     from fastgoal.processing.detectors.load import describe_detector
-    from fastgoal.processing.devices import choose_dtype
-    from fastgoal.processing.weights import check_detector_file, mark_weights
 
     check_detector_file(args.detector, args.source, args.output)
     limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
@@ -149,7 +149,7 @@ def load_matcher(
 
     `limits` are those of `load_detector`.
     """
-    from fastgoal.processing.clips import load_clip
+    from fastgoal.processing.checkpoints.load import load_clip
     from fastgoal.processing.detectors.load import load_detector
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.

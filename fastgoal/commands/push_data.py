@@ -1,19 +1,19 @@
-"""`fastgoal push-data`: a pairs data set to the Hugging Face Hub, with a data card of real figures."""
+"""`fastgoal push-data`: a pairs dataset to the Hugging Face Hub, with a data card of real figures."""
 
 import argparse
 
 from .options import add
 
-HELP = "send a pairs data set, with a card of its figures and licences, to the Hugging Face Hub"
+HELP = "send a pairs dataset, with a card of its figures and licenses, to the Hugging Face Hub"
 
 EPILOG = """\
 Writes DIR/README.md, the data card: number of images, sentences and pairs, lengths of the captions in words, sentences
 and CLIP tokens, detector, matcher, settings, the captions' model and prompt where `fastgoal caption` wrote them,
-licences, and a picture of sample rows. Then sends the card, the picture and data/*.parquet in one commit; the Hub's
+licenses, and a picture of sample rows. Then sends the card, the picture and data/*.parquet in one commit; the Hub's
 viewer shows the rows. A push that failed may be repeated. A card that you have changed by hand is sent as it is;
 delete it to have it written again.
 
-You may only share images and captions whose licences allow it, and only you know them: state them. ID is a name of the
+You may only share images and captions whose licenses allow it, and only you know them: state them. ID is a name of the
 Hub: cc-by-4.0, cc-by-sa-4.0, cc-by-nc-4.0, cc0-1.0, apache-2.0, other ... TEXT is free.
 
 The access token is the one of `hf auth login` or HF_TOKEN.
@@ -28,9 +28,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "folder", "repo")
-    parser.add_argument("--license", required=True, metavar="ID", help="licence of the data set, see below")
-    parser.add_argument("--image-license", metavar="TEXT", help="licence of the images, if it is another")
-    parser.add_argument("--caption-license", metavar="TEXT", help="licence of the captions, if it is another")
+    parser.add_argument("--license", required=True, metavar="ID", help="license of the dataset, see below")
+    parser.add_argument("--image-license", metavar="TEXT", help="license of the images, if it is another")
+    parser.add_argument("--caption-license", metavar="TEXT", help="license of the captions, if it is another")
     parser.add_argument(
         "--captions",
         metavar="DIR",
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.hub_cards.cards import CARD
     from fastgoal.hub_cards.data_card import prepare_data_card
-    from fastgoal.hub_cards.pushing import describe_push, push, require_token
+    from fastgoal.hub_cards.push import describe_push, push, require_token
 
     if not args.dry_run:
         # Before the work, not after it.

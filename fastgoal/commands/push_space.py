@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.demo.app import require_gradio
-    from fastgoal.hub_cards.pushing import describe_push
+    from fastgoal.hub_cards.push import describe_push
     from fastgoal.hub_cards.spaces import push_space
 
     require_gradio()

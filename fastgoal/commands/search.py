@@ -52,10 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.hub_cards.wording import count, number
     from fastgoal.pages.search import results_page
-    from fastgoal.processing.clips import load_clip
+    from fastgoal.processing.checkpoints.load import load_clip
     from fastgoal.processing.images import load_image
-    from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint
-    from fastgoal.trainer.evaluation.embeddings import count_truncated, encode_images, encode_texts, max_text_length
+    from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
+    from fastgoal.trainer.evaluation.measures.embeddings import (
+        count_truncated,
+        encode_images,
+        encode_texts,
+        max_text_length,
+    )
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)

@@ -13,7 +13,7 @@ USAGE = """\
 usage: fastgoal train CONFIG.yaml
        fastgoal train --OPTION VALUE ...
 
-Fine-tunes a CLIP with the FAST-GOAL losses on the data set that `fastgoal
+Fine-tunes a CLIP with the FAST-GOAL losses on the dataset that `fastgoal
 pairs` wrote. The options come from one YAML file, from flags, or from a file
 and flags that overrule it. On several devices, start the same program with
 `accelerate launch trainer/run.py CONFIG.yaml`.

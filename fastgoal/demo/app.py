@@ -16,8 +16,8 @@ from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.explain import draw_explanations, explain, explanation_page
 from fastgoal.processing.images import load_image
-from fastgoal.tools.search import FOLDER, ImageIndex, file_encoder, model_fingerprint
-from fastgoal.trainer.evaluation.embeddings import encode_texts
+from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
+from fastgoal.trainer.evaluation.measures.embeddings import encode_texts
 
 MOST_CHARACTERS = 20_000
 LARGEST_FILE = "32mb"
@@ -25,7 +25,7 @@ ANSWERS = 12
 THUMBNAIL = 400  # pixels
 TITLE = "Long captions and images"
 EXPLAIN = (
-    "Give an image and a description of several sentences. Each sentence gets one colour: of its text, of the frame of "
+    "Give an image and a description of several sentences. Each sentence gets one color: of its text, of the frame of "
     "its best region, and of its heat map over the image."
 )
 
@@ -66,7 +66,7 @@ def load_models(
         ValueError: A model or the folder cannot be loaded; says which.
         ImportError: There are images and faiss is missing.
     """
-    from fastgoal.processing.clips import load_clip
+    from fastgoal.processing.checkpoints.load import load_clip
 
     made = []
     for option, name in zip(("--model", "--against"), names, strict=False):

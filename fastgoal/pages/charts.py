@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastgoal.hub_cards.wording import percent
-from fastgoal.processing.data.figures import nice_step
+from fastgoal.processing.data.statistics import nice_step
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 430, 22, 206

@@ -1,8 +1,8 @@
 """Why a model finds an image and a caption alike: each sentence's best region and patches, drawn on the image.
 
 `explain` computes, `draw_explanations` draws the parts, `explanation_picture` and `explanation_page` place them. One
-colour stands for one sentence throughout, whatever the model: its text, its number, its patch heat map and its region's
-frame; the frame of a region that several sentences share is striped in their colours.
+color stands for one sentence throughout, whatever the model: its text, its number, its patch heat map and its region's
+frame; the frame of a region that several sentences share is striped in their colors.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastgoal.hub_cards.pictures import (
-    COLOURS,
+from fastgoal.hub_cards.card_images import (
+    COLORS,
     FONT_SIZE,
     GREY,
     MARGIN,
@@ -37,7 +37,7 @@ from fastgoal.pages.render import render
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import LocalPair, eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.trainer.evaluation.embeddings import encode_images, encode_texts, max_text_length
+from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts, max_text_length
 
 # The first sentences, more than any model reads, are shown.
 MOST_SENTENCES = 100
@@ -45,9 +45,9 @@ MOST_SENTENCES = 100
 VIEW, MAP = (1100, 720), (640, 420)
 # Width over height from which a picture is wide, and up to which it is tall.
 WIDE, TALL = 2.2, 0.6
-COLOUR_NOTE = (
-    "A sentence has one colour and one number: of its text, of the frame of its best region, of its heat map. A striped"
-    f" frame is the best region of several sentences. After {len(COLOURS)} sentences the colours come again."
+COLOR_NOTE = (
+    "A sentence has one color and one number: of its text, of the frame of its best region, of its heat map. A striped"
+    f" frame is the best region of several sentences. After {len(COLORS)} sentences the colors come again."
 )
 NOTE = (
     "Numbers are cosines: of image and caption, of sentence and region, of sentence and patches from the least to the "
@@ -131,7 +131,7 @@ def explain(
 def sentences_and_regions(
     pairs: Sequence[LocalPair], read: Sequence[bool], tokens: int
 ) -> tuple[list[Line], list[Frame]]:
-    """The sentences with their colours, and the frames of their regions in the order in which they are named.
+    """The sentences with their colors, and the frames of their regions in the order in which they are named.
 
     There are a pair for each sentence, and whether the model, which reads so many `tokens`, has `read` any of it.
     """
@@ -155,9 +155,9 @@ def principal_components(tokens: Tensor) -> Tensor:
 
     A component's sign is chosen so that the first token is not above the middle, as signs mean nothing.
     """
-    centred = tokens - tokens.mean(dim=0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    values = centred @ directions[:3].T
+    centerd = tokens - tokens.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centerd, full_matrices=False)
+    values = centerd @ directions[:3].T
     values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))  # where there are fewer
     values = torch.where(values[:1] > 0, -values, values)
     low, high = values.amin(0), values.amax(0)
@@ -179,7 +179,7 @@ def draw_explanations(image: Image.Image, explanations: Sequence[Explanation]) -
 
 
 def heat_picture(image: Image.Image, explanation: Explanation, place: int) -> Image.Image:
-    """The image in grey with the patch similarities of a sentence in its colour, lowest to highest."""
+    """The image in grey with the patch similarities of a sentence in its color, lowest to highest."""
     shown = fitted(image.convert("L").convert("RGB"), *MAP)
     heat = explanation.heats[place] - explanation.heats[place].min()
     strength = heat / heat.max().clamp(min=1e-9)
@@ -192,12 +192,12 @@ def heat_picture(image: Image.Image, explanation: Explanation, place: int) -> Im
 
 
 def components_picture(image: Image.Image, explanation: Explanation) -> Image.Image:
-    """The principal components of the image tokens as colours, where the model sees the image; the rest is faint."""
+    """The principal components of the image tokens as colors, where the model sees the image; the rest is faint."""
     shown = fitted(image, *VIEW)
     pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.75)
     left, top, right, bottom = _seen(image, explanation, shown)
-    colours = Image.fromarray((explanation.components * 255).round().byte().numpy())
-    pale.paste(colours.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
+    colors = Image.fromarray((explanation.components * 255).round().byte().numpy())
+    pale.paste(colors.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
     return pale
 
 
@@ -229,7 +229,7 @@ def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
     room = (width, 420) if shape > WIDE else (half, 460 if shape > TALL else 720)
     views = [
         (framed(image, panel.made.frames, *room), "Best region of each sentence"),
-        (fitted(panel.components, *room), "Image tokens: first 3 principal components as colour"),
+        (fitted(panel.components, *room), "Image tokens: first 3 principal components as color"),
     ]
     top = [stack([text_block([(text, GREY)], max(view.width, 200)), view]) for view, text in views]
     # Beside tall pictures the caption has room enough.
@@ -240,11 +240,11 @@ def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
     cell = (width - (in_row - 1) * MARGIN) // in_row
     maps = []
     for line, heat, values in zip(panel.made.lines, panel.maps, panel.ranges, strict=True):
-        text = text_block([(f"{line.number}. {line.text}", line.colour)], cell, most=2)
+        text = text_block([(f"{line.number}. {line.text}", line.color)], cell, most=2)
         maps.append(stack([fitted(heat, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
     heading = f"{panel.made.model}: image and caption {number(panel.made.score, 3)}"
     title = text_block([(heading, "black")], width, FONT_SIZE + 3)
-    legend, notes = (text_block([(text, GREY)], width) for text in (COLOUR_NOTE, NOTE))
+    legend, notes = (text_block([(text, GREY)], width) for text in (COLOR_NOTE, NOTE))
     return stack([title, legend, flow(top, width), flow(maps, width), notes], MARGIN)
 
 
@@ -253,4 +253,4 @@ def explanation_page(image: Image.Image, panels: Sequence[Panel], caption: str) 
     shape = image.width / image.height
     view, least = ("100%", "420px") if shape > WIDE else ("300px", "190px") if shape > TALL else ("140px", "140px")
     values = {"title": caption[:80], "image": image, "panels": panels, "view": view, "map": least}
-    return render("explain", **values, colours=COLOUR_NOTE, note=NOTE)
+    return render("explain", **values, colors=COLOR_NOTE, note=NOTE)

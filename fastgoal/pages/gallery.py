@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fastgoal.hub_cards.pictures import GREY, MARGIN, fitted, flow, padded, rule, stack, text_block
+from fastgoal.hub_cards.card_images import GREY, MARGIN, fitted, flow, padded, rule, stack, text_block
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.render import render
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.evaluation.embeddings import EncodedSource
-from fastgoal.trainer.evaluation.retrieval import Ranks
+from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource
+from fastgoal.trainer.evaluation.measures.retrieval import Ranks
 
 RIGHT, WRONG = "#2e7d32", "#c62828"
 
@@ -158,7 +158,7 @@ def _query(
         scores, chosen = torch.topk(similarity, min(k, len(similarity)))
         answers = []
         for order, (score, item) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
-            verdict = "right" if item in right else "wrong"  # not by colour alone
+            verdict = "right" if item in right else "wrong"  # not by color alone
             answers.append(Answer(shown(item, texts), f"{order}: {number(score, 3)} {verdict}", item in right))
         rank = contestant.rank_of(direction)[query]
         missed = missed or rank > k
@@ -205,14 +205,14 @@ def _query_blocks(query: Query, width: int) -> list[Image.Image]:
 
 def _answer_block(answer: Answer, answers: int, width: int) -> Image.Image:
     """An answer with its mark above, so that all marks of a row are in line."""
-    colour = RIGHT if answer.right else WRONG
+    color = RIGHT if answer.right else WRONG
     if isinstance(answer.shown, str):
-        text = text_block([(answer.mark, colour), (answer.shown, "black")], width - 22)
-        return padded(padded(text, 8), 3, colour)
+        text = text_block([(answer.mark, color), (answer.shown, "black")], width - 22)
+        return padded(padded(text, 8), 3, color)
     in_row = min(max(answers, 4), 6)
     cell = (width - (in_row - 1) * MARGIN) // in_row
-    shown = padded(padded(fitted(answer.shown, cell - 12, 0.75 * cell), 2), 4, colour)
-    return stack([text_block([(answer.mark, colour)], cell), shown])
+    shown = padded(padded(fitted(answer.shown, cell - 12, 0.75 * cell), 2), 4, color)
+    return stack([text_block([(answer.mark, color)], cell), shown])
 
 
 def gallery_page(gallery: Gallery) -> str:

@@ -5,12 +5,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from fastgoal.hub_cards.card_images import plain_label, row_figure
 from fastgoal.hub_cards.cards import public_name, public_weights
-from fastgoal.hub_cards.pictures import plain_label, row_figure
 from fastgoal.hub_cards.wording import count, number, percent
 from fastgoal.pages.charts import histogram
 from fastgoal.pages.render import render
-from fastgoal.processing.data.figures import DEFAULT, TOKEN_LIMITS
+from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
 
@@ -30,7 +30,7 @@ def inspection_page(
     """The page.
 
     Args:
-        name: Of the data set.
+        name: Of the dataset.
         facts: Of `inspect_pairs`, perhaps with `cosine` (of `mean_cosine`), `tokenizer` (its name) and `seed`.
         rows: The rows whose numbers are in `facts["shown"]`, the image as `{"bytes", "path"}`.
         broken: Gets a line for each image of those rows that cannot be read; a placeholder stands for it.
@@ -82,7 +82,7 @@ def shown_rows(facts: Mapping[str, Any]) -> list[int]:
 
 
 def page_name(folder: Path) -> str:
-    """What to call the data set of a folder."""
+    """What to call the dataset of a folder."""
     return folder.resolve().name or str(folder)
 
 

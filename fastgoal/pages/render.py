@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fastgoal.hub_cards.pictures import STRIPE, Frame
+from fastgoal.hub_cards.card_images import STRIPE, Frame
 from fastgoal.hub_cards.wording import count, number, percent
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastgoal.pages.render import render, thumbnail
 from fastgoal.processing.images import load_image
-from fastgoal.tools.search import Hit, ImageIndex
+from fastgoal.search.index import Hit, ImageIndex
 
 
 def results_page(

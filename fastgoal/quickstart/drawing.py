@@ -1,4 +1,4 @@
-"""What drawn worlds are made of: scenes of things with a shape, a colour, a fill pattern, an outline and a mark.
+"""What drawn worlds are made of: scenes of things with a shape, a color, a fill pattern, an outline and a mark.
 
 `fastgoal.quickstart.scenes` draws the quickstart's world with it, `benchmarks.study.scenes` that of the study. Every
 random choice comes from a generator that the world hands over, so a scene depends on what its world seeds it with.
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageDraw
 
 Split = Literal["base", "train", "validation", "test"]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Point = tuple[float, float]
 Circle = tuple[float, float, float]
 Box = tuple[int, int, int, int]
@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 SUPERSAMPLING = 2
 """Scenes are drawn this many times larger and reduced, which smooths their edges."""
 
-COLOURS: dict[str, Colour] = {
+COLORS: dict[str, Color] = {
     "red": (214, 34, 40),
     "orange": (244, 134, 26),
     "yellow": (246, 218, 48),
@@ -34,7 +34,7 @@ COLOURS: dict[str, Colour] = {
     "white": (252, 252, 252),
 }
 
-BACKGROUNDS: dict[str, Colour] = {
+BACKGROUNDS: dict[str, Color] = {
     "cream": (240, 232, 206),
     "mint": (200, 232, 212),
     "lilac": (216, 204, 236),
@@ -67,7 +67,7 @@ DETAIL_WORDS = {
     "heart": ("valentine", "lovelet", "darling"),
     "cross": ("plus", "crux", "junction"),
 }
-"""What long captions call colours, patterns and marks where they tell a detail: words that no short caption has."""
+"""What long captions call colors, patterns and marks where they tell a detail: words that no short caption has."""
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
 
@@ -114,7 +114,7 @@ GROUPS = {
     2: (0.52, [(-0.48, 0.0), (0.48, 0.0)]),
     3: (0.46, [(-0.5, 0.35), (0.5, 0.35), (0.0, -0.5)]),
 }
-"""How large the objects of a group are and where their centres lie, in radii of the circle that holds the group."""
+"""How large the objects of a group are and where their centers lie, in radii of the circle that holds the group."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,15 @@ class Thing:
     """One object, or a group of `count` (1 to 3) objects alike, as it is drawn, in the words of the captions.
 
     Attributes:
-        shape, colour, pattern: Names of `SHAPES`, `COLOURS`, `PATTERNS`.
-        second: The pattern's colour; `None` for the plain one.
-        outline: Its colour, or `None`.
-        mark: Colour and shape of the mark in the middle, or `None`.
-        place: Centre and radius (x, y, r) of the circle that holds them, in pixels.
+        shape, color, pattern: Names of `SHAPES`, `COLORS`, `PATTERNS`.
+        second: The pattern's color; `None` for the plain one.
+        outline: Its color, or `None`.
+        mark: Color and shape of the mark in the middle, or `None`.
+        place: Center and radius (x, y, r) of the circle that holds them, in pixels.
     """
 
     shape: str
-    colour: str
+    color: str
     pattern: str
     second: str | None
     outline: str | None
@@ -149,7 +149,7 @@ class Scene:
         sentence_things: For each sentence the things it speaks of, by number: none for the scene as a whole.
         boxes: (x1, y1, x2, y2) of every thing in pixels, the last column and row excluded.
         things: What is drawn.
-        background: The word for its colour.
+        background: The word for its color.
     """
 
     image: Image.Image
@@ -167,7 +167,7 @@ class Scene:
     @property
     def labels(self) -> list[str]:
         """Short name of every thing, such as `"red star"`."""
-        return [f"{thing.colour} {thing.shape}" for thing in self.things]
+        return [f"{thing.color} {thing.shape}" for thing in self.things]
 
 
 def check_request(split: str, fewest: int, most: int, limit: int) -> None:
@@ -196,23 +196,23 @@ def place_circles(
                 return placed
 
 
-def choose_details(rng: random.Random, colour: str) -> tuple[str, str | None, str | None, tuple[str, str] | None]:
-    """Pattern, its colour, outline and mark of a thing whose main colour is `colour`, as `Thing` takes them."""
+def choose_details(rng: random.Random, color: str) -> tuple[str, str | None, str | None, tuple[str, str] | None]:
+    """Pattern, its color, outline and mark of a thing whose main color is `color`, as `Thing` takes them."""
     pattern = rng.choice(PATTERNS)
-    second = None if pattern == "plain" else other_colour(rng, colour)
-    outline = other_colour(rng, colour) if rng.random() < 0.7 else None
-    mark = (other_colour(rng, colour, second), rng.choice(MARKS)) if rng.random() < 0.7 else None
+    second = None if pattern == "plain" else other_color(rng, color)
+    outline = other_color(rng, color) if rng.random() < 0.7 else None
+    mark = (other_color(rng, color, second), rng.choice(MARKS)) if rng.random() < 0.7 else None
     return pattern, second, outline, mark
 
 
-def other_colour(rng: random.Random, *taken: str | None) -> str:
-    """A colour that is not among those taken."""
-    return rng.choice([name for name in sorted(COLOURS) if name not in taken])
+def other_color(rng: random.Random, *taken: str | None) -> str:
+    """A color that is not among those taken."""
+    return rng.choice([name for name in sorted(COLORS) if name not in taken])
 
 
-def jitter(colour: Colour, rng: random.Random, amount: int = 12) -> Colour:
-    """A colour near the given one, each channel by at most `amount` of 255."""
-    red, green, blue = (min(255, max(0, value + rng.randint(-amount, amount))) for value in colour)
+def jitter(color: Color, rng: random.Random, amount: int = 12) -> Color:
+    """A color near the given one, each channel by at most `amount` of 255."""
+    red, green, blue = (min(255, max(0, value + rng.randint(-amount, amount))) for value in color)
     return red, green, blue
 
 
@@ -234,11 +234,11 @@ def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: floa
     for dx, dy in spots:
         corner = (round(x + dx * radius) - half, round(y + dy * radius) - half)
         if thing.outline:
-            canvas.paste(jitter(COLOURS[thing.outline], rng), corner, whole)
+            canvas.paste(jitter(COLORS[thing.outline], rng), corner, whole)
         canvas.paste(fill, corner, _shape_mask(thing.shape, 0.8 * small, turn, half) if thing.outline else whole)
         if thing.mark:
             mark = _shape_mask(thing.mark[1], mark_size * small, turn, half)
-            canvas.paste(jitter(COLOURS[thing.mark[0]], rng), corner, mark)
+            canvas.paste(jitter(COLORS[thing.mark[0]], rng), corner, mark)
         edges.append((corner[0] + left, corner[1] + top, corner[0] + right, corner[1] + bottom))
     x1, y1 = (min(edge[axis] for edge in edges) // SUPERSAMPLING for axis in (0, 1))
     x2, y2 = (-(-max(edge[axis] for edge in edges) // SUPERSAMPLING) for axis in (2, 3))
@@ -255,11 +255,11 @@ def _shape_mask(shape: str, radius: float, turn: float, half: int) -> Image.Imag
 
 
 def _pattern_tile(rng: random.Random, side: int, thing: Thing) -> Image.Image:
-    """Square tile of `side` pixels in the thing's colour, with its pattern drawn over it."""
-    tile = Image.new("RGB", (side, side), jitter(COLOURS[thing.colour], rng))
+    """Square tile of `side` pixels in the thing's color, with its pattern drawn over it."""
+    tile = Image.new("RGB", (side, side), jitter(COLORS[thing.color], rng))
     if thing.second is None:
         return tile
-    pen, ink, pattern = ImageDraw.Draw(tile), jitter(COLOURS[thing.second], rng), thing.pattern
+    pen, ink, pattern = ImageDraw.Draw(tile), jitter(COLORS[thing.second], rng), thing.pattern
     step = side / 8
     if pattern == "halves":
         pen.rectangle((0, side / 2, side, side), fill=ink)

@@ -1,7 +1,7 @@
 """The quickstart's world, in which everything is known: scenes of objects, their boxes, captions of several sentences.
 
-Every scene shows three to five objects on a pale background. An object has a shape, a colour, a fill pattern in a
-second colour, an outline and a small mark in its middle. The caption gives each object a sentence of its own, which
+Every scene shows three to five objects on a pale background. An object has a shape, a color, a fill pattern in a
+second color, an outline and a small mark in its middle. The caption gives each object a sentence of its own, which
 tells what a crop of the object shows and nothing else (no place, no size), and one sentence about the scene as a whole.
 Thousands of attribute combinations make a sentence close to unique, so two sentences of a batch seldom describe the
 same thing. Details are told in words of their own, which short captions never use: as in the papers, long captions say
@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastgoal.quickstart import drawing
-from fastgoal.quickstart.drawing import BACKGROUNDS, COLOURS, SHAPES, SUPERSAMPLING, Scene, Split, Thing, article
+from fastgoal.quickstart.drawing import BACKGROUNDS, COLORS, SHAPES, SUPERSAMPLING, Scene, Split, Thing, article
 
 SCENE_SIZE = 192
 """Width and height of a scene, in pixels."""
@@ -28,7 +28,7 @@ MOST = 5
 """Objects of a scene."""
 
 DETAIL_WORDS = {plain: words[0] for plain, words in drawing.DETAIL_WORDS.items()}
-"""What long captions call colours, patterns and marks where they tell a detail."""
+"""What long captions call colors, patterns and marks where they tell a detail."""
 
 
 def draw_scenes(
@@ -37,7 +37,7 @@ def draw_scenes(
     split: Split = "train",
     min_objects: int = 3,
     shapes: Sequence[str] | None = None,
-    colours: Sequence[str] | None = None,
+    colors: Sequence[str] | None = None,
     rich: bool = True,
 ) -> list[Scene]:
     """Draws `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
@@ -49,18 +49,18 @@ def draw_scenes(
         min_objects: Fewest objects of a scene.
         shapes: Shapes of the objects, all of `SHAPES` by default. The fewer there are, the more it takes the details
             to tell scenes apart.
-        colours: Main colours of the objects, likewise; patterns, outlines and marks have any colour.
+        colors: Main colors of the objects, likewise; patterns, outlines and marks have any color.
         rich: Whether captions tell details in `DETAIL_WORDS`; otherwise in the words of short captions. The pictures
             are the same.
 
     Raises:
-        ValueError: `split`, a shape or a colour is unknown, or `min_objects` is not within 1 to 5.
+        ValueError: `split`, a shape or a color is unknown, or `min_objects` is not within 1 to 5.
     """
     drawing.check_request(split, min_objects, MOST, limit=MOST)
-    for name, given, known in (("shapes", shapes, SHAPES), ("colours", colours, COLOURS)):
+    for name, given, known in (("shapes", shapes, SHAPES), ("colors", colors, COLORS)):
         if given is not None and (not given or set(given) - set(known)):
             raise ValueError(f"`{name}` must be some of {sorted(known)}, got {given}.")
-    names, tints = sorted(shapes or SHAPES), sorted(colours or COLOURS)
+    names, tints = sorted(shapes or SHAPES), sorted(colors or COLORS)
     words = DETAIL_WORDS if rich else {}
     scenes = []
     for index in range(count):
@@ -70,13 +70,13 @@ def draw_scenes(
 
 
 def short_caption(objects: Sequence[Thing], rng: random.Random, detail: float = 0.3) -> str:
-    """A short caption that names the given objects, as the base CLIP knows them: shape, mostly colour, seldom a detail.
+    """A short caption that names the given objects, as the base CLIP knows them: shape, mostly color, seldom a detail.
 
     `detail` is the chance that a fill pattern is told; an outline and a mark are each told half as often.
     """
     phrases = []
     for thing in objects:
-        noun = thing.shape if rng.random() < 0.05 else f"{thing.colour} {thing.shape}"
+        noun = thing.shape if rng.random() < 0.05 else f"{thing.color} {thing.shape}"
         chances = (_pattern_phrase, detail), (_outline_phrase, detail / 2), (_mark_phrase, detail / 2)
         told = [phrase(thing, rng, {}) for phrase, chance in chances if rng.random() < chance]
         told = [phrase for phrase in told if phrase]
@@ -111,8 +111,8 @@ def _draw_scene(
     shapes = rng.sample(names, len(places)) if different else rng.choices(names, k=len(places))
     things, boxes = [], []
     for shape, place in zip(shapes, places, strict=True):
-        colour = rng.choice(tints)
-        things.append(Thing(shape, colour, *drawing.choose_details(rng, colour), place))
+        color = rng.choice(tints)
+        things.append(Thing(shape, color, *drawing.choose_details(rng, color), place))
         boxes.append(drawing.paint(canvas, things[-1], rng, mark_size=0.32))
     sentences, spoken_of = _describe(things, background, rng, words)
     return Scene(canvas.reduce(SUPERSAMPLING), sentences, spoken_of, boxes, things, background)
@@ -138,7 +138,7 @@ def _describe(
 
 def _object_sentence(thing: Thing, rng: random.Random, words: Mapping[str, str]) -> str:
     """One sentence with every attribute of the object, in one of several wordings."""
-    noun = f"{thing.colour} {thing.shape}"
+    noun = f"{thing.color} {thing.shape}"
     details = [phrase(thing, rng, words) for phrase in (_pattern_phrase, _outline_phrase, _mark_phrase)]
     rng.shuffle(details)
     told = [phrase for phrase in details if phrase]
@@ -169,6 +169,6 @@ def _outline_phrase(thing: Thing, rng: random.Random, words: Mapping[str, str]) 
 def _mark_phrase(thing: Thing, rng: random.Random, words: Mapping[str, str]) -> str:
     if thing.mark is None:
         return ""
-    colour, shape = (words.get(word, word) for word in thing.mark)
-    mark = f"{article(colour)} {colour} {shape}"
+    color, shape = (words.get(word, word) for word in thing.mark)
+    mark = f"{article(color)} {color} {shape}"
     return rng.choice((f"with {mark} in the middle", f"marked with {mark}", f"bearing {mark} at its centre"))

@@ -14,9 +14,9 @@ from fastgoal.processing.files import WORK_FOLDER, write_json, write_text
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
-# Few shapes and colours, so that it takes the details to tell scenes apart.
+# Few shapes and colors, so that it takes the details to tell scenes apart.
 SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
-COLOURS = ("blue", "green", "red", "yellow")
+COLORS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
 CARD_NOTE = "A toy of the quickstart: trained on drawn scenes only, of no use for photographs."
 
@@ -51,7 +51,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         The report: `settings`, `pairs` (summary), `steps`, `results` (retrieval of the base, of fine-tuning with the
         global loss alone and of FAST-GOAL, by name), `seconds` by stage, and a `note`.
     """
-    from fastgoal.hub_cards.pictures import pairs_sheet
+    from fastgoal.hub_cards.card_images import pairs_sheet
     from fastgoal.hub_cards.wording import count
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
@@ -59,9 +59,9 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import EpochLines, quiet_trainer
-    from fastgoal.trainer.batches.pair_data import PairData
+    from fastgoal.trainer.batches.rows import PairData
     from fastgoal.trainer.card import CardOptions
-    from fastgoal.trainer.evaluation.embeddings import encode_source
+    from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 
     _claim(output)
     seconds: dict[str, float] = {}
@@ -74,7 +74,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         for split, number in numbers.items():
             folder = output / "scenes" / split
             shutil.rmtree(folder, ignore_errors=True)
-            write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colours=COLOURS), folder)
+            write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colors=COLORS), folder)
             sources[split] = open_source(folder)
 
     say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")

@@ -27,7 +27,7 @@ from fastgoal.modeling_fastgoal import fast_goal_loss
 from fastgoal.processing.tokens import padding_of
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes, short_caption
-from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
+from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     """A tokenizer of CLIP's kind with a small vocabulary, learned from `texts` and able to read any other."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    splits = CLIPTokenizer().backend_tokenizer  # CLIP's own normalisation and splitting into words
+    splits = CLIPTokenizer().backend_tokenizer  # CLIP's own normalization and splitting into words
     learner.normalizer, learner.pre_tokenizer = splits.normalizer, splits.pre_tokenizer
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -68,7 +68,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
 
 
 def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CLIPModel:
-    """A CLIP of about a million weights, initialised as CLIP is; sizes are in pixels."""
+    """A CLIP of about a million weights, initialized as CLIP is; sizes are in pixels."""
     tower = {**TOWER, "projection_dim": WIDTH}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
@@ -89,15 +89,15 @@ def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
     x1, y1, x2, y2 = scene.boxes[number]
     size = scene.image.size
     side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), *size)
-    centre = [(low + high) / 2 + rng.uniform(-0.1, 0.1) * side for low, high in ((x1, x2), (y1, y2))]
-    left, top = (int(min(max(value - side / 2, 0), limit - side)) for value, limit in zip(centre, size, strict=True))
+    center = [(low + high) / 2 + rng.uniform(-0.1, 0.1) * side for low, high in ((x1, x2), (y1, y2))]
+    left, top = (int(min(max(value - side / 2, 0), limit - side)) for value, limit in zip(center, size, strict=True))
     return scene.image.crop((left, top, left + int(side), top + int(side)))
 
 
 class Pixels:
     """Pictures at the model's size, kept in memory.
 
-    `stored` is `(pictures, 3, height, width)` uint8; `pixels[rows]` are some of them, normalised for the model.
+    `stored` is `(pictures, 3, height, width)` uint8; `pixels[rows]` are some of them, normalized for the model.
     """
 
     def __init__(self, pictures: Iterable[Image.Image], image_processor: Any):
@@ -148,7 +148,7 @@ def one_or_two(things: Sequence[Any], rng: random.Random) -> list[Any]:
 
 @torch.no_grad()
 def embed_pixels(model: Any, pixels: Pixels, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Embeddings of some pictures, or of all of them, `(rows, dim)`, not normalised."""
+    """Embeddings of some pictures, or of all of them, `(rows, dim)`, not normalized."""
     rows = range(len(pixels)) if rows is None else rows
     parts = [pixels[rows[i : i + 100]] for i in range(0, len(rows), 100)]
     return torch.cat([model.get_image_features(pixel_values=part).pooler_output for part in parts])

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from fastgoal.trainer.callbacks import StartLines
-from fastgoal.trainer.fastgoal_trainer import FastGoalTrainer
+from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 

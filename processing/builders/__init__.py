@@ -1,1 +1,1 @@
-"""Making data sets of pairs and captions: shards that survive being killed, and what fills them."""
+"""Making datasets of pairs and captions: shards that survive being killed, and what fills them."""

@@ -15,14 +15,14 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from fastgoal.modeling_fastgoal.base_fastgoal import load_whole
-from fastgoal.processing.loading import loading
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.sentences import split_sentences
-from fastgoal.processing.weights import refuse_not_finite
 
-# Asks for what GLIT100k's captions hold (FAST-GOAL, section on the data set): what can be seen, and nothing else.
+# Asks for what GLIT100k's captions hold (FAST-GOAL, section on the dataset): what can be seen, and nothing else.
 PROMPT = (
     "Describe this picture in detail for a reader who cannot see it. Begin with the scene as a whole. Then go through "
-    "what it shows: the objects, with their colours, materials and shapes, how many there are, and where each one is "
+    "what it shows: the objects, with their colors, materials and shapes, how many there are, and where each one is "
     "in the picture and beside the others; the people and animals, what they look like, what they wear and what they "
     "do; the background, the light, and any text that can be read. Mention only what is visible. Do not guess at "
     "names, feelings, reasons or anything outside the picture, and do not comment on it. Write about 150 words of "

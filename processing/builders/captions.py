@@ -237,7 +237,7 @@ class _CaptionMaker:
                     f"{self.source.where(row)}: the name '{name}' is taken in the output; rename the image."
                 )
             return path
-        # In a data set several rows may have the same name, and it may be anything.
+        # In a dataset several rows may have the same name, and it may be anything.
         stem, suffix = os.path.splitext(re.sub(r"[^\w.-]+", "_", re.split(r"[/\\]", name)[-1]))
         if suffix.lower() not in SUFFIXES:
             with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from fastgoal.processing.devices import choose_device
+from fastgoal.processing.checkpoints.devices import choose_device
 
 from . import worker
 from .engine import Engine, Shard, ShardMaker, check_counts, count_cores, progress_bar

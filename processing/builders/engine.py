@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.devices import choose_device
 
 T = TypeVar("T")
 R = TypeVar("R")

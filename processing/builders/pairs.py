@@ -1,4 +1,4 @@
-"""From rows of images and captions to a data set of local pairs on disk: the work behind `fastgoal pairs`.
+"""From rows of images and captions to a dataset of local pairs on disk: the work behind `fastgoal pairs`.
 
 Threads decode images, bring them to the detector's size and cut crops, while the main thread asks the detector and CLIP
 about many images at once. Every shard depends on its own rows only, so it is the same file whether or not the run that
@@ -142,12 +142,12 @@ def build_pairs(
             return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
 
         records |= (engine or Engine()).run_shards(pending, load_maker, len(rows), "pairs", progress)
-        summary = summarise([records[i] for i in range(shards.count)])
+        summary = summarize([records[i] for i in range(shards.count)])
         folder.finish(manifest, summary)
     return {**summary, "shards_made": len(pending)}
 
 
-def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Add up the shards' records.
 
     `seconds` is the time during which any process was at work on a shard, over all runs that made the folder;
@@ -189,7 +189,7 @@ class LoadedRow:
     """A row that can be used."""
 
     image: Image.Image
-    stored: dict[str, Any]  # the image as the data set keeps it
+    stored: dict[str, Any]  # the image as the dataset keeps it
     stored_size: tuple[int, int]  # its (width, height), upright
     name: str
     caption: str

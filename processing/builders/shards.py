@@ -44,7 +44,7 @@ ROW_GROUP = 64
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one data set in the making: one run at a time, always with the same settings and the same data.
+    """The folder of one dataset in the making: one run at a time, always with the same settings and the same data.
 
     Args:
         folder: New, empty, or begun by an earlier run.
@@ -181,7 +181,7 @@ def refuse_skipped(entries: Sequence[dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class ParquetShards:
-    """The shards of a data set as parquet files. `count` shards in all; every shard is independent of the others."""
+    """The shards of a dataset as parquet files. `count` shards in all; every shard is independent of the others."""
 
     folder: Path
     count: int

@@ -25,7 +25,7 @@ RUN = 3  # words
 BANDS, BAND_ROWS = 16, 4  # proposes a pair of Jaccard 0.7 with probability 0.99, of 0.8 with 0.9998
 SIGNATURE = BANDS * BAND_ROWS
 # In a bucket each caption is proposed to so many others, however many there are: this keeps the work linear.
-NEIGHBOURS = 8
+NEIGHBORS = 8
 # Exact comparisons in vain after which a caption is left alone; the most promising ones come first.
 TRIES = 4
 # An estimate from the signatures this far below the threshold (two standard deviations) is not looked at closer.
@@ -144,7 +144,7 @@ class CaptionDuplicates:
             keys = _mix(signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS].astype(np.uint64))
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            for step in range(1, min(NEIGHBOURS, count - 1) + 1):
+            for step in range(1, min(NEIGHBORS, count - 1) + 1):
                 same = np.flatnonzero(keys[step:] == keys[:-step])
                 if not len(same):
                     break

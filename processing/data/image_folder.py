@@ -22,7 +22,7 @@ def open_images(
 
     Args:
         images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
-            `metadata.jsonl`, a saved data set or parquet files in it is taken as such.
+            `metadata.jsonl`, a saved dataset or parquet files in it is taken as such.
         image_column: as for `open_source`, like `split`; a plain folder has neither.
         allow_outside_files: whether links in the folder may lead out of it.
 

@@ -1,17 +1,17 @@
-"""Where the rows of a data set lie: parquet files and their splits, and the Hub."""
+"""Where the rows of a dataset lie: parquet files and their splits, and the Hub."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.loading import first_line, loading
+from fastgoal.processing.checkpoints.errors import first_line, loading
 
 METADATA = "metadata.jsonl"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 EXPECTED = (
     f"a folder with {METADATA} (one JSON object a line with 'file_name' and 'caption' or 'captions'), a folder written "
-    "by Dataset.save_to_disk, a folder of .parquet files (as `fastgoal pairs` writes), or the OWNER/NAME of a data set "
+    "by Dataset.save_to_disk, a folder of .parquet files (as `fastgoal pairs` writes), or the OWNER/NAME of a dataset "
     "on the Hub"
 )
 
@@ -25,7 +25,7 @@ def parquet_of_split(folder: Path, split: str | None) -> list[Path]:
     """The parquet files of a split, of the only one if there is one; none where the folder has no such files.
 
     Raises:
-        ValueError: Shards are missing or of two data sets, one cannot be read, or the split is not there.
+        ValueError: Shards are missing or of two datasets, one cannot be read, or the split is not there.
     """
     files = parquet_files(folder)
     refuse_two_runs(files)
@@ -51,7 +51,7 @@ def refuse_two_runs(files: Iterable[Path]) -> None:
             count, first = seen.setdefault(match["split"], (match["count"], path))
             if count != match["count"]:
                 raise ValueError(
-                    f"{first} and {path} are shards of two data sets, of {int(count)} and of {int(match['count'])}. "
+                    f"{first} and {path} are shards of two datasets, of {int(count)} and of {int(match['count'])}. "
                     "Take one of them out of the folder."
                 )
 
@@ -78,7 +78,7 @@ def _check_parquet(files: list[Path]) -> None:
         if found != columns:
             other = sorted(name for name in {*found, *columns} if found.get(name) != columns.get(name))
             raise ValueError(
-                f"{path} has other columns than {files[0]} ({', '.join(other)}): they are of two data sets. Take "
+                f"{path} has other columns than {files[0]} ({', '.join(other)}): they are of two datasets. Take "
                 "one of them out of the folder."
             )
         rows += metadata.num_rows
@@ -95,7 +95,7 @@ def missing_shards(files: Iterable[Path]) -> list[str]:
 
 
 def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
-    """A data set of the Hub, one split of it; raises `ValueError` where there is none."""
+    """A dataset of the Hub, one split of it; raises `ValueError` where there is none."""
     # Without an owner the name could be one of the library's own readers, and one of those reads pickles.
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"source='{name}' does not exist. Expected {EXPECTED}.")
@@ -108,7 +108,7 @@ def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
 
 
 def hub_cache() -> Path:
-    """Where the Hub's client keeps files: those that the rows of a data set from there may name."""
+    """Where the Hub's client keeps files: those that the rows of a dataset from there may name."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
@@ -118,7 +118,7 @@ def pick_split(loaded: Any, split: str | None, name: str) -> Any:
     """The split that is asked for of what was loaded, the only one where there is one; a `ValueError` without."""
     if not isinstance(loaded, dict):
         if split is not None:
-            raise ValueError(f"split='{split}': {name} was saved as one data set without splits; leave split out.")
+            raise ValueError(f"split='{split}': {name} was saved as one dataset without splits; leave split out.")
         return loaded
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))

@@ -1,4 +1,4 @@
-"""A data set of local pairs: its columns, one row of it, and the folder that `fastgoal pairs` wrote, read a batch of
+"""A dataset of local pairs: its columns, one row of it, and the folder that `fastgoal pairs` wrote, read a batch of
 columns or single rows at a time, never all of it at once."""
 
 import json
@@ -31,7 +31,7 @@ _REMEDY = "Delete it and run the same `fastgoal pairs` command again, which make
 
 
 def features(with_short_captions: bool = False) -> Any:
-    """The columns of the data set as `datasets.Features`; boxes are in pixels of the upright image."""
+    """The columns of the dataset as `datasets.Features`; boxes are in pixels of the upright image."""
     from datasets import Features, Image, List, Value
 
     def feature(kind: str | dict[str, str]) -> Any:
@@ -62,7 +62,7 @@ def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The pair of a row that training uses; `where` is the row in words, for the error.
 
     Raises:
-        ValueError: It is no row of a pairs data set, it has no pairs, or none of them is marked best.
+        ValueError: It is no row of a pairs dataset, it has no pairs, or none of them is marked best.
     """
     pairs = row.get("pairs")
     if not pairs or not all(isinstance(row.get(name), list) for name in ("pairs", "sentences", "regions")):

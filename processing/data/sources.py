@@ -1,7 +1,7 @@
 """Image-caption data as numbered rows, wherever it comes from.
 
 A source is a folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files (what
-`fastgoal pairs` writes) or a data set on the Hub. Opening one reads no image: a broken picture fails when it is loaded.
+`fastgoal pairs` writes) or a dataset on the Hub. Opening one reads no image: a broken picture fails when it is loaded.
 Nothing here runs code that came with the data: no pickles are read and no dataset scripts are executed.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import hash_files
 from fastgoal.processing.files import lies_inside, parse_json
-from fastgoal.processing.loading import loading
 from fastgoal.processing.texts import is_unicode, shortened
-from fastgoal.processing.weights import hash_files
 
 from .locations import (
     EXPECTED,
@@ -310,11 +310,11 @@ def open_source(
     with_captions: bool = True,
     allow_outside_files: bool = False,
 ) -> Source:
-    """Open a folder or a Hub data set as numbered rows.
+    """Open a folder or a Hub dataset as numbered rows.
 
     Args:
         source: a folder with `metadata.jsonl`, a folder from `Dataset.save_to_disk`, a folder of parquet files, or the
-            name of a data set on the Hub.
+            name of a dataset on the Hub.
         image_column: default `file_name` for `metadata.jsonl`, else the picture column.
         caption_column: default `caption`, else `captions`; its values are a text or a list of texts.
         split: needed where there are several; `metadata.jsonl` has none.
@@ -363,7 +363,7 @@ def _open(
         fingerprint = hash_files(chosen)
     else:
         raise ValueError(
-            f"source='{text}' has no {METADATA}, saved data set or .parquet file in it. Expected {EXPECTED}."
+            f"source='{text}' has no {METADATA}, saved dataset or .parquet file in it. Expected {EXPECTED}."
         )
     return DatasetSource(dataset, text, fingerprint=fingerprint, base=folder, **options)
 

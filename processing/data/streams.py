@@ -1,4 +1,4 @@
-"""Data sets that are read from their shards one row after the other, and need not fit on the disk.
+"""Datasets that are read from their shards one row after the other, and need not fit on the disk.
 
 Parquet shards, as `fastgoal pairs` writes, or tar files of the webdataset kind, in a folder or on the Hub. `datasets`
 reads them; its streams know where they are (`state_dict`) and share their shards among processes and workers.
@@ -52,7 +52,7 @@ class StreamSource(DatasetSource):
 
 
 def open_stream(source: str | os.PathLike[str], split: str | None = None) -> StreamSource:
-    """Open a folder of shards or a Hub data set as a stream.
+    """Open a folder of shards or a Hub dataset as a stream.
 
     Raises:
         ValueError: It is none, or lacks some of its shards.

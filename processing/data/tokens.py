@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.loading import loading
-from fastgoal.processing.weights import mark_weights
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import mark_weights
 
 TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
 # All of OpenAI's CLIPs, and most others, share one tokenizer.

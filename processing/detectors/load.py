@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, MODEL_FOR_OBJECT_DETECTION_MAPPING, AutoConfig
 
-from fastgoal.processing.devices import choose_device
-from fastgoal.processing.loading import loading
+from fastgoal.processing.checkpoints.devices import choose_device
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import mark_weights
 from fastgoal.processing.regions import Detector
-from fastgoal.processing.weights import mark_weights
 
+from .hf_detection import TransformersDetector
 from .open_vocabulary import MIN_SCORES, OpenVocabularyDetector
 from .phrases import MAX_PHRASES
 from .sam import SamDetector
 from .spec import DetectorSpec
-from .transformers import TransformersDetector
-from .ultralytics import UltralyticsDetector, fetch_weights
+from .yolo import UltralyticsDetector, fetch_weights
 
 LOADERS: dict[str, Callable[[str, DetectorSpec, torch.device], Detector]] = {
     "ultralytics": UltralyticsDetector,

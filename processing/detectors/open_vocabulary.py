@@ -11,8 +11,8 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from fastgoal.processing.images import load_image
 from fastgoal.processing.regions import Region, merge_regions
 
+from .hf_detection import Prepared, TransformersDetector
 from .phrases import MAX_PHRASES, noun_phrases
-from .transformers import Prepared, TransformersDetector
 
 # The lowest score by default; OWL's scores are low, and 0.1 is the threshold that transformers has for it.
 MIN_SCORES = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": 0.25, "mm-grounding-dino": 0.25}

@@ -71,7 +71,7 @@ DETERMINERS = _words(
 )
 ADJECTIVES = _words(
     "red green blue yellow orange purple pink brown black white grey gray beige tan golden silver dark bright pale",
-    "colorful colourful big large huge small little tiny tall short long wide narrow thick thin low high deep shallow",
+    "colorful colorful big large huge small little tiny tall short long wide narrow thick thin low high deep shallow",
     "old new young ancient modern vintage rustic antique traditional rusty dirty clean wet dry empty full open round",
     "square rectangular oval circular curved straight flat steep smooth rough soft hard heavy bare fluffy furry leafy",
     "wooden metallic plastic woolen ornate decorative simple plain elegant beautiful pretty lovely nice cute cozy",
@@ -82,9 +82,9 @@ ADJECTIVES = _words(
 # Where something is in a picture, and how much of it there is.
 PLACES = _words(
     "image images picture pictures photo photos photograph photographs photography scene scenes view views shot",
-    "background foreground middle center centre left right side sides top bottom front back corner corners edge edges",
+    "background foreground middle center center left right side sides top bottom front back corner corners edge edges",
     "end ends distance direction position area areas part parts portion section sections rest surroundings setting",
-    "environment atmosphere ambiance mood appearance focus perspective angle contrast color colour colors colours",
+    "environment atmosphere ambiance mood appearance focus perspective angle contrast color color colors colors",
     "group groups pair pairs couple row rows number lot lots set sets bunch collection variety series types type kind",
     "kinds piece pieces way time day something someone nothing everything anything everyone others it",
 )

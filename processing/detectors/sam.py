@@ -11,8 +11,8 @@ from fastgoal.processing.images import load_image
 from fastgoal.processing.regions import Region
 
 from .common import regions_inside
+from .hf_detection import load_parts
 from .spec import DetectorSpec
-from .transformers import load_parts
 
 # GOAL: images beyond the first size are shrunk to fit the second before SAM sees them.
 LARGE = (4000, 3000)

@@ -14,7 +14,7 @@ class DetectorSpec:
         kind: `none`, `column`, one of `LOADERS` in `load.py`, or the name of a detector of your own; `Region.source`
             of what it proposes.
         name: For people: a file's or folder's last name, a Hub id, of `column` the column's name.
-        weights: A mark that changes with the weights (`fastgoal.processing.weights.mark_weights`).
+        weights: A mark that changes with the weights (`fastgoal.processing.checkpoints.fingerprints.mark_weights`).
         min_score: Lowest score of a region.
         min_area: Smallest region as a share of the image, of `sam` the smallest mask.
         max_area: Largest region (of `sam` the largest mask) as a share of the image.

@@ -131,7 +131,7 @@ def train(folder: Path, kit: Kit, make: Maker) -> list[str]:
 def train_on(kit: Kit, data: Path, *more: str) -> list[str]:
     """A training of a step on the CPU."""
     common = ["--max_steps", "1", "--use_cpu", "--dataloader_num_workers", "0", "--report_to", "none"]
-    quick = ["--card_pictures", "false", "--save_strategy", "no", "--max_text_length", "77", "--output_dir", "trained"]
+    quick = ["--card_images", "false", "--save_strategy", "no", "--max_text_length", "77", "--output_dir", "trained"]
     return ["train", "--model", str(kit.clip), "--train_data", str(data), *common, *quick, *more]
 
 

@@ -29,7 +29,7 @@ def arguments(clip: Path, pairs: Path, output: Path, stream: bool) -> list[str]:
         *("--model", str(clip), "--train_data", str(pairs), "--output_dir", str(output), "--max_steps", str(STEPS)),
         *("--save_steps", "1", "--save_total_limit", "2", "--per_device_train_batch_size", "2", "--use_cpu"),
         *("--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--max_text_length", "77"),
-        *("--card_pictures", "false", "--pair_choice", "any", "--disable_tqdm", "true", "--report_to", "none"),
+        *("--card_images", "false", "--pair_sampling", "any", "--disable_tqdm", "true", "--report_to", "none"),
         *(["--streaming"] if stream else []),
     ]
 
@@ -48,8 +48,8 @@ def run(argv: list[str], log: Path, end: tuple[str, float] | None, output: Path)
             if end is not None and end[0] == "disk":
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(end[1]), int(end[1])))
+            from fastgoal.trainer.cli.terminal import run_cleanly
             from fastgoal.trainer.run import main
-            from fastgoal.trainer.terminal import run_cleanly
 
             code = run_cleanly(lambda: "training", lambda: main(argv))
         finally:

@@ -53,10 +53,10 @@ TRAINING: dict[str, tuple[str, str]] = {
     "local_weight": ("-1", "negative"),
     "max_logit_scale": ("0.5", "at least 1"),
     "max_text_length": ("4", "max_text_length"),
-    "gradient_cache_chunk": ("0", "positive"),
+    "mini_batch_size": ("0", "positive"),
     "objective": ("gaol", "must be one of"),
     "recipe": ("bst", "must be one of|one of"),
-    "pair_choice": ("worst", "must be one of"),
+    "pair_sampling": ("worst", "must be one of"),
     "report_to": ("wandb", "not installed|needs no account"),
     "lr_scheduler_type": ("zigzag", "zigzag"),
     "optim": ("sgdx", "sgdx"),
@@ -109,7 +109,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
             ["evaluate", "--model", model, "--data", "plain", "--joint"],
             "needs the columns pairs",
         ),
-        "localisation without boxes": (["evaluate", "--model", model, "--data", "plain", "--localisation"], "boxes"),
+        "localization without boxes": (["evaluate", "--model", model, "--data", "plain", "--localization"], "boxes"),
         "a report in Markdown": ([*evaluate, "--output", "r.md"], "name the JSON file"),
         "a report nowhere": ([*evaluate, "--output", "/proc/r.json"], "/proc"),
         "no such protocol": ([*evaluate, "--protocol", "coco"], "must be one of"),
@@ -138,7 +138,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "train on nothing": (train_on(kit, Path("nowhere")), "nowhere"),
         "train without pairs": (train_on(kit, Path("plain")), "no local pairs"),
         "stream without streams": (train_on(kit, Path("plain"), "--streaming"), "no .parquet"),
-        "a data set that is one of code": (train_on(kit, Path("pickle")), "does not exist"),
+        "a dataset that is one of code": (train_on(kit, Path("pickle")), "does not exist"),
     }
 
 
@@ -223,9 +223,9 @@ def cases() -> Iterator[Case]:
     spoiled: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], str | None]] = {
         "whole": (lambda path: None, (), None),
         "weights cut": (truncated("model.safetensors"), (), "holds a model|no complete|passed over"),
-        "optimiser cut": (truncated("optimizer.pt"), (), "holds a model|passed over"),
+        "optimizer cut": (truncated("optimizer.pt"), (), "holds a model|passed over"),
         "no state": (lambda path: (path / "trainer_state.json").unlink(), (), "holds a model|passed over"),
-        "a pickle for the optimiser": (
+        "a pickle for the optimizer": (
             lambda path: (path / "optimizer.pt").write_bytes(b"\x80\x04."),
             (),
             "passed over",

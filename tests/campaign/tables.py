@@ -1,4 +1,4 @@
-"""Parquet files, saved data sets and boxes that are damaged, hostile or of something else."""
+"""Parquet files, saved datasets and boxes that are damaged, hostile or of something else."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ TABLES: dict[str, tuple[Builder, str | None]] = {
     "a pickle": (raw(b"\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x02os\x94\x93."), FILE),
     "cut": (cut, FILE),
     "no rows": (lambda folder, image: pq.write_table(table(image)[:0], folder / "t.parquet"), "not one row"),
-    "two runs": (two_runs, "two data sets"),
+    "two runs": (two_runs, "two datasets"),
     "a shard less": (a_shard_less, "lacks 1 of the shards"),
     "other columns": (other_columns, "other columns"),
     "a pipe": (lambda folder, image: os.mkfifo(folder / "t.parquet"), FILE),
@@ -153,7 +153,7 @@ def cases() -> Iterator[Case]:
         for what in ("pairs", "evaluate", "train", "stream", "inspect"):
             wrong = words
             if what == "inspect" or (what == "stream" and name.startswith("saved")):
-                wrong = "."  # these are no data sets of pairs, and no streams
+                wrong = "."  # these are no datasets of pairs, and no streams
             yield Case(
                 "tables",
                 f"{what}: {name}",

@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoProcessor
 
 from fastgoal import FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, evaluate, load_base
 from fastgoal.cli import main
-from fastgoal.processing.adapters import load_adapter
-from fastgoal.processing.clips import load_clip
+from fastgoal.processing.checkpoints.adapters import load_adapter
+from fastgoal.processing.checkpoints.load import load_clip
 from tests.squares import rows_of_squares
 
 FAMILIES = ("metaclip2", "siglip", "siglip2")
@@ -69,7 +69,7 @@ def work(family, source, tiny_bases, tmp_path_factory):
     train = ["train", "--model", base, "--train_data", str(folder / "pairs"), "--eval_data", str(folder / "pairs")]
     train += ["--output_dir", str(folder / "model"), "--num_train_epochs", "2", "--per_device_train_batch_size", "6"]
     train += ["--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--use_cpu", "--report_to", "none"]
-    assert main([*train, "--sparc_weight", "0.1", "--near_batches"]) == 0
+    assert main([*train, "--sparc_weight", "0.1", "--hard_negatives"]) == 0
     return folder
 
 
@@ -96,7 +96,7 @@ def test_pairs_of_another_language_are_not_mixed_in(family, work, source, tiny_b
 def test_every_command_takes_it(family, work, source, capsys):
     model, data = str(work / "model"), str(work / "pairs")
     image = str(source / "red-green.png")
-    assert main(["evaluate", "--model", model, "--data", data, "--localisation", "--robustness"]) == 0
+    assert main(["evaluate", "--model", model, "--data", data, "--localization", "--robustness"]) == 0
     assert "text to image" in capsys.readouterr().out
     for page in (
         ["explain", "--model", model, "--image", image, "--caption", LABELS[1], "--output", str(work / "one.png")],
@@ -187,7 +187,7 @@ def test_plain_code_of_the_card_runs(family, work, monkeypatch):
 def test_onnx_runtime_says_the_same(family, work):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from fastgoal.tools.export_onnx import export_onnx
+    from fastgoal.export.export_onnx import export_onnx
 
     differences = export_onnx(str(work / "model"), work / "onnx")
     assert max(differences.values()) < 1e-4
@@ -197,7 +197,7 @@ def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder
     pytest.importorskip("peft")
     base = str(tiny_bases[family])
     command = ["train", "--model", base, "--train_data", str(pairs_folder), "--output_dir", str(tmp_path / "adapter")]
-    command += ["--lora_rank", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0", "--use_cpu"]
+    command += ["--lora_r", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0", "--use_cpu"]
     assert main([*command, "--num_train_epochs", "1", "--per_device_train_batch_size", "6"]) == 0
     merged = load_adapter(str(tmp_path / "adapter"), "--model")
     start = load_base(base).state_dict()
@@ -220,7 +220,7 @@ def test_the_bias_is_trained_with_sigmoid_losses_alone(tiny_bases, rows, tmp_pat
         save_strategy="no",
         use_cpu=True,
         report_to="none",
-        gradient_cache_chunk=3,
+        mini_batch_size=3,
     )
     processor = FastGoalProcessor.from_base(str(tiny_bases["siglip"]))
     before = model.logit_bias.item()
@@ -242,7 +242,7 @@ def test_a_tokenizer_without_its_package_is_an_error_that_names_it(tiny_bases):
     code = (
         "import sys; sys.modules['sentencepiece'] = None\n"
         "import transformers.utils.import_utils as u\n"
-        "from fastgoal.processing.clips import load_clip\n"
+        "from fastgoal.processing.checkpoints.load import load_clip\n"
         f"load_clip({str(tiny_bases['siglip'])!r}, 'cpu')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

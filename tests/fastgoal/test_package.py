@@ -122,7 +122,9 @@ def test_public_names():
 def test_from_import():
     from fastgoal import retrieval_metrics
 
-    assert retrieval_metrics is importlib.import_module("fastgoal.trainer.evaluation.retrieval").retrieval_metrics
+    assert (
+        retrieval_metrics is importlib.import_module("fastgoal.trainer.evaluation.measures.retrieval").retrieval_metrics
+    )
 
 
 def test_version_is_the_one_of_setup_cfg():

@@ -35,7 +35,7 @@ class FakeHub(ThreadingHTTPServer):
     """`with FakeHub(token) as hub:` listens on 127.0.0.1 at `hub.url`.
 
     Attributes:
-        repos: By `OWNER/NAME`, with `datasets/` in front for a data set, `spaces/` for a Space.
+        repos: By `OWNER/NAME`, with `datasets/` in front for a dataset, `spaces/` for a Space.
         stored: Uploaded large files by their SHA-256.
         uploads: How many bytes were uploaded to large storage, in order.
         broken: A request whose line matches this pattern is answered by `broken_status`.

@@ -20,8 +20,8 @@ from fastgoal.hub_cards.data_card import (
     write_data_card,
 )
 from fastgoal.processing.builders.captioner import PROMPT
-from fastgoal.processing.data.figures import inspect_pairs
 from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 from tests.known_pairs import rows, write
@@ -65,7 +65,7 @@ def folder(made, tmp_path):
 
 
 def test_the_card_of_known_pairs(tmp_path):
-    with pytest.raises(ValueError, match="not a finished data set"):
+    with pytest.raises(ValueError, match="not a finished dataset"):
         DataFacts.of_folder(tmp_path)
     folder = write(tmp_path / "known", rows())
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
@@ -109,7 +109,7 @@ def test_a_card_of_one_row(tmp_path, tiny_clip):
     assert "shows it best: 1 sentence, 1 pair. Made" in text
 
 
-def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
+def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
     words = {"image_license": "CC BY 2.0, by their photographers", "caption_license": "MIT"}
     assert prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))
     text = (folder / "README.md").read_text()
@@ -137,7 +137,7 @@ def test_the_card_has_the_figures_and_the_licences(folder, made, tiny_clip):
         "`tiny_vlm0` wrote the captions (decoding greedy, most tokens 3, number format float32)",
         f"> {PROMPT}",
         "The captions are a model's",
-        "The data set: cc-by-4.0. Images: CC BY 2.0, by their photographers. Captions:\nMIT. Whoever uses it",
+        "The dataset: cc-by-4.0. Images: CC BY 2.0, by their photographers. Captions:\nMIT. Whoever uses it",
     ):
         assert line in text, line
     assert str(made) not in text
@@ -210,7 +210,7 @@ def test_samples_are_spread_over_the_data(made):
 def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
     with pytest.raises(ValueError, match=r"license='CC BY 4\.0'; expected an identifier of the Hub"):
         prepare_data_card(folder, "me/pairs", "CC BY 4.0")
-    with pytest.raises(ValueError, match="not a finished data set"):
+    with pytest.raises(ValueError, match="not a finished dataset"):
         prepare_data_card(tmp_path, "me/pairs", "cc0-1.0")
     with pytest.raises(ValueError, match=r"cannot be loaded: .* --tokenizer none"):
         prepare_data_card(folder, "me/pairs", "cc0-1.0", tokenizer=str(tmp_path / "absent"))
@@ -226,7 +226,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     assert main([*arguments, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"{folder / 'README.md'}: written" in printed
-    assert "would be sent to me/pairs as a data set, 5 files, " in printed
+    assert "would be sent to me/pairs as a dataset, 5 files, " in printed
     assert printed.endswith("not sent: fastgoal_pairs.json, notes.txt\n")
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)
     shards = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
@@ -236,7 +236,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     assert "There is no access token for the Hub" in capsys.readouterr().err
 
 
-def test_the_licence_has_to_be_stated(folder, capsys):
+def test_the_license_has_to_be_stated(folder, capsys):
     assert main(["push-data", str(folder), "me/pairs"]) == 2
     assert "required: --license" in capsys.readouterr().err
 

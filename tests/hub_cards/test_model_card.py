@@ -106,7 +106,7 @@ def test_without_pictures_no_data_is_copied(trained, tiny_clip, tmp_path):
         "per_device_train_batch_size": 2,
         "dataloader_num_workers": 0,
         "use_cpu": True,
-        "card_pictures": False,
+        "card_images": False,
     }
     assert main([word for name, value in settings.items() for word in (f"--{name}", str(value))]) == 0
     assert not (tmp_path / "run" / "examples").exists()

@@ -38,8 +38,8 @@ def images(tmp_path):
     folder.mkdir()
     exif = Image.Exif()
     exif[0x010F] = "A camera of mine"
-    for name, colour in (("a", "red"), ("b", "blue")):
-        Image.new("RGB", (1500, 900), colour).save(folder / f"{name}.jpg", exif=exif, comment=b"A camera of mine")
+    for name, color in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (1500, 900), color).save(folder / f"{name}.jpg", exif=exif, comment=b"A camera of mine")
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -91,7 +91,7 @@ def test_only_modules_that_are_needed_go(tmp_path):
     files = needed_files("fastgoal.demo.app")
     assert {
         "fastgoal/__init__.py",
-        "fastgoal/processing/clips.py",
+        "fastgoal/processing/checkpoints/load.py",
         "fastgoal/pages/templates/style.css",
     } <= files.keys()
     assert not [name for name in files if name.startswith(("fastgoal/quickstart", "fastgoal/commands"))]
@@ -106,7 +106,7 @@ def test_only_modules_that_are_needed_go(tmp_path):
 def test_what_cannot_be_a_space(images, tmp_path, trained, monkeypatch):
     with pytest.raises(ValueError, match=r"no OWNER/NAME on the Hub.*`fastgoal push` it"):
         push_space("me/demo", [str(trained)], dry_run=True)
-    monkeypatch.setattr("fastgoal.hub_cards.pushing.get_token", lambda: None)
+    monkeypatch.setattr("fastgoal.hub_cards.push.get_token", lambda: None)
     with pytest.raises(ValueError, match="There is no access token"):
         push_space("me/demo", ["me/squares"])
     (tmp_path / "empty").mkdir()

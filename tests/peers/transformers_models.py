@@ -3,7 +3,7 @@
     python tests/peers/transformers_models.py [SOURCE] [--family clip metaclip_2 siglip] [-k PART_OF_A_NAME]
 
 SOURCE is the source archive or a checkout of the installed transformers, whose `tests/test_modeling_common.py` says
-what every model must do (initialisation, save and load, attention implementations, gradient checkpointing, devices...).
+what every model must do (initialization, save and load, attention implementations, gradient checkpointing, devices...).
 Without it `pip download` fetches the archive. Needs `pip install parameterized`.
 """
 

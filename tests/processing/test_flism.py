@@ -40,10 +40,10 @@ def image(size=(64, 48), color="black"):
     return Image.new("RGB", size, color)
 
 
-class ColourTowers:
-    """Stands for a CLIP whose answers are known: an image is its mean colour, a text the colour it names."""
+class ColorTowers:
+    """Stands for a CLIP whose answers are known: an image is its mean color, a text the color it names."""
 
-    COLOURS = ("red", "green", "blue")
+    COLORS = ("red", "green", "blue")
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -66,14 +66,14 @@ class ColourTowers:
 
     def get_text_features(self, input_ids, attention_mask):
         texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        embeds = torch.tensor([[float(colour in text) for colour in self.COLOURS] for text in texts])
+        embeds = torch.tensor([[float(color in text) for color in self.COLORS] for text in texts])
         return type("Output", (), {"pooler_output": embeds + 1e-3})()
 
 
 def scene(boxes):
     picture = Image.new("RGB", (64, 64), "black")
-    for box, colour in boxes:
-        ImageDraw.Draw(picture).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=colour)
+    for box, color in boxes:
+        ImageDraw.Draw(picture).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=color)
     return picture
 
 
@@ -82,7 +82,7 @@ RED, GREEN, BLUE = (4, 4, 20, 20), (40, 6, 60, 26), (10, 40, 26, 60)
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_each_sentence_takes_the_region_it_describes(processor, batch_size):
-    towers = ColourTowers(processor.tokenizer)
+    towers = ColorTowers(processor.tokenizer)
     first = scene([(RED, (255, 0, 0)), (GREEN, (0, 255, 0))])
     second = scene([(BLUE, (0, 0, 255))])
     boxes = [[Region(RED, 0.9), Region(GREEN, 0.8)], [Region(BLUE, 0.7)]]
@@ -105,13 +105,13 @@ def test_each_sentence_takes_the_region_it_describes(processor, batch_size):
 
 
 def test_batches_take_crops_of_several_images(processor):
-    towers = ColourTowers(processor.tokenizer)
+    towers = ColorTowers(processor.tokenizer)
     processor.match([image()] * 4, ["red."] * 4, towers, batch_size=64)
     assert towers.forwards == [20]
 
 
 def test_match_prefers_a_region_inside_the_crop(processor):
-    towers = ColourTowers(processor.tokenizer)
+    towers = ColorTowers(processor.tokenizer)
     wide = Image.new("RGB", (128, 32), "black")  # the crop keeps columns 48 to 80
     ImageDraw.Draw(wide).rectangle((0, 0, 19, 31), fill=(255, 0, 0))
     ImageDraw.Draw(wide).rectangle((56, 0, 71, 31), fill=(40, 255, 0))
@@ -123,7 +123,7 @@ def test_match_prefers_a_region_inside_the_crop(processor):
 
 def test_regions_without_a_detector_are_the_default_ones(processor):
     regions = processor.propose_regions([image((80, 40))])[0]
-    assert [region.label for region in regions] == ["top_left", "top_right", "bottom_left", "bottom_right", "centre"]
+    assert [region.label for region in regions] == ["top_left", "top_right", "bottom_left", "bottom_right", "center"]
     assert regions[4].box == (20, 10, 60, 30)
     assert {region.source for region in regions} == {"default"}
 
@@ -185,15 +185,15 @@ CAPTIONS = [
     "A blue square. A white one lies to the right of it, further down.",
     "Red stands left of blue.",
 ]
-COLOURS = [("red", "green"), ("blue", "white"), ("red", "blue")]
+COLORS = [("red", "green"), ("blue", "white"), ("red", "blue")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("squares")
     lines = []
-    for number, (colours, caption) in enumerate(zip(COLOURS, CAPTIONS, strict=True)):
-        picture_of(*colours).save(folder / f"{number}.png")
+    for number, (colors, caption) in enumerate(zip(COLORS, CAPTIONS, strict=True)):
+        picture_of(*colors).save(folder / f"{number}.png")
         lines.append({"file_name": f"{number}.png", "caption": caption})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -56,7 +56,7 @@ def test_white_box_shows_in_its_patches_only(name, case):
     mask = patch_mask(box, ImageTransform.of(image_processor, size), PATCH).reshape(light.shape)
     # Interpolation spreads light by a pixel or two, so a patch outside the box may get some, never much.
     assert light[~mask].max().item() < 0.3 if (~mask).any() else True
-    # A patch whose neighbours are all in the mask lies inside the box, so it is white.
+    # A patch whose neighbors are all in the mask lies inside the box, so it is white.
     surrounded = torch.nn.functional.avg_pool2d(mask.float()[None], 3, stride=1, padding=1)[0] == 1
     assert light[surrounded].min().item() > 0.7 if surrounded.any() else True
 

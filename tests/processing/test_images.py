@@ -101,7 +101,7 @@ def test_palette_without_and_with_transparency() -> None:
     assert _pixels(load_image(_encoded(image, "GIF", transparency=1))) == [RED, WHITE, (0, 255, 0)]
 
 
-def test_transparent_colour_of_rgb_and_grey_files() -> None:
+def test_transparent_color_of_rgb_and_grey_files() -> None:
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), (0, 0, 255))
     assert _pixels(load_image(_encoded(image, transparency=(0, 0, 255)))) == [RED, WHITE]
@@ -290,12 +290,12 @@ def test_an_image_that_was_only_opened_stays_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_the_current_frame_of_an_opened_file_counts(tmp_path: Path, file_format: str, in_memory: bool) -> None:
     path = tmp_path / "frames"
-    frames = [Image.new("RGB", (3, 3), colour) for colour in (RED, WHITE, (0, 0, 255))]
+    frames = [Image.new("RGB", (3, 3), color) for color in (RED, WHITE, (0, 0, 255))]
     frames[0].save(path, file_format, save_all=True, append_images=frames[1:])
     image = Image.open(io.BytesIO(path.read_bytes()) if in_memory else path)
-    for frame, colour in ((2, (0, 0, 255)), (0, RED), (1, WHITE)):
+    for frame, color in ((2, (0, 0, 255)), (0, RED), (1, WHITE)):
         image.seek(frame)
-        assert _pixels(load_image(image)) == [colour] * 9
+        assert _pixels(load_image(image)) == [color] * 9
         assert image.tell() == frame
     assert _pixels(load_image(image)) == [WHITE] * 9
 

@@ -180,7 +180,7 @@ def test_spans_out_of_range(processor, start, end):
 
 
 def test_a_mask_ends_where_its_sentence_ends(processor):
-    """Sentences that touch: a mask that was one character wide of either end would take of the neighbour."""
+    """Sentences that touch: a mask that was one character wide of either end would take of the neighbor."""
     caption = "It is red.Now it is green.End"
     spans = [(0, 10), (10, 26), (26, 29)]
     masks = processor.sentence_masks(caption, spans)

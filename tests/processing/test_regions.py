@@ -44,18 +44,18 @@ def test_default_regions_of_a_known_size() -> None:
         Region((50, 0, 100, 25), 1.0, "top_right", "default"),
         Region((0, 25, 50, 50), 1.0, "bottom_left", "default"),
         Region((50, 25, 100, 50), 1.0, "bottom_right", "default"),
-        Region((25, 12.5, 75, 37.5), 1.0, "centre", "default"),
+        Region((25, 12.5, 75, 37.5), 1.0, "center", "default"),
     ]
 
 
 @given(sizes, st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
 def test_quadrants_tile_the_image(size: tuple[int, int], u: float, v: float) -> None:
-    *quadrants, centre = (region.box for region in default_regions(size))
+    *quadrants, center = (region.box for region in default_regions(size))
     x, y = u * size[0], v * size[1]
     assert sum(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in quadrants) == 1
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in quadrants]
     assert math.isclose(sum(areas), size[0] * size[1])
-    assert centre == (size[0] / 4, size[1] / 4, size[0] * 3 / 4, size[1] * 3 / 4)
+    assert center == (size[0] / 4, size[1] / 4, size[0] * 3 / 4, size[1] * 3 / 4)
     assert filter_regions(default_regions(size), size) == merge_regions(default_regions(size)) == default_regions(size)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.rows import PairData
 from tests.squares import write_pairs
 
 KINDS = ("from Python", "of datasets", "of fastgoal pairs")

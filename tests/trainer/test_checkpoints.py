@@ -69,7 +69,7 @@ def cut(path, keep=0.5):
         (lambda path: (path / "trainer_state.json").write_text("[]"), "trainer_state.json cannot be read"),
         (lambda path: (path / "trainer_state.json").unlink(), "trainer_state.json cannot be read"),
         (lambda path: (path / "model.safetensors").unlink(), "it has no weights"),
-        (lambda path: (path / "optimizer.pt").unlink(), "it has no state of the optimiser"),
+        (lambda path: (path / "optimizer.pt").unlink(), "it has no state of the optimizer"),
     ],
 )
 def test_a_damaged_one_is_passed_over_and_named(output, caplog, spoil, words):
@@ -106,7 +106,7 @@ def test_an_output_that_somebody_wants_is_refused(output, tmp_path, tiny_clip, p
     refused(link, "is the folder of --model", model=str(model))
     refused(data, "is the folder of --train_data. Name another", train_data=str(data))
     refused(model, "holds a model. Name another --output_dir, or add --overwrite_output_dir true")
-    refused(data, "holds a data set")
+    refused(data, "holds a dataset")
     refused(output, r"holds checkpoints of a training \(checkpoint-3\).* --resume_from_checkpoint true")
     inside = str(output / "checkpoint-1")
     refused(output, "deletes the old checkpoints .* --model .* is in one of them", overwrite=True, model=inside)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.processing.files import hold_folder
-from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.run import main
 from tests.locks import held_by_another
 
@@ -117,7 +117,7 @@ def test_the_best_checkpoint_is_named_by_its_own_folder(trainer_for, tmp_path):
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_loss_that_is_no_number_stops_the_training(trainer_for, tmp_path, rows, chunk):
-    trainer = trainer_for(tmp_path, gradient_cache_chunk=chunk)
+    trainer = trainer_for(tmp_path, mini_batch_size=chunk)
     trainer.add_callback(At(3, lambda model: model.text_projection.weight.data.fill_(float("nan"))))
     words = (
         r"the loss of step 4 is not finite \(.*loss_global nan.*\); .* Nothing of it is saved; the last checkpoint is"
@@ -179,9 +179,9 @@ def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pai
         ({"learning_rate": 1e-2}, "learning_rate was 0.001 and is now 0.01"),
         ({"data": PairData(str(pairs_folder), limit=5)}, "rows was 12 and is now 5"),
     ):
-        with pytest.raises(ValueError, match=rf"settings: .*{words}.*--resume_with_changes true"):
+        with pytest.raises(ValueError, match=rf"settings: .*{words}.*--ignore_resume_mismatch true"):
             trainer_for(tmp_path, **{"data": data, **changes}).train(resume_from_checkpoint=True)
-    trainer = trainer_for(tmp_path, data, per_device_train_batch_size=2, resume_with_changes=True)
+    trainer = trainer_for(tmp_path, data, per_device_train_batch_size=2, ignore_resume_mismatch=True)
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
     assert "batch size was 4 and is now 2. They change now." in caplog.text
 
@@ -228,7 +228,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path,
         return [
             *("--model", str(tiny_clip), "--train_data", str(pairs_folder), "--output_dir", str(folder)),
             *("--max_steps", "3", "--save_steps", "1", "--per_device_train_batch_size", "4", "--use_cpu"),
-            *("--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--card_pictures", "false", *more),
+            *("--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--card_images", "false", *more),
         ]
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -247,7 +247,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path,
     with pytest.raises(ValueError, match="holds checkpoints of a training"):
         main(killed)
     assert main([*killed, "--resume_from_checkpoint", "true"]) == 0
-    assert "checkpoint-2 is passed over: it has no state of the optimiser" in caplog.text
+    assert "checkpoint-2 is passed over: it has no state of the optimizer" in caplog.text
     assert not [name for name in names(tmp_path / "killed") if name.endswith(".tmp")]
     assert main(command(tmp_path / "whole")) == 0
     for folder in (".", "checkpoint-3"):

@@ -13,7 +13,7 @@ from fastgoal.trainer.run import parse
 
 
 def chosen(args):
-    return args.recipe, args.pair_choice, args.near_batches
+    return args.recipe, args.pair_sampling, args.hard_negatives
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def make(tmp_path):
 
 def test_what_the_recipes_set(make):
     assert chosen(make()) == chosen(make(recipe="paper")) == ("paper", "best", False)
-    assert chosen(make(recipe="best")) == ("best", "any", True)
-    assert (make().warmup_steps, make(recipe="best").warmup_steps) == (0, 0.2)
-    assert make(recipe="best").get_warmup_steps(1000) == 200
+    assert chosen(make(recipe="experimental")) == ("experimental", "any", True)
+    assert (make().warmup_steps, make(recipe="experimental").warmup_steps) == (0, 0.2)
+    assert make(recipe="experimental").get_warmup_steps(1000) == 200
     assert make().resolved_objective().weights == LossWeights(1.0, 0.5, 1.0, 0.0)
     with pytest.raises(ValueError, match=r"`recipe` must be one of paper, goal, best, got 'worst'"):
         make(recipe="worst")
@@ -37,7 +37,7 @@ def test_goals_own_settings(make, tmp_path):
     def settings(args):
         return args.per_device_train_batch_size, args.dataloader_drop_last, args.max_grad_norm, args.decay_all
 
-    assert settings(make()) == settings(make(recipe="best")) == (64, False, 1.0, False)
+    assert settings(make()) == settings(make(recipe="experimental")) == (64, False, 1.0, False)
     assert settings(make(recipe="goal")) == (16, True, 0.0, True)
     assert chosen(make(recipe="goal")) == ("goal", "best", False)
     given = {"per_device_train_batch_size": 64, "dataloader_drop_last": False, "max_grad_norm": 1.0, "decay_all": False}
@@ -66,45 +66,55 @@ def test_goals_own_settings(make, tmp_path):
 
 
 def test_what_is_given_overrules_the_recipe(make):
-    assert chosen(make(recipe="best", pair_choice="top3")) == ("best", "top3", True)
-    assert chosen(make(recipe="best", near_batches=False)) == ("best", "any", False)
-    assert chosen(make(near_batches=True)) == ("paper", "best", True)
-    assert make(recipe="best", warmup_steps=0).warmup_steps == 0
+    assert chosen(make(recipe="experimental", pair_sampling="top3")) == ("experimental", "top3", True)
+    assert chosen(make(recipe="experimental", hard_negatives=False)) == ("experimental", "any", False)
+    assert chosen(make(hard_negatives=True)) == ("paper", "best", True)
+    assert make(recipe="experimental", warmup_steps=0).warmup_steps == 0
     assert make(warmup_steps=30).get_warmup_steps(1000) == 30
 
 
 def test_flags_and_files(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
-        f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nuse_cpu: true\nrecipe: best\npair_choice: top3\n"
+        f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nuse_cpu: true\nrecipe: best\npair_sampling: top3\n"
     )
-    assert chosen(parse([str(path)])[1]) == ("best", "top3", True)
+    assert chosen(parse([str(path)])[1]) == ("experimental", "top3", True)
     assert parse([str(path), "--warmup_steps", "0.1"])[1].warmup_steps == 0.1
-    assert chosen(parse([str(path), "--near_batches", "false"])[1]) == ("best", "top3", False)
+    assert chosen(parse([str(path), "--hard_negatives", "false"])[1]) == ("best", "top3", False)
     assert chosen(parse([str(path), "--recipe", "paper"])[1]) == ("paper", "top3", False)
-    assert chosen(parse([str(path), "--recipe", "paper", "--near_batches"])[1]) == ("paper", "top3", True)
-    path.write_text(f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nrecipe: best\nnear_batches: false\n")
-    assert chosen(parse([str(path)])[1]) == ("best", "any", False)
+    assert chosen(parse([str(path), "--recipe", "paper", "--hard_negatives"])[1]) == ("paper", "top3", True)
+    path.write_text(f"model: m\ntrain_data: d\noutput_dir: {tmp_path}\nrecipe: best\nhard_negatives: false\n")
+    assert chosen(parse([str(path)])[1]) == ("experimental", "any", False)
     with pytest.raises(SystemExit):
         parse([str(path), "--recipe", "worst"])
 
 
 def test_a_recipes_weight_goes_to_the_objectives_that_have_the_loss(make, monkeypatch):
-    recipe = {**training_arguments.RECIPES["best"], "local_weight": 2.0}
-    monkeypatch.setitem(training_arguments.RECIPES, "best", recipe)
-    assert make(recipe="best").resolved_objective().weights.local_weight == 2.0
-    assert make(recipe="best", local_weight=0.25).resolved_objective().weights.local_weight == 0.25
-    assert make(recipe="best", local_weight=0.0).resolved_objective().weights.local_weight == 0.0
+    recipe = {**training_arguments.RECIPES["experimental"], "local_weight": 2.0}
+    monkeypatch.setitem(training_arguments.RECIPES, "experimental", recipe)
+    assert make(recipe="experimental").resolved_objective().weights.local_weight == 2.0
+    assert make(recipe="experimental", local_weight=0.25).resolved_objective().weights.local_weight == 0.25
+    assert make(recipe="experimental", local_weight=0.0).resolved_objective().weights.local_weight == 0.0
     for name in ("global", "sparc"):
-        assert not make(recipe="best", objective=name).resolved_objective().needs_pairs
+        assert not make(recipe="experimental", objective=name).resolved_objective().needs_pairs
 
 
 def test_the_recipe_best_takes_short_captions_where_there_are_some(make):
-    assert dataclasses.astuple(make(recipe="best").resolved_objective().weights) == (1.0, 0.5, 0.0, 0.0, 0.1, 0.3)
+    assert dataclasses.astuple(make(recipe="experimental").resolved_objective().weights) == (
+        1.0,
+        0.5,
+        0.0,
+        0.0,
+        0.1,
+        0.3,
+    )
     # What the objective has no use for is left out.
-    assert dataclasses.astuple(make(recipe="best", objective="global").resolved_objective().weights)[4:] == (0.0, 0.3)
-    assert make(recipe="best", objective="local").resolved_objective().weights.short_weight == 0.0
-    args = make(recipe="best")
+    assert dataclasses.astuple(make(recipe="experimental", objective="global").resolved_objective().weights)[4:] == (
+        0.0,
+        0.3,
+    )
+    assert make(recipe="experimental", objective="local").resolved_objective().weights.short_weight == 0.0
+    args = make(recipe="experimental")
     args.without_short_captions()
     assert args.resolved_objective().weights.short_weight == 0.0
     make().without_short_captions()
@@ -113,7 +123,8 @@ def test_the_recipe_best_takes_short_captions_where_there_are_some(make):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"recipe": "best"}, {"recipe": "best", "near_batches": False}, {"pair_choice": "any"}]
+    "changes",
+    [{}, {"recipe": "experimental"}, {"recipe": "experimental", "hard_negatives": False}, {"pair_sampling": "any"}],
 )
 def test_copies_are_equal(make, tmp_path, changes):
     args = make(**changes)
@@ -153,13 +164,13 @@ def test_numbers_that_would_be_stumbled_over_later(tmp_path, name, value, words)
 
 
 def test_a_number_of_epochs_is_no_share_of_them(make):
-    with pytest.raises(ValueError, match="`near_refresh` is a share of the epochs"):
-        make(near_refresh=2)
+    with pytest.raises(ValueError, match="`hard_negative_refresh` is a share of the epochs"):
+        make(hard_negative_refresh=2)
 
 
 def test_scaled_gradients_are_not_pulled_to_the_base(make):
-    with pytest.raises(ValueError, match="`l2_to_base` beside `fp16`"):
-        make(l2_to_base=0.1, fp16=True, max_grad_norm=0.0)
+    with pytest.raises(ValueError, match="`l2sp_weight` beside `fp16`"):
+        make(l2sp_weight=0.1, fp16=True, max_grad_norm=0.0)
 
 
 def test_a_logger_that_is_not_installed(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
-from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.rows import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
@@ -23,16 +23,16 @@ CASES = {
     "tsl": {"global_weight": 0.0, "local_weight": 0.0},
     "sparc": {"global_weight": 0.0, "local_weight": 0.0, "tsl_weight": 0.0, "sparc_weight": 1.0},
     "all": {"sparc_weight": 0.5},
-    "all, cached": {"sparc_weight": 0.5, "gradient_cache_chunk": 3},
-    "tsl, cached": {"global_weight": 0.0, "local_weight": 0.0, "gradient_cache_chunk": 3},
+    "all, cached": {"sparc_weight": 0.5, "mini_batch_size": 3},
+    "tsl, cached": {"global_weight": 0.0, "local_weight": 0.0, "mini_batch_size": 3},
     "all, accumulated": {"sparc_weight": 0.5, "gradient_accumulation_steps": 2},
     "all, cached and accumulated": {
         "sparc_weight": 0.5,
         "gradient_accumulation_steps": 2,
-        "gradient_cache_chunk": 3,
+        "mini_batch_size": 3,
     },
     "siglip": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5},
-    "siglip, cached": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5, "gradient_cache_chunk": 3},
+    "siglip, cached": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5, "mini_batch_size": 3},
     "siglip with softmax": {"base": "siglip2", "contrastive": "softmax"},
     "metaclip2": {"base": "metaclip2", "sparc_weight": 0.5},
 }
@@ -48,7 +48,7 @@ class Recorder(FastGoalTrainer):
 
 
 class Gradients(TrainerCallback):
-    """Keeps every parameter's gradient as the optimiser is about to see it."""
+    """Keeps every parameter's gradient as the optimizer is about to see it."""
 
     def __init__(self):
         self.steps = []
@@ -98,8 +98,8 @@ def train(bases, pairs, folder, batch, case):
 
 
 def near(clip, pairs, folder, again=False, rows=ROWS):
-    """Neighbours of the images; `again` they must come out of the file."""
-    args = FastGoalTrainingArguments(output_dir=folder, dataloader_num_workers=0, use_cpu=True, near_batches=True)
+    """Neighbors of the images; `again` they must come out of the file."""
+    args = FastGoalTrainingArguments(output_dir=folder, dataloader_num_workers=0, use_cpu=True, hard_negatives=True)
     trainer = FastGoalTrainer(
         model=FastGoalCLIPModel.from_clip(clip),
         args=args,
@@ -108,7 +108,7 @@ def near(clip, pairs, folder, again=False, rows=ROWS):
     )
     if again:
         trainer.model.get_image_features = None
-    return trainer._find_neighbours(trainer.train_dataset)
+    return trainer._find_neighbors(trainer.train_dataset)
 
 
 def work(rank, port, bases, pairs, folder):
@@ -170,7 +170,7 @@ def test_they_are_one(ranks, case, tiny_bases, pairs_folder, tmp_path):
                 assert (got[name] == 0).all()
 
 
-def test_they_find_the_same_neighbours(ranks, tiny_clip, pairs_folder, tmp_path):
+def test_they_find_the_same_neighbors(ranks, tiny_clip, pairs_folder, tmp_path):
     alone = near(str(tiny_clip), str(pairs_folder), str(tmp_path))
     assert alone.shape == (ROWS, ROWS - 1)
     for rank in ranks:

@@ -1,1 +1,1 @@
-"""From rows to batches: the collator, the order of rows, and neighbours for batches of images that look alike."""
+"""From rows to batches: the collator, the order of rows, and neighbors for batches of images that look alike."""

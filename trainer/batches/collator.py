@@ -1,4 +1,4 @@
-"""From rows of a pairs data set to the batch that the model takes; runs in the data loader's workers."""
+"""From rows of a pairs dataset to the batch that the model takes; runs in the data loader's workers."""
 
 import copy
 import hashlib
@@ -11,13 +11,13 @@ from PIL import Image
 
 from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
+from fastgoal.processing.pixels import Picture, PixelReader
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import pad_ids, span_masks
 
-from .pixels import Picture, PixelReader
 from .token_table import MADE_TOKENS, TokenTable, settings_of
 
-PAIR_CHOICES = {"best": 1, "top3": 3, "any": sys.maxsize}
+PAIR_SAMPLING = {"best": 1, "top3": 3, "any": sys.maxsize}
 """Of how many of a row's pairs, the most similar first, one is drawn for a batch."""
 
 
@@ -37,52 +37,52 @@ class FastGoalCollator:
 
     As published, each row trains on its single best pair (FAST-GOAL, FLISM step 4): the highest score among the pairs
     that the model can see. A pair whose region falls outside the crop, or whose sentence truncation cut off, is taken
-    only when the row has no other. `pair_choice` can draw another one of them for every batch.
+    only when the row has no other. `pair_sampling` can draw another one of them for every batch.
 
     Args:
         processor: Gives the input size, the crop and the length of captions.
         local_pairs: Whether to add the local pairs. False for training on whole images and captions alone.
-        pair_choice: `best`; `top3` draws one of the three best, `any` one of all, anew in every epoch.
+        pair_sampling: `best`; `top3` draws one of the three best, `any` one of all, anew in every epoch.
         seed: Of the drawing. What is drawn depends on it, the epoch and the row's name and caption alone: it is the
             same in any process and worker, and after going on from a checkpoint.
-        normalise: Whether pixels are normalised here. Without it they are uint8 where the processor allows it, a
-            quarter of the bytes, and `PixelReader.normalise` ends the work on the device, as the trainer does.
+        normalize: Whether pixels are normalized here. Without it they are uint8 where the processor allows it, a
+            quarter of the bytes, and `PixelReader.normalize` ends the work on the device, as the trainer does.
         short_captions: Whether to add a short caption of each image: one of the row's `short_captions` (a text or
             several), drawn anew in every epoch, or the first sentence of its caption where there are none.
 
     Raises:
-        ValueError: `pair_choice` is none of these.
+        ValueError: `pair_sampling` is none of these.
     """
 
     def __init__(
         self,
         processor: FastGoalProcessor,
         local_pairs: bool = True,
-        pair_choice: str = "best",
+        pair_sampling: str = "best",
         seed: int = 0,
-        normalise: bool = True,
+        normalize: bool = True,
         short_captions: bool = False,
     ):
-        if pair_choice not in PAIR_CHOICES:
-            raise ValueError(f"`pair_choice` must be one of {', '.join(PAIR_CHOICES)}, got {pair_choice!r}.")
+        if pair_sampling not in PAIR_SAMPLING:
+            raise ValueError(f"`pair_sampling` must be one of {', '.join(PAIR_SAMPLING)}, got {pair_sampling!r}.")
         self.processor = processor
         self.local_pairs = local_pairs
-        self.pair_choice = pair_choice
+        self.pair_sampling = pair_sampling
         self.seed = seed
-        self.normalise = normalise
+        self.normalize = normalize
         self.short_captions = short_captions
         self.named = False
         self.reader = PixelReader(processor.image_processor)
         # In shared memory: a data loader's workers may live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
-    def raw(self, pair_choice: str | None = None) -> "FastGoalCollator":
-        """The trainer's: the same without normalising, with `NAMES`, and another choice of pairs if one is given.
+    def raw(self, pair_sampling: str | None = None) -> "FastGoalCollator":
+        """The trainer's: the same without normalizing, with `NAMES`, and another choice of pairs if one is given.
 
         Epochs are shared.
         """
         other = copy.copy(self)
-        other.normalise, other.named, other.pair_choice = False, True, pair_choice or self.pair_choice
+        other.normalize, other.named, other.pair_sampling = False, True, pair_sampling or self.pair_sampling
         return other
 
     def set_epoch(self, epoch: int) -> None:
@@ -106,7 +106,7 @@ class FastGoalCollator:
         captions, images = [_caption(row) for row in rows], self._images(rows)
         short = self._short_captions(rows, captions) if self.short_captions else {}
         if not self.local_pairs:
-            batch = self._tokenise(captions, are_short=False)
+            batch = self._tokenize(captions, are_short=False)
             batch["pixel_values"] = self.reader.read([(image, None) for image in images])
             return self._finished(batch | short) | self._names(rows)
 
@@ -130,7 +130,7 @@ class FastGoalCollator:
                 **short,
                 "pixel_values": pixels[: len(rows)],
                 "local_pixel_values": pixels[len(rows) :],
-                **{f"local_{name}": value for name, value in self._tokenise(sentences).items()},
+                **{f"local_{name}": value for name, value in self._tokenize(sentences).items()},
                 "region_mask": torch.stack(region_masks),
                 "sentence_mask": torch.stack(sentence_masks),
             }
@@ -158,7 +158,7 @@ class FastGoalCollator:
             box = row["regions"][pair["region"]]["box"]
             if readable[pair["sentence"]] and patch_span(box, transform, patch_size) is not None:
                 seen.append(pair)
-            if len(seen) == PAIR_CHOICES[self.pair_choice]:
+            if len(seen) == PAIR_SAMPLING[self.pair_sampling]:
                 break
         if not seen:
             return pairs[0]
@@ -175,7 +175,7 @@ class FastGoalCollator:
         for row, caption in zip(rows, captions, strict=True):
             known = short_captions(row, _name(row)) or [self.processor.split_sentences(caption)[0].text]
             texts.append(known[self._draw(len(known), "short", row, caption)])
-        return {f"short_{name}": value for name, value in self._tokenise(texts).items()}
+        return {f"short_{name}": value for name, value in self._tokenize(texts).items()}
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[Image.Image | Picture]:
         return [self.reader.open(row["image"], _name(row)) for row in rows]
@@ -189,7 +189,7 @@ class FastGoalCollator:
             table, numbers = TokenTable(captions, tokenizer), tuple(range(len(captions)))
         return dict(table.batch(numbers, tokenizer))
 
-    def _tokenise(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:
+    def _tokenize(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         return pad_ids(tokenizer, tokenizer(texts, truncation=True)["input_ids"], are_short)
 
@@ -197,7 +197,7 @@ class FastGoalCollator:
         return {NAMES: [_name(row) for row in rows]} if self.named else {}
 
     def _finished(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return self.reader.normalise(batch) if self.normalise else batch
+        return self.reader.normalize(batch) if self.normalize else batch
 
 
 def _draw(count: int, *key: Any) -> int:
@@ -217,4 +217,4 @@ def _name(row: Mapping[str, Any]) -> str:
     """What to call a row in a message."""
     image = row.get("image")
     path = image.get("path") if isinstance(image, Mapping) else None
-    return str(row.get("file_name") or path or "a row of the data set")
+    return str(row.get("file_name") or path or "a row of the dataset")

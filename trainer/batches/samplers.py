@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 SPREAD = 9
 """Batches over which a row may move from its place by length: of two rows in a batch about one in eleven meets the
 other again in the next epoch, where an epoch has so many batches and more. Fewer make batches of liker length that come
-again; with pools of 50 batches, as often used for speed, a small data set has the same batches in every epoch."""
+again; with pools of 50 batches, as often used for speed, a small dataset has the same batches in every epoch."""
 PASSED_OVER = 0.3
 
 
@@ -65,40 +65,40 @@ class CaptionLengthSampler(Sampler[int]):
         yield from rows[len(rows) - short :].tolist()
 
 
-class NearPairSampler(CaptionLengthSampler):
+class HardNegativeSampler(CaptionLengthSampler):
     """Row numbers in an order in which most rows stand beside one that looks like them.
 
-    In every epoch rows are visited at random, and each takes the nearest neighbour that nobody has taken; a nearer one
+    In every epoch rows are visited at random, and each takes the nearest neighbor that nobody has taken; a nearer one
     is passed over with a chance of 0.3, so that pairs differ from epoch to epoch. Batches are made of such pairs, of
     captions of like length if lengths are given; rows left alone come after them in the cutting. The contrastive loss
     cannot tell such twos apart by background or subject: it has to look at the details (hard negatives).
 
     Args:
-        neighbours: Each row's neighbours, the nearest first, -1 for none, `(rows, count)`; see
-            `neighbours.nearest_rows`.
+        neighbors: Each row's neighbors, the nearest first, -1 for none, `(rows, count)`; see
+            `neighbors.nearest_rows`.
         batch_size: Rows of a batch over all processes.
         seed: Of the shuffling; the epoch is added to it.
         lengths: Length of each row's caption, in any unit; None leaves lengths out of account.
-        renew: From the number of an epoch that begins to the neighbours from then on, or None where they stay.
+        renew: From the number of an epoch that begins to the neighbors from then on, or None where they stay.
     """
 
     def __init__(
         self,
-        neighbours: torch.Tensor,
+        neighbors: torch.Tensor,
         batch_size: int,
         seed: int = 0,
         lengths: Sequence[int] | None = None,
         renew: Callable[[int], torch.Tensor | None] | None = None,
     ):
-        super().__init__(lengths if lengths is not None else [0] * len(neighbours), batch_size, seed)
-        self.neighbours = neighbours
+        super().__init__(lengths if lengths is not None else [0] * len(neighbors), batch_size, seed)
+        self.neighbors = neighbors
         self.renew = renew
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next pass is; others may be neighbours from it on."""
+        """Set the epoch that the next pass is; others may be neighbors from it on."""
         super().set_epoch(epoch)
         if self.renew is not None and (found := self.renew(epoch)) is not None:
-            self.neighbours = found
+            self.neighbors = found
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -109,12 +109,12 @@ class NearPairSampler(CaptionLengthSampler):
 
     def _pair_up(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs of near rows, `(pairs, 2)`, and the rows that found no partner, `(rows,)`."""
-        free = set(range(len(self.neighbours)))
+        free = set(range(len(self.neighbors)))
         pairs: list[tuple[int, int]] = []
         alone: list[int] = []
-        kept = torch.rand(self.neighbours.shape, generator=generator) >= PASSED_OVER
-        table = self.neighbours.tolist()
-        for row in torch.randperm(len(self.neighbours), generator=generator).tolist():
+        kept = torch.rand(self.neighbors.shape, generator=generator) >= PASSED_OVER
+        table = self.neighbors.tolist()
+        for row in torch.randperm(len(self.neighbors), generator=generator).tolist():
             if row not in free:
                 continue
             free.discard(row)

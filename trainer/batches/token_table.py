@@ -1,4 +1,4 @@
-"""The tokens of a data set's captions, made once for all epochs, with where each stands in its caption."""
+"""The tokens of a dataset's captions, made once for all epochs, with where each stands in its caption."""
 
 from collections.abc import Sequence
 from typing import Any

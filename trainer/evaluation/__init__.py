@@ -1,1 +1,1 @@
-"""Measuring a model: embeddings of data sets, retrieval and its intervals, protocols, further tests, the report."""
+"""Measuring a model: embeddings of datasets, retrieval and its intervals, protocols, further tests, the report."""

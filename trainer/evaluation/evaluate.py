@@ -11,20 +11,20 @@ from typing import Any
 import torch
 import transformers
 
-from fastgoal.processing.clips import check_clip, load_clip
+from fastgoal.processing.checkpoints.devices import choose_workers
+from fastgoal.processing.checkpoints.load import check_clip, load_clip
 from fastgoal.processing.data.sources import Source
-from fastgoal.processing.devices import choose_workers
 
-from .embeddings import EncodedSource, count_truncated, encode_source, max_text_length
-from .intervals import bootstrap_intervals, compare
-from .joint import evaluate_joint
-from .localisation import localise
-from .protocols import PROTOCOLS, open_protocol
-from .published import published_rows
+from .measures.embeddings import EncodedSource, count_truncated, encode_source, max_text_length
+from .measures.intervals import bootstrap_intervals, compare
+from .measures.joint import evaluate_joint
+from .measures.localization import localize
+from .measures.retrieval import KS, Ranks, check_ks
+from .measures.rivals import check_positive
+from .measures.robustness import measure_robustness
+from .protocols.published import published_rows
+from .protocols.registry import PROTOCOLS, open_protocol
 from .report import EvaluationReport, ModelResult
-from .retrieval import KS, Ranks, check_ks
-from .rivals import check_positive
-from .robustness import measure_robustness
 
 Checkpoint = str | os.PathLike[str] | torch.nn.Module
 Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datasets.Dataset` has no type
@@ -40,7 +40,7 @@ def evaluate(
     against_processor: Any = None,
     joint: bool = False,
     robustness: bool = False,
-    localisation: bool = False,
+    localization: bool = False,
     split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -58,7 +58,7 @@ def evaluate(
     progress: bool = False,
     allow_outside_files: bool = False,
 ) -> EvaluationReport:
-    """Measure retrieval between the images and captions of a data set, and what else is asked for.
+    """Measure retrieval between the images and captions of a dataset, and what else is asked for.
 
         report = fastgoal.evaluate("outputs/", "test/", against="openai/clip-vit-base-patch16")
         print(report.metrics["text_to_image_R@1"], report.differences["text_to_image_R@1"].interval)
@@ -77,11 +77,11 @@ def evaluate(
         against_processor: Of a loaded `against`.
         joint: Also GOAL's joint test, mAP@10, which needs data that `fastgoal pairs` wrote.
         robustness: Also with a false sentence in each caption, sentences shuffled or dropped, and text cut.
-        localisation: Also how often a sentence finds its boxes.
+        localization: Also how often a sentence finds its boxes.
         split: Split of the data, where there are several.
         image_column: Column with the image; found by itself.
         caption_column: Column with the caption; found by itself.
-        boxes_column: Column with boxes, for `localisation`.
+        boxes_column: Column with boxes, for `localization`.
         limit: Use the first rows only.
         batch_size: Images in a forward.
         num_workers: Processes that read images; by default 4, and none beside a model on the CPU.
@@ -109,7 +109,7 @@ def evaluate(
             raise ValueError("`{}` is a loaded model; give its processor, too, as `{}`.".format(*names))
     started = time.perf_counter()
     source = open_protocol(protocol, data, image_column, caption_column, split, limit, allow_outside_files)
-    _check_columns(source.columns, joint, localisation, boxes_column)
+    _check_columns(source.columns, joint, localization, boxes_column)
 
     def measure(
         checkpoint: Checkpoint, processor: Any, option: str
@@ -131,8 +131,8 @@ def evaluate(
             metrics=ranks.summary(ks),
             joint=evaluate_joint(model, processor, source, encoded, **reading) if joint else None,
             robustness=measure_robustness(model, processor, encoded, ranks, seed=seed, **small) if robustness else None,
-            localisation=localise(model, processor, source, encoded.rows, boxes_column, **small)
-            if localisation
+            localization=localize(model, processor, source, encoded.rows, boxes_column, **small)
+            if localization
             else None,
         )
         facts = {
@@ -211,7 +211,7 @@ def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[
         )
 
 
-def _check_columns(columns: Sequence[str], joint: bool, localisation: bool, boxes_column: str) -> None:
+def _check_columns(columns: Sequence[str], joint: bool, localization: bool, boxes_column: str) -> None:
     """Raise `ValueError`, before a model is loaded, where the data have not what a test asks for."""
     has_pairs = {"pairs", "sentences", "regions"} <= {*columns}
     if joint and not has_pairs:
@@ -219,8 +219,8 @@ def _check_columns(columns: Sequence[str], joint: bool, localisation: bool, boxe
             "joint (--joint) needs the columns pairs, sentences and regions, which `fastgoal pairs` writes; the data "
             f"have {', '.join(columns)}."
         )
-    if localisation and not has_pairs and boxes_column not in columns:
+    if localization and not has_pairs and boxes_column not in columns:
         raise ValueError(
-            f"localisation (--localisation) needs a column '{boxes_column}' with boxes, or data that `fastgoal pairs` "
+            f"localization (--localization) needs a column '{boxes_column}' with boxes, or data that `fastgoal pairs` "
             f"wrote; the data have {', '.join(columns)}. Name another with boxes_column (--boxes-column)."
         )

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .intervals import Difference, Interval
-from .localisation import Localisation
-from .published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, PublishedRow
-from .retrieval import WAYS
-from .robustness import Change
+from .measures.intervals import Difference, Interval
+from .measures.localization import Localization
+from .measures.retrieval import WAYS
+from .measures.robustness import Change
+from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, PublishedRow
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -24,7 +24,7 @@ class ModelResult:
         metrics: Of `retrieval_metrics`.
         joint: GOAL's joint test, of `joint_map`.
         robustness: By the name of the change (`CHANGES`).
-        localisation: Sentences that find their boxes.
+        localization: Sentences that find their boxes.
     """
 
     model: str
@@ -32,7 +32,7 @@ class ModelResult:
     metrics: dict[str, float]
     joint: dict[str, float] | None = None
     robustness: dict[str, Change] | None = None
-    localisation: Localisation | None = None
+    localization: Localization | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class EvaluationReport(ModelResult):
         values = {**_given(self), "split": self.split}
         if self.robustness is not None:
             values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
-        if self.localisation is not None:
-            values["published_localisation"] = PUBLISHED_LOCALISATION
+        if self.localization is not None:
+            values["published_localization"] = PUBLISHED_LOCALISATION
         if self.against is not None:
             values["against"] = _given(self.against)
         if self.differences is not None:
@@ -180,8 +180,8 @@ def _tables(report: EvaluationReport) -> Iterator[Table]:
         yield _joint_table(report.joint, measured)
     if report.robustness is not None:
         yield _robustness_table(report.robustness, measured)
-    if report.localisation is not None:
-        yield _localisation_table(report.localisation, measured)
+    if report.localization is not None:
+        yield _localization_table(report.localization, measured)
 
 
 def _words(name: str) -> str:
@@ -273,8 +273,8 @@ def _robustness_table(changes: dict[str, Change], measured: list[tuple[str, Mode
     return title, ["", "captions changed", *(name for name, _ in measured)], rows
 
 
-def _localisation_table(found: Localisation, measured: list[tuple[str, ModelResult]]) -> Table:
-    rates = [(name, which.localisation.hit_rate) for name, which in measured if which.localisation]
+def _localization_table(found: Localization, measured: list[tuple[str, ModelResult]]) -> Table:
+    rates = [(name, which.localization.hit_rate) for name, which in measured if which.localization]
     rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", found.chance)]]
     for name, values in PUBLISHED_LOCALISATION.items():
         rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])

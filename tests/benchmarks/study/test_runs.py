@@ -81,14 +81,14 @@ def test_short_captions_are_the_scenes(data):
     for row, (ids, mask) in enumerate(zip(batch["short_input_ids"], batch["short_attention_mask"], strict=True)):
         assert ids[mask.bool()].tolist() in [known.tolist() for known in data.short_ids[row]]
     assert max(map(len, data.short_ids[0])) < len(data.ids[0])
-    settings = (("near_refresh", 0.5), ("short_weight", 0.3), ("token_weight", 0.1), ("l2_to_base", 1e-3))
+    settings = (("hard_negative_refresh", 0.5), ("short_weight", 0.3), ("token_weight", 0.1), ("l2sp_weight", 1e-3))
     sizes = Sizes(train_scenes=30, batch_size=5, epochs=2, learning_rate=1e-3)
     looked = []
 
     class Trainer(runs.StudyTrainer):
-        def _find_neighbours(self, data, **how):
+        def _find_neighbors(self, data, **how):
             looked.append(round(self.state.epoch or 0))
-            return super()._find_neighbours(data, **how)
+            return super()._find_neighbors(data, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "StudyTrainer", Trainer)
@@ -96,15 +96,15 @@ def test_short_captions_are_the_scenes(data):
     assert looked == [0, 1]
 
 
-def test_near_batches_and_warm_up(data, monkeypatch):
-    """The neighbours are the base's, and the rate rises over the share of the steps that is told."""
+def test_hard_negatives_and_warm_up(data, monkeypatch):
+    """The neighbors are the base's, and the rate rises over the share of the steps that is told."""
     data, processor = data
     made = []
 
-    class Sampler(runs.NearPairSampler):
-        def __init__(self, neighbours, *args):
-            made.append(neighbours)
-            super().__init__(neighbours, *args)
+    class Sampler(runs.HardNegativeSampler):
+        def __init__(self, neighbors, *args):
+            made.append(neighbors)
+            super().__init__(neighbors, *args)
 
     rates = []
 
@@ -113,7 +113,7 @@ def test_near_batches_and_warm_up(data, monkeypatch):
             rates.append(self.lr_scheduler.get_last_lr()[0])
             return super().training_step(*args, **kwargs)
 
-    monkeypatch.setattr(runs, "NearPairSampler", Sampler)
+    monkeypatch.setattr(runs, "HardNegativeSampler", Sampler)
     monkeypatch.setattr(runs, "StudyTrainer", Trainer)
     sizes = Sizes(train_scenes=30, batch_size=5, epochs=1, learning_rate=1e-3, warmup=0.5)
     train_arm(Arm("near", near=True), sizes, 0, data, BASE, processor)

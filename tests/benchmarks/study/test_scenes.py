@@ -50,7 +50,7 @@ def test_sentences_name_the_things_they_speak_of():
     for scene in draw_crowds(50, 3, "test"):
         for sentence, things in zip(scene.sentences, scene.sentence_things, strict=True):
             for number in things:
-                assert f"{scene.things[number].colour} {scene.things[number].shape}" in sentence
+                assert f"{scene.things[number].color} {scene.things[number].shape}" in sentence
 
 
 def test_wordings_of_the_test_are_held_out_but_not_their_words():

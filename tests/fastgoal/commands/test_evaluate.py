@@ -26,7 +26,7 @@ def wider_clip(tiny_clip, tmp_path_factory):
 
 def test_everything_on_a_pairs_data_set(tiny_clip, wider_clip, pairs_folder, tmp_path, capsys):
     output = tmp_path / "report.json"
-    asked = ("--joint", "--robustness", "--localisation", "--check", "--against", wider_clip, "--resamples", 50)
+    asked = ("--joint", "--robustness", "--localization", "--check", "--against", wider_clip, "--resamples", 50)
     assert run(tiny_clip, pairs_folder, *asked, "--output", output) == 0
     report = json.loads(output.read_text())
     assert report["images"] == report["captions"] == 12
@@ -41,9 +41,9 @@ def test_everything_on_a_pairs_data_set(tiny_clip, wider_clip, pairs_folder, tmp
     assert report["robustness"]["shuffled"]["changed"] == 12
     assert report["robustness"]["truncated"]["changed"] == 0
     assert report["robustness"]["truncated"]["drop"] == 0
-    assert report["localisation"]["sentences"] == 24
+    assert report["localization"]["sentences"] == 24
     assert report["checked"]
-    assert set(report["against"]) >= {"model", "metrics", "joint", "robustness", "localisation"}
+    assert set(report["against"]) >= {"model", "metrics", "joint", "robustness", "localization"}
     difference = report["differences"]["text_to_image_R@5"]
     ours, theirs = (which["metrics"]["text_to_image_R@5"] for which in (report, report["against"]))
     assert difference["difference"] == pytest.approx(ours - theirs)
@@ -76,7 +76,7 @@ def test_incomplete_protocol_is_said_and_gets_no_published_rows(tiny_clip, folde
 def test_published_rows_stand_beside_ours(tiny_clip, folder, monkeypatch, capsys):
     import dataclasses
 
-    from fastgoal.trainer.evaluation import protocols
+    from fastgoal.trainer.evaluation.protocols.registry import registry as protocols
 
     small = dataclasses.replace(protocols.PROTOCOLS["docci"], images=4)
     monkeypatch.setitem(protocols.PROTOCOLS, "docci", small)
@@ -108,7 +108,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
     CLIPProcessor.from_pretrained(tiny_clip).save_pretrained(broken)
     for model, data, arguments, message in [
         (tiny_clip, folder, ["--joint"], "needs the columns pairs"),
-        (tiny_clip, folder, ["--localisation"], "a column 'boxes'"),
+        (tiny_clip, folder, ["--localization"], "a column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
         (tiny_clip, folder, ["--resamples", 1], "resamples is 1"),
         (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from fastgoal.cli import main
-from fastgoal.hub_cards.pictures import COLOURS
+from fastgoal.hub_cards.card_images import COLORS
 from fastgoal.processing.data.pairs_dataset import features
 from tests.browser import CHROMIUM, needs_browser
 from tests.known_pairs import LONG, jpeg, row, rows, write
@@ -200,8 +200,8 @@ def test_page_in_a_browser(folder, tiny_clip, tmp_path, capsys):
     shot = tmp_path / "shot.png"
     browse(tmp_path / "page.html", tmp_path / "profile", f"--screenshot={shot}", "--window-size=1100,2600")
     with Image.open(shot) as picture:
-        pixels = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
-    assert {ImageColor.getrgb(colour) for colour in COLOURS[:3]} <= pixels  # frames and numbers of three regions
+        pixels = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert {ImageColor.getrgb(color) for color in COLORS[:3]} <= pixels  # frames and numbers of three regions
     assert any(max(abs(a - b) for a, b in zip(pixel, (0, 0, 254))) <= 2 for pixel in pixels)  # the blue photograph
 
     (tmp_path / "probe.html").write_text(page.replace("</body>", PROBE + "</body>"))

@@ -11,9 +11,9 @@ from PIL import Image
 from fastgoal.cli import main
 from fastgoal.commands import pairs
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+from fastgoal.processing.checkpoints.fingerprints import check_detector_file
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
-from fastgoal.processing.weights import check_detector_file
 
 CAPTION = "A grey field lies below. " + "Two birds sit on a long wire above it, " * 6 + "far away. The sky is white."
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageColor
 
 from fastgoal.cli import main
-from fastgoal.hub_cards.pictures import COLOURS, TAG, framed
+from fastgoal.hub_cards.card_images import COLORS, TAG, framed
 from fastgoal.pages.explain import (
     Explanation,
     draw_explanations,
@@ -23,7 +23,7 @@ LONG = "A red square lies here. " * 5 + "A last sentence <b> that is not read an
 
 
 def test_principal_components_of_three_axes():
-    """Tokens that vary along three axes, the first most: each colour is one axis."""
+    """Tokens that vary along three axes, the first most: each color is one axis."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.rand(60, 3, generator=generator) * torch.tensor([9.0, 3.0, 1.0])
     found = principal_components(torch.nn.functional.pad(axes, (0, 5)))
@@ -67,17 +67,17 @@ def explanation(*boxes, text="Sentence {}."):
 ONE, TWO = (0.0, 0.0, 60.0, 50.0), (100.0, 40.0, 200.0, 100.0)
 
 
-def test_a_sentence_has_its_colour_whatever_the_model_finds():
+def test_a_sentence_has_its_color_whatever_the_model_finds():
     """Two models that match the sentences to regions in another order, of which one has two sentences."""
     image = Image.new("RGB", (200, 100), "white")
     panels = draw_explanations(image, [explanation(ONE, TWO, ONE), explanation(TWO, ONE, TWO)])
     for panel in panels:
-        assert [line.colour for line in panel.made.lines] == list(COLOURS[:3])
-        assert sorted(tag for frame in panel.made.frames for tag in frame.tags) == list(enumerate(COLOURS[:3], 1))
-        # The strongest place of a heat map, without the grey image below: the same colour.
-        for heat, colour in zip(panel.maps, COLOURS, strict=False):
+        assert [line.color for line in panel.made.lines] == list(COLORS[:3])
+        assert sorted(tag for frame in panel.made.frames for tag in frame.tags) == list(enumerate(COLORS[:3], 1))
+        # The strongest place of a heat map, without the grey image below: the same color.
+        for heat, color in zip(panel.maps, COLORS, strict=False):
             red, green, blue = heat.getpixel((heat.width // 4 + 5, 5))
-            assert np.abs(np.array([red, green, blue]) - ImageColor.getrgb(colour)).max() < 50
+            assert np.abs(np.array([red, green, blue]) - ImageColor.getrgb(color)).max() < 50
     assert [frame.box for frame in panels[1].made.frames] == [TWO, ONE]
     picture = framed(image, panels[0].made.frames, 400, 300)
     assert picture.size == (400, 200)
@@ -86,9 +86,9 @@ def test_a_sentence_has_its_colour_whatever_the_model_finds():
         x2, y2 = 2 * int(box[2]), 2 * int(box[3])
         return {picture.getpixel((x, y2 - 3)) for x in range(x2 - 60, x2 - 3)}
 
-    assert side(ONE) == {ImageColor.getrgb(COLOURS[0]), ImageColor.getrgb(COLOURS[2])}
-    assert side(TWO) == {ImageColor.getrgb(COLOURS[1])}
-    assert picture.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLOURS[2])  # number 3, beside number 1
+    assert side(ONE) == {ImageColor.getrgb(COLORS[0]), ImageColor.getrgb(COLORS[2])}
+    assert side(TWO) == {ImageColor.getrgb(COLORS[1])}
+    assert picture.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLORS[2])  # number 3, beside number 1
 
 
 def test_heat_maps_carry_their_sentence_and_nothing_in_a_text_is_code():

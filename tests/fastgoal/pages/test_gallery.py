@@ -16,8 +16,8 @@ from fastgoal.pages.gallery import (
     draw_gallery,
     gallery_page,
 )
-from fastgoal.trainer.evaluation.embeddings import EncodedSource
-from fastgoal.trainer.evaluation.retrieval import Ranks
+from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource
+from fastgoal.trainer.evaluation.measures.retrieval import Ranks
 
 LONG = "A red square lies here. " * 5 + "A last sentence <b> that is not read any more."
 
@@ -43,8 +43,8 @@ def test_gallery(tiny_clip, tmp_path, direction, capsys):
     output = tmp_path / "gallery.png"
     arguments = ["--model", str(tiny_clip), "--against", str(tiny_clip), "--data", str(tmp_path), "--device", "cpu"]
     assert main(["gallery", *arguments, "--direction", direction, "--count", "2", "--output", str(output)]) == 0
-    colours = {tuple(pixel) for pixel in np.asarray(Image.open(output)).reshape(-1, 3)}
-    assert (0xC6, 0x28, 0x28) in colours  # a wrong answer's frame
+    colors = {tuple(pixel) for pixel in np.asarray(Image.open(output)).reshape(-1, 3)}
+    assert (0xC6, 0x28, 0x28) in colors  # a wrong answer's frame
     assert main(["gallery", *arguments, "--count", "0", "--output", str(output)]) == 2
     assert "--count is 0" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from PIL import Image, ImageChops
 
-from fastgoal.quickstart.drawing import BACKGROUNDS, COLOURS
+from fastgoal.quickstart.drawing import BACKGROUNDS, COLORS
 from fastgoal.quickstart.scenes import (
     DETAIL_WORDS,
     SCENE_SIZE,
@@ -72,10 +72,10 @@ def test_sentences_tell_their_object(scenes):
                 continue
             (index,) = numbers
             thing = scene.things[index]
-            assert f"{thing.colour} {thing.shape}" in sentence
+            assert f"{thing.color} {thing.shape}" in sentence
             for word in filter(None, [thing.second, thing.outline, *(thing.mark or ())]):
                 assert DETAIL_WORDS[word] in sentence
-            assert scene.labels[index] == f"{thing.colour} {thing.shape}"
+            assert scene.labels[index] == f"{thing.color} {thing.shape}"
 
 
 def test_plain_captions_have_the_words_of_short_ones(scenes):
@@ -88,10 +88,10 @@ def test_plain_captions_have_the_words_of_short_ones(scenes):
                 assert (thing.outline or "") in sentence
 
 
-def test_shapes_and_colours_can_be_chosen():
-    for scene in draw_scenes(10, shapes=("star", "heart"), colours=("red",)):
+def test_shapes_and_colors_can_be_chosen():
+    for scene in draw_scenes(10, shapes=("star", "heart"), colors=("red",)):
         assert {thing.shape for thing in scene.things} <= {"star", "heart"}
-        assert {thing.colour for thing in scene.things} == {"red"}
+        assert {thing.color for thing in scene.things} == {"red"}
     with pytest.raises(ValueError, match="must be some of"):
         draw_scenes(1, shapes=("pentagon",))
 
@@ -111,8 +111,8 @@ def test_short_captions_name_the_objects(scenes):
         assert "." not in caption
 
 
-def test_colours_can_be_told_apart():
-    tints = [*COLOURS.values(), *BACKGROUNDS.values()]
+def test_colors_can_be_told_apart():
+    tints = [*COLORS.values(), *BACKGROUNDS.values()]
     for i, one in enumerate(tints):
         for other in tints[i + 1 :]:
             assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 30

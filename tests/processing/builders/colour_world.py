@@ -1,6 +1,6 @@
 """A small world for the tests of `build_pairs`, in this process and in others.
 
-The matcher is a model that only sees colours: a crop's embedding is its mean colour, a sentence's the colours it names.
+The matcher is a model that only sees colors: a crop's embedding is its mean color, a sentence's the colors it names.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 HALVES = DetectorSpec("halves", "thirds of the image")
-SETTINGS = PairSettings("colours", HALVES, shard_size=3)
+SETTINGS = PairSettings("colors", HALVES, shard_size=3)
 
 
-class ColourModel:
-    """CLIP's two methods over mean colours."""
+class ColorModel:
+    """CLIP's two methods over mean colors."""
 
     device, dtype, training = torch.device("cpu"), torch.float32, False
 
@@ -96,7 +96,7 @@ def make_processor(detector=None):
 
 
 def matcher(detector=None, model=None):
-    return lambda: (model or ColourModel(), make_processor(detector))
+    return lambda: (model or ColorModel(), make_processor(detector))
 
 
 def unused():
@@ -104,16 +104,16 @@ def unused():
 
 
 def make_folder(folder, count=8, extra=None):
-    """Pictures of three vertical bands, each of another colour, and captions that name the outer two."""
+    """Pictures of three vertical bands, each of another color, and captions that name the outer two."""
     folder.mkdir(parents=True)
-    names = list(COLOURS)
+    names = list(COLORS)
     lines = []
     for number in range(count):
         left, middle, right = (names[(number + shift) % 3] for shift in range(3))
         image = Image.new("RGB", (60 + number, 30))
         third = image.width / 3
-        for place, colour in enumerate((left, middle, right)):
-            ImageDraw.Draw(image).rectangle((place * third, 0, (place + 1) * third, 30), COLOURS[colour])
+        for place, color in enumerate((left, middle, right)):
+            ImageDraw.Draw(image).rectangle((place * third, 0, (place + 1) * third, 30), COLORS[color])
         image.save(folder / f"{number}.png")
         lines.append({"file_name": f"{number}.png", "caption": f"The right is {right}. The left is {left}."})
         lines[-1].update((extra or {}).get(number, {}))

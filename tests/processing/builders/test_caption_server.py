@@ -1,4 +1,4 @@
-"""Captions from a small server that knows the colour of a picture, and that fails, hangs and limits rates."""
+"""Captions from a small server that knows the color of a picture, and that fails, hangs and limits rates."""
 
 import base64
 import io
@@ -25,11 +25,11 @@ from fastgoal.processing.data.image_folder import open_images
 
 from .test_captions import paint, rows_of
 
-SETTINGS = CaptionSettings("vlm", "What colour is it?", dtype="the server's")
+SETTINGS = CaptionSettings("vlm", "What color is it?", dtype="the server's")
 
 
 class Server(ThreadingHTTPServer):
-    """Answers chat completions; `act(number, red)` may answer in its place, by number of the request and colour."""
+    """Answers chat completions; `act(number, red)` may answer in its place, by number of the request and color."""
 
     daemon_threads = True
 
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(server.pause)
         with server.lock:
             server.now -= 1
-        assert question == {"type": "text", "text": "What colour is it?"}
+        assert question == {"type": "text", "text": "What color is it?"}
         status, body, headers = server.act(number, red) or (200, completion(f"Red {red}. It is a picture."), {})
         if status is None:  # the connection breaks
             self.close_connection = True

@@ -13,7 +13,7 @@ from fastgoal.processing.builders.captioner import PROMPT, Caption, Captioner, w
 
 DICE = np.random.default_rng(0)
 PICTURES = [Image.fromarray(DICE.integers(0, 256, (64 - 4 * i, 40 + 8 * i, 3), dtype=np.uint8)) for i in range(6)]
-PICTURES += [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
+PICTURES += [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_the_prompt_asks_for_what_the_paper_describes():
     for word in (
         "objects",
         "where",
-        "colours",
+        "colors",
         "materials",
         "people",
         "light",

@@ -1,4 +1,4 @@
-"""`build_captions` with a captioner that says what colour the image has, so that rows cannot be mixed up unseen."""
+"""`build_captions` with a captioner that says what color the image has, so that rows cannot be mixed up unseen."""
 
 import json
 import multiprocessing
@@ -16,11 +16,11 @@ from fastgoal.processing.builders.captions import CaptionSettings, build_caption
 from fastgoal.processing.data.image_folder import open_images
 from fastgoal.processing.data.sources import open_source
 
-SETTINGS = CaptionSettings("a model", "What colour is it?", max_new_tokens=20)
+SETTINGS = CaptionSettings("a model", "What color is it?", max_new_tokens=20)
 
 
 class Captioner:
-    """Says the colour of an image, notes what it was asked about, and fails when it has said enough."""
+    """Says the color of an image, notes what it was asked about, and fails when it has said enough."""
 
     def __init__(self, last=None, pause=0.0):
         self.batches = []
@@ -31,18 +31,18 @@ class Captioner:
         time.sleep(self.pause)
         if self.last is not None and len(self.batches) == self.last:
             raise KeyboardInterrupt
-        colours = [image.getpixel((0, 0))[:2] for image in images]
-        self.batches.append(colours)
+        colors = [image.getpixel((0, 0))[:2] for image in images]
+        self.batches.append(colors)
         return [
             Caption(
                 "" if red == 199 else f"Red {red}. Green {green}. It is a picture.", "length" if red % 2 else "stop"
             )
-            for red, green in colours
+            for red, green in colors
         ]
 
     @property
     def seen(self):
-        return sorted(colour for batch in self.batches for colour in batch)
+        return sorted(color for batch in self.batches for color in batch)
 
 
 def paint(folder, count, start=0):

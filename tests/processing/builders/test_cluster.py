@@ -20,7 +20,7 @@ from fastgoal.processing.builders.cluster import check_cluster, open_engine, sha
 from fastgoal.processing.builders.engine import Engine, Shard, Threads
 from fastgoal.processing.data.image_folder import open_images
 
-from .colour_world import Halves, make_folder, matcher, rows_of, run, without_times
+from .color_world import Halves, make_folder, matcher, rows_of, run, without_times
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNT = 13  # pictures: shards of 3, 3, 3, 3 and 1
@@ -59,7 +59,7 @@ class Deadly(Halves):
         return super().detect(prepared)
 
 
-def colours(images, seed=0):
+def colors(images, seed=0):
     return [Caption(f"Red {image.getpixel((0, 0))[0]}.", "stop") for image in images]
 
 
@@ -122,14 +122,14 @@ def test_shards_go_to_several_processes_and_errors_come_back(made, engine):
 @pytest.mark.slow
 def test_captions_of_two_workers(made, engine, tmp_path):
     folder, _, _ = made
-    settings = CaptionSettings("a model", "What colour?")
+    settings = CaptionSettings("a model", "What color?")
     for name, options in (("one", {}), ("two", {"engine": engine})):
         shown = []
         build_captions(
             open_images(folder),
             tmp_path / name,
             settings,
-            lambda: colours,
+            lambda: colors,
             batch_size=2,
             show=lambda *text: shown.append(text),  # noqa: B023
             progress=False,
@@ -143,7 +143,7 @@ def test_captions_of_two_workers(made, engine, tmp_path):
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from tests.processing.builders.colour_world import Halves, matcher, run
+from tests.processing.builders.color_world import Halves, matcher, run
 from tests.processing.builders.test_cluster import kill_oneself
 from fastgoal.processing.builders.cluster import open_engine
 folder, output, deadly = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "deadly"

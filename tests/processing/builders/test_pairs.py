@@ -1,6 +1,6 @@
 """`build_pairs`: known matches, resuming after errors and kills, bad rows, locks and full disks.
 
-The matcher only sees colours, see `colour_world`.
+The matcher only sees colors, see `color_world`.
 """
 
 import errno
@@ -25,10 +25,10 @@ from fastgoal.processing.builders.pairs import PairSettings
 from fastgoal.processing.data.sources import open_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 
-from .colour_world import (
+from .color_world import (
     HALVES,
     SETTINGS,
-    ColourModel,
+    ColorModel,
     Halves,
     make_folder,
     matcher,
@@ -50,12 +50,12 @@ def made(tmp_path_factory):
     """A folder of eight pictures and the output of an uninterrupted run over it: shards of 3, 3 and 2 rows."""
     base = tmp_path_factory.mktemp("made")
     folder = make_folder(base / "data")
-    model = ColourModel()
+    model = ColorModel()
     summary = run(folder, base / "pairs", matcher(Halves(), model))
     return SimpleNamespace(folder=folder, output=base / "pairs", summary=summary, model=model)
 
 
-def test_every_sentence_gets_the_region_of_its_colour(made, load):
+def test_every_sentence_gets_the_region_of_its_color(made, load):
     dataset = load(made.output)
     assert len(dataset) == 8
     for number, row in enumerate(dataset):
@@ -74,7 +74,7 @@ def test_every_sentence_gets_the_region_of_its_colour(made, load):
 def test_short_captions_are_kept_where_the_data_have_them(made, tmp_path, load):
     known: dict = {0: {"short_captions": ["one", " two "]}, 1: {"short_captions": ["three"]}}
     folder = make_folder(tmp_path / "data", 3, known)
-    run(folder, tmp_path / "pairs", matcher(Halves(), ColourModel()))
+    run(folder, tmp_path / "pairs", matcher(Halves(), ColorModel()))
     assert load(tmp_path / "pairs")["short_captions"][:] == [["one", "two"], ["three"], []]
     assert "short_captions" not in load(made.output).column_names
 
@@ -239,7 +239,7 @@ def test_other_settings_or_data_are_refused(made, tmp_path):
     before = rows_of(output)
     with pytest.raises(ValueError, match=r"of the detector, min_area was 0.01 and is now 0.2\..*--output, or delete"):
         run(folder, output, unused, settings=replace(SETTINGS, detector=replace(HALVES, min_area=0.2)))
-    with pytest.raises(ValueError, match="model was 'colours' and is now 'shapes'"):
+    with pytest.raises(ValueError, match="model was 'colors' and is now 'shapes'"):
         run(folder, output, unused, settings=replace(SETTINGS, model="shapes"))
     with pytest.raises(ValueError, match="source_rows was 2 and is now 8"):
         run(made.folder, output, unused)
@@ -257,7 +257,7 @@ def test_settings_may_be_put_right_while_no_shard_is_finished(made, tmp_path):
         raise RuntimeError("wrong detector")
 
     with pytest.raises(RuntimeError, match="wrong detector"):
-        run(made.folder, tmp_path / "pairs", matcher(Halves(1, fail)), PairSettings("colours", shard_size=2))
+        run(made.folder, tmp_path / "pairs", matcher(Halves(1, fail)), PairSettings("colors", shard_size=2))
     run(made.folder, tmp_path / "pairs")
     assert rows_of(tmp_path / "pairs") == rows_of(made.output)
 
@@ -286,7 +286,7 @@ def bad_folder(tmp_path):
     return folder
 
 
-COLUMN = PairSettings("colours", DetectorSpec("column", "boxes"), shard_size=3)
+COLUMN = PairSettings("colors", DetectorSpec("column", "boxes"), shard_size=3)
 
 
 def test_bad_rows_are_skipped_counted_and_listed(bad_folder, tmp_path, load):
@@ -362,7 +362,7 @@ def test_a_rotated_photograph_is_stored_as_it_is_and_measured_upright(tmp_path, 
 
 
 def test_limit_takes_the_first_rows_and_default_regions_always_take_part(made, tmp_path, load):
-    settings = PairSettings("colours", replace(HALVES, max_area=0.2), limit=4, shard_size=3)
+    settings = PairSettings("colors", replace(HALVES, max_area=0.2), limit=4, shard_size=3)
     summary = run(made.folder, tmp_path / "pairs", settings=settings)
     assert (summary["images"], summary["shards"], summary["regions"]) == (4, 2, {"default": 20})
     assert load(tmp_path / "pairs")["file_name"] == [f"{number}.png" for number in range(4)]

@@ -1,4 +1,4 @@
-"""`build_pairs` with `store_size`: smaller images in the data set, the same pairs, boxes that go with the images."""
+"""`build_pairs` with `store_size`: smaller images in the dataset, the same pairs, boxes that go with the images."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from .colour_world import SETTINGS, make_folder, make_processor, rows_of, run
+from .color_world import SETTINGS, make_folder, make_processor, rows_of, run
 
 
 @pytest.fixture(scope="module")

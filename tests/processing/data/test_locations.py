@@ -1,4 +1,4 @@
-"""Files of a data set that are damaged, missing or of two data sets are named, whoever reads them."""
+"""Files of a dataset that are damaged, missing or of two datasets are named, whoever reads them."""
 
 import json
 import os
@@ -48,11 +48,11 @@ def test_shards_of_two_data_sets(tmp_path):
     names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
     folder = write(tmp_path / "a", *names)
     assert [path.name for path in parquet_of_split(folder, None)] == [*names]
-    write(folder, "test-00000-of-00001.parquet")  # another split is no other data set
+    write(folder, "test-00000-of-00001.parquet")  # another split is no other dataset
     assert [path.name for path in parquet_of_split(folder, "train")] == [*names]
     (folder / "test-00000-of-00001.parquet").unlink()
     write(folder, "train-00000-of-00001.parquet")
-    words = r"train-00000-of-00001.parquet and \S*train-00000-of-00002.parquet are shards of two data sets, of 1 "
+    words = r"train-00000-of-00001.parquet and \S*train-00000-of-00002.parquet are shards of two datasets, of 1 "
     refused(folder, words)
     (folder / "train-00000-of-00001.parquet").unlink()
     write(folder, names[1], table=pa.table({"image": IMAGE, "caption": [3]}))

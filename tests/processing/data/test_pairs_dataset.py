@@ -1,4 +1,4 @@
-"""A data set of pairs: its columns, single rows, and the folder in any state."""
+"""A dataset of pairs: its columns, single rows, and the folder in any state."""
 
 import json
 import shutil

@@ -220,7 +220,7 @@ def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
     assert read == [0, 1]
     assert captions == source.captions(2) == [source.caption(0), source.caption(1)]
     assert source.captions(1) == captions[:1]
-    # A data set's captions leave its images alone.
+    # A dataset's captions leave its images alone.
     assert read == ([0, 1] if kind == "saved" else [0, 1, 0, 1, 0, 1, 0])
 
 

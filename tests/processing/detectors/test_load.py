@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from fastgoal.processing.checkpoints.fingerprints import mark_weights
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
-from fastgoal.processing.weights import mark_weights
 
 
 @pytest.mark.parametrize("name", [None, "none", "None"])
@@ -33,7 +33,7 @@ def test_missing_weights_are_not_downloaded_offline(tmp_path: Path, monkeypatch:
     with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt does not exist, and downloads are.*rtdetr_v2_r18vd"):
         load_detector("yolo11n.pt")
     with monkeypatch.context() as patched:
-        patched.setattr("fastgoal.processing.detectors.ultralytics.find_spec", lambda name: None)
+        patched.setattr("fastgoal.processing.detectors.yolo.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'fastgoal\[yolo\]', or a detector .*yolos-base"):
             load_detector("yolo11n.pt")
     with pytest.raises(FileNotFoundError, match=r"elsewhere/yolo11n\.pt does not exist\. Name a file that is there"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastgoal.cli import main
 from fastgoal.commands import pairs
-from fastgoal.processing.detectors import transformers
+from fastgoal.processing.detectors import hf_detection as transformers
 from fastgoal.processing.detectors.common import batches_of_one_shape
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.open_vocabulary import OpenVocabularyDetector
@@ -121,7 +121,7 @@ class Answers(torch.nn.Module):
 def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
     detector = load_detector(owlv2, device="cpu")
     assert detector.spec.min_score == 0.1
-    # Columns: red cat, dogs. Boxes: centre, width and height as shares of the padded square of 100 pixels.
+    # Columns: red cat, dogs. Boxes: center, width and height as shares of the padded square of 100 pixels.
     detector.model = Answers(
         [[0.05, 0.9], [0.3, 0.01], [0.2, 0.01], [0.01, 0.08], [0.01, 0.4], [0.5, 0.01]],
         [

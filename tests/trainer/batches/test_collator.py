@@ -65,7 +65,7 @@ def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
     }
 
     def drawn(choice, seed=0, epochs=50):
-        collator, found = FastGoalCollator(processor, pair_choice=choice, seed=seed), []
+        collator, found = FastGoalCollator(processor, pair_sampling=choice, seed=seed), []
         for epoch in range(epochs):
             collator.set_epoch(epoch)
             batch = collator([{**row, "file_name": f"{i}.png"} for i in range(4)])
@@ -81,7 +81,7 @@ def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
     torch.manual_seed(1)
     assert drawn("any", epochs=4) == again != drawn("any", seed=1, epochs=4)
     with pytest.raises(ValueError, match="best, top3, any, got 'worst'"):
-        FastGoalCollator(processor, pair_choice="worst")
+        FastGoalCollator(processor, pair_sampling="worst")
 
 
 def test_short_captions(processor, row):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.neighbours import nearest_rows
-from fastgoal.trainer.batches.pair_data import PairData
-from fastgoal.trainer.batches.samplers import CaptionLengthSampler, NearPairSampler
+from fastgoal.trainer.batches.hard_negatives import nearest_rows
+from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.samplers import CaptionLengthSampler, HardNegativeSampler
 
 
 def batches_of(sampler, size):
@@ -113,19 +113,19 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
 @pytest.fixture
 def twins():
     """40 rows; rows 2k and 2k + 1 lie close together, all others far apart."""
-    centres = torch.eye(20).repeat_interleave(2, dim=0)
-    return centres + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    centers = torch.eye(20).repeat_interleave(2, dim=0)
+    return centers + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
 
 
 def test_few_rows():
     assert nearest_rows(torch.ones(0, 4)).shape[0] == 0
     assert nearest_rows(torch.ones(1, 4)).shape == (1, 0)
-    assert list(NearPairSampler(nearest_rows(torch.ones(1, 4)), 4)) == [0]
-    assert list(NearPairSampler(nearest_rows(torch.ones(0, 4)), 4)) == []
+    assert list(HardNegativeSampler(nearest_rows(torch.ones(1, 4)), 4)) == [0]
+    assert list(HardNegativeSampler(nearest_rows(torch.ones(0, 4)), 4)) == []
 
 
 def test_twins_share_a_batch_and_every_row_comes_once(twins):
-    sampler = NearPairSampler(nearest_rows(twins, 1), 8, seed=3)
+    sampler = HardNegativeSampler(nearest_rows(twins, 1), 8, seed=3)
     together = 0
     for epoch in range(5):
         sampler.set_epoch(epoch)
@@ -139,12 +139,12 @@ def test_twins_share_a_batch_and_every_row_comes_once(twins):
 
 def test_epochs_of_twins_differ_and_come_again(twins):
     near = nearest_rows(twins)
-    sampler = NearPairSampler(near, 8, seed=1)
+    sampler = HardNegativeSampler(near, 8, seed=1)
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
-    assert list(sampler) == list(NearPairSampler(near, 8, seed=2))
+    assert list(sampler) == list(HardNegativeSampler(near, 8, seed=2))
 
 
 def test_pairs_of_like_length_make_a_batch(twins):
@@ -156,9 +156,9 @@ def test_pairs_of_like_length_make_a_batch(twins):
         batches = [[lengths[row] for row in order[i : i + 8]] for i in range(0, 40, 8)]
         return sum(8 * max(batch) - sum(batch) for batch in batches)
 
-    assert padding(NearPairSampler(near, 8, lengths=lengths)) < 0.8 * padding(NearPairSampler(near, 8))
+    assert padding(HardNegativeSampler(near, 8, lengths=lengths)) < 0.8 * padding(HardNegativeSampler(near, 8))
 
 
 def test_an_odd_batch_and_a_short_last_one(twins):
-    order = list(NearPairSampler(nearest_rows(twins), 7))
+    order = list(HardNegativeSampler(nearest_rows(twins), 7))
     assert sorted(order) == list(range(40))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fastgoal import FastGoalCollator, FastGoalProcessor, FastGoalTrainingArguments
-from fastgoal.trainer.batches import pair_data, token_table
-from fastgoal.trainer.batches.pair_data import PairData, token_counts
+from fastgoal.trainer.batches import rows as pair_data
+from fastgoal.trainer.batches import token_table
+from fastgoal.trainer.batches.rows import PairData, token_counts
 from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
 
 CAPTIONS = ["A red cup.", "Höfe und 😀 Bäume. " * 3, "x", "Word " * 400, "  Two  spaces. And   more."]
@@ -56,7 +57,7 @@ def test_batches_are_the_same_with_and_without(data, processor):
     collator = FastGoalCollator(processor)
     plain = collator([data[row] for row in (3, 0, 5)])
     counts = token_counts(data, processor)
-    data.tokenise(processor, plan())
+    data.tokenize(processor, plan())
     rows = [data[row] for row in (3, 0, 5)]
     assert rows[0][MADE_TOKENS] == (data.tokens, 3)
     assert token_counts(data, processor) == counts
@@ -67,7 +68,7 @@ def test_batches_are_the_same_with_and_without(data, processor):
 
 
 def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip):
-    data.tokenise(processor, plan())
+    data.tokenize(processor, plan())
     shorter = FastGoalProcessor.from_clip(tiny_clip, 77)
     rows = [data[row] for row in range(4)]
     made = FastGoalCollator(shorter)(rows)
@@ -77,10 +78,10 @@ def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip)
 
 
 def test_when_it_does_not_pay(data, processor, monkeypatch):
-    data.tokenise(processor, plan(max_steps=2, per_device_train_batch_size=2))
+    data.tokenize(processor, plan(max_steps=2, per_device_train_batch_size=2))
     assert data.tokens is None
-    monkeypatch.setattr(pair_data, "MOST_TOKENISED", 3)
-    data.tokenise(processor, plan())
+    monkeypatch.setattr(pair_data, "MOST_TOKENIZED", 3)
+    data.tokenize(processor, plan())
     assert data.tokens is None
     assert MADE_TOKENS not in data[0]
 
@@ -90,6 +91,6 @@ def test_rows_of_two_tables_are_not_mixed(data, pairs_folder, processor):
     other.source.captions = lambda count: ["Other words."] * count
     plain = FastGoalCollator(processor)([data[1], data[2]])
     for one in (data, other):
-        one.tokenise(processor, plan())
+        one.tokenize(processor, plan())
     made = FastGoalCollator(processor)([data[1], other[2]])
     assert torch.equal(made["input_ids"], plain["input_ids"])

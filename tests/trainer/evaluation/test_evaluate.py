@@ -9,10 +9,10 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import fastgoal
-from fastgoal.trainer.evaluation.embeddings import encode_source
 from fastgoal.trainer.evaluation.evaluate import check_again
-from fastgoal.trainer.evaluation.protocols import open_protocol
-from fastgoal.trainer.evaluation.retrieval import retrieval_metrics
+from fastgoal.trainer.evaluation.measures.embeddings import encode_source
+from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
+from fastgoal.trainer.evaluation.protocols.registry import open_protocol
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures
 
 
 @pytest.mark.parametrize(
-    ("test", "words"), [("joint", "needs the columns pairs"), ("localisation", "a column 'boxes'")]
+    ("test", "words"), [("joint", "needs the columns pairs"), ("localization", "a column 'boxes'")]
 )
 def test_the_data_are_looked_at_before_a_model_is_loaded(tmp_path, tiny_clip, monkeypatch, test, words):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}\n')

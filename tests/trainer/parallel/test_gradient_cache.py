@@ -66,7 +66,7 @@ def test_same_as_the_whole_batch(trainer_for, rows, weights, chunk):
     batch = whole.data_collator(rows)
     if "region_mask" in batch:
         batch["region_mask"][2] = False  # a row that TSL leaves out
-    cached = trainer_for(**WEIGHTS[weights], gradient_cache_chunk=chunk)
+    cached = trainer_for(**WEIGHTS[weights], mini_batch_size=chunk)
     assert_same(step_of(cached, batch), step_of(whole, batch))
     assert cached._part_sums.keys() == whole._part_sums.keys()
     for name, value in whole._part_sums.items():
@@ -75,19 +75,19 @@ def test_same_as_the_whole_batch(trainer_for, rows, weights, chunk):
 
 def test_same_with_accumulation(trainer_for, rows):
     whole = trainer_for(gradient_accumulation_steps=4)
-    cached = trainer_for(gradient_accumulation_steps=4, gradient_cache_chunk=5)
+    cached = trainer_for(gradient_accumulation_steps=4, mini_batch_size=5)
     batch = whole.data_collator(rows)
     assert_same(step_of(cached, batch), step_of(whole, batch))
 
 
 def test_same_under_autocast(trainer_for, rows):
     whole = trainer_for(bf16=True, sparc_weight=0.7)
-    cached = trainer_for(bf16=True, sparc_weight=0.7, gradient_cache_chunk=5)
+    cached = trainer_for(bf16=True, sparc_weight=0.7, mini_batch_size=5)
     batch = whole.data_collator(rows)
     # bfloat16 has 8 bits: sums over 5 rows and then over chunks round otherwise than sums over 12 rows.
     largest = max(gradient.abs().max() for gradient in step_of(trainer_for(sparc_weight=0.7), batch)[1].values())
     assert_same(step_of(cached, batch), step_of(whole, batch), tolerance=float(largest) / 100)
-    one = trainer_for(bf16=True, sparc_weight=0.7, gradient_cache_chunk=12)
+    one = trainer_for(bf16=True, sparc_weight=0.7, mini_batch_size=12)
     assert_same(step_of(one, batch), step_of(trainer_for(bf16=True, sparc_weight=0.7), batch))
 
 
@@ -120,7 +120,7 @@ def test_the_same_units_are_dropped_in_both_forwards():
 
 
 def test_no_more_than_a_chunk_at_once_and_one_exchange(trainer_for, rows):
-    trainer = trainer_for(gradient_cache_chunk=5)
+    trainer = trainer_for(mini_batch_size=5)
     sizes, waits = [], []
     forward = trainer.model.forward
     trainer.model.forward = lambda **inputs: (sizes.append(len(inputs["input_ids"])), forward(**inputs))[1]
@@ -135,7 +135,7 @@ def test_training_ends_at_the_same_weights(trainer_for):
     torch.manual_seed(0)
     whole = trainer_for(per_device_train_batch_size=8, learning_rate=1e-3)
     whole.train()
-    cached = trainer_for(per_device_train_batch_size=8, learning_rate=1e-3, gradient_cache_chunk=3)
+    cached = trainer_for(per_device_train_batch_size=8, learning_rate=1e-3, mini_batch_size=3)
     cached.train()
     assert cached.state.log_history[0]["loss_tsl_text"] == whole.state.log_history[0]["loss_tsl_text"]
     assert cached.state.log_history[-1]["train_loss"] == pytest.approx(whole.state.log_history[-1]["train_loss"])
@@ -153,5 +153,5 @@ def test_splitting():
 
 
 def test_a_wrong_chunk_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="gradient_cache_chunk"):
-        FastGoalTrainingArguments(output_dir=str(tmp_path), gradient_cache_chunk=0)
+    with pytest.raises(ValueError, match="mini_batch_size"):
+        FastGoalTrainingArguments(output_dir=str(tmp_path), mini_batch_size=0)

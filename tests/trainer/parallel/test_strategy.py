@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fastgoal import FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
-from fastgoal.trainer.batches.pair_data import PairData
+from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.parallel.strategy import describe
 
 CONFIG = Path(__file__).resolve().parents[3] / "trainer" / "accelerate_configs" / "fsdp.yaml"
 CASES = {
-    "plain": {"l2_to_base": 0.5, "token_weight": 0.1},
-    "cached and accumulated": {"gradient_cache_chunk": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+    "plain": {"l2sp_weight": 0.5, "token_weight": 0.1},
+    "cached and accumulated": {"mini_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
     "bfloat16": {"bf16": True},
     "siglip": {"base": "siglip", "token_weight": 0.1},
 }

@@ -1,0 +1,1 @@
+"""Checkpoints in other forms: conversion, merging of adapters, ONNX."""

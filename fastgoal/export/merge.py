@@ -1,0 +1,37 @@
+"""An adapter's weights added to those of its base: a CLIP as any other, that needs neither."""
+
+import os
+
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
+from fastgoal.processing.checkpoints.adapters import is_adapter, load_adapter, read_base
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
+from fastgoal.processing.checkpoints.load import load_processor
+
+from .model_folder import require_new_folder, write_model_folder
+
+
+def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None) -> int:
+    """Write an adapter and its base as one folder that `AutoModel.from_pretrained` loads.
+
+    Args:
+        adapter: Folder or Hub id of what a training with `lora_r` wrote.
+        output: Folder to write, new or empty.
+        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+
+    Returns:
+        Tokens that the model reads.
+
+    Raises:
+        ValueError: There is no adapter, it is damaged, or the base is not the one that it was trained on.
+        ImportError: peft is not installed.
+    """
+    path = require_new_folder(output)
+    if not is_adapter(adapter):
+        raise ValueError(f"{adapter} is no adapter that `fastgoal train --lora_r` wrote.")
+    model = load_adapter(adapter, "the adapter", base)
+    refuse_not_finite(model.named_parameters(), f"the adapter {adapter}")
+    with loading(f"the tokenizer and image processor of {adapter}", adapter):
+        processor = load_processor(adapter)
+    write_model_folder(path, model, processor, base_model=base or read_base(adapter).base, merged_from=adapter)
+    return text_positions(model)

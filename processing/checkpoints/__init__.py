@@ -1,0 +1,1 @@
+"""Loading checkpoints: models, adapters, devices, and fingerprints of weights."""

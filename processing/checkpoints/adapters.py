@@ -1,0 +1,268 @@
+"""Adapters: LoRA weights beside a CLIP that stays as it is, by peft (https://huggingface.co/docs/peft).
+
+Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which says of what they are an adapter.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
+
+from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
+from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+from fastgoal.modeling_fastgoal.modeling_fastgoal import load_base
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
+from fastgoal.processing.files import write_json
+
+from .errors import loading
+
+BASE_FILE = "fastgoal_base.json"
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """Of what an adapter is one.
+
+    Attributes:
+        base: Folder or Hub id of the CLIP.
+        fingerprint: Of the CLIP's weights, once it reads `max_text_length` tokens.
+        max_text_length: Tokens that it reads.
+        image_size: Side of its input in pixels.
+        patch_size: Side of a patch in pixels.
+        dim: Width of the embeddings.
+        family: Label of its family.
+    """
+
+    base: str
+    fingerprint: str
+    max_text_length: int
+    image_size: int
+    patch_size: int
+    dim: int
+    family: str = "CLIP"
+
+
+def require_peft() -> Any:
+    """The package peft; an `ImportError` that says how to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "adapters need the package peft; install it with: pip install 'fastgoal[adapters]'"
+        ) from error
+    return peft
+
+
+def add_adapter(
+    model: FastGoalModel,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[str] = TARGETS,
+    freeze: str | None = None,
+    freeze_layers: int = 0,
+) -> Any:
+    """A model whose own weights stay as they are, with LoRA weights to train beside them (arXiv 2106.09685).
+
+    Args:
+        model: The CLIP, which is changed in place.
+        rank: Of the two small matrices beside each weight.
+        alpha: Their product is multiplied by `alpha / rank`; the rank by default.
+        targets: Ends of the names of the linear layers that get some.
+        freeze: `vision` or `text`, a tower that gets none.
+        freeze_layers: So many of the first layers of both towers get none.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: No layer has such a name.
+    """
+    peft = require_peft()
+    # Not those of `nn.MultiheadAttention`, SigLIP's pooling head, which does not ask its layer but takes the weights.
+    linear = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = [name for name, kind in linear.items() if kind is nn.Linear]
+    frozen = set(frozen_parameters(model, freeze, freeze_layers))
+    chosen = [name for name in names if name.rpartition(".")[2] in targets and f"{name}.weight" not in frozen]
+    if not chosen or (unknown := {*targets} - {name.rpartition(".")[2] for name in names}):
+        known = sorted({name.rpartition(".")[2] for name in names})
+        what = ", ".join(sorted(unknown)) if chosen else "no layer that is trained"
+        raise ValueError(
+            f"`lora_target_modules`: {what} cannot have an adapter; the linear layers are {', '.join(known)}."
+        )
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        # Full names where some layers have none; else short, which is how people write them.
+        target_modules=chosen if frozen or len(names) < len(linear) else [*targets],
+        base_model_name_or_path=_absolute(model.name_or_path or "") or None,
+    )
+    return peft.get_peft_model(model, config)
+
+
+def frozen_parameters(model: nn.Module, freeze: str | None, freeze_layers: int) -> list[str]:
+    """Names of the parameters that are not trained.
+
+    Args:
+        model: A CLIP.
+        freeze: `vision` or `text`: the whole tower with its projection.
+        freeze_layers: Of both towers what comes before the layers, and so many of the first layers.
+
+    Raises:
+        ValueError: A tower has not so many layers.
+    """
+    towers: Any = {"vision": model.vision_model, "text": model.text_model}
+    for name, tower in towers.items():
+        if freeze_layers > len(tower.encoder.layers):
+            raise ValueError(
+                f"`freeze_layers` must be at most {len(tower.encoder.layers)}, the layers of the {name} tower, got "
+                f"{freeze_layers}."
+            )
+    layers = "|".join(map(str, range(freeze_layers)))
+    first = rf"\w+_model\.(embeddings\.|pre_layrnorm\.|encoder\.layers\.({layers})\.).*" if freeze_layers else r"(?!)"
+    whole = tuple(f"{part}." for part in TOWERS.get(freeze or "", ()))
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if (whole and name.startswith(whole)) or re.fullmatch(first, name)]
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model is one of peft's, with weights of its own around another model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def adapted_layers(model: Any) -> list[str]:
+    """Names of the layers of a model of peft that have an adapter."""
+    return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+def is_adapter(name: str | os.PathLike[str]) -> bool:
+    """Whether a folder or repository of the Hub holds an adapter and no model."""
+    if os.path.isdir(name):
+        folder = Path(name)
+        return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
+    if os.path.exists(name):
+        return False
+    try:
+        return find_adapter_config_file(os.fspath(name)) is not None and _file(name, "config.json") is None
+    except (OSError, ValueError):  # there is nothing of this name, which whoever loads it says better
+        return False
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash over the names and values of a CLIP's own weights in float32, whatever is wrapped around them."""
+    digest = hashlib.sha256()
+    weights = {name.replace("base_layer.", ""): value for name, value in model.state_dict().items()}
+    for name in sorted(name for name in weights if "lora_" not in name):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_base(model: Any, base: str | None = None) -> AdapterBase:
+    """Of what an adapted model is an adapter.
+
+    Args:
+        model: Of peft.
+        base: Folder or Hub id of the CLIP; what peft knows by default.
+    """
+    clip = model.get_base_model()
+    base = base or model.peft_config[model.active_adapter].base_model_name_or_path or ""
+    vision = clip.config.vision_config
+    if not hasattr(model, "_base_fingerprint"):  # once: of large models it takes seconds, and they do not change
+        model._base_fingerprint = fingerprint(clip)
+    return AdapterBase(
+        base=_absolute(base),
+        fingerprint=model._base_fingerprint,
+        max_text_length=text_positions(clip),
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        dim=embedding_width(clip),
+        family=family_of(clip).label,
+    )
+
+
+def write_base(folder: Path, base: AdapterBase) -> None:
+    """Put `fastgoal_base.json` into an adapter's folder."""
+    write_json(folder / BASE_FILE, asdict(base))
+
+
+def read_base(name: str | os.PathLike[str]) -> AdapterBase:
+    """What `fastgoal_base.json` of a folder or repository says; raises what reading and such files raise."""
+    path = _file(name, BASE_FILE)
+    if path is None:
+        raise ValueError(f"it has no {BASE_FILE}, which says of what it is an adapter")
+    return AdapterBase(**json.loads(Path(path).read_bytes()))
+
+
+def about_base(name: str, what: str, base: str | None = None) -> tuple[str, str, str]:
+    """Where an adapter's base is, what messages call it, and what to do where it cannot be loaded.
+
+    Args:
+        name: Folder or Hub id of the adapter.
+        what: What messages call that.
+        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+    """
+    place = base or read_base(name).base
+    way_out = f"The adapter needs the CLIP that it was trained on: name it with `fastgoal merge {name} --base CLIP`."
+    return place, f"{place}, the base of {what},", way_out
+
+
+def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalModel:
+    """The CLIP with an adapter's weights added to its own, in float32 on the CPU.
+
+    Args:
+        name: Folder or Hub id of the adapter.
+        option: What messages call it.
+        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+
+    Raises:
+        ValueError: The adapter or its base is damaged, or the base is another one than it was trained on.
+        ImportError: peft is not installed.
+    """
+    peft = require_peft()
+    with loading(f"{option} {name}", name):
+        known = read_base(name)
+        place, what, way_out = about_base(name, f"{option} {name}", base)
+    with loading(what, place, way_out):
+        model = load_base(place, known.max_text_length, trust_remote_code=False)
+    if fingerprint(model) != known.fingerprint:
+        raise ValueError(
+            f"{place} is not the CLIP that {option} {name} was trained on: its weights are others. {way_out}"
+        )
+    with loading(f"{option} {name}", name):
+        adapted = peft.PeftModel.from_pretrained(model, name)
+        _refuse_missing(adapted, name)
+        merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _refuse_missing(adapted: Any, name: str) -> None:
+    """Raise `ValueError` where an adapter's file lacks weights: peft leaves those at zero."""
+    from safetensors import safe_open
+
+    file = _file(name, "adapter_model.safetensors")
+    if file is None:
+        raise ValueError("it has no adapter_model.safetensors")
+    with safe_open(file, "pt") as opened:
+        found = set(opened.keys())
+    kind = adapted.active_adapter
+    wanted = {key.replace(f".{kind}.", ".") for key in adapted.state_dict() if "lora_" in key}
+    if missing := sorted(wanted - found):
+        raise ValueError(f"it has not the weights of its settings: {missing[0]} is missing")
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def _file(name: str | os.PathLike[str], file: str) -> str | None:
+    path: str | None = cached_file(os.fspath(name), file, _raise_exceptions_for_missing_entries=False)
+    return path

@@ -1,0 +1,335 @@
+"""What is in a folder of local pairs: counts, lengths, scores, sources of regions, repetitions, and a sample of rows.
+
+`inspect_pairs` reads the columns a batch at a time and decodes no image. `fastgoal inspect` writes the plain dict that
+it gives as JSON and lays it out as a page; a data card takes its figures from it.
+"""
+
+import hashlib
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .duplicates import CaptionDuplicates, equal_groups
+from .pairs_dataset import PairsFolder
+from .tokens import TOKEN_LIMITS
+
+DEFAULT = "default"  # source of the five regions that every image gets
+SHOWN_GROUPS = 5
+SHOWN_NAMES = 8
+SHOWN_PROBLEMS = 50
+SHOWN_LABELS = 12
+LOWEST = 3
+
+
+def inspect_pairs(
+    folder: PairsFolder,
+    count_tokens: Callable[[list[str]], list[int]] | None = None,
+    rows: int = 12,
+    seed: int = 0,
+    repetitions: bool = True,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measure a folder of local pairs.
+
+    Args:
+        count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
+        rows: How many rows to draw for showing, at random by `seed`.
+        repetitions: Look for captions and images that repeat one another, too; this reads all image files.
+        progress: Show a bar.
+
+    Returns:
+        Plain values by name: `rows`, `shards`, `bytes`, `images`, `captions`, `pairs`, `regions`, `no_detection`,
+        `skipped`, `problems`, with `repetitions` also `duplicate_captions`, `near_duplicate_captions` and
+        `duplicate_images`, and `shown`, the numbers of the rows drawn (`sample`) and of those whose best pair has the
+        lowest score (`lowest`).
+
+    Raises:
+        ValueError: A file is broken; names it.
+    """
+    measured = _Columns(count_tokens)
+    duplicates = CaptionDuplicates() if repetitions else None
+    columns = ("file_name", "caption", "width", "height", "regions", "sentences", "pairs")
+    with tqdm(total=len(folder), desc="columns", unit="row", disable=not progress) as bar:
+        for batch in folder.batches(columns):
+            captions = [caption or "" for caption in batch.column("caption").to_pylist()]
+            measured.add(batch, captions)
+            if duplicates is not None:
+                duplicates.add(captions)
+            bar.update(batch.num_rows)
+    drawn = random.Random(seed).sample(range(len(folder)), min(rows, len(folder)))
+    manifest = folder.manifest
+    return {
+        "settings": manifest.get("settings", {}),
+        "source": manifest.get("source"),
+        "versions": manifest.get("versions", {}),
+        "finished": "summary" in manifest if manifest else None,
+        "missing_shards": folder.missing,
+        "rows": len(folder),
+        "shards": len(folder.files),
+        "bytes": sum(path.stat().st_size for path in folder.files),
+        **measured.facts(),
+        **({} if duplicates is None else _repetitions(folder, duplicates, measured.names, progress)),
+        "skipped": folder.skipped,
+        "shown": {"sample": sorted(drawn), "lowest": measured.lowest(LOWEST)},
+    }
+
+
+def _repetitions(
+    folder: PairsFolder, duplicates: CaptionDuplicates, names: Sequence[str], progress: bool
+) -> dict[str, Any]:
+    """Groups of rows that repeat one another, the largest ones by name; see `inspect_pairs`."""
+    equal = duplicates.equal()
+    near = duplicates.near(lambda rows: _captions(folder, rows))
+    shown = [group[0] for group in equal[:SHOWN_GROUPS]]
+    shown += [row for group in near[:SHOWN_GROUPS] for row in group.pair]
+    texts = dict(zip(shown, _captions(folder, shown), strict=True))
+    same_images, image_bytes = _equal_images(folder, progress)
+    return {
+        "duplicate_captions": {
+            "groups": len(equal),
+            "rows": sum(map(len, equal)),
+            "worst": [
+                {"times": len(group), "caption": texts[group[0]], "files": _names(names, group)}
+                for group in equal[:SHOWN_GROUPS]
+            ],
+        },
+        "near_duplicate_captions": {
+            "jaccard": duplicates.threshold,
+            "groups": len(near),
+            "rows": sum(len(group.rows) for group in near),
+            "worst": [
+                {
+                    "times": len(group.rows),
+                    "jaccard": group.similarity,
+                    "captions": [texts[row] for row in group.pair],
+                    "files": [names[row] for row in group.pair],
+                }
+                for group in near[:SHOWN_GROUPS]
+            ],
+        },
+        "duplicate_images": {
+            "groups": len(same_images),
+            "rows": sum(map(len, same_images)),
+            "image_bytes": image_bytes,
+            "worst": [{"times": len(group), "files": _names(names, group)} for group in same_images[:SHOWN_GROUPS]],
+        },
+    }
+
+
+class _Columns:
+    """Adds up the columns of all rows, a batch at a time; keeps a few numbers for each row, and no text but names."""
+
+    def __init__(self, count_tokens: Callable[[list[str]], list[int]] | None) -> None:
+        self.count_tokens = count_tokens
+        self.names: list[str] = []
+        self.problems: list[str] = []
+        self._numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        self._sources: dict[str, Counter[str]] = {name: Counter() for name in ("candidates", "chosen", "best")}
+        self._labels: Counter[tuple[str, str]] = Counter()
+        self._undetected: list[int] = []
+
+    def add(self, batch: Any, captions: list[str]) -> None:
+        count, start = batch.num_rows, len(self.names)
+        self.names += [name or "" for name in batch.column("file_name").to_pylist()]
+        self._keep("words", [len(caption.split()) for caption in captions])
+        if self.count_tokens is not None:
+            self._keep("tokens", self.count_tokens(captions))
+        for name in ("width", "height"):
+            self._keep(name, pc.fill_null(batch.column(name), 0).to_numpy(zero_copy_only=False))
+
+        region_counts, regions = _flat(batch.column("regions"))
+        sentence_counts, sentences = _flat(batch.column("sentences"))
+        pair_counts, pairs = _flat(batch.column("pairs"))
+        self._keep("regions", region_counts)
+        self._keep("sentences", sentence_counts)
+        sources, labels = _values(regions, "source", ""), _values(regions, "label", "")
+        self._sources["candidates"].update(sources.tolist())
+        region_rows = np.repeat(np.arange(count), region_counts)
+        detected = np.bincount(region_rows[sources != DEFAULT], minlength=count)
+        self._undetected += (start + np.flatnonzero(detected == 0)).tolist()
+
+        of_row = np.repeat(np.arange(count), pair_counts)
+        region = _values(pairs, "region", -1).astype(np.int64)
+        sentence = _values(pairs, "sentence", -1).astype(np.int64)
+        score, best = _values(pairs, "score", math.nan).astype(np.float64), _values(pairs, "best", False)
+        fits = (region >= 0) & (region < region_counts[of_row]) & np.isfinite(score)
+        fits &= (sentence >= 0) & (sentence < sentence_counts[of_row])
+        places = (np.cumsum(region_counts) - region_counts)[of_row[fits]] + region[fits]
+        self._sources["chosen"].update(sources[places].tolist())
+        self._sources["best"].update(sources[places[best[fits]]].tolist())
+        self._labels.update(zip(sources[places].tolist(), labels[places].tolist()))
+        self._keep("scores", score[fits])
+        self._keep("best_scores", score[fits & best])
+        best_of_row = np.full(count, math.nan)
+        best_of_row[of_row[fits & best]] = score[fits & best]
+        self._keep("best_of_row", best_of_row)
+
+        ends, starts = _values(sentences, "end", -1), _values(sentences, "start", -1)
+        lengths = np.array([len(caption) for caption in captions])[np.repeat(np.arange(count), sentence_counts)]
+        wrong_spans = np.repeat(np.arange(count), sentence_counts)[(starts < 0) | (starts >= ends) | (ends > lengths)]
+        best_counts = np.bincount(of_row[best], minlength=count)
+        for rows, what in (
+            (np.flatnonzero([not caption.strip() for caption in captions]), "has no caption"),
+            (np.unique(wrong_spans), "has a sentence that does not lie in its caption"),
+            (np.unique(of_row[~fits]), "has a pair without a region, a sentence or a score"),
+            (np.flatnonzero(best_counts != 1), "does not have exactly one best pair"),
+        ):
+            self.problems += [f"row {start + row} ({self.names[start + row]}) {what}" for row in rows.tolist()]
+
+    def lowest(self, count: int) -> list[int]:
+        """The rows whose best pair has the lowest score, the lowest first."""
+        scores = np.concatenate(self._numbers["best_of_row"])
+        order = np.argsort(scores, kind="stable")  # NaN comes last
+        return [row for row in order[:count].tolist() if not math.isnan(scores[row])]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the repetitions; see `inspect_pairs`."""
+        numbers = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        words, sentences, tokens = numbers["words"], numbers["sentences"], numbers.get("tokens")
+        scores, best_scores = numbers["scores"], numbers["best_scores"]
+        edges = nice_edges(float(scores.min()), float(scores.max())) if len(scores) else [0.0, 1.0]
+        candidates = self._sources["candidates"]
+        return {
+            "images": {name: summary(numbers[name]) for name in ("width", "height")},
+            "captions": {
+                "words": summary(words),
+                "words_histogram": histogram(words, length_edges(words)),
+                "sentences": summary(sentences),
+                "sentence_count": int(sentences.sum()),
+                "sentences_histogram": histogram(sentences, count_edges(sentences)),
+                "tokens": None if tokens is None else _token_lengths(tokens),
+            },
+            "pairs": {
+                "count": len(scores),
+                "scores": summary(scores),
+                "best_scores": summary(best_scores),
+                "histogram": histogram(scores, edges),
+                "best_histogram": histogram(best_scores, edges),
+            },
+            "regions": {
+                "count": candidates.total(),
+                "per_image": summary(numbers["regions"]),
+                "by_source": {
+                    source: {name: counts[source] for name, counts in self._sources.items()}
+                    for source in sorted(candidates, key=lambda source: (source != DEFAULT, -candidates[source]))
+                },
+                "chosen_labels": [
+                    {"label": label, "source": source, "chosen": times}
+                    for (source, label), times in self._labels.most_common(SHOWN_LABELS)
+                ],
+            },
+            "no_detection": {
+                "rows": len(self._undetected),
+                "share": len(self._undetected) / len(self.names),
+                "files": _names(self.names, self._undetected),
+            },
+            "problems": {"count": len(self.problems), "first": self.problems[:SHOWN_PROBLEMS]},
+        }
+
+    def _keep(self, name: str, values: Any) -> None:
+        kind = np.float32 if name in ("scores", "best_scores", "best_of_row") else np.int32
+        self._numbers[name].append(np.asarray(values, dtype=kind))
+
+
+def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
+    """Lengths of captions in tokens, and how many are cut at the limits."""
+    cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
+    return {
+        **summary(tokens),
+        "histogram": histogram(tokens, length_edges(tokens)),
+        "truncated": {limit: {"rows": int(rows.sum()), "share": float(rows.mean())} for limit, rows in cut.items()},
+    }
+
+
+def summary(values: NDArray[Any]) -> dict[str, float]:
+    """Mean, median, the middle 90 % (`low` to `high`), least and greatest value; empty without values."""
+    if not len(values):
+        return {}
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
+    return {
+        "mean": float(values.mean(dtype=np.float64)),
+        "median": median,
+        "low": low,
+        "high": high,
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def histogram(values: NDArray[Any], edges: Sequence[float]) -> dict[str, list[float]]:
+    """Counts between edges; what lies outside counts in the first or last bin."""
+    inside = np.clip(values, edges[0], np.nextafter(edges[-1], -math.inf))
+    return {"edges": list(edges), "counts": np.histogram(inside, edges)[0].tolist()}
+
+
+def nice_edges(low: float, high: float) -> list[float]:
+    """Round edges of about 36 equal bins from below `low` to above `high`."""
+    step = nice_step((high - low) / 36 if high > low else 0.01)
+    first, last = math.floor(low / step), math.floor(high / step) + 1
+    return [round(place * step, 10) for place in range(first, last + 1)]
+
+
+def length_edges(values: NDArray[Any]) -> list[float]:
+    """Edges from 0 for lengths of texts; the longest hundredth counts in the last bin when it lies far out."""
+    high = min(float(values.max()), 1.3 * float(np.quantile(values, 0.99)))
+    step = max(1.0, nice_step((high + 1) / 32))
+    return [place * step for place in range(int(high / step) + 2)]
+
+
+def count_edges(values: NDArray[Any]) -> list[float]:
+    """Edges for small whole numbers: 8 to 40 bins, one for each, around it; those above count in the last bin."""
+    low = int(values.min())
+    bins = min(max(int(values.max()) - low + 1, 8), 40)
+    return [low + place - 0.5 for place in range(bins + 1)]
+
+
+def nice_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, 50... (and 0.5, 0.2...) that is not less."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def _flat(column: Any) -> tuple[NDArray[np.int64], Any]:
+    """Lengths and joined values of a column of lists; a missing list is an empty one."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64), pc.list_flatten(column)
+
+
+def _values(structs: Any, field: str, missing: Any) -> NDArray[Any]:
+    values: NDArray[Any] = pc.fill_null(pc.struct_field(structs, field), missing).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _names(names: Sequence[str], rows: Sequence[int]) -> list[str]:
+    return [names[row] for row in rows[:SHOWN_NAMES]]
+
+
+def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
+    """The captions of some rows, in the order asked; no other column is read."""
+    wanted, texts, start = set(rows), {}, 0
+    for batch in folder.batches(["caption"]):
+        column, end = batch.column("caption"), start + batch.num_rows
+        texts.update({row: column[row - start].as_py() or "" for row in range(start, end) if row in wanted})
+        start = end
+    return [texts[row] for row in rows]
+
+
+def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:
+    """Groups of rows with the same image file, the largest first, and the bytes of all image files."""
+    digests: list[bytes | None] = []
+    size = 0
+    with tqdm(total=len(folder), desc="image files", unit="row", disable=not progress) as bar:
+        for batch in folder.batches(["image.bytes"], 64):
+            for scalar in pc.struct_field(batch.column("image"), "bytes"):
+                buffer = scalar.as_buffer() if scalar.is_valid else b""
+                size += len(buffer)
+                digests.append(hashlib.blake2b(buffer, digest_size=16).digest() if scalar.is_valid else None)
+            bar.update(batch.num_rows)
+    return equal_groups(digests), size

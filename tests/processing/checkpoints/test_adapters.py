@@ -1,0 +1,248 @@
+"""Adapters against peft itself: the same weights after training, the same outputs, and the base that they belong to."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, CLIPModel, set_seed
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.cli import main
+from fastgoal.hub_cards.push import choose_files, push
+from fastgoal.processing.checkpoints.adapters import (
+    BASE_FILE,
+    adapted_layers,
+    add_adapter,
+    fingerprint,
+    frozen_parameters,
+    is_adapter,
+)
+from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.card import CardOptions
+from tests.squares import picture_of, rows_of_squares, write_pairs
+
+CAPTIONS = ["On the left it is red. On the right it is blue.", "x y z " * 60]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(rows_of_squares(), tmp_path_factory.mktemp("squares"))
+
+
+def trained(clip, pairs, folder, model=None, **settings):
+    """A trainer after three steps."""
+    args = FastGoalTrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        learning_rate=0.01,
+        per_device_train_batch_size=4,
+        dataloader_num_workers=0,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        **settings,
+    )
+    trainer = FastGoalTrainer(
+        model=FastGoalCLIPModel.from_clip(str(clip)) if model is None else model,
+        args=args,
+        processing_class=FastGoalProcessor.from_clip(str(clip)),
+        train_dataset=PairData(str(pairs)),
+    )
+    trainer.card = CardOptions(str(clip), pictures=False)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def made(tiny_clip, pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    trainer = trained(tiny_clip, pairs, folder, lora_r=3, lora_alpha=5.0)
+    trainer.save_model()
+    return folder, trainer.model
+
+
+@pytest.fixture
+def adapter(made, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(made[0], tmp_path / "lora")
+
+
+def logits(model, processor):
+    with torch.no_grad():
+        inputs = processor(images=[picture_of("red", "blue"), picture_of("green", "red")], text=CAPTIONS)
+        return model.eval()(**{name: inputs[name] for name in inputs}).logits_per_image
+
+
+def test_training_is_pefts(made, tiny_clip, pairs, tmp_path):
+    base = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    set_seed(42)
+    names = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    model = get_peft_model(base, LoraConfig(r=3, lora_alpha=5.0, target_modules=names))
+    theirs = trained(tiny_clip, pairs, tmp_path, model).model.state_dict()
+    ours = made[1].state_dict()
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        assert torch.equal(theirs[name], ours[name]), name
+    assert sum("lora_B" in name and bool(value.any()) for name, value in ours.items()) == 16
+
+
+def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
+    folder, model = made
+    assert is_adapter(folder)
+    assert not is_adapter(tiny_clip)
+    processor = FastGoalProcessor.from_pretrained(folder)
+    expected = logits(model, processor)
+    by_peft = PeftModel.from_pretrained(FastGoalCLIPModel.from_clip(str(tiny_clip)), str(folder))
+    torch.testing.assert_close(logits(by_peft, processor), expected)
+    ours, ours_processor = load_clip(str(folder), "cpu")
+    assert type(ours) is FastGoalCLIPModel
+    torch.testing.assert_close(logits(ours, ours_processor), expected)
+    assert load_clip(str(folder), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
+    before = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
+
+
+def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
+    folder, model = made
+    output = tmp_path / "merged"
+    assert main(["merge", str(folder), "--output", str(output)]) == 0
+    assert "reads 248 tokens" in capsys.readouterr().out
+    plain = AutoModel.from_pretrained(output)
+    assert type(plain) is CLIPModel
+    processor = FastGoalProcessor.from_pretrained(output)
+    torch.testing.assert_close(logits(plain, processor), logits(model, processor))
+    assert "with the adapter `lora` merged into it" in (output / "README.md").read_text()
+    assert (output / "handler.py").is_file()
+    assert main(["merge", str(folder), "--output", str(output)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert main(["merge", str(output), "--output", str(tmp_path / "again")]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+
+
+def test_an_adapter_of_an_adapter_is_refused(made, pairs, tmp_path, capsys):
+    command = ["train", "--model", made[0], "--train_data", pairs, "--output_dir", tmp_path / "two", "--lora_r", "2"]
+    assert main([*map(str, command)]) == 2
+    assert "is an adapter, and --lora_r would train another one" in capsys.readouterr().err
+
+
+def test_its_folder_and_card(made):
+    folder, model = made
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        BASE_FILE,
+        "README.md",
+        "tokenizer.json",
+    } <= sizes.keys()
+    assert not {"config.json", "model.safetensors", "handler.py"} & sizes.keys()
+    card = (folder / "README.md").read_text()
+    assert "An adapter (LoRA of rank 3, alpha 5)" in card
+    assert "PeftModel.from_pretrained" in card
+    assert "library_name: peft" in card
+    assert json.loads((folder / BASE_FILE).read_text())["fingerprint"] == fingerprint(model.get_base_model())
+
+
+def test_commands_take_it(made, pairs, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert main(["evaluate", "--model", str(made[0]), "--data", str(pairs), "--output", str(report)]) == 0
+    assert json.loads(report.read_text())
+    capsys.readouterr()
+    assert check_clip(str(made[0]), "--model").model_type == "clip"
+
+
+def weights_of(adapter, change):
+    path = adapter / "adapter_model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def other_base(adapter, clip, **changes):
+    path = adapter / BASE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / BASE_FILE).unlink(), f"has no {BASE_FILE}"),
+        (lambda folder: (folder / BASE_FILE).write_text("{"), "cannot be loaded"),
+        (lambda folder: (folder / BASE_FILE).write_text("[]"), "cannot be loaded"),
+        (lambda folder: other_base(folder, None, fingerprint="0"), "its weights are others.*fastgoal merge .* --base"),
+        (lambda folder: other_base(folder, None, base="/nowhere"), "/nowhere, the base of --model .*--base"),
+        (lambda folder: weights_of(folder, lambda state: state.pop(min(state))), "is missing"),
+        (lambda folder: weights_of(folder, lambda s: s[min(s)].fill_(float("nan"))), "NaNs detected"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 30), "cannot be loaded"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer and image processor"),
+    ],
+)
+def test_damaged_ones_and_those_of_another_base_are_refused(adapter, spoil, words):
+    spoil(adapter)
+    with pytest.raises(ValueError, match=words):
+        load_clip(str(adapter), "cpu")
+
+
+def test_a_base_that_moved_is_named_for_the_merge(adapter, tiny_clip, tmp_path):
+    other_base(adapter, None, base="/nowhere")
+    assert main(["merge", str(adapter), "--base", str(tiny_clip), "--output", str(tmp_path / "merged")]) == 0
+
+
+def test_only_one_of_a_base_on_the_hub_is_sent(adapter):
+    with pytest.raises(ValueError, match=r"an adapter of a CLIP that is a folder here.*fastgoal merge"):
+        push(adapter, "me/lora", dry_run=True)
+    other_base(adapter, None, base="openai/clip-vit-base-patch16")
+    sent = push(adapter, "me/lora", dry_run=True).sent
+    assert {"adapter_config.json", "adapter_model.safetensors", BASE_FILE} <= {*sent}
+    assert "training_args.bin" not in sent
+    assert sent == choose_files(adapter, "model")[0]
+
+
+def test_a_frozen_tower_and_frozen_layers_stay(tiny_clip, pairs, tmp_path):
+    before = FastGoalCLIPModel.from_clip(str(tiny_clip)).state_dict()
+    after = trained(tiny_clip, pairs, tmp_path, freeze="vision", freeze_layers=1).model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("vision_model.", "visual_projection."))} <= same
+    assert {
+        name for name in before if name.startswith(("text_model.embeddings.", "text_model.encoder.layers.0."))
+    } <= same
+    assert not {name for name in same if name.startswith(("text_model.encoder.layers.1.", "text_projection."))} - {
+        name
+        for name in same
+        if name.endswith("k_proj.bias")  # whose gradient is 0
+    }
+
+
+def test_frozen_parts_get_no_adapter(tiny_clip):
+    model = add_adapter(FastGoalCLIPModel.from_clip(str(tiny_clip)), 2, freeze="text", freeze_layers=1)
+    assert {name.split("encoder.")[1].rpartition(".")[0] for name in adapted_layers(model)} == {"layers.1.self_attn"}
+    assert all("vision_model" in name for name in adapted_layers(model))
+
+
+def test_what_cannot_be_frozen_or_adapted(tiny_clip, made, pairs, tmp_path):
+    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    with pytest.raises(ValueError, match="`freeze_layers` must be at most 2"):
+        frozen_parameters(model, None, 3)
+    with pytest.raises(
+        ValueError, match="`lora_target_modules`: nothing cannot have an adapter; the linear layers are fc1"
+    ):
+        add_adapter(model, 2, targets=["q_proj", "nothing"])
+    with pytest.raises(ValueError, match="no layer that is trained"):
+        add_adapter(model, 2, targets=["visual_projection"], freeze="vision")
+    with pytest.raises(ValueError, match="has an adapter already"):
+        trained(tiny_clip, pairs, tmp_path, made[1], lora_r=2)
+    for wrong, words in (
+        ({"lora_r": 0}, "`lora_r` must be at least 1"),
+        ({"lora_alpha": 2.0}, "give `lora_r` too"),
+        ({"lora_r": 2, "lora_alpha": 0.0}, "`lora_alpha` must be above 0"),
+        ({"freeze": "both"}, "`freeze` must be one of vision, text"),
+        ({"freeze_layers": -1}, "`freeze_layers` must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FastGoalTrainingArguments(output_dir=str(tmp_path), **wrong)

@@ -1,0 +1,51 @@
+"""Errors over files of others: one line, what is loaded, what is wrong, what to do."""
+
+import pytest
+
+from fastgoal.processing.checkpoints.errors import first_line, lfs_pointer, loading
+
+
+def test_the_first_line_of_an_error():
+    assert first_line(ValueError("\n no such thing \n more")) == "no such thing."
+    assert first_line(KeyError()) == "KeyError."
+    assert first_line(ValueError("word " * 100)) == "word " * 59 + "word ..."
+    assert first_line(ValueError("this is wrong:\n a is b\n more")) == "this is wrong: a is b."
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("of two\nlines"), "of two."),
+        (KeyError("gulp"), "KeyError: 'gulp'."),
+        (RuntimeError("size"), "RuntimeError: size."),
+        (OSError(), "OSError: OSError."),
+    ],
+)
+def test_a_line_of_whatever_was_raised(error, reason):
+    with (
+        pytest.raises(ValueError, match=r"^the thing cannot be loaded") as caught,
+        loading("the thing", way_out="Mend it."),
+    ):
+        raise error
+    assert str(caught.value) == f"the thing cannot be loaded: {reason} Mend it."
+
+
+def test_what_is_not_of_the_files_goes_through():
+    for error in (KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(error)), loading("the thing"):
+            raise error
+
+
+def test_pointers_are_named(tmp_path):
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for place in (tmp_path, pointer):
+        assert lfs_pointer(place) == pointer
+        with (
+            pytest.raises(ValueError, match=r"model\.safetensors is but a pointer of git-lfs"),
+            loading("it", str(place)),
+        ):
+            raise RuntimeError("header too large")
+    pointer.write_bytes(b"weights")
+    assert lfs_pointer(tmp_path) is None
+    assert lfs_pointer(tmp_path / "nothing") is None

@@ -1,0 +1,146 @@
+"""Checkpoints that are damaged, belong to something else or bring code along are refused in a line that names them."""
+
+import builtins
+import contextlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, Siglip2Config
+
+from fastgoal import FastGoalCLIPModel
+from fastgoal.processing.checkpoints.devices import choose_device
+from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.detectors.load import load_detector
+
+
+@pytest.fixture
+def clip(tiny_clip, tmp_path):
+    return shutil.copytree(tiny_clip, tmp_path / "clip")
+
+
+def settings(change, name="config.json"):
+    def spoil(folder):
+        config = json.loads((folder / name).read_text())
+        change(config)
+        (folder / name).write_text(json.dumps(config))
+
+    return spoil
+
+
+def weights(change):
+    def spoil(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return spoil
+
+
+def content(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+SPOILED = {
+    "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:3000]), "damaged"),
+    "empty weights": (content("model.safetensors", b""), "damaged"),
+    "a text": (content("model.safetensors", b"hello, I am a text and no weights at all" * 9), "damaged"),
+    "a pointer": (content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "pointer of git-lfs"),
+    "too long a header": (content("model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "damaged"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "a weight less": (weights(lambda t: t.pop("text_projection.weight")), "text_projection.weight is missing"),
+    "a tower less": (
+        weights(lambda t: [t.pop(n) for n in [*t] if n.startswith("vision")]),
+        "vision_model.* is missing, and .* more",
+    ),
+    "another shape": (
+        weights(lambda t: t.update({"logit_scale": torch.zeros(3)})),
+        r"logit_scale is \(3,\) and must be \(\)",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json|[Uu]nrecognized"),
+    "no JSON": (content("config.json", b"{"), "config.json|JSON"),
+    "a list": (content("config.json", b"[1]"), "cannot be loaded"),
+    "no type": (settings(lambda c: c.pop("model_type")), "cannot be loaded"),
+    "an unknown type": (settings(lambda c: c.update(model_type="clap9")), "cannot be loaded"),
+    "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'. It must be a CLIP, a MetaCLIP 2"),
+    "a NaFlex": (lambda f: Siglip2Config().save_pretrained(f), r"NaFlex.*fixed resolution.*google/siglip2-base"),
+    "an unknown activation": (settings(lambda c: c["text_config"].update(hidden_act="gulp")), "gulp"),
+    "heads that do not divide": (
+        settings(lambda c: c["text_config"].update(num_attention_heads=7)),
+        "multiple|divisible",
+    ),
+    "a negative size": (settings(lambda c: c["text_config"].update(hidden_size=-16)), "cannot be loaded"),
+    "a text for a size": (settings(lambda c: c["vision_config"].update(patch_size="big")), "cannot be loaded"),
+    "another width": (settings(lambda c: c.update(projection_dim=24)), "cannot be loaded"),
+    "no tokenizer": (
+        lambda f: [p.unlink() for p in [*f.glob("token*"), *f.glob("vocab*"), *f.glob("merges*")]],
+        "token",
+    ),
+    "a broken tokenizer": (content("tokenizer.json", b"{}"), "tokenizer"),
+    "a tokenizer that is none": (content("tokenizer.json", b"x"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("length", [None, 248])
+@pytest.mark.parametrize("name", SPOILED)
+def test_what_is_wrong_with_a_checkpoint_is_a_line(clip, name, length):
+    spoil, words = SPOILED[name]
+    spoil(clip)
+    with pytest.raises(ValueError, match=rf"(--against {clip}.*(?:{words}))|(?:{words}).*--against {clip}") as error:
+        load_clip(str(clip), "cpu", option="--against", stretch=False if length is None else length)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_whole_one_loads(clip):
+    model, processor = load_clip(str(clip), "cpu")
+    assert model.config.text_config.max_position_embeddings == 77
+    assert processor(text=["a"])["input_ids"].shape[0] == 1
+    assert load_clip(str(clip), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
+    assert check_clip(str(clip), "--model").model_type == "clip"
+
+
+def test_weights_are_never_made_up_in_python_either(clip):
+    weights(lambda tensors: tensors.pop("text_projection.weight"))(clip)
+    with pytest.raises(ValueError, match=r"has not the weights of a CLIPModel: text_projection\.weight is missing\."):
+        FastGoalCLIPModel.from_clip(str(clip))
+
+
+def test_names_that_are_nowhere(tmp_path):
+    for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
+        with pytest.raises(ValueError, match=rf"--model {name} cannot be loaded: .*Name the folder of a model"):
+            load_clip(name, "cpu")
+
+
+CODE = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Evil: pass\n"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize("known", [True, False])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(clip, tmp_path, monkeypatch, file, known):
+    mark = tmp_path / "it-ran"
+    (clip / "evil.py").write_text(CODE.format(mark=str(mark)))
+    kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor")
+    maps = {kind: ["evil.Evil", "evil.Evil"] if kind == "AutoTokenizer" else "evil.Evil" for kind in kinds}
+
+    def change(config):
+        config["auto_map"] = maps
+        if not known:
+            key = {"config.json": "model_type", "tokenizer_config.json": "tokenizer_class"}.get(file, "processor_class")
+            config[key] = "Evil"
+
+    if not (clip / file).exists():
+        (clip / file).write_text("{}")
+    settings(change, file)(clip)
+    monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("it asked"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 2)
+    for load in (
+        lambda: load_clip(str(clip), "cpu"),
+        lambda: load_clip(str(clip), "cpu", stretch=248),
+        lambda: load_detector(str(clip), choose_device("cpu")),
+    ):
+        with contextlib.suppress(ValueError):
+            load()
+    assert not mark.exists()

@@ -1,0 +1,167 @@
+"""Pixels against the image processor's own, for all kinds of images, and masks against the processor's."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from fastgoal import FastGoalCollator, FastGoalProcessor
+from fastgoal.processing.geometry import crop_box
+from fastgoal.processing.images import load_image
+from fastgoal.processing.pixels import Picture, PixelReader, jpeg_decoder
+
+SIZES = [
+    (640, 480),
+    (480, 640),
+    (224, 224),
+    (225, 224),
+    (31, 500),
+    (1, 1),
+    (3, 2),
+    (1023, 767),
+    (300, 299),
+    (2600, 2500),
+]
+BOXES = [None, (0, 0, 1, 1), (0.4, 0.2, 1e9, 1e9), (-5, -5, 0.7, 0.9)]
+
+
+def noise(width, height, mode="RGB"):
+    values = np.random.default_rng(width + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_the_processor(size):
+    reader = PixelReader(CLIPImageProcessor())
+    assert reader.fast
+    image = noise(*size)
+    boxes = [*BOXES, (size[0] * 0.3, size[1] * 0.2, size[0] * 0.6 + 1, size[1] * 0.9 + 1)]
+    found = reader.read([(image, box) for box in boxes])
+    assert found.dtype == torch.uint8
+    assert not found.is_set_to(reader.read([(image, None)]))
+    plain = [image if box is None else crop_box(image, box) for box in boxes]
+    expected = reader.image_processor(plain, return_tensors="pt")["pixel_values"]
+    normal = reader.normalize({"pixel_values": found, "input_ids": torch.zeros(1)})
+    torch.testing.assert_close(normal["pixel_values"], expected, rtol=0, atol=2e-6)
+    assert torch.equal(normal["input_ids"], torch.zeros(1))
+
+
+def test_nothing_is_held_of_an_image_that_changes():
+    reader, image = PixelReader(CLIPImageProcessor()), noise(300, 300)
+    found = reader.read([(image, None)])
+    before = found.clone()
+    image.paste((0, 0, 0), (0, 0, 300, 300))
+    assert torch.equal(found, before)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_center_crop": False, "size": {"height": 224, "width": 224}},
+        {"resample": Image.Resampling.BILINEAR},
+        {"size": {"shortest_edge": 200}},  # padded to 224
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127},
+    ],
+)
+def test_a_processor_with_other_steps_works_by_itself(changes):
+    reader = PixelReader(CLIPImageProcessor(**changes))
+    assert not reader.fast
+    image = noise(100, 300)
+    found = reader.read([(image, None), (image, (10, 20, 50, 200))])
+    expected = reader.image_processor([image, image.crop((10, 20, 50, 200))], return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, expected)
+    assert found.is_floating_point()
+    assert reader.normalize({"pixel_values": found})["pixel_values"] is found
+
+
+def test_a_box_outside_is_refused():
+    with pytest.raises(ValueError, match="lies outside the image of 30x20 pixels"):
+        PixelReader(CLIPImageProcessor()).read([(noise(30, 20), (30, 0, 40, 10))])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_batch_against_the_processor_row_by_row(tiny_clip, rows, mode, orientation):
+    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    made = []
+    for number, row in enumerate(copy.deepcopy(rows[:4])):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        noise(80 + 7 * number, 60, mode).save(file, "TIFF" if mode in ("CMYK", "RGBA") else "PNG", exif=exif)
+        made.append({**row, "image": {"bytes": file.getvalue(), "path": None}})
+    batch = FastGoalCollator(processor)(made)
+    raw = FastGoalCollator(processor, normalize=False)(made)
+    assert raw["pixel_values"].dtype == raw["local_pixel_values"].dtype == torch.uint8
+    for number, row in enumerate(made):
+        image = load_image(row["image"])
+        pair = max(row["pairs"], key=lambda pair: pair["score"])
+        box, sentence = row["regions"][pair["region"]]["box"], row["sentences"][pair["sentence"]]
+        region_mask = processor.region_mask(box, image.size)
+        if not region_mask.any():
+            continue
+        crop = processor.image_processor([image, crop_box(image, box)], return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(batch["pixel_values"][number], crop[0], rtol=0, atol=2e-6)
+        torch.testing.assert_close(batch["local_pixel_values"][number], crop[1], rtol=0, atol=2e-6)
+        assert torch.equal(batch["region_mask"][number], region_mask)
+        mask = processor.sentence_mask(row["caption"], sentence["start"], sentence["end"])
+        assert torch.equal(batch["sentence_mask"][number, : len(mask)], mask)
+        assert not batch["sentence_mask"][number, len(mask) :].any()
+
+
+def jpeg(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(noise(40, 30), exif=exif)
+
+
+def png():
+    file = io.BytesIO()
+    noise(40, 30).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.skipif(jpeg_decoder() is None, reason="torchcodec is not installed for this torch")
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 30, "progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_has_the_pixels_that_pil_reads(mode, options, tmp_path):
+    reader, data = PixelReader(CLIPImageProcessor()), jpeg(noise(301, 233, mode), **options)
+    (tmp_path / "a.jpg").write_bytes(data)
+    plain = load_image(data)
+    for source in (data, {"bytes": data, "path": "x"}, str(tmp_path / "a.jpg"), {"path": tmp_path / "a.jpg"}):
+        found = reader.open(source)
+        assert isinstance(found, Picture)
+        assert found.size == plain.size
+        np.testing.assert_array_equal(found.pixels.permute(1, 2, 0).numpy(), np.asarray(plain))
+    boxes = [None, (10, 20, 200, 210)]
+    assert torch.equal(reader.read([(found, box) for box in boxes]), reader.read([(plain, box) for box in boxes]))
+
+
+@pytest.mark.parametrize("make", [turned, png, lambda: jpeg(noise(40, 30, "CMYK")), lambda: noise(40, 30)])
+def test_all_else_is_read_by_pil(make):
+    source = make()
+    found = PixelReader(CLIPImageProcessor()).open(source)
+    assert isinstance(found, Image.Image)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(load_image(source)))
+
+
+@pytest.mark.parametrize("cut", [2, 300, -2])
+def test_a_broken_jpeg_is_named(cut):
+    with pytest.raises(ValueError, match=r"[Aa]\.jpg.*(cut off or broken|no image that PIL can read|not an image)"):
+        PixelReader(CLIPImageProcessor()).open({"bytes": jpeg(noise(200, 150))[:cut], "path": None}, "a.jpg")
+
+
+def test_without_torchcodec_pil_reads_all(monkeypatch):
+    monkeypatch.setattr("fastgoal.processing.pixels.jpeg_decoder", lambda: None)
+    assert isinstance(PixelReader(CLIPImageProcessor()).open(jpeg(noise(40, 30))), Image.Image)

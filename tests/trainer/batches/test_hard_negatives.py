@@ -1,0 +1,325 @@
+"""Neighbors of the training images: who they are, that a resumed training keeps them, that nothing else changes."""
+
+import random
+import re
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from torch.utils.data import IterableDataset
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.batches import hard_negatives as neighbors
+from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.card import training_facts
+
+TWINS = 8
+
+
+def scene(number: int, detail: bool) -> Image.Image:
+    """A picture of two colors; with the detail there is one more square."""
+    color = (number * 37 % 256, number * 91 % 256, number * 151 % 256)
+    picture = Image.new("RGB", (32, 32), color)
+    draw = ImageDraw.Draw(picture)
+    other = tuple(255 - value for value in color)
+    draw.rectangle((0, 0, 15, 15) if number % 2 else (16, 16, 31, 31), fill=other)
+    if detail:
+        draw.rectangle((20, 3, 25, 8), fill=other)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """16 rows; rows k and k + 8 are equal but for a detail."""
+    return [
+        {"image": scene(number, detail), "caption": "It is so." + number * " Very." + detail * " With a square."}
+        for detail in (False, True)
+        for number in range(TWINS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def twins_folder(twins, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twins")
+    data = datasets.Dataset.from_list(twins).cast_column("image", datasets.Image())
+    data.to_parquet(folder / "a.parquet")
+    return folder
+
+
+@pytest.fixture
+def make(tiny_clip, twins, tmp_path):
+    def trainer(data=twins, folder="run", model=None, **changes):
+        settings = {
+            "hard_negatives": True,
+            "objective": "global",
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 3,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-2,
+            "dataloader_num_workers": 0,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        return FastGoalTrainer(
+            model=model or FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes}),
+            processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+            train_dataset=data,
+        )
+
+    return trainer
+
+
+def find(trainer, data):
+    """The neighbors as the trainer has them looked for."""
+    return trainer._find_neighbors(data)
+
+
+def recorded(trainer):
+    """The captions of each batch that the trainer is going to take."""
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: seen.append([row["caption"] for row in rows]) or collate(rows)
+    return seen
+
+
+def epochs(sampler, count):
+    for epoch in range(count):
+        sampler.set_epoch(epoch)
+        yield list(sampler)
+
+
+def kept_file(tmp_path, folder="run"):
+    return tmp_path / folder / neighbors.FILE
+
+
+@pytest.mark.parametrize("kind", ["list", "folder", "workers"])
+def test_the_nearest_is_the_twin(make, twins, twins_folder, kind):
+    data = twins if kind == "list" else PairData(str(twins_folder))
+    found = find(make(data, dataloader_num_workers=2 if kind == "workers" else 0), data)
+    assert found.shape == (16, 15)
+    assert found[:, 0].tolist() == [*range(TWINS, 2 * TWINS), *range(TWINS)]
+
+
+def test_rows_and_order_of_the_models_embeddings(make, twins):
+    """Known answers: a model that embeds row i at angle i ** 2.5 / 500, so that all distances differ."""
+    trainer = make()
+    angles = torch.arange(16.0) ** 2.5 / 500
+    pixels = trainer.data_collator.pixel_values(twins)
+
+    def embed(pixel_values):
+        assert not trainer.model.training
+        rows = [int((pixels == one).flatten(1).all(dim=1).nonzero()) for one in pixel_values]
+        found = angles[rows]
+        return SimpleNamespace(pooler_output=3 * torch.stack([found.cos(), found.sin()] * 8, dim=1))
+
+    trainer.model.get_image_features = embed
+    trainer.model.train()
+    found = find(trainer, twins)
+    assert trainer.model.training
+    for row in range(16):
+        others = sorted((i for i in range(16) if i != row), key=lambda i: (angles[i] - angles[row]).abs())
+        # A small turn is the same picture.
+        others = [i for i in others if torch.cos(angles[i] - angles[row]) <= 0.9999]
+        assert found[row, : len(others)].tolist() == others
+
+
+def test_twins_come_together_in_training(make, twins):
+    def met(**changes):
+        trainer = make(num_train_epochs=6, max_steps=24, learning_rate=0.0, **changes)
+        seen = recorded(trainer)
+        trainer.train()
+        for epoch in range(6):
+            batches = seen[4 * epoch : 4 * epoch + 4]
+            assert sorted(caption for batch in batches for caption in batch) == sorted(row["caption"] for row in twins)
+        captions = [row["caption"] for row in twins]
+        pairs = [{captions[k], captions[k + TWINS]} for k in range(TWINS)]
+        return sum(pair <= set(batch) for pair in pairs for batch in seen)
+
+    # By chance 3 of 15 places are in the twin's batch: 10 of 48.
+    assert met() >= 28
+    assert met(hard_negatives=False) <= 18
+
+
+def test_lengths_are_heeded_too(make, twins):
+    lengths = torch.tensor([len(row["caption"]) for row in twins])
+
+    def padding(trainer):
+        batches = torch.tensor(list(epochs(trainer._get_train_sampler(), 20))).view(-1, 4)
+        return (4 * lengths[batches].amax(dim=1) - lengths[batches].sum(dim=1)).sum()
+
+    assert padding(make(group_by_caption_length=True)) < 0.8 * padding(make())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_resumed_training_goes_on_in_the_same_order(make, tmp_path, monkeypatch, kept):
+    """Neighbors are those of the model that training started from, with the file and, made anew, without it."""
+    whole = make(save_strategy="steps", save_steps=5)
+    seen = recorded(whole)
+    whole.train()
+    before = whole._neighbors
+    trained = make(model=whole.model, folder="trained")
+    assert not torch.equal(find(trained, trained.train_dataset), before)  # the trained model's are others
+    assert len(seen) == 8
+
+    resumed = make()
+    again = recorded(resumed)
+    if kept:
+        monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
+    else:
+        kept_file(tmp_path).unlink()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert torch.equal(resumed._neighbors, before)
+    assert again[-3:] == seen[5:]
+
+
+def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
+    """Half of four epochs on, near is who is near to the model of that moment; who goes on after that goes on so."""
+    settings = {"hard_negative_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 10}
+    expected = []
+
+    def renewed(trainer):
+        find_neighbors = trainer._find_neighbors
+
+        def found(data, **how):
+            if how:
+                inputs = trainer.processing_class([row["image"] for row in twins])
+                with torch.no_grad():
+                    images = trainer.model.get_image_features(**inputs).pooler_output
+                expected.append((trainer.state.epoch, neighbors.nearest_rows(images)))
+            return find_neighbors(data, **how)
+
+        trainer._find_neighbors = found
+        return trainer
+
+    whole = renewed(make(**settings))
+    seen = recorded(whole)
+    whole.train()
+    (epoch, nearest), file = expected[0], kept_file(tmp_path).with_stem("neighbors-renewed")
+    assert (len(expected), round(epoch)) == (1, 2)
+    assert torch.equal(load_file(file)["neighbors"].long(), nearest)
+    assert not torch.equal(whole._neighbors, nearest)
+
+    resumed = make(**settings)
+    again = recorded(resumed)
+    monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))  # in the third epoch
+    assert again[-6:] == seen[10:]
+    monkeypatch.undo()
+
+    file.write_bytes(b"of another training")
+    other = renewed(make(**settings, overwrite_output_dir=True))
+    other.train()
+    assert len(expected) == 2
+
+
+def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
+    own = find(make(), twins)
+    file = kept_file(tmp_path)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # no draft is left
+    assert torch.equal(load_file(file)["neighbors"].long(), own)
+
+    def read(trainer):
+        """Whether a file that says that row 3 is the nearest of all is believed."""
+        find(make(), twins)
+        with neighbors.safe_open(file, "pt") as kept:
+            mark = kept.metadata()
+        assert mark["rows"] == "16"
+        save_file({"neighbors": torch.full((16, 15), 3, dtype=torch.int32)}, file, mark)
+        found = find(trainer, trainer.train_dataset)
+        file.unlink()
+        return bool((found == 3).all())
+
+    assert read(make())
+    changed = make()
+    with torch.no_grad():
+        changed.model.vision_model.encoder.layers[1].mlp.fc1.weight[0, 0] += 0.1
+    assert not read(changed)
+    assert not read(make(twins[1:]))
+    assert not read(make(twins[::-1]))
+
+
+def test_a_broken_file_is_made_anew(make, twins, tmp_path):
+    own = find(make(), twins)
+    kept_file(tmp_path).write_bytes(b"no tensors")
+    assert torch.equal(find(make(), twins), own)
+    assert torch.equal(load_file(kept_file(tmp_path))["neighbors"].long(), own)
+
+
+def test_random_numbers_are_left_alone(make, twins):
+    def state():
+        return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+
+    for workers in (0, 1):
+        trainer = make(folder=f"run{workers}", dataloader_num_workers=workers)
+        torch.manual_seed(7)
+        before = state()
+        find(trainer, twins)
+        after = state()
+        assert torch.equal(before[0], after[0])
+        assert before[1] == after[1]
+        assert (before[2] == after[2]).all()
+
+
+def test_a_broken_image_is_named(make, twins):
+    rows = [*twins, {"image": {"bytes": b"no picture", "path": "broken.png"}, "caption": "x"}]
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        make(rows).train()
+
+
+def test_what_cannot_be_embedded(make, twins):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from twins
+
+    with pytest.raises(ValueError, match="read by number"):
+        make(Stream(), max_steps=1).train()
+    trainer = make()
+    trainer.processing_class = None
+    with pytest.raises(ValueError, match="`processing_class`"):
+        trainer.train()
+
+
+def test_few_rows(make, twins):
+    make(twins[:1], num_train_epochs=1).train()
+
+
+def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, caplog, tmp_path):
+    trainer = make(num_train_epochs=1)
+    trainer.train()
+    lines = [record.message for record in caplog.records if "Hard negatives" in record.message]
+    assert len(lines) == 2
+    assert "16" in lines[0]
+    assert re.search(r"found in \d+ s", lines[1])
+    settings = training_facts(trainer).settings
+    assert (settings["recipe"], settings["hard_negatives"]) == ("paper", True)
+    assert "pair_sampling" not in settings  # the objective has no pairs
+    trainer.save_model()
+    # The neighbors are no weights: they lie where weights are not looked for.
+    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.fixture
+def points():
+    """40 points; 2k and 2k + 1 lie close together, all others far apart."""
+    centers = torch.eye(20).repeat_interleave(2, dim=0)
+    return centers + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+
+
+def test_nearest_rows_against_sorting_them_all(points):
+    found = neighbors.nearest_rows(3 * points, count=7, chunk=9)
+    unit = points / points.norm(dim=1, keepdim=True)
+    for row in range(40):
+        others = sorted((other for other in range(40) if other != row), key=lambda other: -unit[row] @ unit[other])
+        assert found[row].tolist() == others[:7]
+
+
+def test_the_same_picture_is_no_neighbor():
+    embeds = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.5]])
+    assert neighbors.nearest_rows(embeds, 5).tolist() == [[2, -1], [2, -1], [0, 1]]

@@ -1,0 +1,207 @@
+"""Rows of a stream: each once an epoch whoever reads them, mixed, and gone on with at the very row."""
+
+import json
+from collections import Counter
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.batches.collator import EPOCH
+from fastgoal.trainer.batches.streams import PLACE, StreamData
+from fastgoal.trainer.run import main
+from tests.squares import write_pairs
+
+COUNT, SHARDS = 24, 4
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory):
+    """Numbered rows in shards of six."""
+    many = [{**rows[number % len(rows)], "file_name": f"{number:02d}"} for number in range(COUNT)]
+    return str(write_pairs(many, tmp_path_factory.mktemp("pairs") / "data", SHARDS).parent)
+
+
+def settings(rank=0, processes=1, workers=0, **more):
+    defaults = {"order_seed": 0, "hard_negatives": False, "group_by_caption_length": False, "ignore_data_skip": False}
+    return SimpleNamespace(
+        process_index=rank,
+        world_size=processes,
+        dataloader_num_workers=workers,
+        train_batch_size=2,
+        dataloader_prefetch_factor=None,
+        dataloader_pin_memory=False,
+        recipe="paper",
+        output_dir=".",
+        **{**defaults, **more},
+    )
+
+
+def numbers(rows):
+    """A collator that gives the numbers of the rows, and their epochs."""
+    return {"rows": [int(row["file_name"]) for row in rows], "epochs": [row[EPOCH] for row in rows]}
+
+
+def stream(folder, window=4, **options):
+    data = StreamData(folder, window)
+    data.prepare(settings(**options), needs_pairs=True)
+    return data
+
+
+def batches(data, count, **options):
+    """Some batches, each noted as trained on."""
+    found = []
+    for batch in islice(iter(data.loader(settings(**options), numbers, torch.device("cpu"))), count):
+        data.note(batch.pop(PLACE))
+        found.append(batch)
+    return found
+
+
+def order(found):
+    return [number for batch in found for number in batch["rows"]]
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (1, 2), (2, 2), (3, 0)])
+def test_every_row_comes_once_an_epoch(folder, processes, workers):
+    parts = []
+    for rank in range(processes):
+        options = {"rank": rank, "processes": processes, "workers": workers}
+        parts.append(order(batches(stream(folder, **options), COUNT // processes // 2, **options)))
+    assert Counter(number for part in parts for number in part) == Counter(range(COUNT))
+    assert [*map(len, parts)] == [COUNT // processes] * processes
+
+
+def test_the_order_is_mixed_anew_by_epoch_and_seed(folder):
+    epochs = batches(stream(folder), 36)
+    assert [batch["epochs"] for batch in epochs] == [[epoch] * 2 for epoch in (0, 1, 2) for _ in range(12)]
+    first, second, third = (order(epochs[start : start + 12]) for start in (0, 12, 24))
+    for one, other in ((first, second), (second, third), (first, third), (first, sorted(first))):
+        assert one != other
+        assert one[:6] != other[:6]
+    assert order(batches(stream(folder), 12)) == first
+    assert order(batches(stream(folder, order_seed=1), 12)) != first
+    # Within a window of one row there is nothing to mix, but the order of shards.
+    plain = order(batches(stream(folder, window=1), 60))
+    shards = [plain[start : start + 6] for start in range(0, 120, 6)]
+    assert all(shard == [*range(shard[0], shard[0] + 6)] and shard[0] % 6 == 0 for shard in shards)
+    assert len({tuple(shard[0] for shard in shards[start : start + 4]) for start in range(0, 20, 4)}) > 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(("rank", "processes"), [(0, 1), (1, 2), (2, 3)])
+def test_a_stream_goes_on_at_the_very_row(folder, workers, rank, processes):
+    options = {"rank": rank, "processes": processes, "workers": workers}
+    whole = batches(stream(folder, window=5, **options), 20, **options)
+    for trained in (1, 2, 3, 7, 12, 13):
+        before = stream(folder, window=5, **options)
+        assert batches(before, trained, **options) == whole[:trained]
+        state = json.loads(json.dumps(before.state_dict()))
+        after = stream(folder, window=5, **options)
+        after.load_state_dict(state)
+        assert batches(after, 4, **options) == whole[trained : trained + 4]
+        # And from there once more.
+        again = stream(folder, window=5, **options)
+        again.load_state_dict(json.loads(json.dumps(after.state_dict())))
+        assert batches(again, 2, **options) == whole[trained + 4 : trained + 6]
+
+
+def test_no_more_workers_than_shards(folder):
+    assert stream(folder, workers=9).workers == 4
+    assert stream(folder, workers=9, processes=2).workers == 2
+    assert stream(folder, workers=3).workers == 3
+
+
+def test_shards_that_cannot_be_shared_evenly_are_told(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr("fastgoal.trainer.batches.streams.logger.warning", said.append)
+    stream(folder, processes=2)
+    assert not said
+    stream(folder, processes=3)
+    assert "4 shards cannot be shared evenly by 3 processes" in said[0]
+
+
+def test_what_a_stream_cannot_do(folder, tmp_path, rows):
+    for wrong, words in (
+        (
+            {"hard_negatives": True, "recipe": "experimental"},
+            r"--hard_negatives \(--recipe experimental sets it\) looks at all rows",
+        ),
+        (
+            {"group_by_caption_length": True},
+            r"--group_by_caption_length looks at all rows .*false, or leave --streaming",
+        ),
+    ):
+        arguments = settings()
+        arguments.__dict__.update(wrong)
+        with pytest.raises(ValueError, match=words):
+            StreamData(folder).prepare(arguments, needs_pairs=True)
+    bare = [{name: row[name] for name in ("image", "caption")} for row in rows]
+    write_pairs(bare, tmp_path / "bare")
+    with pytest.raises(ValueError, match="has no column 'pairs', on which this objective trains"):
+        StreamData(str(tmp_path / "bare")).prepare(settings(), needs_pairs=True)
+    data = stream(folder, workers=2)
+    with pytest.raises(
+        ValueError, match=r"of 1 processes with 1 workers, this training has 1 with 2.*ignore_data_skip"
+    ):
+        data.load_state_dict(stream(folder).state_dict())
+    with pytest.raises(ValueError, match=r"stream_0.json cannot be read .*Take an older checkpoint"):
+        data.begin(str(tmp_path))
+    data.rows = None
+    with pytest.raises(ValueError, match="give --max_steps in place of --num_train_epochs"):
+        data.steps(settings())
+
+
+def train(clip, folder, output, resume=None, **more):
+    args = FastGoalTrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=4,
+        max_steps=8,
+        learning_rate=1e-3,
+        pair_sampling="any",
+        save_strategy="steps",
+        save_steps=5,
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"dataloader_num_workers": 2, **more},
+    )
+    trainer = FastGoalTrainer(
+        model=FastGoalCLIPModel.from_clip(clip),
+        args=args,
+        processing_class=FastGoalProcessor.from_clip(clip),
+        train_dataset=StreamData(folder, window=5),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]), trainer
+
+
+def test_a_training_from_a_stream_goes_on_as_if_never_stopped(tiny_clip, folder, tmp_path):
+    whole, trainer = train(tiny_clip, folder, tmp_path)
+    checkpoint = str(tmp_path / "checkpoint-5")
+    resumed, _ = train(tiny_clip, folder, tmp_path / "resumed", checkpoint)
+    assert torch.equal(whole, resumed)
+    anew, _ = train(tiny_clip, folder, tmp_path / "anew", checkpoint, ignore_data_skip=True)
+    assert not torch.equal(whole, anew)
+    # A finished one trains nothing.
+    finished, again = train(tiny_clip, folder, tmp_path, True)
+    assert torch.equal(whole, finished)
+    assert again.state.global_step == 8
+    assert trainer._even_batches
+    card = (tmp_path / "README.md").read_text()
+    assert "24 images" in card
+    assert "8 (1.33 epochs)" in card
+
+
+def test_the_command(tiny_clip, folder, tmp_path, capsys):
+    common = ["--model", str(tiny_clip), "--train_data", folder, "--use_cpu", "--dataloader_num_workers", "0"]
+    options = [*common, "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "6"]
+    assert main([*options, "--streaming", "true", "--num_train_epochs", "2", "--card_images", "false"]) == 0
+    assert json.loads((tmp_path / "out/trainer_state.json").read_text())["global_step"] == 2 * COUNT // 6
+    assert AutoModel.from_pretrained(tmp_path / "out").config.text_config.max_position_embeddings == 248
+    with pytest.raises(ValueError, match="--max_train_rows is for data that are read by number"):
+        main([*options, "--streaming", "true", "--max_train_rows", "3"])
+    with pytest.raises(ValueError, match=r"--hard_negatives \(--recipe experimental sets it\)"):
+        main([*options, "--overwrite_output_dir", "--streaming", "true", "--recipe", "experimental"])

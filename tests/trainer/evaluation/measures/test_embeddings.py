@@ -1,0 +1,279 @@
+import json
+import types
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import one_hot
+from transformers import CLIPModel, CLIPProcessor
+
+from fastgoal import evaluate
+from fastgoal.cli import main
+from fastgoal.processing.data.sources import open_source
+from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_source, encode_texts
+
+STEP = 20  # image i is grey of level STEP * i
+CLASSES = 12
+
+
+class OneHotClip:
+    """A CLIP that reads the number of a grey image, and of a caption ("number 3 ..."), and answers with a one-hot."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, processor, positions=77):
+        self.config = types.SimpleNamespace(
+            projection_dim=CLASSES, text_config=types.SimpleNamespace(max_position_embeddings=positions)
+        )
+        self.processor = processor
+        self.training = True
+        self.text_shapes = []
+        self.modes = set()
+
+    def train(self, mode):
+        self.training = mode
+
+    def eval(self):
+        self.training = False
+
+    def get_image_features(self, pixel_values):
+        self.modes.add(self.training)
+        image_processor = self.processor.image_processor
+        mean, std = image_processor.image_mean[0], image_processor.image_std[0]
+        level = (pixel_values[:, 0].mean((1, 2)) * std + mean) * 255 / STEP
+        return types.SimpleNamespace(pooler_output=5.0 * one_hot(level.round().long(), CLASSES).float())
+
+    def get_text_features(self, input_ids, attention_mask):
+        self.modes.add(self.training)
+        self.text_shapes.append(tuple(input_ids.shape))
+        texts = self.processor.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        # Each byte is a token, and the tokenizer puts no space inside a word.
+        digits = [int(text.replace(" ", "")[len("number")]) for text in texts]
+        return types.SimpleNamespace(pooler_output=2.0 * one_hot(torch.tensor(digits), CLASSES).float())
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return CLIPProcessor.from_pretrained(tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_clip):
+    return CLIPModel.from_pretrained(tiny_clip)
+
+
+def grey(number):
+    return Image.new("RGB", (40, 36), (STEP * number,) * 3)
+
+
+def write_folder(folder, rows):
+    """`rows`: (image number, caption or list of captions); image i is `i.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
+        for number, captions in rows:
+            grey(number).save(folder / f"{number}.png")
+            column = "captions" if isinstance(captions, list) else "caption"
+            file.write(json.dumps({"file_name": f"{number}.png", column: captions}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_encode_images_in_order(processor, tmp_path, num_workers):
+    numbers = [3, 0, 7, 7, 1]
+    paths = []
+    for place, number in enumerate(numbers):
+        grey(number).save(tmp_path / f"{place}.png")
+        paths.append(tmp_path / f"{place}.png")
+    model = OneHotClip(processor)
+    embeds = encode_images(model, processor, paths, batch_size=2, num_workers=num_workers)
+    assert embeds.tolist() == one_hot(torch.tensor(numbers), CLASSES).float().tolist()
+    assert model.modes == {False}
+    assert model.training
+
+
+def test_encode_images_is_the_model_normalized(model, processor):
+    images = [Image.linear_gradient("L").rotate(30 * i).resize((40 + 3 * i, 50)) for i in range(5)]
+    embeds = encode_images(model, processor, iter(images), batch_size=2)
+    assert embeds.dtype == torch.float32
+    with torch.no_grad():
+        for image, embed in zip(images, embeds, strict=True):
+            inputs = processor(images=image.convert("RGB"), return_tensors="pt")
+            expected = model.get_image_features(**inputs).pooler_output[0]
+            torch.testing.assert_close(embed, expected / expected.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_encode_texts_is_the_model_normalized(model, processor):
+    """In the order given, whatever the padding; the last one is cut."""
+    texts = ["a cat on a mat", "dog", "a cat on a mat", "two small boats lie on the beach", "word " * 60, "a"]
+    embeds = encode_texts(model, processor, texts, batch_size=2)
+    assert embeds.dtype == torch.float32
+    with torch.no_grad():
+        for text, embed in zip(texts, embeds, strict=True):
+            inputs = processor(text=text, truncation=True, max_length=77, return_tensors="pt")
+            expected = model.get_text_features(**inputs).pooler_output[0]
+            torch.testing.assert_close(embed, expected / expected.norm(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(embeds[0], embeds[2])
+
+
+def test_encode_texts_pads_to_the_longest_of_like_long_ones(processor):
+    model = OneHotClip(processor)
+    texts = ["number 1", "number 2" + " x" * 40, "number 1", "number 3 x", "number 4" + " x" * 100]
+    encode_texts(model, processor, texts, batch_size=2)
+    # BOS, "number", one digit, the x's and EOS; four different captions, longest first, the longest cut at 77.
+    assert model.text_shapes == [(1, 77), (1, 49), (2, 10)]
+    model.text_shapes.clear()
+    encode_texts(model, processor, [f"number {i} x" for i in range(8)], batch_size=1)
+    assert model.text_shapes == [(7, 10), (1, 10)]  # as many tokens as one caption of 77 has
+
+
+def test_nothing_to_encode(model, processor):
+    with pytest.raises(ValueError, match="`images` is empty"):
+        encode_images(model, processor, [])
+    with pytest.raises(ValueError, match=r"`texts` is \[\]"):
+        encode_texts(model, processor, [])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        encode_texts(model, processor, ["a"], batch_size=0)
+
+
+def test_unreadable_image_is_named(model, processor, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"torn\.png"):
+        encode_images(model, processor, [grey(1), tmp_path / "torn.png"])
+
+
+def measure(model, processor, folder, **settings):
+    return evaluate(model, folder, processor=processor, **{"resamples": 0, "num_workers": 0, **settings})
+
+
+def test_the_answer_is_known(processor, tmp_path):
+    """Images 0 to 3; of the six captions one (of image 2) describes image 3 instead."""
+    rows = [
+        (0, ["number 0"]),
+        (1, ["number 1", "number 1 once more"]),
+        (2, ["number 3", "number 2"]),
+        (3, ["number 3"]),
+    ]
+    model = OneHotClip(processor)
+    result = measure(model, processor, write_folder(tmp_path, rows), batch_size=3, ks=(1, 4))
+    assert (result.images, result.captions, result.truncated_captions, result.skipped) == (4, 6, 0, [])
+    # "number 3" of image 2 is most like image 3, and ties with images 0 and 1: rank 4. The other captions find theirs.
+    assert result.metrics["text_to_image_R@1"] == pytest.approx(5 / 6)
+    assert result.metrics["text_to_image_R@4"] == 1.0
+    assert result.metrics["text_to_image_mean_rank"] == pytest.approx(9 / 6)
+    # Image 3 has its own caption beside an equally good one of image 2: rank 2. The best caption of image 2 is first.
+    assert result.metrics["image_to_text_R@1"] == pytest.approx(3 / 4)
+    assert result.metrics["image_to_text_mean_rank"] == pytest.approx(5 / 4)
+    assert model.training
+    assert model.modes == {False}
+
+
+def test_truncated_captions_are_counted(processor, tmp_path):
+    rows = [(0, "number 0" + " x" * 100), (1, "number 1"), (2, "number 2" + " x" * 68), (3, "number 3" + " x" * 69)]
+    result = measure(OneHotClip(processor), processor, write_folder(tmp_path, rows))
+    # 77 tokens are BOS, six letters, a digit, 68 x's and EOS.
+    assert (result.max_text_length, result.truncated_captions, result.truncated_share) == (77, 2, 0.5)
+    result = measure(OneHotClip(processor, 248), processor, tmp_path)
+    assert (result.max_text_length, result.truncated_captions) == (248, 0)
+
+
+@pytest.fixture
+def broken_folder(tmp_path):
+    """Four rows: a good one, a torn picture, a missing one, and a good one."""
+    folder = write_folder(tmp_path / "data", [(i, f"number {i}") for i in range(4)])
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:30])
+    (folder / "2.png").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_rows_stop(processor, broken_folder, num_workers):
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 2 \(1.png\).*on_error='skip'"):
+        measure(OneHotClip(processor), processor, broken_folder, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_broken_rows_are_skipped_and_listed(processor, broken_folder, batch_size):
+    result = measure(OneHotClip(processor), processor, broken_folder, batch_size=batch_size, ks=(1,), on_error="skip")
+    assert (result.images, result.captions) == (2, 2)
+    assert [message.split("metadata.jsonl ")[1].split(":")[0] for message in result.skipped] == [
+        "line 2 (1.png)",
+        "line 3 (2.png)",
+    ]
+    assert result.metrics["text_to_image_R@1"] == 1.0
+
+
+def test_nothing_left_to_evaluate(processor, tmp_path):
+    folder = write_folder(tmp_path, [(0, "number 0")])
+    (folder / "0.png").unlink()
+    source = open_source(str(folder))
+    with pytest.raises(ValueError, match=r"no usable rows\. The first of 1 errors: .*0\.png"):
+        encode_source(OneHotClip(processor), processor, source, on_error="skip")
+    with pytest.raises(ValueError, match="on_error is 'ignore'; it must be one of 'stop', 'skip'"):
+        encode_source(OneHotClip(processor), processor, source, on_error="ignore")
+
+
+class TestCommand:
+    """`fastgoal evaluate` with real, tiny weights."""
+
+    def run(self, model, data, *arguments):
+        return main(["evaluate", "--model", str(model), "--data", str(data), "--device", "cpu", *map(str, arguments)])
+
+    def test_table_and_report(self, tiny_clip, model, processor, tmp_path, capsys):
+        data = write_folder(tmp_path / "data", [(i, [f"grey of level {i}", f"picture {i}"]) for i in range(6)])
+        output = tmp_path / "new" / "report.json"
+        assert self.run(tiny_clip, data, "--output", output, "--batch-size", 4, "--resamples", 0) == 0
+        report = json.loads(output.read_text(encoding="utf-8"))
+        assert sorted(path.name for path in output.parent.iterdir()) == ["report.json", "report.md"]
+        expected = encode_source(model, processor, open_source(str(data))).ranks().summary()
+        assert report["metrics"] == expected
+        assert (report["images"], report["captions"], report["max_text_length"]) == (6, 12, 77)
+        assert (report["truncated_share"], report["skipped"], report["dtype"]) == (0.0, [], "float32")
+        printed = capsys.readouterr().out
+        assert "images    6\n" in printed
+        (line,) = [line for line in printed.splitlines() if line.startswith("R@5 ")]
+        percents = [100 * expected[f"{direction}_R@5"] for direction in ("text_to_image", "image_to_text")]
+        assert [float(value) for value in line.replace("%", "").split()[1:]] == pytest.approx(percents, abs=0.01)
+        (line,) = [line for line in printed.splitlines() if line.startswith("R@10 ")]
+        assert line.split()[1] == "-"
+
+    def test_bfloat16(self, tiny_clip, tmp_path):
+        data = write_folder(tmp_path / "data", [(i, f"picture {i}") for i in range(3)])
+        assert self.run(tiny_clip, data, "--dtype", "bfloat16", "--output", tmp_path / "report.json") == 0
+        assert json.loads((tmp_path / "report.json").read_text())["dtype"] == "bfloat16"
+
+    def test_skip(self, tiny_clip, broken_folder, tmp_path, capsys):
+        assert self.run(tiny_clip, broken_folder, "--on-error", "skip", "--output", tmp_path / "report.json") == 0
+        assert "2 rows were left out:\n" in capsys.readouterr().out
+        assert len(json.loads((tmp_path / "report.json").read_text())["skipped"]) == 2
+
+    def test_stop(self, tiny_clip, broken_folder, tmp_path, capsys):
+        assert self.run(tiny_clip, broken_folder, "--output", tmp_path / "report.json") == 2
+        errors = capsys.readouterr().err
+        assert "fastgoal evaluate: error: " in errors
+        assert "line 2 (1.png)" in errors
+        assert not (tmp_path / "report.json").exists()
+
+    def test_wrong_input(self, tiny_clip, tmp_path, capsys):
+        data = write_folder(tmp_path / "data", [(0, "number 0")])
+        other = tmp_path / "bert"
+        other.mkdir()
+        (other / "config.json").write_text('{"model_type": "bert"}')
+        half = tmp_path / "half"
+        CLIPModel.from_pretrained(tiny_clip).save_pretrained(half)
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(half / "model.safetensors")
+        save_file({k: v for k, v in weights.items() if "vision" not in k}, half / "model.safetensors", {"format": "pt"})
+        for arguments, message in [
+            ((tiny_clip, tmp_path / "nothing"), str(tmp_path / "nothing")),
+            ((tiny_clip, tmp_path), "metadata.jsonl"),
+            ((tiny_clip, data, "--caption-column", "text"), "'text'"),
+            ((other, data), "type 'bert'. It must be a CLIP"),
+            ((half, data), "has not the weights of a FastGoalCLIPModel"),
+            ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
+            ((tiny_clip, data, "--batch-size", 0), "--batch-size is 0"),
+            ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
+        ]:
+            assert self.run(*arguments) == 2, arguments
+            assert message in capsys.readouterr().err

@@ -1,0 +1,38 @@
+import pytest
+
+from fastgoal.processing.sentences import split_sentences
+from fastgoal.trainer.evaluation.measures.robustness import change_captions
+
+CAPTIONS = ["A cat sleeps. It is grey. The sofa is red.", "A dog runs. Grass is wet.", "One boat.", "A cat. A mouse."]
+OWNER = [0, 1, 2, 0]
+
+
+def sentences(text):
+    return [sentence.text for sentence in split_sentences(text)]
+
+
+def test_inserted_is_one_sentence_of_another_image():
+    for number, changed in enumerate(change_captions(CAPTIONS, OWNER, "inserted")):
+        before, after = sentences(CAPTIONS[number]), sentences(changed)
+        (false,) = [sentence for sentence in after if sentence not in before]
+        assert [sentence for sentence in after if sentence != false] == before
+        others = [i for i in range(4) if OWNER[i] != OWNER[number]]
+        assert any(false in sentences(CAPTIONS[i]) for i in others)
+
+
+def test_shuffled_and_dropped():
+    shuffled, dropped = (change_captions(CAPTIONS, OWNER, how) for how in ("shuffled", "dropped"))
+    for before, order, less in zip(CAPTIONS, shuffled, dropped, strict=True):
+        assert sorted(sentences(order)) == sorted(sentences(before))
+        if len(sentences(before)) == 1:
+            assert order == less == before
+        else:
+            assert order != before
+            assert len(sentences(less)) == len(sentences(before)) - 1
+
+
+def test_the_seed_decides():
+    assert change_captions(CAPTIONS, OWNER, "inserted", 1) == change_captions(CAPTIONS, OWNER, "inserted", 1)
+    assert change_captions(["A. B."], [0], "inserted") == ["A. B."]  # there is no other image
+    with pytest.raises(ValueError, match="how is 'turned'"):
+        change_captions(CAPTIONS, OWNER, "turned")

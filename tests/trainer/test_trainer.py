@@ -1,0 +1,278 @@
+"""Training on a small dataset: the loss and its parts, accumulation, resuming, evaluation, checkpoints."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, TrainerCallback
+
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.card import training_facts
+from fastgoal.trainer.objectives import OBJECTIVES
+from tests.trainer.kinds import KINDS, of_kind
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_clip):
+    return FastGoalProcessor.from_clip(str(tiny_clip))
+
+
+@pytest.fixture
+def trainer_for(tiny_clip, processor, rows, tmp_path):
+    def make(folder="run", train=None, **changes):
+        settings = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
+            "dataloader_num_workers": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        args = FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes})
+        return FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=args,
+            processing_class=processor,
+            train_dataset=rows if train is None else train,
+            eval_dataset=rows,
+        )
+
+    return make
+
+
+def weights(trainer):
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sparc_weight", [None, 2.0])
+def test_loss_is_the_models(trainer_for, rows, objective, sparc_weight):
+    trainer = trainer_for(objective=objective, sparc_weight=sparc_weight)
+    batch = trainer.data_collator(rows[:5])
+    assert ("local_input_ids" in batch) == (objective not in ("global", "sparc"))
+    model = trainer.model.eval()
+    loss = trainer.compute_loss(model, batch)
+    for name, weight in asdict(trainer.objective.weights).items():
+        setattr(model.config, name, weight)
+    torch.testing.assert_close(loss, model(**batch, return_loss=True).loss)
+
+
+def test_a_local_step_leaves_whole_images_and_captions_out(trainer_for, rows):
+    trainer = trainer_for(objective="local")
+    batch = trainer.data_collator(rows[:5])
+    seen = []
+    trainer.model.vision_model.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    trainer.model.text_model.register_forward_hook(lambda module, args, output: seen.append(len(output[0])))
+    loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+    assert seen == [5, 5]
+    assert loss.item() == pytest.approx(trainer.model(**batch, return_loss=True).loss_local.item(), rel=1e-6)
+    assert trainer.evaluate()["eval_text_to_image_R@1"] >= 0  # an evaluation needs them all the same
+
+
+def test_the_log_has_sparcs_part(trainer_for):
+    trainer = trainer_for(objective="sparc", max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
+    facts = training_facts(trainer)
+    assert facts.weights == {"global": 0.5, "SPARC": 1.0}
+    assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
+
+
+def test_every_line_of_the_log_has_the_parts(trainer_for):
+    trainer = trainer_for()
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 3
+    for line in lines:
+        total = line["loss_global"] + 0.5 * line["loss_local"] + line["loss_tsl_image"] + line["loss_tsl_text"]
+        assert line["loss"] == pytest.approx(total, abs=1e-3)
+
+
+def test_accumulated_steps_average(trainer_for, rows):
+    # The same four rows twice: two accumulated batches are one step on the four rows.
+    once = trainer_for("once", train=rows[:4], lr_scheduler_type="constant")
+    once.train()
+    twice = trainer_for("twice", train=rows[:4] * 2, gradient_accumulation_steps=2, lr_scheduler_type="constant")
+    sampler = torch.utils.data.SequentialSampler(twice.train_dataset)
+    twice._get_train_sampler = lambda *args, **kwargs: sampler
+    once_log = once.state.log_history[0]
+    twice.train()
+    assert twice.state.global_step == once.state.global_step == 1
+    assert twice.state.log_history[0]["grad_norm"] == pytest.approx(once_log["grad_norm"], rel=1e-3)
+    assert twice.state.log_history[0]["loss"] == pytest.approx(once_log["loss"], rel=1e-4)
+
+
+def test_it_learns_what_it_is_shown(trainer_for):
+    trainer = trainer_for(num_train_epochs=50, per_device_train_batch_size=12, learning_rate=3e-3, logging_steps=25)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    for direction in ("text_to_image", "image_to_text"):
+        assert before[f"eval_{direction}_R@1"] < 40
+        assert after[f"eval_{direction}_R@1"] > 70
+    assert after["eval_loss_global"] < before["eval_loss_global"] / 3
+    assert after["eval_loss_tsl_image"] < before["eval_loss_tsl_image"] / 5
+
+
+def test_evaluation_loss_is_the_mean_over_batches(trainer_for, rows):
+    trainer = trainer_for(per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    model = trainer.model.eval()
+    parts = [
+        trainer.loss_parts(model(**batch), batch)
+        for batch in map(trainer.data_collator, (rows[:4], rows[4:8], rows[8:]))
+    ]
+    for name in ("loss", "loss_global", "loss_local", "loss_tsl_image", "loss_tsl_text"):
+        expected = sum(part[name].item() for part in parts) / 3
+        assert metrics[f"eval_{name}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_pairs_drawn_anew_are_for_training_alone(trainer_for, rows):
+    """The choice reaches the training batches; evaluations take the best pair, and their loss is no matter of luck."""
+    two = [
+        {**row, "pairs": [{**row["pairs"][0], "region": 1 - row["pairs"][0]["region"]}, *row["pairs"]]} for row in rows
+    ]
+    best, any_pair = trainer_for("best", train=two), trainer_for("any", train=two, pair_sampling="any")
+    assert any_pair.evaluate()["eval_loss"] == best.evaluate()["eval_loss"]
+    assert any_pair.data_collator.pair_sampling == "any"
+    best_ones, drawn = ({str(batch["region_mask"]) for batch in one.get_train_dataloader()} for one in (best, any_pair))
+    assert best_ones != drawn
+
+
+def test_resumed_is_uninterrupted(trainer_for, tmp_path):
+    whole = trainer_for("whole", num_train_epochs=2)
+    whole.train()
+    first = trainer_for("cut", num_train_epochs=2, save_strategy="steps", save_steps=3)
+    first.train()
+    resumed = trainer_for("cut", num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert resumed.state.global_step == whole.state.global_step == 6
+    for name, expected in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], expected, msg=name)
+
+
+def test_a_checkpoint_holds_model_and_processor(trainer_for, tmp_path):
+    trainer = trainer_for(save_strategy="epoch")
+    trainer.train()
+    folder = tmp_path / "run" / "checkpoint-3"
+    model, processor = FastGoalCLIPModel.from_pretrained(folder), FastGoalProcessor.from_pretrained(folder)
+    assert model.config.text_config.max_position_embeddings == processor.tokenizer.model_max_length == 248
+    for name, expected in weights(trainer).items():
+        assert torch.equal(model.state_dict()[name], expected), name
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
+
+
+def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_path, rows):
+    import datasets
+
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    plain = [{"image": row["image"], "caption": row["caption"]} for row in rows]
+    datasets.Dataset.from_list(plain).cast_column("image", datasets.Image()).to_parquet(folder / "a.parquet")
+    data = PairData(str(folder))
+    for changes in ({}, {"objective": "goal"}, {"objective": "local"}, {"objective": "sparc", "tsl_weight": 1.0}):
+        with pytest.raises(ValueError, match=r"no local pairs.*objective global"):
+            trainer_for(train=data, **changes)
+    for objective in ("global", "sparc"):
+        trainer_for(train=data, objective=objective).train()
+
+
+def test_a_processor_is_needed(tiny_clip, tmp_path):
+    with pytest.raises(ValueError, match="processing_class"):
+        FastGoalTrainer(
+            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            args=FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_three_kinds_of_rows_are_one(trainer_for, rows, tmp_path, kind):
+    """With and without workers, in their own order, by length and beside their neighbors."""
+    changes = {"max_steps": 2, "hard_negatives": True, "group_by_caption_length": True}
+    whole = trainer_for("whole", **changes)
+    whole.train()
+    data = of_kind(kind, rows, tmp_path / "data")
+    for workers in (0, 2):
+        trainer = trainer_for(f"run{workers}", train=data, dataloader_num_workers=workers, **changes)
+        trainer.train()
+        for got, expected in zip(trainer.state.log_history[:2], whole.state.log_history[:2], strict=True):
+            assert got["loss"] == expected["loss"]
+            assert got["loss_tsl_image"] == expected["loss_tsl_image"]
+
+
+def test_rows_of_the_processor_with_pictures_that_are_not_read_yet(trainer_for, processor, rows, tmp_path):
+    """Workers share the open files that such pictures hold; each must get its own pixels all the same."""
+    files = [tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(len(rows))]
+    for file in files:  # noise makes them larger than what is read of a file at once
+        Image.effect_noise((160, 160), 80).convert("RGB").save(file)
+    captions, changes = [row["caption"] for row in rows], {"max_steps": 3}
+    model = FastGoalCLIPModel.from_clip(trainer_for().model)
+    whole = trainer_for("whole", train=processor.pair_rows(files, captions, model), **changes)
+    whole.train()
+    unread = processor.pair_rows([Image.open(file) for file in files], captions, model)
+    assert all(row["image"].tile for row in unread)
+    trainer = trainer_for(train=unread, dataloader_num_workers=2, **changes)
+    trainer.train()
+    for got, expected in zip(trainer.state.log_history[:3], whole.state.log_history[:3], strict=True):
+        assert got["loss"] == expected["loss"]
+
+
+def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
+    broken = [*rows[:7], {**rows[7], "pairs": []}, *rows[8:]]
+    with pytest.raises(ValueError, match=rf"`train_dataset`: 1 of 12 .*row 7 \({rows[7]['file_name']}\)"):
+        trainer_for(train=broken)
+    trainer_for(train=broken, objective="global")
+    with pytest.raises(TypeError, match="single row"):
+        trainer_for(train=rows[0])
+
+
+def test_a_plain_clip_is_an_error_at_once(tiny_clip, processor, tmp_path):
+    args = FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match=r"got a CLIPModel.*FastGoalCLIPModel\.from_base\(model\)"):
+        FastGoalTrainer(model=CLIPModel.from_pretrained(tiny_clip), args=args, processing_class=processor)
+
+
+class Norms(TrainerCallback):
+    """Length of the gradient as the optimizer is about to see it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
+
+
+def test_the_recipe_of_goals_code(trainer_for, rows):
+    """All parameters decay, gradients keep their length, and the last 4 of 20 rows, no whole batch, are left out."""
+    trainer = trainer_for(train=[*rows, *rows[:8]], recipe="goal", per_device_train_batch_size=None, sparc_weight=100.0)
+    norms = Norms()
+    trainer.add_callback(norms)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert norms.seen[0] > 1.5  # what the recipe `paper` would have cut to 1
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norms.seen[0], rel=1e-4)
+    decayed = {
+        id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05 for p in group["params"]
+    }
+    assert decayed == {id(p) for p in trainer.model.parameters()}
+    assert training_facts(trainer).settings["decay_all"] is True
+
+    paper = trainer_for("paper", train=[*rows, *rows[:8]], sparc_weight=100.0, per_device_train_batch_size=16)
+    norms = Norms()
+    paper.add_callback(norms)
+    paper.train()
+    assert paper.state.global_step == 2
+    assert norms.seen[0] == pytest.approx(1.0, abs=1e-3)
+    names = {id(p): name for name, p in paper.model.named_parameters()}
+    free = {
+        names[id(p)] for group in paper.optimizer.param_groups if not group["weight_decay"] for p in group["params"]
+    }
+    assert free == {name for name in names.values() if name.endswith("bias") or "norm" in name}
+    assert "decay_all" not in training_facts(paper).settings

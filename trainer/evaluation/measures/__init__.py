@@ -1,0 +1,1 @@
+"""What is measured: retrieval, intervals, the joint test, localization, robustness, caption quality."""

@@ -1,0 +1,1 @@
+"""Evaluation protocols by name, the files they read, and published results."""
