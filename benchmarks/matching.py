@@ -53,7 +53,7 @@ def report_scenes(count: int, tuned: str | None) -> None:
     """The table over drawn scenes: region sources by models."""
     scenes = draw_scenes(count, 0, "validation", shapes=SHAPES, colors=COLORS)
     images, captions = [scene.image for scene in scenes], [scene.caption for scene in scenes]
-    processor = FastGoalProcessor.from_clip(str(BASE))
+    processor = FastGoalProcessor.from_base(str(BASE))
     boxes = [regions_from_boxes(scene.boxes, scene.image.size) for scene in scenes]
     sources: dict[str, Callable[[int], list[Region]]] = {
         "five default ones": lambda i: default_regions(images[i].size),
@@ -63,7 +63,7 @@ def report_scenes(count: int, tuned: str | None) -> None:
     print(f"{count} drawn scenes, sentences about one object whose region is right (IoU >= 0.5 or box contained):\n")
     print("| model | regions | best pair | all pairs | best pairs from a default region |\n|---|---|---|---|---|")
     for name, path in {"base": str(BASE), **({"fine-tuned": tuned} if tuned else {})}.items():
-        model = FastGoalCLIPModel.from_clip(path)
+        model = FastGoalCLIPModel.from_base(path)
         for source, regions in sources.items():
             matches = processor.match(images, captions, model, regions=[regions(i) for i in range(count)])
             shares = [right_share(scenes, matches, best) for best in (True, False)]

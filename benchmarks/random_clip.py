@@ -35,7 +35,7 @@ def build_model(shape: str, thin: bool = False) -> Any:
         vision_config={"projection_dim": projection, **vision},
         projection_dim=projection,
     )
-    return FastGoalCLIPModel.from_clip(CLIPModel(config), TOKENS)
+    return FastGoalCLIPModel.from_base(CLIPModel(config), TOKENS)
 
 
 def build_processor(tokenizer: str | None, shape: str) -> FastGoalProcessor:

@@ -8,13 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
+    from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, FastGoalOutput
     from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
     from fastgoal.modeling_fastgoal.modeling_fastgoal import (
         FastGoalCLIPModel,
         FastGoalMetaClip2Model,
         FastGoalSiglipModel,
-        load_base,
     )
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -35,6 +34,7 @@ __all__ = [
     "FastGoalCLIPModel",
     "FastGoalCollator",
     "FastGoalMetaClip2Model",
+    "FastGoalModel",
     "FastGoalOutput",
     "FastGoalProcessor",
     "FastGoalSiglipModel",
@@ -45,7 +45,6 @@ __all__ = [
     "Sentence",
     "__version__",
     "evaluate",
-    "load_base",
     "retrieval_metrics",
     "split_sentences",
 ]
@@ -56,6 +55,7 @@ _MODULES = {
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalCollator": "fastgoal.trainer.batches.collator",
     "FastGoalMetaClip2Model": "fastgoal.modeling_fastgoal.modeling_fastgoal",
+    "FastGoalModel": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalOutput": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
     "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
@@ -65,7 +65,6 @@ _MODULES = {
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
-    "load_base": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "retrieval_metrics": "fastgoal.trainer.evaluation.measures.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }

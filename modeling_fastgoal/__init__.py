@@ -4,10 +4,10 @@ The files beside this one travel to the Hub with every checkpoint, so they impor
 transformers and one another.
 """
 
-from .base_fastgoal import FastGoalOutput
+from .base_fastgoal import FastGoalModel, FastGoalOutput
 from .configuration_fastgoal import FastGoalCLIPConfig, FastGoalMetaClip2Config, FastGoalSiglipConfig
 from .losses_fastgoal import LossWeights, clip_loss, fast_goal_loss, sigmoid_loss, token_similarity_loss
-from .modeling_fastgoal import FastGoalCLIPModel, FastGoalMetaClip2Model, FastGoalSiglipModel, load_base
+from .modeling_fastgoal import FastGoalCLIPModel, FastGoalMetaClip2Model, FastGoalSiglipModel
 from .positions_fastgoal import stretch_positions
 from .sparc_fastgoal import group_patches, sparc_losses
 from .towers_fastgoal import word_mask
@@ -17,6 +17,7 @@ __all__ = [
     "FastGoalCLIPModel",
     "FastGoalMetaClip2Config",
     "FastGoalMetaClip2Model",
+    "FastGoalModel",
     "FastGoalOutput",
     "FastGoalSiglipConfig",
     "FastGoalSiglipModel",
@@ -24,7 +25,6 @@ __all__ = [
     "clip_loss",
     "fast_goal_loss",
     "group_patches",
-    "load_base",
     "sigmoid_loss",
     "sparc_losses",
     "stretch_positions",

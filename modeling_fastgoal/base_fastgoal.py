@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,7 @@ class FastGoalOutput(FastGoalLosses):
 
 
 _Base: Any = CLIPModel if TYPE_CHECKING else object
+_Model = TypeVar("_Model", bound="FastGoalModel")
 
 
 class FastGoalModel(_Base):
@@ -92,10 +93,45 @@ class FastGoalModel(_Base):
     accepts_loss_kwargs = False
 
     @classmethod
+    def class_for(cls, config: Any) -> "type[FastGoalModel]":
+        """Return the FAST-GOAL class of a configuration's family, such as `FastGoalCLIPModel` for CLIP.
+
+        Raises:
+            ValueError: The family is not supported.
+        """
+        name = family_of(config).model
+        return next(model_class for model_class in FastGoalModel.__subclasses__() if model_class.__name__ == name)
+
+    @classmethod
+    def from_pretrained(cls: type[_Model], name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> _Model:
+        """Load a saved model; called on `FastGoalModel` itself, choose the class by the checkpoint's configuration.
+
+        >>> model = FastGoalModel.from_pretrained("fast-goal")  # doctest: +SKIP
+
+        Args:
+            name: Hub id or folder.
+            *args: As for `PreTrainedModel.from_pretrained`, like `kwargs`.
+            **kwargs: See `args`.
+
+        Raises:
+            ValueError: The checkpoint's family is not supported.
+        """
+        if cls is FastGoalModel:
+            return cast(_Model, cls.class_for(config_of(name, kwargs)).from_pretrained(name, *args, **kwargs))
+        return cast(_Model, super().from_pretrained(name, *args, **kwargs))
+
+    @classmethod
     def from_base(
-        cls, name_or_model: str | os.PathLike[str] | PreTrainedModel, max_text_length: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Make a FAST-GOAL model of a checkpoint of the base, its text positions stretched as Long-CLIP does.
+        cls: type[_Model],
+        name_or_model: str | os.PathLike[str] | PreTrainedModel,
+        max_text_length: int | None = None,
+        **kwargs: Any,
+    ) -> _Model:
+        """Make a FAST-GOAL model of a base checkpoint and stretch its text positions, as Long-CLIP does.
+
+        Called on `FastGoalModel` itself, this chooses the class by the checkpoint's configuration.
+
+        >>> model = FastGoalModel.from_base("google/siglip2-base-patch16-224", max_text_length=256)  # doctest: +SKIP
 
         A stretched model has to be trained before it is used: stretching alone makes it worse.
 
@@ -120,6 +156,8 @@ class FastGoalModel(_Base):
         config = clip.config if is_model else config_of(cast(str, name_or_model), kwargs)
         what = type(clip).__name__ if is_model else repr(os.fspath(clip))
         family = family_of(config, what)
+        if cls is FastGoalModel:
+            return cast(_Model, cls.class_for(config).from_base(name_or_model, max_text_length, **kwargs))
         if family.model != cls.__name__:
             raise ValueError(f"{what} is a {family.label} and makes a {family.model}, not a {cls.__name__}.")
         if not is_model:

@@ -1,13 +1,9 @@
 """FAST-GOAL on CLIP, MetaCLIP 2 and SigLIP."""
 
-import os
-from typing import Any, cast
-
 from transformers import AutoModel, CLIPModel, MetaClip2Model, SiglipModel
 
-from .base_fastgoal import FastGoalModel, config_of
+from .base_fastgoal import FastGoalModel
 from .configuration_fastgoal import FastGoalCLIPConfig, FastGoalMetaClip2Config, FastGoalSiglipConfig
-from .families_fastgoal import family_of
 
 
 class FastGoalCLIPModel(FastGoalModel, CLIPModel):
@@ -18,13 +14,6 @@ class FastGoalCLIPModel(FastGoalModel, CLIPModel):
 
     config_class = FastGoalCLIPConfig
     config: FastGoalCLIPConfig
-
-    @classmethod
-    def from_clip(
-        cls, name_or_model: str | os.PathLike[str] | CLIPModel, max_text_length: int | None = None, **kwargs: Any
-    ) -> "FastGoalCLIPModel":
-        """As `from_base`, of a CLIP."""
-        return cast(FastGoalCLIPModel, cls.from_base(name_or_model, max_text_length, **kwargs))
 
 
 class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
@@ -41,22 +30,8 @@ class FastGoalSiglipModel(FastGoalModel, SiglipModel):
     config: FastGoalSiglipConfig
 
 
-MODELS: dict[str, Any] = {
-    kind.__name__: kind for kind in (FastGoalCLIPModel, FastGoalMetaClip2Model, FastGoalSiglipModel)
-}
-
-
-def load_base(name: str | os.PathLike[str], max_text_length: int | None = None, **kwargs: Any) -> Any:
-    """The FAST-GOAL model of any checkpoint that can be one, by what its configuration says; as `from_base`.
-
-    >>> model = load_base("google/siglip2-base-patch16-224", max_text_length=256)  # doctest: +SKIP
-    """
-    family = family_of(config_of(name, kwargs), repr(os.fspath(name)))
-    return MODELS[family.model].from_base(name, max_text_length, **kwargs)
-
-
-for _kind in MODELS.values():
-    _kind.config_class.register_for_auto_class()
-    _kind.register_for_auto_class("AutoModel")
-    # For `AutoModel.from_config` with our configuration; a folder's own is the base's, and loads as that.
-    AutoModel.register(_kind.config_class, _kind, exist_ok=True)
+for _model_class in (FastGoalCLIPModel, FastGoalMetaClip2Model, FastGoalSiglipModel):
+    _model_class.config_class.register_for_auto_class()
+    _model_class.register_for_auto_class("AutoModel")
+    # For `AutoModel.from_config` with our configuration; a saved folder has the model type of its base.
+    AutoModel.register(_model_class.config_class, _model_class, exist_ok=True)

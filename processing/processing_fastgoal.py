@@ -82,8 +82,8 @@ class FastGoalProcessor(Flism, CLIPProcessor):
 
         Args:
             name: Hub id or folder of a checkpoint with its configuration, tokenizer and image processor.
-            max_text_length: Tokens a caption may have, as for `load_base`; a checkpoint of another length than its
-                family's keeps its own. (`load_base` refuses one that reads less than is asked for.)
+            max_text_length: Text length in tokens, as for `FastGoalModel.from_base`; a checkpoint whose length differs
+                from its family's keeps its own.
             **kwargs: Passed on to `from_pretrained` (`revision`, `token`...).
 
         Raises:
@@ -105,8 +105,6 @@ class FastGoalProcessor(Flism, CLIPProcessor):
         processor = cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
         processor.require_family(family)
         return processor
-
-    from_clip = from_base
 
     def require_family(self, family: Any) -> None:
         """Raise `ValueError` where the model is of a family that another processor belongs to."""

@@ -50,7 +50,6 @@ CROSS_CUTTING = {
     "tests/trainer/test_accelerate_configs.py",
 }
 ALLOWED_TO_TRAVEL = {*sys.stdlib_module_names, "huggingface_hub", "numpy", "PIL", "torch", "transformers"}
-LONGEST = 400  # lines
 
 
 def sources() -> dict[str, Path]:
@@ -146,8 +145,3 @@ def test_a_test_lies_where_its_subject_lies(path):
     names = [source.stem.strip("_").removesuffix("_fastgoal") for source in folder.glob("*.py")]
     # test_positions.py is about positions_fastgoal.py, test_pairs_in_processes.py about pairs.py.
     assert any(re.fullmatch(rf"test_{re.escape(name)}(_\w+)?", path.stem) for name in names)
-
-
-def test_no_file_is_long():
-    for path in MODULES.values():
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, f"{path} is best cut in two"

@@ -37,7 +37,7 @@ LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 
 
 class FastGoalTrainer(SavingTrainer):
-    """Fine-tunes a model of `load_base` with the objective of its `FastGoalTrainingArguments`.
+    """Fine-tunes a model of `FastGoalModel.from_base` with the objective of its `FastGoalTrainingArguments`.
 
     Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
     ones apart, and each process computes the losses of its own rows against all. Where the last batch of an epoch is
@@ -49,7 +49,7 @@ class FastGoalTrainer(SavingTrainer):
     filled from the training so far and from `card`, what the trainer cannot know by itself.
 
     Args:
-        model: A model of `load_base`.
+        model: A model of `FastGoalModel.from_base`.
         args: A `FastGoalTrainingArguments`.
         processing_class: The `FastGoalProcessor` of the model.
         data_collator: A `FastGoalCollator` for the objective by default.

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from fastgoal import FastGoalProcessor, FastGoalTrainer, load_base
+from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer
 from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.tokens import pad_ids
 from fastgoal.quickstart.drawing import Split
@@ -101,7 +101,7 @@ def train_arm(
 
     `train_seconds` are the processor's.
     """
-    model = load_base(str(base))
+    model = FastGoalModel.from_base(str(base))
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     if arm.scale is not None:
         model.logit_scale.data.fill_(math.log(arm.scale))
@@ -162,7 +162,7 @@ class Seed:
     @cached_property
     def data(self) -> StudyData:
         scenes = draw_crowds(self.sizes.train_scenes, self.seed, "train", max_things=self.sizes.max_things)
-        return StudyData(scenes, self.processor, load_base(str(self.base)))
+        return StudyData(scenes, self.processor, FastGoalModel.from_base(str(self.base)))
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -206,7 +206,7 @@ class Seed:
         path = self._path(trained, "weights", ".safetensors")
         cost_path, part = path.with_suffix(".cost"), path.with_suffix(".part")
         if path.exists():
-            model, cost = load_base(str(self.base)), json.loads(cost_path.read_text())
+            model, cost = FastGoalModel.from_base(str(self.base)), json.loads(cost_path.read_text())
             model.load_state_dict(load_file(path))
         else:
             model, cost = train_arm(trained, self.sizes, self.seed, self.data, self.base, self.processor)
@@ -214,6 +214,6 @@ class Seed:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
             part.rename(path)
         if arm.average != 1.0:
-            start, tuned = load_base(str(self.base)).state_dict(), model.state_dict()
+            start, tuned = FastGoalModel.from_base(str(self.base)).state_dict(), model.state_dict()
             model.load_state_dict({name: torch.lerp(start[name], tuned[name], arm.average) for name in tuned})
         return model.eval(), cost

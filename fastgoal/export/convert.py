@@ -150,7 +150,7 @@ def convert(
     clip.load_state_dict({name: state[name].float() for name in expected})
 
     # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
-    model: Any = FastGoalCLIPModel.from_clip(clip, max_text_length if positions == CLIP_POSITIONS else positions)
+    model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP_POSITIONS else positions)
     length = model.config.text_config.max_position_embeddings
     processor.tokenizer.model_max_length = length
     refuse_not_finite(model.state_dict().items(), f"'{file}'")

@@ -79,8 +79,8 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")
     with _timed(seconds, "pairs"):
-        model = FastGoalCLIPModel.from_clip(str(BASE))
-        processor = FastGoalProcessor.from_clip(str(BASE))
+        model = FastGoalCLIPModel.from_base(str(BASE))
+        processor = FastGoalProcessor.from_base(str(BASE))
         shutil.rmtree(output / "pairs", ignore_errors=True)
         summary = build_pairs(
             sources["train"],
@@ -107,7 +107,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         with _timed(seconds, objective):
             # A fresh copy of the base: the two trainings differ in the objective alone.
             trainer = quiet_trainer(
-                FastGoalCLIPModel.from_clip(str(BASE)),
+                FastGoalCLIPModel.from_base(str(BASE)),
                 processor,
                 pairs,
                 output_dir=str(folder),

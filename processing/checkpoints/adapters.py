@@ -19,7 +19,6 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_conf
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
-from fastgoal.modeling_fastgoal.modeling_fastgoal import load_base
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.files import write_json
 
@@ -232,7 +231,7 @@ def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalMod
         known = read_base(name)
         place, what, way_out = about_base(name, f"{option} {name}", base)
     with loading(what, place, way_out):
-        model = load_base(place, known.max_text_length, trust_remote_code=False)
+        model = FastGoalModel.from_base(place, known.max_text_length, trust_remote_code=False)
     if fingerprint(model) != known.fingerprint:
         raise ValueError(
             f"{place} is not the CLIP that {option} {name} was trained on: its weights are others. {way_out}"

@@ -11,7 +11,6 @@ from transformers import AutoConfig
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, load_whole
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
-from fastgoal.modeling_fastgoal.modeling_fastgoal import MODELS, load_base
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens
 
@@ -50,8 +49,8 @@ def load_clip(
         device: As for `choose_device`.
         dtype: As for `choose_dtype`.
         option: What messages call the checkpoint.
-        stretch: Tokens that it shall read, as for `load_base`, or whether it shall read as many as it can; False
-            leaves its own length, and so does an adapter.
+        stretch: Text length in tokens as for `FastGoalModel.from_base`; True for the longest one. False keeps the
+            checkpoint's own length, and so does an adapter.
 
     Raises:
         ValueError: The device is not there, or the checkpoint is of no family that is known, is damaged, lacks weights,
@@ -62,12 +61,12 @@ def load_clip(
     if is_adapter(name):
         model, stretch = load_adapter(name, option).to(kind), False
     else:
-        family = family_of(check_clip(name, option))
+        model_class = FastGoalModel.class_for(check_clip(name, option))
         with loading(f"{option} {name}", name):
             if stretch is False:
-                model = load_whole(MODELS[family.model], name, dtype=kind)
+                model = load_whole(model_class, name, dtype=kind)
             else:
-                model = load_base(name, None if stretch is True else stretch, dtype=kind)
+                model = FastGoalModel.from_base(name, None if stretch is True else stretch, dtype=kind)
     with loading(f"the tokenizer and image processor of {option} {name}", name):
         processor = load_processor(name, stretch)
         processor.require_family(family_of(model))

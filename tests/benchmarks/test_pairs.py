@@ -32,9 +32,9 @@ def test_rounds_compare_the_same_work(tiny_clip, tmp_path, capsys):
         Image.effect_noise((48 + number, 36), 80).save(folder / f"images/{number}.jpg")
         lines.append({"file_name": f"images/{number}.jpg", "caption": "It is grey. Nothing is there."})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     processor.detector = LeftHalf()
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     args = Namespace(images=folder, rounds=2, images_per_round=3, batch_size=8, num_workers=2, device="cpu")
     assert bench.time_rounds(args, model, processor, tmp_path) > 0
     printed = capsys.readouterr().out

@@ -16,13 +16,13 @@ def batch(tiny_clip):
     rng = random.Random(0)
     caption = "A red barn. A grey dog lies on 3.5 bales of hay. Clouds."
     spans = [(0, 11), (12, 48), (49, 56)]
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     return processor, bench.make_batch(processor, [make_row(caption, spans, rng) for _ in range(4)])
 
 
 def test_the_reference_style_has_our_loss_and_gradients(batch, tiny_clip, tmp_path):
     processor, batch = batch
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     steps, trainer = bench.build_steps(model, processor, "cpu", str(tmp_path))
     assert bench.check_equal(model, trainer, batch, processor.tokenizer) < 1e-5
     gradients = []
@@ -36,7 +36,7 @@ def test_the_reference_style_has_our_loss_and_gradients(batch, tiny_clip, tmp_pa
 
 def test_every_step_has_a_loss(batch, tiny_clip, tmp_path):
     processor, batch = batch
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     steps, _ = bench.build_steps(model, processor, "cpu", str(tmp_path))
     losses = {name: step(model, batch).item() for name, step in steps.items()}
     assert losses["our step without TSL"] < losses["our step"] == pytest.approx(losses["reference style"], abs=1e-5)
@@ -44,7 +44,7 @@ def test_every_step_has_a_loss(batch, tiny_clip, tmp_path):
 
 def test_operations_are_counted(batch, tiny_clip, tmp_path):
     processor, batch = batch
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip)).train()
+    model = FastGoalCLIPModel.from_base(str(tiny_clip)).train()
     steps, _ = bench.build_steps(model, processor, "cpu", str(tmp_path))
     work = {name: bench.count_flops(model, step, batch) for name, step in steps.items()}
     assert work["the two towers alone"] < work["our step without TSL"] < work["our step"] < work["reference style"]
@@ -54,14 +54,14 @@ def test_operations_are_counted(batch, tiny_clip, tmp_path):
 def test_tsl_is_timed_by_itself(batch, tiny_clip):
     """It runs on the batch's own masks and leaves no gradient behind."""
     _, batch = batch
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     assert 0 < bench.tsl_seconds(model, batch, "cpu", repeats=2) < 10
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_steps_are_timed(batch, tiny_clip, tmp_path, capsys):
     processor, batch = batch
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip)).train()
+    model = FastGoalCLIPModel.from_base(str(tiny_clip)).train()
     steps, _ = bench.build_steps(model, processor, "cpu", str(tmp_path))
     steps = {name: steps[name] for name in (bench.OURS, "plain CLIP fine-tuning", bench.FLOOR)}
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -106,8 +106,8 @@ def place(tiny_clip, tiny_bases, tmp_path_factory):
     (place / "openai" / "clip-vit-base-patch16").symlink_to(tiny_clip)
     (place / "google").mkdir()
     (place / "google" / "siglip2-base-patch16-224").symlink_to(tiny_bases["siglip2"])
-    FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
-    FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(place / "my-model")
+    FastGoalCLIPModel.from_base(str(tiny_clip)).save_pretrained(place / "my-model")
+    FastGoalProcessor.from_base(str(tiny_clip)).save_pretrained(place / "my-model")
     for name in ("photograph.jpg", "dog.jpg"):
         Image.radial_gradient("L").convert("RGB").resize((60, 40)).save(place / name)
     (place / "test").mkdir()
@@ -154,7 +154,7 @@ def test_the_site_is_whole_and_fetches_nothing(site):
     assert {name.removeprefix("docs/") + ".html" for name in names - {"benchmarks/README"}} <= pages
     assert {"start.html", "benchmarks/index.html"} <= pages
     text = (site / "python.html").read_text(encoding="utf-8")
-    for name in ("from_clip", "pair_rows", "token_similarity_loss", "tsl_weight", "retrieval_metrics"):
+    for name in ("from_base", "pair_rows", "token_similarity_loss", "tsl_weight", "retrieval_metrics"):
         assert name in text, name
     for page in pages:
         html = (site / page).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from fastgoal import FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, evaluate, load_base
+from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, evaluate
 from fastgoal.cli import main
 from fastgoal.processing.checkpoints.adapters import load_adapter
 from fastgoal.processing.checkpoints.load import load_clip
@@ -200,16 +200,16 @@ def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder
     command += ["--lora_r", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0", "--use_cpu"]
     assert main([*command, "--num_train_epochs", "1", "--per_device_train_batch_size", "6"]) == 0
     merged = load_adapter(str(tmp_path / "adapter"), "--model")
-    start = load_base(base).state_dict()
+    start = FastGoalModel.from_base(base).state_dict()
     changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, start[name])}
     assert changed
     assert all("_proj" in name and "vision_model.head" not in name for name in changed)
-    assert type(merged) is type(load_base(base))
+    assert type(merged) is type(FastGoalModel.from_base(base))
 
 
 @pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
 def test_the_bias_is_trained_with_sigmoid_losses_alone(tiny_bases, rows, tmp_path, contrastive):
-    model = load_base(tiny_bases["siglip"])
+    model = FastGoalModel.from_base(tiny_bases["siglip"])
     args = FastGoalTrainingArguments(
         output_dir=str(tmp_path),
         contrastive=contrastive,

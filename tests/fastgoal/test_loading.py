@@ -59,8 +59,8 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def folder(tiny_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(folder)
-    FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(folder)
+    FastGoalCLIPModel.from_base(str(tiny_clip)).save_pretrained(folder)
+    FastGoalProcessor.from_base(str(tiny_clip)).save_pretrained(folder)
     return folder
 
 

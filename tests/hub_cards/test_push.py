@@ -90,7 +90,7 @@ sys.exit(main(["merge", "me/lora", "--output", merged]))
 
 
 def test_an_adapter_finds_its_base_on_the_hub(hub, outside, trained, tmp_path):
-    model = add_adapter(FastGoalCLIPModel.from_clip(str(trained)), rank=2)
+    model = add_adapter(FastGoalCLIPModel.from_base(str(trained)), rank=2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -30,7 +30,7 @@ def clip():
 
 @pytest.fixture
 def model(clip):
-    return FastGoalCLIPModel.from_clip(clip)
+    return FastGoalCLIPModel.from_base(clip)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def local():
 
 
 def test_with_clips_arguments_it_is_clip_to_the_bit(clip, batch):
-    ours = FastGoalCLIPModel.from_clip(clip, max_text_length=77)
+    ours = FastGoalCLIPModel.from_base(clip, max_text_length=77)
     expected, got = clip(**batch, return_loss=True), ours(**batch, return_loss=True)
     for name in ("loss", "logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
         assert torch.equal(getattr(expected, name), getattr(got, name)), name
@@ -91,7 +91,7 @@ def test_local_inputs_do_not_change_the_global_embeddings(clip, model, batch, lo
 
 
 def test_outputs_of_the_towers_are_the_captions_and_images_alone(clip, model, batch, local):
-    short = FastGoalCLIPModel.from_clip(clip, max_text_length=77)
+    short = FastGoalCLIPModel.from_base(clip, max_text_length=77)
     expected = clip(**batch, output_hidden_states=True, output_attentions=True)
     got = short(**batch, **local, output_hidden_states=True, output_attentions=True)
     for name in ("text_model_output", "vision_model_output"):
@@ -174,7 +174,7 @@ def test_token_similarity_is_a_slow_loop(clip, model, batch, local):
 
 
 def test_loss_is_the_weighted_sum_and_weights_are_the_configs(clip, batch, local):
-    model = FastGoalCLIPModel.from_clip(clip)
+    model = FastGoalCLIPModel.from_base(clip)
     model.config.global_weight, model.config.local_weight, model.config.tsl_weight = 2.0, 3.0, 5.0
     got = model(**batch, **local, return_loss=True)
     expected = 2 * got.loss_global + 3 * got.loss_local + 5 * (got.loss_tsl_image + got.loss_tsl_text)
@@ -246,27 +246,27 @@ def test_weights_are_exactly_clips(clip, model):
     assert clip.config.text_config.max_position_embeddings == 77
 
 
-def test_from_clip_keeps_what_is_long_already(model):
-    again = FastGoalCLIPModel.from_clip(model)
+def test_from_base_keeps_what_is_long_already(model):
+    again = FastGoalCLIPModel.from_base(model)
     assert torch.equal(
         again.text_model.embeddings.position_embedding.weight, model.text_model.embeddings.position_embedding.weight
     )
-    assert FastGoalCLIPModel.from_clip(model, 128).config.text_config.max_position_embeddings == 248
+    assert FastGoalCLIPModel.from_base(model, 128).config.text_config.max_position_embeddings == 248
 
 
 @pytest.mark.parametrize(
     ("positions", "wanted", "message"),
     [(77, 300, "from 77 to 248"), (77, 60, "from 77 to 248"), (64, 248, "max_text_length=64"), (128, 248, "again")],
 )
-def test_from_clip_refuses_other_lengths(positions, wanted, message):
+def test_from_base_refuses_other_lengths(positions, wanted, message):
     clip = CLIPModel(tiny_config(max_position_embeddings=positions))
     with pytest.raises(ValueError, match=message):
-        FastGoalCLIPModel.from_clip(clip, wanted)
+        FastGoalCLIPModel.from_base(clip, wanted)
 
 
-def test_from_clip_keeps_dtype_and_legacy_eos(batch):
+def test_from_base_keeps_dtype_and_legacy_eos(batch):
     clip = CLIPModel(tiny_config(eos_token_id=2)).eval().to(torch.bfloat16)
-    model = FastGoalCLIPModel.from_clip(clip, max_text_length=77)
+    model = FastGoalCLIPModel.from_base(clip, max_text_length=77)
     assert model.dtype == torch.bfloat16
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
     assert torch.equal(model(**batch).text_embeds, clip(**batch).text_embeds)
@@ -279,7 +279,7 @@ def test_save_and_load(model, batch, tmp_path):
     assert isinstance(loaded.config, FastGoalCLIPConfig)
     assert loaded.config.local_weight == 0.25
     assert torch.equal(loaded(**batch).logits_per_image, model(**batch).logits_per_image)
-    assert FastGoalCLIPModel.from_clip(str(tmp_path)).config.local_weight == 0.25
+    assert FastGoalCLIPModel.from_base(str(tmp_path)).config.local_weight == 0.25
 
 
 def test_a_plain_clip_folder_loads(clip, batch, tmp_path):

@@ -6,7 +6,7 @@ import transformers
 from torch.nn.functional import normalize
 from transformers import AutoModel, SiglipConfig, SiglipModel
 
-from fastgoal import FastGoalCLIPModel, FastGoalSiglipModel, load_base
+from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalSiglipModel
 from fastgoal.modeling_fastgoal import FastGoalSiglipConfig
 from tests.modeling_fastgoal.norms import shake_norms
 
@@ -29,10 +29,10 @@ def plain(family, tiny_bases):
 @pytest.fixture
 def model(family, plain):
     kind = {"CLIPModel": "clip", "MetaClip2Model": "metaclip2", "SiglipModel": "siglip"}[type(plain).__name__]
-    from fastgoal.modeling_fastgoal.modeling_fastgoal import MODELS
+    import fastgoal
 
     name = {"clip": "FastGoalCLIPModel", "metaclip2": "FastGoalMetaClip2Model", "siglip": "FastGoalSiglipModel"}[kind]
-    return MODELS[name].from_base(plain, LENGTHS[family][0])
+    return getattr(fastgoal, name).from_base(plain, LENGTHS[family][0])
 
 
 def texts(model, rows: int, tokens: int, seed: int) -> dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_every_patch_and_token_by_itself(model, batch):
 
 @torch.no_grad()
 def test_siglips_head_over_all_patches_is_its_own_embedding(tiny_bases):
-    model = load_base(tiny_bases["siglip"])
+    model = FastGoalModel.from_base(tiny_bases["siglip"])
     inputs = {"pixel_values": pictures(2, 3), **texts(model, 2, 12, 1)}
     got = model(**inputs, region_mask=torch.ones(2, 16), sentence_mask=torch.zeros(2, 12))
     torch.testing.assert_close(got.region_embeds, got.image_embeds)
@@ -148,7 +148,7 @@ def test_gradients_reach_all_that_the_base_has(model, batch):
 
 
 def test_a_longer_one_is_the_plain_class_elsewhere(family, tiny_bases, tmp_path):
-    longer = load_base(tiny_bases[family])
+    longer = FastGoalModel.from_base(tiny_bases[family])
     assert longer.config.text_config.max_position_embeddings == LENGTHS[family][1]
     longer.save_pretrained(tmp_path)
     plain = AutoModel.from_pretrained(tmp_path)
@@ -201,11 +201,11 @@ def test_the_kind_of_loss_is_the_bases_own_or_the_one_asked_for(model, batch):
 
 def test_what_is_of_another_family(tiny_bases):
     with pytest.raises(ValueError, match="siglip' is a SigLIP and makes a FastGoalSiglipModel, not a FastGoalCLIPMod"):
-        FastGoalCLIPModel.from_clip(tiny_bases["siglip"])
+        FastGoalCLIPModel.from_base(tiny_bases["siglip"])
     with pytest.raises(ValueError, match="from 64 to 256 tokens for a SigLIP, got 300"):
-        load_base(tiny_bases["siglip"], 300)
+        FastGoalModel.from_base(tiny_bases["siglip"], 300)
     with pytest.raises(ValueError, match="from 77 to 248 tokens for a MetaCLIP 2, got 256"):
-        load_base(tiny_bases["metaclip2"], 256)
+        FastGoalModel.from_base(tiny_bases["metaclip2"], 256)
     headless = SiglipConfig(vision_config={"vision_use_head": False})
     headless.vision_config.num_hidden_layers = headless.text_config.num_hidden_layers = 1
     with pytest.raises(ValueError, match="without its pooling head"):

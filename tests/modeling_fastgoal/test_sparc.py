@@ -99,7 +99,7 @@ def test_a_mask_of_another_length_is_refused():
 
 @pytest.fixture(scope="module")
 def model(tiny_clip):
-    return FastGoalCLIPModel.from_clip(str(tiny_clip))
+    return FastGoalCLIPModel.from_base(str(tiny_clip))
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_token_embeddings_of_the_model(model, batch):
 
 @torch.no_grad()
 def test_the_models_loss_with_sparc(tiny_clip, batch):
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     model.config.global_weight, model.config.sparc_weight = 0.5, 3.0
     outputs = model(**batch, return_loss=True)
     rows = sparc_losses(outputs.patch_embeds, outputs.token_embeds, outputs.word_mask, outputs.logit_scale)

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel, MetaClip2Config, MetaClip2Model, SiglipConfig, SiglipModel
 
-from fastgoal import load_base
+from fastgoal import FastGoalModel
 
 
 def siglip(vocabulary: int, image: int = 224, patch: int = 16, **tower: int) -> Any:
@@ -80,7 +80,7 @@ def check(name: str) -> str:
         weights = plain.num_parameters()
         if head is None:
             del plain
-        ours = load_base(folder, tokens, dtype=dtype)
+        ours = FastGoalModel.from_base(folder, tokens, dtype=dtype)
         got = ours(**inputs, return_loss=True)
         for part in ("loss", "logits_per_image", "image_embeds", "text_embeds"):
             assert torch.equal(expected[part], got[part]), part
@@ -98,7 +98,7 @@ def check(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         _made(kind, config, dtype).save_pretrained(folder)
-        longer = load_base(folder, dtype=dtype)
+        longer = FastGoalModel.from_base(folder, dtype=dtype)
         length = longer.config.text_config.max_position_embeddings
         text = torch.randint(3, 30000, (count, length))
         text[:, -1] = end

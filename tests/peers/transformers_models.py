@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from fastgoal.modeling_fastgoal.modeling_fastgoal import MODELS
+import fastgoal
 
 TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
@@ -121,7 +121,7 @@ def main() -> int:
         mixin = load_mixin(args.source or source_of(transformers.__version__, Path(folder)), Path(folder))
         for family in args.family:
             name, more, text = FAMILIES[family]
-            ours = MODELS[name]
+            ours = getattr(fastgoal, name)
             plain = ours.__bases__[-1]
             expected = outcomes(mixin, plain, more, text, False, args.k)
             for local in (False, True):

@@ -235,7 +235,7 @@ def test_the_trainer_trains_on_them(processor, tiny_clip, folder, tmp_path):
         {"bytes": None, "path": folder / "2.png"},
     ]
     captions = [CAPTIONS[0], *CAPTIONS[1:2] * 2, *CAPTIONS[2:] * 2]
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     rows = processor.pair_rows(images, captions, model)
     assert [row["image"] for row in rows] == images
     path, last = str(folder / "0.png"), str(folder / "2.png")

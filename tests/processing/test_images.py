@@ -246,7 +246,7 @@ def test_decompression_bomb() -> None:
 
 def test_forked_workers_read_images_that_were_only_opened(tiny_clip: Path, tmp_path: Path) -> None:
     """Workers share the handles of files that the parent opened, and with them the place where to read on."""
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     collator = FastGoalCollator(processor, local_pairs=False)
     rng = np.random.default_rng(0)
     rows = []

@@ -87,7 +87,7 @@ def test_a_box_outside_is_refused():
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_batch_against_the_processor_row_by_row(tiny_clip, rows, mode, orientation):
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     made = []
     for number, row in enumerate(copy.deepcopy(rows[:4])):
         file = io.BytesIO()

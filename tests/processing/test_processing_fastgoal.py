@@ -19,7 +19,7 @@ SPANS = [(0, 28), (29, 54), (56, 73)]
 
 @pytest.fixture(scope="module")
 def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
+    return FastGoalProcessor.from_base(str(tiny_clip))
 
 
 def image(size=(64, 48), color="black"):
@@ -48,7 +48,7 @@ def test_inputs_are_clips(processor, tiny_clip):
     ],
 )
 def test_options_are_clips_in_every_form(tiny_clip, options, at_load):
-    ours, plain = FastGoalProcessor.from_clip(tiny_clip), CLIPProcessor.from_pretrained(tiny_clip)
+    ours, plain = FastGoalProcessor.from_base(tiny_clip), CLIPProcessor.from_pretrained(tiny_clip)
     ours.tokenizer = plain.tokenizer = AutoTokenizer.from_pretrained(tiny_clip, **at_load)
     inputs = {"images": [image(color="red")], "text": ["a cup", "a red cup stands there"]}
     asked = {**options.get("text_kwargs", {}), **options.get("common_kwargs", {}), **at_load, **options}
@@ -125,7 +125,7 @@ def test_nothing_to_process_is_an_error(processor):
 @pytest.mark.parametrize("length", [76, 249])
 def test_lengths_out_of_range(tiny_clip, length):
     with pytest.raises(ValueError, match="from 77 to 248"):
-        FastGoalProcessor.from_clip(str(tiny_clip), length)
+        FastGoalProcessor.from_base(str(tiny_clip), length)
 
 
 def test_saved_folder_loads_as_ours_and_as_clips(processor, tmp_path):
@@ -221,7 +221,7 @@ def test_masks_of_all_sentences_partition_the_caption(processor, sentences, gap)
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<|startoftext|>"])
 def test_a_caption_that_holds_a_special_token_does_not_end_there(tiny_clip, tmp_path, token):
-    made = FastGoalProcessor.from_clip(str(tiny_clip))
+    made = FastGoalProcessor.from_base(str(tiny_clip))
     made.save_pretrained(tmp_path)
     caption = f"A cup. {token} A spoon."
     for processor in (made, FastGoalProcessor.from_pretrained(tmp_path)):
@@ -240,7 +240,7 @@ def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):
     for path in [path for path in folder.iterdir() if path.name.startswith(("tok", "voc", "mer"))]:
         path.unlink()
     with pytest.raises(ValueError, match=r"there are no tokens: tokenizer.json, or vocab.json and merges.txt"):
-        FastGoalProcessor.from_clip(str(folder))
+        FastGoalProcessor.from_base(str(folder))
 
 
 def test_nobody_is_asked_about_code(tiny_clip, tmp_path, monkeypatch):
@@ -252,4 +252,4 @@ def test_nobody_is_asked_about_code(tiny_clip, tmp_path, monkeypatch):
     (folder / "evil.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it asked"))
     with pytest.raises(ValueError, match=r"trust_remote_code|evil"):
-        FastGoalProcessor.from_clip(str(folder))
+        FastGoalProcessor.from_base(str(folder))

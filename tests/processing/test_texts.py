@@ -15,7 +15,7 @@ def test_halves_of_characters():
 
 
 def test_the_processor_names_them(tiny_clip):
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     for text in ("\udc00", ["a", "\udc00"]):
         with pytest.raises(ValueError, match="is no valid Unicode"):
             processor(text=text)

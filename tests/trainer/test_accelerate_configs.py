@@ -36,6 +36,6 @@ def test_accelerate_reads_it(name):
 
 def test_the_wrapped_layer_is_the_models(tiny_clip):
     settings = yaml.safe_load((FOLDER / "fsdp.yaml").read_text())["fsdp_config"]
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     names = [type(module).__name__ for module in model.modules()]
     assert names.count(settings["fsdp_transformer_layer_cls_to_wrap"]) == 4  # two layers in each tower

@@ -11,7 +11,7 @@ from fastgoal.trainer.callbacks import LogitScaleLimit, TowardsBase
 
 def scales(clip, rows, folder, start, **changes):
     """Factors in the logits, before each step and after the last."""
-    model = FastGoalCLIPModel.from_clip(clip)
+    model = FastGoalCLIPModel.from_base(clip)
     model.logit_scale.data = torch.tensor(math.log(start))
     args = FastGoalTrainingArguments(
         output_dir=folder,
@@ -29,7 +29,7 @@ def scales(clip, rows, folder, start, **changes):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name == "logit_scale")
     trainer = FastGoalTrainer(
-        model=model, args=args, processing_class=FastGoalProcessor.from_clip(clip), train_dataset=rows
+        model=model, args=args, processing_class=FastGoalProcessor.from_base(clip), train_dataset=rows
     )
     trainer.train()
     seen = [line["logit_scale"] for line in trainer.state.log_history if "logit_scale" in line]

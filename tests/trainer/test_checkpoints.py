@@ -34,9 +34,9 @@ def trained(tiny_clip, rows, tmp_path_factory):
         disable_tqdm=True,
     )
     FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+        model=FastGoalCLIPModel.from_base(str(tiny_clip)),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+        processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
         train_dataset=rows,
     ).train()
     return folder

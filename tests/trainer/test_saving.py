@@ -35,9 +35,9 @@ def trainer_for(tiny_clip, rows):
             "disable_tqdm": True,
         }
         return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=FastGoalTrainingArguments(output_dir=str(folder), **{**settings, **changes}),
-            processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+            processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
             train_dataset=rows if data is None else data,
             eval_dataset=rows,
         )

@@ -17,7 +17,7 @@ from tests.trainer.kinds import KINDS, of_kind
 
 @pytest.fixture(scope="module")
 def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
+    return FastGoalProcessor.from_base(str(tiny_clip))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def trainer_for(tiny_clip, processor, rows, tmp_path):
         }
         args = FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes})
         return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=args,
             processing_class=processor,
             train_dataset=rows if train is None else train,
@@ -187,7 +187,7 @@ def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_pa
 def test_a_processor_is_needed(tiny_clip, tmp_path):
     with pytest.raises(ValueError, match="processing_class"):
         FastGoalTrainer(
-            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
         )
 
@@ -213,7 +213,7 @@ def test_rows_of_the_processor_with_pictures_that_are_not_read_yet(trainer_for, 
     for file in files:  # noise makes them larger than what is read of a file at once
         Image.effect_noise((160, 160), 80).convert("RGB").save(file)
     captions, changes = [row["caption"] for row in rows], {"max_steps": 3}
-    model = FastGoalCLIPModel.from_clip(trainer_for().model)
+    model = FastGoalCLIPModel.from_base(trainer_for().model)
     whole = trainer_for("whole", train=processor.pair_rows(files, captions, model), **changes)
     whole.train()
     unread = processor.pair_rows([Image.open(file) for file in files], captions, model)

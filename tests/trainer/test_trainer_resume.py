@@ -45,9 +45,9 @@ def weights(clip, pairs, folder, processes, case, resume):
         }
     )
     trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(clip),
+        model=FastGoalCLIPModel.from_base(clip),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(clip),
+        processing_class=FastGoalProcessor.from_base(clip),
         train_dataset=StreamData(pairs, window=3) if case == "streamed" else PairData(pairs, limit=ROWS),
     )
     assert bool(trainer.objective.weights.short_weight) == (case == "best")

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
+from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.rows import PairData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -78,7 +78,7 @@ def train(bases, pairs, folder, batch, case):
     )
     gradients = Gradients()
     trainer = Recorder(
-        model=load_base(base),
+        model=FastGoalModel.from_base(base),
         args=args,
         processing_class=FastGoalProcessor.from_base(base),
         train_dataset=PairData(pairs, limit=ROWS),
@@ -101,9 +101,9 @@ def near(clip, pairs, folder, again=False, rows=ROWS):
     """Neighbors of the images; `again` they must come out of the file."""
     args = FastGoalTrainingArguments(output_dir=folder, dataloader_num_workers=0, use_cpu=True, hard_negatives=True)
     trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(clip),
+        model=FastGoalCLIPModel.from_base(clip),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(clip),
+        processing_class=FastGoalProcessor.from_base(clip),
         train_dataset=PairData(pairs, limit=rows),
     )
     if again:

@@ -14,7 +14,7 @@ from fastgoal.quickstart.tour import BASE
 
 @pytest.fixture(scope="module")
 def data():
-    model, processor = FastGoalCLIPModel.from_clip(str(BASE)), FastGoalProcessor.from_clip(str(BASE))
+    model, processor = FastGoalCLIPModel.from_base(str(BASE)), FastGoalProcessor.from_base(str(BASE))
     return StudyData(draw_crowds(30, 5), processor, model), processor
 
 
@@ -118,7 +118,7 @@ def test_hard_negatives_and_warm_up(data, monkeypatch):
     sizes = Sizes(train_scenes=30, batch_size=5, epochs=1, learning_rate=1e-3, warmup=0.5)
     train_arm(Arm("near", near=True), sizes, 0, data, BASE, processor)
     with torch.no_grad():
-        model = FastGoalCLIPModel.from_clip(str(BASE))
+        model = FastGoalCLIPModel.from_base(str(BASE))
         images = model.get_image_features(pixel_values=data.pixels[range(30)]).pooler_output
     images = torch.nn.functional.normalize(images, dim=-1)
     nearest = (images @ images.T - 2 * torch.eye(30)).argmax(dim=1)

@@ -49,7 +49,7 @@ def test_pairs_equal_those_of_the_processor(data, tiny_clip, tmp_path, tmp_path_
     assert "25 default" in printed
     assert "3 shards, 3 written now" in printed
 
-    model, processor = FastGoalCLIPModel.from_clip(tiny_clip), FastGoalProcessor.from_clip(tiny_clip)
+    model, processor = FastGoalCLIPModel.from_base(tiny_clip), FastGoalProcessor.from_base(tiny_clip)
     for number, row in enumerate(rows_of(output, tmp_path_factory)):
         assert row["file_name"] == f"images/{number}.jpg"
         regions = [Region(tuple(r["box"]), r["score"], r["label"], r["source"]) for r in row["regions"]]
@@ -72,8 +72,8 @@ def test_pairs_equal_those_of_the_processor(data, tiny_clip, tmp_path, tmp_path_
 
 def test_a_changed_clip_is_another_clip(data, tiny_clip, tmp_path, capsys):
     copy = tmp_path / "clip"
-    FastGoalProcessor.from_clip(tiny_clip).save_pretrained(copy)
-    model = FastGoalCLIPModel.from_clip(tiny_clip)
+    FastGoalProcessor.from_base(tiny_clip).save_pretrained(copy)
+    model = FastGoalCLIPModel.from_base(tiny_clip)
     model.save_pretrained(copy)
     options = (data, "--output", tmp_path / "pairs", "--model", copy, "--detector", "none")
     assert call(*options) == 0

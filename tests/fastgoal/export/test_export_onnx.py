@@ -19,8 +19,8 @@ needs_onnx = pytest.mark.skipif(
 def test_both_towers(tiny_clip, tmp_path, capsys):
     import onnxruntime
 
-    FastGoalCLIPModel.from_clip(str(tiny_clip)).save_pretrained(tmp_path)
-    FastGoalProcessor.from_clip(str(tiny_clip)).save_pretrained(tmp_path)
+    FastGoalCLIPModel.from_base(str(tiny_clip)).save_pretrained(tmp_path)
+    FastGoalProcessor.from_base(str(tiny_clip)).save_pretrained(tmp_path)
     assert main(["export", "--onnx", "--model", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("differs from PyTorch by at most") == 2
     assert sorted(path.suffix for path in (tmp_path / "onnx").iterdir() if "data" not in path.name) == [".onnx"] * 2

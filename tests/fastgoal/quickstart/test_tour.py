@@ -52,7 +52,7 @@ def test_numbers_are_those_of_the_saved_models(toured):
 
     folder, report, _ = toured
     for name, place in (("base", BASE), ("global", folder / "global"), ("fast_goal", folder / "fast-goal")):
-        model, processor = FastGoalCLIPModel.from_clip(str(place)), FastGoalProcessor.from_clip(str(place))
+        model, processor = FastGoalCLIPModel.from_base(str(place)), FastGoalProcessor.from_base(str(place))
         got = evaluate(model, folder / "scenes" / "test", processor=processor, batch_size=7, resamples=0)
         assert got.metrics == pytest.approx(report["results"][name], abs=1e-9), name
 
@@ -60,7 +60,7 @@ def test_numbers_are_those_of_the_saved_models(toured):
 def test_trainings_differ_from_the_base_and_from_each_other(toured):
     folder, _, _ = toured
     scales = {
-        name: FastGoalCLIPModel.from_clip(str(place)).visual_projection.weight
+        name: FastGoalCLIPModel.from_base(str(place)).visual_projection.weight
         for name, place in (("base", BASE), ("global", folder / "global"), ("fast", folder / "fast-goal"))
     }
     assert not scales["base"].equal(scales["global"])
@@ -106,7 +106,7 @@ def test_table_shows_percentages(toured):
 
 
 def test_the_base_knows_single_objects():
-    model, processor = FastGoalCLIPModel.from_clip(str(BASE)), FastGoalProcessor.from_clip(str(BASE))
+    model, processor = FastGoalCLIPModel.from_base(str(BASE)), FastGoalProcessor.from_base(str(BASE))
     hits = total = 0
     for scene in draw_scenes(10, seed=5, split="validation"):
         crops = [scene.image.crop(box) for box in scene.boxes]

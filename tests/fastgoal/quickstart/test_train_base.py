@@ -45,7 +45,7 @@ def test_a_training_leaves_a_checkpoint(tmp_path, caplog):
     caplog.set_level("INFO")
     train(Namespace(output=tmp_path, scenes=40, steps=2, batch_size=6, learning_rate=1e-3, seed=0))
     assert "step 2: loss" in caplog.text
-    model, processor = FastGoalCLIPModel.from_clip(str(tmp_path)), FastGoalProcessor.from_clip(str(tmp_path))
+    model, processor = FastGoalCLIPModel.from_base(str(tmp_path)), FastGoalProcessor.from_base(str(tmp_path))
     (scene,) = draw_scenes(1)
     logits = model(**processor(images=[scene.image], text=[scene.caption, "a red star"])).logits_per_image
     assert logits.shape == (1, 2)

@@ -47,9 +47,9 @@ def trained(clip, pairs, folder, model=None, **settings):
         **settings,
     )
     trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(str(clip)) if model is None else model,
+        model=FastGoalCLIPModel.from_base(str(clip)) if model is None else model,
         args=args,
-        processing_class=FastGoalProcessor.from_clip(str(clip)),
+        processing_class=FastGoalProcessor.from_base(str(clip)),
         train_dataset=PairData(str(pairs)),
     )
     trainer.card = CardOptions(str(clip), pictures=False)
@@ -78,7 +78,7 @@ def logits(model, processor):
 
 
 def test_training_is_pefts(made, tiny_clip, pairs, tmp_path):
-    base = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    base = FastGoalCLIPModel.from_base(str(tiny_clip))
     set_seed(42)
     names = ["q_proj", "k_proj", "v_proj", "out_proj"]
     model = get_peft_model(base, LoraConfig(r=3, lora_alpha=5.0, target_modules=names))
@@ -96,13 +96,13 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     assert not is_adapter(tiny_clip)
     processor = FastGoalProcessor.from_pretrained(folder)
     expected = logits(model, processor)
-    by_peft = PeftModel.from_pretrained(FastGoalCLIPModel.from_clip(str(tiny_clip)), str(folder))
+    by_peft = PeftModel.from_pretrained(FastGoalCLIPModel.from_base(str(tiny_clip)), str(folder))
     torch.testing.assert_close(logits(by_peft, processor), expected)
     ours, ours_processor = load_clip(str(folder), "cpu")
     assert type(ours) is FastGoalCLIPModel
     torch.testing.assert_close(logits(ours, ours_processor), expected)
     assert load_clip(str(folder), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
-    before = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    before = FastGoalCLIPModel.from_base(str(tiny_clip))
     assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
 
 
@@ -205,7 +205,7 @@ def test_only_one_of_a_base_on_the_hub_is_sent(adapter):
 
 
 def test_a_frozen_tower_and_frozen_layers_stay(tiny_clip, pairs, tmp_path):
-    before = FastGoalCLIPModel.from_clip(str(tiny_clip)).state_dict()
+    before = FastGoalCLIPModel.from_base(str(tiny_clip)).state_dict()
     after = trained(tiny_clip, pairs, tmp_path, freeze="vision", freeze_layers=1).model.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith(("vision_model.", "visual_projection."))} <= same
@@ -220,13 +220,13 @@ def test_a_frozen_tower_and_frozen_layers_stay(tiny_clip, pairs, tmp_path):
 
 
 def test_frozen_parts_get_no_adapter(tiny_clip):
-    model = add_adapter(FastGoalCLIPModel.from_clip(str(tiny_clip)), 2, freeze="text", freeze_layers=1)
+    model = add_adapter(FastGoalCLIPModel.from_base(str(tiny_clip)), 2, freeze="text", freeze_layers=1)
     assert {name.split("encoder.")[1].rpartition(".")[0] for name in adapted_layers(model)} == {"layers.1.self_attn"}
     assert all("vision_model" in name for name in adapted_layers(model))
 
 
 def test_what_cannot_be_frozen_or_adapted(tiny_clip, made, pairs, tmp_path):
-    model = FastGoalCLIPModel.from_clip(str(tiny_clip))
+    model = FastGoalCLIPModel.from_base(str(tiny_clip))
     with pytest.raises(ValueError, match="`freeze_layers` must be at most 2"):
         frozen_parameters(model, None, 3)
     with pytest.raises(

@@ -105,7 +105,7 @@ def test_a_whole_one_loads(clip):
 def test_weights_are_never_made_up_in_python_either(clip):
     weights(lambda tensors: tensors.pop("text_projection.weight"))(clip)
     with pytest.raises(ValueError, match=r"has not the weights of a CLIPModel: text_projection\.weight is missing\."):
-        FastGoalCLIPModel.from_clip(str(clip))
+        FastGoalCLIPModel.from_base(str(clip))
 
 
 def test_names_that_are_nowhere(tmp_path):

@@ -216,7 +216,7 @@ def test_captions_are_needed(owlv2, tiny_clip):
     picture = Image.new("RGB", (60, 30))
     with pytest.raises(ValueError, match=r"one per image, 1, got 2"):
         find_regions(detector, [picture], [CAPTION, CAPTION])
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     processor.detector = detector
     with pytest.raises(ValueError, match=r"`captions` must be given: the detector owlv2 looks for"):
         processor.propose_regions([picture])
@@ -225,7 +225,7 @@ def test_captions_are_needed(owlv2, tiny_clip):
 def test_the_processor_hands_captions_over(owlv2, tiny_clip):
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 
-    processor = FastGoalProcessor.from_clip(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     processor.detector = load_detector(owlv2, device="cpu")
     processor.detector.model = Answers([[0.15, 0.01]], [[0.25, 0.25, 0.5, 0.5]])
     picture = Image.new("RGB", (60, 30))
@@ -233,7 +233,7 @@ def test_the_processor_hands_captions_over(owlv2, tiny_clip):
     # The detector's own least score counts, which is below the 0.25 of the others.
     assert regions[0] == Region((0, 0, 30, 30), pytest.approx(0.15), "red cat", "open_vocabulary")
     assert len(regions) == 6
-    (matches,) = processor.match([picture], [CAPTION], FastGoalCLIPModel.from_clip(str(tiny_clip)))
+    (matches,) = processor.match([picture], [CAPTION], FastGoalCLIPModel.from_base(str(tiny_clip)))
     assert len(matches) == 1
 
 

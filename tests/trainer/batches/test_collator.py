@@ -11,7 +11,7 @@ from fastgoal.processing.images import load_image
 
 @pytest.fixture(scope="module")
 def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
+    return FastGoalProcessor.from_base(str(tiny_clip))
 
 
 @pytest.fixture

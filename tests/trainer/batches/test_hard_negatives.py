@@ -67,9 +67,9 @@ def make(tiny_clip, twins, tmp_path):
             "disable_tqdm": True,
         }
         return FastGoalTrainer(
-            model=model or FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            model=model or FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes}),
-            processing_class=FastGoalProcessor.from_clip(str(tiny_clip)),
+            processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
             train_dataset=data,
         )
 

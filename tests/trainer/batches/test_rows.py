@@ -27,7 +27,7 @@ def test_rows_of_a_folder_are_the_collators(pairs_folder, rows, tiny_clip):
     assert len(PairData(str(pairs_folder), limit=5)) == 5
     with pytest.raises(IndexError):
         data[12]
-    collate = FastGoalCollator(FastGoalProcessor.from_clip(str(tiny_clip)))
+    collate = FastGoalCollator(FastGoalProcessor.from_base(str(tiny_clip)))
     expected, got = collate(rows), collate([data[i] for i in range(12)])
     for name in expected:
         assert torch.equal(expected[name], got[name]), name

@@ -73,7 +73,7 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
     seen = []
 
     def trainer(**changes):
-        processor = FastGoalProcessor.from_clip(str(tiny_clip))
+        processor = FastGoalProcessor.from_base(str(tiny_clip))
         args = FastGoalTrainingArguments(
             output_dir=str(tmp_path / "run"),
             group_by_caption_length=True,
@@ -87,7 +87,7 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
             **changes,
         )
         made = FastGoalTrainer(
-            model=FastGoalCLIPModel.from_clip(str(tiny_clip)), args=args, processing_class=processor, train_dataset=data
+            model=FastGoalCLIPModel.from_base(str(tiny_clip)), args=args, processing_class=processor, train_dataset=data
         )
         collate = made.data_collator
 

@@ -168,9 +168,9 @@ def train(clip, folder, output, resume=None, **more):
         **{"dataloader_num_workers": 2, **more},
     )
     trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_clip(clip),
+        model=FastGoalCLIPModel.from_base(clip),
         args=args,
-        processing_class=FastGoalProcessor.from_clip(clip),
+        processing_class=FastGoalProcessor.from_base(clip),
         train_dataset=StreamData(folder, window=5),
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -14,7 +14,7 @@ CAPTIONS = ["A red cup.", "Höfe und 😀 Bäume. " * 3, "x", "Word " * 400, "  
 
 @pytest.fixture(scope="module")
 def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(tiny_clip)
+    return FastGoalProcessor.from_base(tiny_clip)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_batches_are_the_same_with_and_without(data, processor):
 
 def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip):
     data.tokenize(processor, plan())
-    shorter = FastGoalProcessor.from_clip(tiny_clip, 77)
+    shorter = FastGoalProcessor.from_base(tiny_clip, 77)
     rows = [data[row] for row in range(4)]
     made = FastGoalCollator(shorter)(rows)
     plain = [{name: value for name, value in row.items() if name != MADE_TOKENS} for row in rows]

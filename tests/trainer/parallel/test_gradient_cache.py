@@ -18,7 +18,7 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def processor(tiny_clip):
-    return FastGoalProcessor.from_clip(str(tiny_clip))
+    return FastGoalProcessor.from_base(str(tiny_clip))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def trainer_for(tiny_clip, processor, rows, tmp_path):
         }
         args = FastGoalTrainingArguments(output_dir=str(tmp_path / "run"), **{**settings, **changes})
         return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_clip(str(tiny_clip)),
+            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=args,
             processing_class=processor,
             train_dataset=rows,

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from fastgoal import FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, load_base
+from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.parallel.strategy import describe
 
@@ -72,7 +72,7 @@ def train(bases, pairs, folder, case, resume=None):
         **{"num_train_epochs": 2, **settings},
     )
     trainer = FastGoalTrainer(
-        model=load_base(base),
+        model=FastGoalModel.from_base(base),
         args=args,
         processing_class=FastGoalProcessor.from_base(base),
         train_dataset=PairData(pairs),
