@@ -155,9 +155,9 @@ def principal_components(tokens: Tensor) -> Tensor:
 
     A component's sign is chosen so that the first token is not above the middle, as signs mean nothing.
     """
-    centerd = tokens - tokens.mean(dim=0)
-    _, _, directions = torch.linalg.svd(centerd, full_matrices=False)
-    values = centerd @ directions[:3].T
+    centered = tokens - tokens.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centered, full_matrices=False)
+    values = centered @ directions[:3].T
     values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))  # where there are fewer
     values = torch.where(values[:1] > 0, -values, values)
     low, high = values.amin(0), values.amax(0)

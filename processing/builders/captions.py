@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 from transformers.utils import logging
 
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.data.locations import METADATA
 from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, DatasetSource, Source
@@ -32,7 +33,7 @@ from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
 from .captioner import Caption, RefusedError
-from .engine import BadRow, Engine, Shard, Threads, check_counts, check_run, good_rows
+from .engine import BadRow, Engine, Shard, Threads, check_run, good_rows
 from .shards import RunFolder, refuse_skipped
 
 logger = logging.get_logger(__name__)
@@ -69,7 +70,7 @@ class CaptionSettings:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("prompt is empty; expected a text that asks for a description of the image.")
-        check_counts(limit=self.limit, max_new_tokens=self.max_new_tokens)
+        check_positive(limit=self.limit, max_new_tokens=self.max_new_tokens)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature={self.temperature}; expected 0 (the likeliest tokens) or more.")
         if not 0 < self.top_p <= 1:

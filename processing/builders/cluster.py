@@ -20,9 +20,10 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from fastgoal.processing.checkpoints.devices import choose_device
+from fastgoal.processing.checks import check_positive
 
 from . import worker
-from .engine import Engine, Shard, ShardMaker, check_counts, count_cores, progress_bar
+from .engine import Engine, Shard, ShardMaker, count_cores, progress_bar
 from .shards import PACKAGES
 
 logger = transformers_logging.get_logger(__name__)
@@ -50,7 +51,7 @@ def open_engine(workers: int | None = None, address: str | None = None) -> Engin
         ValueError: `workers` is below 1.
         ImportError: Ray is asked for and is not there.
     """
-    check_counts(workers=workers)
+    check_positive(workers=workers)
     return Engine() if workers is None and address is None else RayEngine(workers, address)
 
 

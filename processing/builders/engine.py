@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fastgoal.processing.checkpoints.devices import choose_device
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.sources import Source
 
 T = TypeVar("T")
@@ -85,18 +86,11 @@ def progress_bar(pending: Sequence[Shard], total: int, what: str, progress: bool
     return tqdm(total=total, initial=done, unit="image", desc=what, disable=not progress)
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raise `ValueError` for a number below 1."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; expected a number from 1.")
-
-
 def check_run(source: Source, on_error: str, **counts: int | None) -> None:
     """Raise `ValueError` for options out of range, a source without rows, or one of several processes."""
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error='{on_error}'; expected 'stop' or 'skip'.")
-    check_counts(**counts)
+    check_positive(**counts)
     if len(source) == 0:
         raise ValueError(f"source='{source.name}' has no rows.")
     processes = os.environ.get("WORLD_SIZE") or "1"

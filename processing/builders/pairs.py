@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
@@ -27,7 +28,7 @@ from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_tex
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence, check_language
 
-from .engine import BadRow, Clock, Engine, Shard, Threads, check_counts, check_run, decoding_threads, good_rows
+from .engine import BadRow, Clock, Engine, Shard, Threads, check_run, decoding_threads, good_rows
 from .shards import ParquetShards, RunFolder, refuse_skipped
 
 STAGES = ("decode", "detect", "crop", "sentences", "image", "write")
@@ -67,7 +68,7 @@ class PairSettings:
         if self.boxes not in BOX_FORMS:
             raise ValueError(f"boxes='{self.boxes}'; expected one of {', '.join(BOX_FORMS)}.")
         check_language(self.language)
-        check_counts(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
+        check_positive(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
     @property
     def box_column(self) -> str | None:

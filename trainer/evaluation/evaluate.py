@@ -13,6 +13,7 @@ import transformers
 
 from fastgoal.processing.checkpoints.devices import choose_workers
 from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.sources import Source
 
 from .measures.embeddings import EncodedSource, count_truncated, encode_source, max_text_length
@@ -20,7 +21,6 @@ from .measures.intervals import bootstrap_intervals, compare
 from .measures.joint import evaluate_joint
 from .measures.localization import localize
 from .measures.retrieval import KS, Ranks, check_ks
-from .measures.rivals import check_positive
 from .measures.robustness import measure_robustness
 from .protocols.published import published_rows
 from .protocols.registry import PROTOCOLS, open_protocol
@@ -97,7 +97,7 @@ def evaluate(
     Raises:
         ValueError: An argument is wrong, a model or the data cannot be used, a row is broken, or the check fails.
     """
-    check_positive(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
+    check_positive(batch_size=batch_size, limit=limit)
     if resamples < 0 or resamples == 1:
         raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
     check_ks(ks)

@@ -275,7 +275,7 @@ def test_clusters_that_are_not_there(monkeypatch):
     for wrong in ("cluster", "host:", ":6379", "host:port"):
         with pytest.raises(ValueError, match=f"ray='{wrong}'; expected HOST:PORT"):
             check_cluster(wrong)
-    with pytest.raises(ValueError, match="workers=0; expected a number from 1"):
+    with pytest.raises(ValueError, match="`workers` must be a positive integer, got 0"):
         open_engine(0)
 
 

@@ -65,5 +65,5 @@ def test_folders_of_two_sizes_are_not_mixed(folder, tmp_path):
     run(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="store_size"):
         run(folder, tmp_path / "out", settings=replace(SETTINGS, store_size=20))
-    with pytest.raises(ValueError, match="store_size=0; expected a number from 1"):
+    with pytest.raises(ValueError, match="`store_size` must be a positive integer, got 0"):
         replace(SETTINGS, store_size=0)

@@ -80,7 +80,7 @@ def test_the_check_finds_a_wrong_number(loaded, pictures):
     ("changes", "message"),
     [
         ({"processor": None}, "`model` is a loaded model; give its processor, too, as `processor`."),
-        ({"batch_size": 0}, "batch_size is 0; it must be a positive integer"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
         ({"limit": 0}, "limit is 0"),
         ({"resamples": 1}, "resamples is 1; it must be 0, for no intervals, or at least 2"),
         ({"protocol": "dci"}, "protocol is 'dci'"),

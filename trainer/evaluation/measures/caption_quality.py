@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.statistics import histogram, nice_edges
 from fastgoal.processing.images import load_image
 
 from .embeddings import encode_images, encode_texts, max_text_length
-from .rivals import check_positive
 
 PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
 BATCH = 64  # rows decoded at a time

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
 from fastgoal.processing.tokens import count_longer
 
 from .retrieval import Ranks, retrieval_ranks
-from .rivals import check_positive
 
 Row = tuple[Tensor | None, list[str], str | None]
 """An image of the model's size, `(1, 3, height, width)`, and its captions, or the message that says why it is none."""

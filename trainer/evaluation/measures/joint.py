@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import best_pair
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.geometry import crop_box
@@ -13,7 +14,7 @@ from fastgoal.processing.images import load_image
 
 from .embeddings import EncodedSource, encode_images, encode_texts
 from .retrieval import WAYS
-from .rivals import TIE, check_positive, count_rivals, unit_rows
+from .rivals import TIE, count_rivals, unit_rows
 
 
 @torch.no_grad()

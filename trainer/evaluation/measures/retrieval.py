@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from .rivals import check_positive, count_rivals, is_positive, unit_rows
+from fastgoal.processing.checks import check_positive, is_positive
+
+from .rivals import count_rivals, unit_rows
 
 logger = logging.get_logger(__name__)
 

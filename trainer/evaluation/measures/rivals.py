@@ -15,18 +15,6 @@ TIE = 1e-9
 _PAIRS = 1 << 16  # pairs that are looked at again together
 
 
-def is_positive(value: object) -> bool:
-    """Whether a value is an integer of at least 1; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def check_positive(**values: object) -> None:
-    """Raise `ValueError` for an argument that is not a positive integer."""
-    for name, value in values.items():
-        if not is_positive(value):
-            raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
-
-
 @dataclass(frozen=True)
 class _Screen:
     """The matrices in a format that multiplies fast, and how far its products of unit vectors may be off.

@@ -173,7 +173,7 @@ NAN = torch.eye(3).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(ma
         ({"text_to_image": [0.0, 1.0, 2.0]}, "text_to_image has dtype torch.float32"),
         ({"ks": ()}, "ks is ()"),
         ({"ks": (1, 0)}, "ks is .* positive"),
-        ({"chunk_size": 0}, "chunk_size is 0; it must be a positive integer"),
+        ({"chunk_size": 0}, "`chunk_size` must be a positive integer, got 0"),
     ],
 )
 def test_errors(arguments, message):
