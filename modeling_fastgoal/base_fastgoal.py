@@ -103,22 +103,25 @@ class FastGoalModel(_Base):
         return next(model_class for model_class in FastGoalModel.__subclasses__() if model_class.__name__ == name)
 
     @classmethod
-    def from_pretrained(cls: type[_Model], name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> _Model:
+    def from_pretrained(
+        cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
+    ) -> _Model:
         """Load a saved model; called on `FastGoalModel` itself, choose the class by the checkpoint's configuration.
 
         >>> model = FastGoalModel.from_pretrained("fast-goal")  # doctest: +SKIP
 
         Args:
-            name: Hub id or folder.
-            *args: As for `PreTrainedModel.from_pretrained`, like `kwargs`.
-            **kwargs: See `args`.
+            pretrained_model_name_or_path: Hub id or folder.
+            *model_args: As for `PreTrainedModel.from_pretrained`.
+            **kwargs: As for `PreTrainedModel.from_pretrained`.
 
         Raises:
             ValueError: The checkpoint's family is not supported.
         """
         if cls is FastGoalModel:
-            return cast(_Model, cls.class_for(config_of(name, kwargs)).from_pretrained(name, *args, **kwargs))
-        return cast(_Model, super().from_pretrained(name, *args, **kwargs))
+            name = cast(str, pretrained_model_name_or_path)
+            return cast(_Model, cls.class_for(config_of(name, kwargs)).from_pretrained(name, *model_args, **kwargs))
+        return cast(_Model, super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs))
 
     @classmethod
     def from_base(
