@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastgoal.trainer.batches.collator import FastGoalCollator
     from fastgoal.trainer.evaluation.evaluate import evaluate
     from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
+    from fastgoal.trainer.evaluation.options import EvaluationOptions
     from fastgoal.trainer.evaluation.report import EvaluationReport
     from fastgoal.trainer.trainer import FastGoalTrainer
     from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "EvaluationOptions",
     "EvaluationReport",
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EvaluationOptions": "fastgoal.trainer.evaluation.options",
     "EvaluationReport": "fastgoal.trainer.evaluation.report",
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",

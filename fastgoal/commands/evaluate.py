@@ -1,14 +1,17 @@
-"""`fastgoal evaluate`: retrieval of a CLIP checkpoint by a named protocol, as a table and a report."""
+"""`fastgoal evaluate`: evaluate image-text retrieval with a named protocol; print a table and write a report."""
 
 import argparse
+import dataclasses
 import textwrap
 from pathlib import Path
+from typing import Any
 
+from fastgoal.trainer.evaluation.options import EvaluationOptions
 from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
-from .options import add, number
+from .options import add
 
-HELP = "measure retrieval (recall@k both ways) of a CLIP by a named protocol"
+HELP = "evaluate image-text retrieval (recall@k in both directions) with a named protocol"
 
 _LIST = "\n".join(
     textwrap.fill(
@@ -20,14 +23,14 @@ _LIST = "\n".join(
     for name, protocol in PROTOCOLS.items()
 )
 EPILOG = f"""\
-protocols: each takes the dataset as it is published, or a table (parquet, saved dataset, Hub id) of it
+protocols: each reads its dataset as published, or as a table (parquet files, saved dataset, Hub id)
 {_LIST}
 
-Every caption of an image is a text of its own, cut at the number of tokens that the model reads. Ties count against
-the model, those between equal captions of two images too. Intervals are the middle 95 % of bootstrap resamples of the
-images. Published results are shown beside ours only for the whole protocol, and marked.
+Every caption of an image is a separate text, truncated to the number of tokens that the model reads. Ties count
+against the model, including ties between equal captions of two images. Intervals are the middle 95 % of bootstrap
+resamples of the images. Published results are shown only for a complete protocol, and marked as published.
 
-From Python: fastgoal.evaluate("outputs/", "test/", joint=True).to_markdown()
+From Python: fastgoal.evaluate("outputs/", "test/", EvaluationOptions(joint=True)).to_markdown()
 
 examples:
   fastgoal evaluate --model outputs/ --data test/ --output report.json
@@ -35,43 +38,37 @@ examples:
       --protocol docci --data docci/
   fastgoal evaluate --model outputs/ --data pairs/ --joint --localization
 """
+_FIELDS = dataclasses.fields(EvaluationOptions)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--model", "--data")
-    add(parser, "--protocol", help="what is tested how, see below")
-    add(parser, "--against", help="compare with this checkpoint on the same queries")
-    for name, text in (
-        ("--joint", "also GOAL's joint test, mAP@10 (needs data that `fastgoal pairs` wrote)"),
-        ("--robustness", "also with a false sentence in each caption, sentences shuffled or dropped, cut at 77 tokens"),
-        ("--localization", "also how often a sentence finds its boxes (top 5, 10, 15 patches)"),
-        ("--check", "compute recalls and ranks again with a second implementation, and stop if they differ"),
-    ):
-        parser.add_argument(name, action="store_true", help=text)
+    add(parser, "--model", "--data", "--against")
     parser.add_argument(
-        "--output", type=Path, metavar="report.json", help="write the report here as JSON, and beside it as report.md"
+        "--output", type=Path, metavar="report.json", help="write the report to this JSON file and to a .md file"
     )
-    add(parser, "--split", "--image-column", "--caption-column", "--allow-outside-files")
-    parser.add_argument("--boxes-column", metavar="NAME", default="boxes", help="for --localization")
-    add(parser, "--limit", "--on-error", "--batch-size", "--num-workers", "--device", "--dtype")
-    parser.add_argument(
-        "--resamples", type=number(0), default=1000, metavar="N", help="for the 95 %% intervals; 0: none"
-    )
-    add(parser, "--seed", help="of resamples and changes")
+    for field in _FIELDS:
+        arguments: dict[str, Any] = {"default": field.default, **field.metadata}
+        if field.type is bool:
+            arguments["action"] = "store_true"
+        elif "int" in str(field.type):
+            arguments |= {"type": int, "metavar": "N"}
+        else:
+            arguments["metavar"] = "NAME"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.files import prepare_output, write_text
 
+    options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in _FIELDS})
     if args.output is not None:
         prepare_output(args.output)
         if args.output.suffix == ".md":
-            raise ValueError(f"--output {args.output}: name the JSON file; the text goes beside it with .md.")
+            raise ValueError(f"--output {args.output}: name the JSON file; the Markdown file gets the suffix .md.")
 
     from fastgoal.trainer.evaluation.evaluate import evaluate
 
-    ours = ("command", "run", "traceback", "output")
-    report = evaluate(**{name: value for name, value in vars(args).items() if name not in ours}, progress=True)
+    report = evaluate(args.model, args.data, options, against=args.against, progress=True)
     print(f"\n{report.to_text()}")
     if args.output is not None:
         markdown = args.output.with_suffix(".md")

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ import transformers
 
 from fastgoal.processing.checkpoints.devices import choose_workers
 from fastgoal.processing.checkpoints.load import check_clip, load_clip
-from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.sources import Source
 
 from .measures.embeddings import EncodedSource, count_truncated, encode_source, max_text_length
 from .measures.intervals import bootstrap_intervals, compare
 from .measures.joint import evaluate_joint
 from .measures.localization import localize
-from .measures.retrieval import KS, Ranks, check_ks
+from .measures.retrieval import Ranks
 from .measures.robustness import measure_robustness
+from .options import EvaluationOptions
 from .protocols.published import published_rows
 from .protocols.registry import PROTOCOLS, open_protocol
 from .report import EvaluationReport, ModelResult
@@ -33,150 +34,94 @@ Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datas
 def evaluate(
     model: Checkpoint,
     data: Data,
-    protocol: str = "folder",
-    against: Checkpoint | None = None,
+    options: EvaluationOptions | None = None,
     *,
     processor: Any = None,
+    against: Checkpoint | None = None,
     against_processor: Any = None,
-    joint: bool = False,
-    robustness: bool = False,
-    localization: bool = False,
-    split: str | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    boxes_column: str = "boxes",
-    limit: int | None = None,
-    batch_size: int = 32,
-    num_workers: int | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    ks: Sequence[int] = KS,
-    resamples: int = 1000,
-    seed: int = 0,
-    on_error: str = "stop",
-    check: bool = False,
     progress: bool = False,
-    allow_outside_files: bool = False,
 ) -> EvaluationReport:
-    """Measure retrieval between the images and captions of a dataset, and what else is asked for.
+    """Measure the retrieval between the images and captions of a dataset, and what the options ask for.
 
         report = fastgoal.evaluate("outputs/", "test/", against="openai/clip-vit-base-patch16")
         print(report.metrics["text_to_image_R@1"], report.differences["text_to_image_R@1"].interval)
         pathlib.Path("report.md").write_text(report.to_markdown())
 
-    Every caption of an image is a text of its own, cut at the number of tokens that the model reads. Ties count
-    against the model (`retrieval_metrics`).
+    Every caption of an image is a separate text, truncated to the number of tokens that the model reads. Ties count
+    against the model (see `retrieval_metrics`).
 
     Args:
-        model: Folder or Hub id of a CLIP checkpoint, or a loaded CLIP with its `processor`.
-        data: The protocol's data, see `open_protocol`: a folder, a Hub id, a `Source`, a `datasets.Dataset` or a list
-            of rows such as `{"image": PIL image or file name, "caption": text}`.
-        protocol: What is tested how, one of `PROTOCOLS`.
-        against: Another checkpoint to compare with on the same queries, in the same forms as `model`.
-        processor: Of a loaded `model`.
-        against_processor: Of a loaded `against`.
-        joint: Also GOAL's joint test, mAP@10, which needs data that `fastgoal pairs` wrote.
-        robustness: Also with a false sentence in each caption, sentences shuffled or dropped, and text cut.
-        localization: Also how often a sentence finds its boxes.
-        split: Split of the data, where there are several.
-        image_column: Column with the image; found by itself.
-        caption_column: Column with the caption; found by itself.
-        boxes_column: Column with boxes, for `localization`.
-        limit: Use the first rows only.
-        batch_size: Images in a forward.
-        num_workers: Processes that read images; by default 4, and none beside a model on the CPU.
-        device: For a checkpoint: `cpu`, `cuda`, ... The accelerator by default.
-        dtype: For a checkpoint: `float32`, `bfloat16`, `float16` or `auto`.
-        ks: The k of recall@k.
-        resamples: For the 95 % intervals; 0 for none.
-        seed: Of resamples and changed captions.
-        on_error: At a broken row `"stop"`, or `"skip"` it and list it.
-        check: Compute recalls and ranks again with the second implementation, `fastgoal/retrieval_recall`.
+        model: Folder or Hub id of a checkpoint, or a loaded model with its `processor`.
+        data: Data of the protocol (see `open_protocol`): a folder, a Hub id, a `Source`, a `datasets.Dataset` or a
+            list of rows such as `{"image": PIL image or file name, "caption": text}`.
+        options: Protocol, tests and settings; the defaults of `EvaluationOptions` if None.
+        processor: Processor of a loaded `model`.
+        against: Another model to compare with on the same queries, given like `model`.
+        against_processor: Processor of a loaded `against`.
         progress: Show progress bars.
 
     Raises:
         ValueError: An argument is wrong, a model or the data cannot be used, a row is broken, or the check fails.
     """
-    check_positive(batch_size=batch_size, limit=limit)
-    if resamples < 0 or resamples == 1:
-        raise ValueError(f"resamples is {resamples}; it must be 0, for no intervals, or at least 2.")
-    check_ks(ks)
-    for checkpoint, own, option in ((model, processor, "--model"), (against, against_processor, "--against")):
-        if isinstance(checkpoint, str | os.PathLike):
-            check_clip(os.fspath(checkpoint), option)
-        elif checkpoint is not None and own is None:
-            names = ("model", "processor") if option == "--model" else ("against", "against_processor")
-            raise ValueError("`{}` is a loaded model; give its processor, too, as `{}`.".format(*names))
     started = time.perf_counter()
-    source = open_protocol(protocol, data, image_column, caption_column, split, limit, allow_outside_files)
-    _check_columns(source.columns, joint, localization, boxes_column)
+    options = EvaluationOptions() if options is None else options
+    if not isinstance(options, EvaluationOptions):
+        raise TypeError(f"`options` must be an EvaluationOptions, got {options!r}.")
+    _check_checkpoint(model, processor, "model")
+    if against is not None:
+        _check_checkpoint(against, against_processor, "against")
+    source = open_protocol(
+        options.protocol,
+        data,
+        options.image_column,
+        options.caption_column,
+        options.split,
+        options.limit,
+        options.allow_outside_files,
+    )
+    _check_columns(source.columns, options)
 
-    def measure(
-        checkpoint: Checkpoint, processor: Any, option: str
-    ) -> tuple[ModelResult, EncodedSource, Ranks, dict[str, Any]]:
-        """A model's result, what it is from, and what else the report says of it."""
-        model: Any = checkpoint
-        if isinstance(checkpoint, str | os.PathLike):
-            name = os.fspath(checkpoint)
-            model, processor = load_clip(name, device, dtype, option)
-        else:
-            name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
-        small: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        reading = {**small, "num_workers": choose_workers(num_workers, model)}
-        encoded = encode_source(model, processor, source, on_error=on_error, **reading)
-        ranks = encoded.ranks(model.device)
-        result = ModelResult(
-            model=name,
-            max_text_length=max_text_length(model),
-            metrics=ranks.summary(ks),
-            joint=evaluate_joint(model, processor, source, encoded, **reading) if joint else None,
-            robustness=measure_robustness(model, processor, encoded, ranks, seed=seed, **small) if robustness else None,
-            localization=localize(model, processor, source, encoded.rows, boxes_column, **small)
-            if localization
-            else None,
-        )
-        facts = {
-            "truncated_captions": count_truncated(model, processor, encoded.captions),
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
-        return result, encoded, ranks, facts
-
-    result, encoded, ranks, facts = measure(model, processor, "--model")
-    if check:
-        check_again(encoded, result.metrics, ks)
+    ours = _measure(model, processor, "model", source, options, progress)
+    if options.check:
+        check_again(ours.encoded, ours.result.metrics, options.ks)
     theirs, differences = None, None
     if against is not None:
-        theirs, their_encoded, their_ranks, _ = measure(against, against_processor, "--against")
-        if their_encoded.rows != encoded.rows:
-            raise ValueError("the two models could not read the same rows; mend the data, or use --on-error stop.")
-        differences = compare(ranks, their_ranks, ks, resamples, seed)
-    remark = PROTOCOLS[protocol].remark(len(encoded.rows))
+        theirs = _measure(against, against_processor, "against", source, options, progress)
+        if theirs.encoded.rows != ours.encoded.rows:
+            raise ValueError("The two models did not read the same rows. Repair the data, or use on_error='stop'.")
+        differences = compare(ours.ranks, theirs.ranks, options.ks, options.resamples, options.seed)
+    captions = ours.encoded.captions
+    protocol = PROTOCOLS[options.protocol]
+    remark = protocol.remark(len(ours.encoded.rows))
     return EvaluationReport(
-        **vars(result),
-        **facts,
-        protocol=protocol,
-        protocol_title=PROTOCOLS[protocol].title,
+        **vars(ours.result),
+        protocol=protocol.name,
+        protocol_title=protocol.title,
         complete=not remark,
         remark=remark,
         data=os.fspath(data) if isinstance(data, str | os.PathLike) else source.name,
-        split=split,
-        limit=limit,
-        images=len(encoded.rows),
-        captions=len(encoded.captions),
-        duplicate_captions=len(encoded.captions) - len(set(encoded.captions)),
-        truncated_share=facts["truncated_captions"] / len(encoded.captions),
-        ks=list(ks),
-        skipped=encoded.skipped,
-        resamples=resamples or None,
-        intervals=bootstrap_intervals(ranks, ks, resamples, seed) if resamples else None,
-        checked=check or None,
-        published=None if remark else published_rows(protocol) or None,
-        against=theirs,
+        split=options.split,
+        limit=options.limit,
+        images=len(ours.encoded.rows),
+        captions=len(captions),
+        duplicate_captions=len(captions) - len(set(captions)),
+        truncated_captions=ours.truncated,
+        truncated_share=ours.truncated / len(captions),
+        ks=list(options.ks),
+        skipped=ours.encoded.skipped,
+        resamples=options.resamples or None,
+        intervals=bootstrap_intervals(ours.ranks, options.ks, options.resamples, options.seed)
+        if options.resamples
+        else None,
+        checked=options.check or None,
+        published=None if remark else published_rows(protocol.name) or None,
+        against=theirs.result if theirs else None,
         differences=differences,
         seconds=round(time.perf_counter() - started, 3),
-        batch_size=batch_size,
-        seed=seed,
+        device=ours.device,
+        dtype=ours.dtype,
+        batch_size=options.batch_size,
+        seed=options.seed,
         versions={
             "fastgoal": importlib.metadata.version("fastgoal"),
             "torch": torch.__version__,
@@ -184,6 +129,52 @@ def evaluate(
             "python": platform.python_version(),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The result of one model, and what the comparison and the report need besides."""
+
+    result: ModelResult
+    encoded: EncodedSource
+    ranks: Ranks
+    truncated: int
+    device: str
+    dtype: str
+
+
+def _measure(
+    checkpoint: Checkpoint, processor: Any, parameter: str, source: Source, options: EvaluationOptions, progress: bool
+) -> _Measured:
+    """Load a model if `checkpoint` is a name, and measure it."""
+    model: Any = checkpoint
+    if isinstance(checkpoint, str | os.PathLike):
+        name = os.fspath(checkpoint)
+        model, processor = load_clip(name, options.device, options.dtype, f"--{parameter}")
+    else:
+        name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
+    common: dict[str, Any] = {"batch_size": options.batch_size, "progress": progress}
+    reading = {**common, "num_workers": choose_workers(options.num_workers, model)}
+    encoded = encode_source(model, processor, source, on_error=options.on_error, **reading)
+    ranks = encoded.ranks(model.device)
+    joint, robustness, localization = None, None, None
+    if options.joint:
+        joint = evaluate_joint(model, processor, source, encoded, **reading)
+    if options.robustness:
+        robustness = measure_robustness(model, processor, encoded, ranks, seed=options.seed, **common)
+    if options.localization:
+        localization = localize(model, processor, source, encoded.rows, options.boxes_column, **common)
+    length = max_text_length(model)
+    result = ModelResult(
+        model=name,
+        max_text_length=length,
+        metrics=ranks.summary(options.ks),
+        joint=joint,
+        robustness=robustness,
+        localization=localization,
+    )
+    truncated = count_truncated(model, processor, encoded.captions)
+    return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))
 
 
 def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[int]) -> None:
@@ -211,16 +202,25 @@ def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[
         )
 
 
-def _check_columns(columns: Sequence[str], joint: bool, localization: bool, boxes_column: str) -> None:
-    """Raise `ValueError`, before a model is loaded, where the data have not what a test asks for."""
+def _check_checkpoint(checkpoint: Checkpoint, processor: Any, parameter: str) -> None:
+    """Raise `ValueError`, before anything is loaded, if a model cannot be used."""
+    if isinstance(checkpoint, str | os.PathLike):
+        check_clip(os.fspath(checkpoint), f"--{parameter}")
+    elif processor is None:
+        name = "processor" if parameter == "model" else f"{parameter}_processor"
+        raise ValueError(f"`{parameter}` is a loaded model and needs its processor. Pass it as `{name}`.")
+
+
+def _check_columns(columns: Sequence[str], options: EvaluationOptions) -> None:
+    """Raise `ValueError`, before a model is loaded, if the data lack the columns of a test."""
     has_pairs = {"pairs", "sentences", "regions"} <= {*columns}
-    if joint and not has_pairs:
+    if options.joint and not has_pairs:
         raise ValueError(
-            "joint (--joint) needs the columns pairs, sentences and regions, which `fastgoal pairs` writes; the data "
-            f"have {', '.join(columns)}."
+            "`joint` requires the columns pairs, sentences and regions, which `fastgoal pairs` writes; the data have "
+            f"{', '.join(columns)}."
         )
-    if localization and not has_pairs and boxes_column not in columns:
+    if options.localization and not has_pairs and options.boxes_column not in columns:
         raise ValueError(
-            f"localization (--localization) needs a column '{boxes_column}' with boxes, or data that `fastgoal pairs` "
-            f"wrote; the data have {', '.join(columns)}. Name another with boxes_column (--boxes-column)."
+            f"`localization` requires a column '{options.boxes_column}' with boxes, or a dataset written by `fastgoal "
+            f"pairs`; the data have {', '.join(columns)}. Name another column with `boxes_column`."
         )

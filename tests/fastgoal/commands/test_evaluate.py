@@ -76,7 +76,7 @@ def test_incomplete_protocol_is_said_and_gets_no_published_rows(tiny_clip, folde
 def test_published_rows_stand_beside_ours(tiny_clip, folder, monkeypatch, capsys):
     import dataclasses
 
-    from fastgoal.trainer.evaluation.protocols.registry import registry as protocols
+    from fastgoal.trainer.evaluation.protocols import registry as protocols
 
     small = dataclasses.replace(protocols.PROTOCOLS["docci"], images=4)
     monkeypatch.setitem(protocols.PROTOCOLS, "docci", small)
@@ -107,10 +107,10 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
     model.save_pretrained(broken)
     CLIPProcessor.from_pretrained(tiny_clip).save_pretrained(broken)
     for model, data, arguments, message in [
-        (tiny_clip, folder, ["--joint"], "needs the columns pairs"),
+        (tiny_clip, folder, ["--joint"], "the columns pairs"),
         (tiny_clip, folder, ["--localization"], "a column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
-        (tiny_clip, folder, ["--resamples", 1], "resamples is 1"),
+        (tiny_clip, folder, ["--resamples", 1], "`resamples` must be 0 or"),
         (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),
         (tiny_clip, folder, ["--against", tmp_path / "none"], "none"),
         (broken, folder, [], "has weights that are infinite or no numbers"),

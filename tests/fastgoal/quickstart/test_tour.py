@@ -48,12 +48,14 @@ def test_lines_are_in_words_and_tell_how_far_a_training_is(toured):
 
 
 def test_numbers_are_those_of_the_saved_models(toured):
-    from fastgoal import evaluate
+    from fastgoal import EvaluationOptions, evaluate
 
     folder, report, _ = toured
     for name, place in (("base", BASE), ("global", folder / "global"), ("fast_goal", folder / "fast-goal")):
         model, processor = FastGoalCLIPModel.from_base(str(place)), FastGoalProcessor.from_base(str(place))
-        got = evaluate(model, folder / "scenes" / "test", processor=processor, batch_size=7, resamples=0)
+        got = evaluate(
+            model, folder / "scenes" / "test", EvaluationOptions(batch_size=7, resamples=0), processor=processor
+        )
         assert got.metrics == pytest.approx(report["results"][name], abs=1e-9), name
 
 

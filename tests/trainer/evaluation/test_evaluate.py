@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import fastgoal
+from fastgoal import EvaluationOptions
 from fastgoal.trainer.evaluation.evaluate import check_again
 from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
@@ -30,7 +31,9 @@ def pictures():
 def test_a_loaded_model_and_rows(loaded, pictures):
     """The numbers are those of the embeddings that the model itself gives."""
     model, processor = loaded
-    report = fastgoal.evaluate(model, pictures, processor=processor, ks=(1, 2), resamples=20, check=True)
+    report = fastgoal.evaluate(
+        model, pictures, EvaluationOptions(ks=(1, 2), resamples=20, check=True), processor=processor
+    )
     inputs = processor(
         images=[row["image"] for row in pictures],
         text=[row["caption"] for row in pictures],
@@ -54,7 +57,11 @@ def test_a_loaded_model_and_rows(loaded, pictures):
 def test_against_itself_nothing_differs(tiny_clip, loaded, pictures):
     model, processor = loaded
     report = fastgoal.evaluate(
-        str(tiny_clip), pictures, against=model, against_processor=processor, limit=3, resamples=0, device="cpu"
+        str(tiny_clip),
+        pictures,
+        EvaluationOptions(limit=3, resamples=0, device="cpu"),
+        against=model,
+        against_processor=processor,
     )
     assert report.images == report.limit == 3
     assert all(
@@ -79,44 +86,24 @@ def test_the_check_finds_a_wrong_number(loaded, pictures):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"processor": None}, "`model` is a loaded model; give its processor, too, as `processor`."),
-        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
-        ({"limit": 0}, "limit is 0"),
-        ({"resamples": 1}, "resamples is 1; it must be 0, for no intervals, or at least 2"),
-        ({"protocol": "dci"}, "protocol is 'dci'"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"processor": None}, "`model` .* `processor`"),
+        ({"against": torch.nn.Identity()}, "`against` .* `against_processor`"),
+        ({"against": "no/such/folder/here"}, "no/such/folder/here"),
     ],
 )
-def test_errors(loaded, pictures, changes, message):
-    model, processor = loaded
-    with pytest.raises(ValueError, match=message):
-        fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ks": (0,)}, r"ks is \(0,\)"),
-        ({"against": "no/such/place/here"}, "no/such/place/here"),
-        (
-            {"against": torch.nn.Identity()},
-            "`against` is a loaded model; give its processor, too, as `against_processor`.",
-        ),
-    ],
-)
-def test_what_is_wrong_is_found_before_the_first_model_is_asked(loaded, pictures, monkeypatch, changes, message):
+def test_a_model_that_cannot_be_used_is_refused_before_the_first_one_runs(
+    loaded, pictures, monkeypatch, changes, message
+):
     model, processor = loaded
     monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "encode_source", None)
     with pytest.raises((ValueError, OSError), match=message):
-        fastgoal.evaluate(model, pictures, processor=processor, **changes)
+        fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
 
 
-@pytest.mark.parametrize(
-    ("test", "words"), [("joint", "needs the columns pairs"), ("localization", "a column 'boxes'")]
-)
+@pytest.mark.parametrize(("test", "words"), [("joint", "the columns pairs"), ("localization", "a column 'boxes'")])
 def test_the_data_are_looked_at_before_a_model_is_loaded(tmp_path, tiny_clip, monkeypatch, test, words):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}\n')
     module = sys.modules["fastgoal.trainer.evaluation.evaluate"]
     monkeypatch.setattr(module, "load_clip", lambda *args: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=rf"{words}.*the data have file_name, caption"):
-        fastgoal.evaluate(str(tiny_clip), str(tmp_path), **{test: True})
+    with pytest.raises(ValueError, match=rf"`{test}` .*{words}.*the data have file_name, caption"):
+        fastgoal.evaluate(str(tiny_clip), str(tmp_path), EvaluationOptions(**{test: True}))

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .retrieval import KS, WAYS, Ranks
+from .cutoffs import KS
+from .retrieval import WAYS, Ranks
 
 
 class Interval(NamedTuple):

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from fastgoal.processing.checks import check_positive, is_positive
+from fastgoal.processing.checks import check_positive
 
+from .cutoffs import KS, check_ks
 from .rivals import count_rivals, unit_rows
 
 logger = logging.get_logger(__name__)
 
-KS = (1, 5, 10, 25, 50)
 WAYS = ("text_to_image", "image_to_text")
 
 
@@ -116,12 +116,6 @@ def retrieval_ranks(
         texts, images, of_text[:, None], of_image.where(asked, torch.inf)[:, None], own, chunk_size
     )
     return Ranks(before_text[:, 0] + 1, (before_image[:, 0] + 1).where(asked, 0), owner)
-
-
-def check_ks(ks: Sequence[int]) -> None:
-    """Raise `ValueError` unless there are k, all of them positive integers."""
-    if len(ks) == 0 or not all(map(is_positive, ks)):
-        raise ValueError(f"ks is {ks!r}; it must be a non-empty sequence of positive integers.")
 
 
 def _owners(text_to_image: Tensor | Sequence[int] | None, images: int, texts: int) -> Tensor:

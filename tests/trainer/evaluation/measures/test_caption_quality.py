@@ -57,5 +57,5 @@ def test_a_single_row_and_broken_images(clip, tmp_path):
     broken[4]["image"]["bytes"] = b"no picture"
     with pytest.raises(ValueError, match=r"none of the 5 images drawn for the cosine can be read; row 0: 0\.jpg"):
         mean_cosine(PairsFolder(write(tmp_path / "none", broken)), *clip, "tiny")
-    with pytest.raises(ValueError, match="sample is 0"):
+    with pytest.raises(ValueError, match="`sample` must"):
         mean_cosine(PairsFolder(tmp_path / "none"), *clip, "tiny", sample=0)

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn.functional import one_hot
 from transformers import CLIPModel, CLIPProcessor
 
-from fastgoal import evaluate
+from fastgoal import EvaluationOptions, evaluate
 from fastgoal.cli import main
 from fastgoal.processing.data.sources import open_source
 from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_source, encode_texts
@@ -132,7 +132,7 @@ def test_nothing_to_encode(model, processor):
         encode_images(model, processor, [])
     with pytest.raises(ValueError, match=r"`texts` is \[\]"):
         encode_texts(model, processor, [])
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="`batch_size` must"):
         encode_texts(model, processor, ["a"], batch_size=0)
 
 
@@ -143,7 +143,8 @@ def test_unreadable_image_is_named(model, processor, tmp_path):
 
 
 def measure(model, processor, folder, **settings):
-    return evaluate(model, folder, processor=processor, **{"resamples": 0, "num_workers": 0, **settings})
+    options = EvaluationOptions(**{"resamples": 0, "num_workers": 0, **settings})
+    return evaluate(model, folder, options, processor=processor)
 
 
 def test_the_answer_is_known(processor, tmp_path):
@@ -272,7 +273,7 @@ class TestCommand:
             ((other, data), "type 'bert'. It must be a CLIP"),
             ((half, data), "has not the weights of a FastGoalCLIPModel"),
             ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
-            ((tiny_clip, data, "--batch-size", 0), "--batch-size is 0"),
+            ((tiny_clip, data, "--batch-size", 0), "`batch_size` must be a positive integer, got 0"),
             ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
         ]:
             assert self.run(*arguments) == 2, arguments

@@ -127,8 +127,8 @@ def test_counts_in_bfloat16_are_those_of_float64(monkeypatch, fast, noise):
         ({"image_embeds": torch.full((2, 2), math.nan)}, "NaN"),
         ({"group": [0]}, r"group has shape \(1,\)"),
         ({"group": [0, 0]}, "group 0 has two global items, 0 and 1"),
-        ({"k": 0}, "k is 0"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"k": 0}, "`k` must"),
+        ({"chunk_size": 0}, "`chunk_size` must"),
     ],
 )
 def test_errors(arguments, message):

@@ -1,0 +1,13 @@
+"""The values of k in recall@k. Imports nothing heavy, as the command line needs them."""
+
+from collections.abc import Sequence
+
+from fastgoal.processing.checks import is_positive
+
+KS = (1, 5, 10, 25, 50)
+
+
+def check_ks(ks: Sequence[int]) -> None:
+    """Raise `ValueError` unless `ks` is a non-empty sequence of positive integers."""
+    if not isinstance(ks, Sequence) or isinstance(ks, str) or not ks or not all(map(is_positive, ks)):
+        raise ValueError(f"`ks` must be a non-empty sequence of positive integers, got {ks!r}.")
