@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .geometry import crop_box
+from .geometry import ImageTransform, crop_box, patch_span
 from .regions import Region
 from .sentences import Sentence
 from .texts import check_texts
@@ -61,14 +61,72 @@ def pair_up(
     Returns:
         One pair per sentence, in order, exactly one of them `best`.
     """
-    scores, choices = similarity.float().max(dim=1)
-    chosen = [int(choice) for choice in choices]
-    ranking = sorted(range(len(sentences)), key=lambda i: -float(scores[i]))
-    best = next((i for i in ranking if visible(sentences[i], regions[chosen[i]])), ranking[0])
+    scores, chosen = (values.tolist() for values in similarity.float().max(dim=1))
+    best = rank_pairs(scores, lambda i: visible(sentences[i], regions[chosen[i]]), 1)[0]
     return [
-        LocalPair(sentence, regions[chosen[i]], float(scores[i]), i == best, i, chosen[i])
+        LocalPair(sentence, regions[chosen[i]], scores[i], i == best, i, chosen[i])
         for i, sentence in enumerate(sentences)
     ]
+
+
+def rank_pairs(scores: Sequence[float], is_visible: Callable[[int], bool], count: int | None = None) -> list[int]:
+    """Rank an image's pairs by score among those that the model sees. This is the only place that decides it.
+
+    A model sees a pair if some token of the sentence is left after truncation and some patch of the region lies inside
+    the crop, so the answer depends on the model's processor.
+
+    Args:
+        scores: The pairs' scores.
+        is_visible: Whether the model sees the pair with this index.
+        count: The number of pairs wanted; None for all.
+
+    Returns:
+        Indices of visible pairs, the highest score first and equal scores in their order. If the model sees none of
+        the pairs: the index of the first one by score.
+    """
+    ranking = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return list(islice(filter(is_visible, ranking), count)) or ranking[:1]
+
+
+def rank_row_pairs(
+    row: Any, readable: Sequence[bool], processor: Any, image_size: tuple[int, int], count: int | None = None
+) -> list[Mapping[str, Any]]:
+    """Rank the pairs of a row of a pairs dataset, see `rank_pairs`.
+
+    Args:
+        row: Has `regions` (dicts with `box`) and `pairs` (dicts with `sentence`, `region` and `score`).
+        readable: Whether any token of the sentence is left after truncation, for each sentence of the row.
+        processor: The model's `FastGoalProcessor`.
+        image_size: (width, height) of the upright image.
+        count: The number of pairs wanted; None for all.
+    """
+    transform, patch_size = ImageTransform.of(processor.image_processor, image_size), processor.require_patch_size()
+
+    def is_visible(index: int) -> bool:
+        pair = row.pairs[index]
+        return (
+            readable[pair["sentence"]]
+            and patch_span(row.regions[pair["region"]]["box"], transform, patch_size) is not None
+        )
+
+    return [row.pairs[index] for index in rank_pairs([pair["score"] for pair in row.pairs], is_visible, count)]
+
+
+def best_pair(row: Any, processor: Any, image_size: tuple[int, int]) -> Mapping[str, Any]:
+    """Return the pair that a model trains on with `pair_sampling="best"`, and that the joint test evaluates.
+
+    Args:
+        row: Has `caption`, `sentences` (dicts with `start` and `end`), `regions` and `pairs`, as a `TrainingRow`.
+        processor: The model's `FastGoalProcessor`.
+        image_size: (width, height) of the upright image.
+
+    Raises:
+        ValueError: A sentence is not a span of the caption.
+        IndexError: The row has no pairs.
+    """
+    spans = [(sentence["start"], sentence["end"]) for sentence in row.sentences]
+    readable = processor.sentence_masks(row.caption, spans).any(dim=1).tolist()
+    return rank_row_pairs(row, readable, processor, image_size, 1)[0]
 
 
 def pair_row(

@@ -3,7 +3,7 @@
 import torch
 
 from fastgoal import Region, Sentence
-from fastgoal.processing.matching import batches_by_tokens, embed_crop_stream, embed_texts, pair_up
+from fastgoal.processing.matching import batches_by_tokens, embed_crop_stream, embed_texts, pair_up, rank_pairs
 
 
 def test_texts_alone_and_together_are_the_same(processor, model):
@@ -88,3 +88,11 @@ def test_images_without_crops_have_no_embeddings(processor, model):
     for order in ([none, crops, none], [crops, none, crops], [none], [crops, none, none]):
         embeds = list(embed_crop_stream(order, model, processor.image_processor, 3))
         assert [len(some) for some in embeds] == [len(some) for some in order]
+
+
+def test_pairs_are_ranked_among_those_the_model_sees():
+    scores = [0.5, 0.9, 0.9, 0.1]
+    assert rank_pairs(scores, lambda index: True) == [1, 2, 0, 3]
+    assert rank_pairs(scores, lambda index: index != 1, 2) == [2, 0]
+    assert rank_pairs(scores, lambda index: False) == [1]
+    assert rank_pairs([], lambda index: True) == []
