@@ -80,20 +80,20 @@ def build_parser() -> Parser:
             parents=[common],
         )
         module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+        subparser.set_defaults(run=module.run, parser=subparser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fastgoal` with `argv` (without the program's name; `sys.argv[1:]` if None).
+    """Run `fastgoal` with `argv` (`sys.argv[1:]` if None) and return the exit code.
 
-    Returns the exit code: 0, what the command returned, 2 for wrong arguments or input, 130 when interrupted. `--help`
-    and `--version` leave through `SystemExit`, as argparse does.
+    The exit code is that of the command, 2 for invalid arguments or input, and 130 after an interrupt. `--help` and
+    `--version` raise `SystemExit`, as in argparse.
     """
+    parser = build_parser()
     args = argparse.Namespace(command=None)
 
     def work() -> int:
-        parser = build_parser()
         parser.parse_args(argv, args)
         if args.command is None:
             parser.print_help(sys.stderr)
@@ -101,7 +101,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         return code
 
-    def name() -> str:
-        return f"fastgoal {args.command}" if args.command else "fastgoal"
-
-    return run_cleanly(name, work, lambda: getattr(args, "traceback", False))
+    return run_cleanly(lambda: getattr(args, "parser", parser), work, lambda: getattr(args, "traceback", False))

@@ -24,18 +24,17 @@ from transformers.utils import logging
 from fastgoal.processing.checkpoints.adapters import is_adapted, is_adapter
 from fastgoal.processing.checkpoints.load import load_clip
 from fastgoal.processing.data.sources import Source, open_source
+from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import newest_checkpoint, refuse_output, require_checkpoint, step_of
+from fastgoal.trainer.cli.parser import Parser
+from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
+from fastgoal.trainer.cli.terminal import run_cleanly
 from fastgoal.trainer.saving import hold_output
 from fastgoal.trainer.summary import end_lines, language_of
+from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
-
-from .batches.rows import PairData
-from .batches.streams import StreamData
-from .cli.parser import Parser
-from .cli.settings_file import flags_of, refuse_two_names
-from .cli.terminal import run_cleanly
-from .trainer import FastGoalTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -106,16 +105,19 @@ KINDS = (RunArguments, FastGoalTrainingArguments)
 OTHER_NAMES = {own.metadata["aliases"][2:]: own.name for own in fields(RunArguments) if "aliases" in own.metadata}
 
 
-def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]:
-    """Arguments from a YAML file, from flags, or from a file and flags that overrule it.
+def run_parser(prog: str = "run.py") -> RunParser:
+    """Return the parser of a training's settings."""
+    usage = "%(prog)s [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]"
+    return RunParser([*KINDS], prog=prog, usage=usage)
+
+
+def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArguments, FastGoalTrainingArguments]:
+    """Return the arguments of a training from a YAML file, from flags, or from a file and flags that override it.
 
     Raises:
-        SystemExit: Something is wrong with them, as argparse does it: two lines on stderr, and the exit code 2.
+        SystemExit: An argument is invalid; as in argparse, two lines are printed on stderr and the exit code is 2.
     """
-    parser = RunParser(
-        [*KINDS],
-        usage="%(prog)s [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]",
-    )
+    parser = parser or run_parser()
     flags = list(argv)
     try:
         given = [flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")]
@@ -129,9 +131,9 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, FastGoalTrainingArguments]
     return run, training
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a training; returns the exit code."""
-    run, args = parse(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> int:
+    """Run a training and return the exit code."""
+    run, args = parse(sys.argv[1:] if argv is None else argv, parser)
     if run.streaming and run.max_train_rows is not None:
         raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
     if run.streaming and (run.image_column or run.caption_column):
@@ -228,4 +230,4 @@ def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cleanly(lambda: "run.py", main))
+    sys.exit(run_cleanly(run_parser, main))

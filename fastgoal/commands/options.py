@@ -14,30 +14,30 @@ from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
 
 def number(lowest: float, highest: float | None = None, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """The argparse type of an integer (or a float, with `kind`) in a range, both ends included."""
-    wanted = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+    """Return the argparse type of an integer (or a float, with `kind`) in a range that includes both ends."""
+    allowed = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
-            what = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {what}, {wanted}") from None
+            name = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {name} {allowed}, got {text!r}") from None
         if not (lowest <= value and (highest is None or value <= highest)):
-            raise argparse.ArgumentTypeError(f"is {text}; it must be {wanted}")
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
         return value
 
     return parse
 
 
 def text_file(name: str) -> str:
-    """The argparse type of the name of a text file: what stands in the file."""
+    """Return the text of a file; an argparse type."""
     try:
         text = Path(name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"is {name}, which is no text in UTF-8 that can be read: {error}") from None
+        raise argparse.ArgumentTypeError(f"must be a text file in UTF-8, got {name}: {error}") from None
     if not text:
-        raise argparse.ArgumentTypeError(f"is {name}, which is empty; expected a text")
+        raise argparse.ArgumentTypeError(f"must be a text file, got {name}, which is empty")
     return text
 
 

@@ -5,7 +5,6 @@ name is passed on as it is, `--help` included.
 """
 
 import argparse
-import sys
 
 HELP = "fine-tune a CLIP on the pairs that `fastgoal pairs` wrote"
 
@@ -37,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(USAGE, flush=True)
         arguments = ["--help"]
-    # argparse takes the program's name in usage and error messages from here.
-    sys.argv = ["fastgoal train", *arguments]
 
-    from fastgoal.trainer.run import main
+    from fastgoal.trainer.run import main, run_parser
 
-    return int(main(arguments) or 0)
+    args.parser = run_parser("fastgoal train")
+    return main(arguments, args.parser)

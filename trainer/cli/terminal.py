@@ -1,6 +1,6 @@
-"""What a program shows on a terminal, whatever its data hold, and how it ends.
+"""Show any text safely on a terminal, and end a program with an exit code and one line instead of a traceback.
 
-Imports nothing heavy: every command of `fastgoal` runs in it, and so does the run script.
+This module imports nothing heavy: every `fastgoal` command and the run script use it.
 """
 
 import os
@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# What moves the cursor, rings, or turns the direction of what follows is not shown raw, but for tabs, line ends,
-# colors and the step up of progress bars.
+from .parser import Parser
+
+# Control characters that move the cursor, ring the bell or change the writing direction. Tabs, newlines, colors and
+# the cursor-up code of progress bars are not among them.
 _CONTROL = re.compile(
     r"\x1b\[[0-9;]*m|\x1b\[A|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 
 
 class Terminal:
-    """A stream that shows any text: control characters as `\\x1b`, and likewise what its encoding has not.
+    """A stream that writes control characters, and characters that its encoding does not have, as `\\x1b`.
 
-    Progress bars go back to the start of their line with a carriage return at an end of what they write.
+    Carriage returns at the start or end of a text are kept, because progress bars use them.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -30,7 +32,7 @@ class Terminal:
         """Write a text."""
         inner = text.strip("\r")
         before, _, after = text.partition(inner) if inner else (text, "", "")
-        shown = before + _CONTROL.sub(_spelled, inner) + after
+        shown = before + _CONTROL.sub(_escape, inner) + after
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
@@ -39,8 +41,8 @@ class Terminal:
         return getattr(self.stream, name)
 
 
-def _spelled(found: re.Match[str]) -> str:
-    text = found[0]
+def _escape(match: re.Match[str]) -> str:
+    text = match[0]
     if len(text) > 1:
         return text
     return f"\\x{ord(text):02x}" if ord(text) < 256 else f"\\u{ord(text):04x}"
@@ -48,7 +50,7 @@ def _spelled(found: re.Match[str]) -> str:
 
 @contextmanager
 def any_text() -> Iterator[None]:
-    """Let `print`, progress bars and warnings of the block show any text on the standard streams."""
+    """Let `print`, progress bars and warnings inside the block show any text on the standard streams."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream if isinstance(stream, Terminal) else Terminal(stream) for stream in streams)
     try:
@@ -58,18 +60,19 @@ def any_text() -> Iterator[None]:
 
 
 def run_cleanly(
-    name: Callable[[], str], work: Callable[[], int], show_traceback: Callable[[], bool] = lambda: False
+    parser: Callable[[], Parser], work: Callable[[], int], show_traceback: Callable[[], bool] = lambda: False
 ) -> int:
-    """Run a program; what goes wrong with its input is a line on stderr.
+    """Run a program and print an expected error as one line on stderr.
 
     Args:
-        name: Gives the name of the program, which begins the line.
-        work: Returns the exit code.
-        show_traceback: Whether errors shall rather be raised; asked when there is one.
+        parser: Returns the parser of the running command. The line starts with its name, and parameters of Python
+            functions in the message become its flags.
+        work: Does the work and returns the exit code.
+        show_traceback: Returns whether to raise errors instead. It is called only when there is an error.
 
     Returns:
-        The exit code: that of `work`, 2 for wrong arguments or input, 130 when interrupted. `--help` leaves through
-        `SystemExit`, as argparse does.
+        The exit code: that of `work`, 2 for invalid arguments or input, 130 after an interrupt. `--help` raises
+        `SystemExit`, as in argparse.
     """
     with any_text():
         try:
@@ -77,14 +80,14 @@ def run_cleanly(
             sys.stdout.flush()
             return code
         except SystemExit as stop:
-            if stop.code == 2:  # the parser has said what is wrong
+            if stop.code == 2:  # the parser has printed the error
                 return 2
             raise
         except KeyboardInterrupt:
-            sys.stderr.write(f"{name()}: interrupted\n")
+            sys.stderr.write(f"{parser().prog}: interrupted\n")
             return 130
         except BrokenPipeError:
-            # The reader of our output (`| head`) has gone: leave quietly, also when Python flushes at exit.
+            # The reader of our output (`| head`) has ended. Exit quietly, also when Python flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
@@ -95,9 +98,9 @@ def run_cleanly(
                 raise
             reason = str(error)
             if out_of_memory:
-                said = f" ({' '.join(reason.split()[:30])})" if reason else ""
-                reason = f"the memory is too small for this{said}. Take smaller batches."
+                details = f" ({' '.join(reason.split()[:30])})" if reason else ""
+                reason = f"out of memory: reduce the batch size{details}."
             if of_wandb:
-                reason = f"wandb: {reason} WANDB_MODE=offline needs no account, --report_to none no wandb."
-            sys.stderr.write(f"{name()}: error: {reason}\n")
+                reason = f"wandb: {reason} Set WANDB_MODE=offline to log without an account, or `report_to=none`."
+            sys.stderr.write(f"{parser().prog}: error: {parser().with_flags(reason)}\n")
             return 2

@@ -116,7 +116,7 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
     assert "lies inside the folder of images" in error(*options(photographs, photographs / "out", tiny_vlm))
     assert "lies inside the folder of images" in error(*options(photographs, photographs, tiny_vlm))
     assert "device='nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")
-    assert "--batch-size is 0" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
+    assert "--batch-size must be at least 1" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
     assert "plain folder of images" in error(*options(photographs, output, tiny_vlm), "--split", "test")
     assert "No such file" in error(*options(photographs, output, tiny_vlm), "--prompt-file", tmp_path / "absent.txt")
 

@@ -63,3 +63,49 @@ def test_help_fills_paragraphs_and_tells_defaults(parser, monkeypatch):
 
 def test_nothing_near():
     assert did_you_mean("--zebra", ["--model", "--data"]) == ""
+
+
+@pytest.fixture
+def named_parser():
+    parser = Parser(prog="tool")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("-n", "--num-workers", type=int)
+    parser.add_argument("--on-error")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--hard_negatives", "--near", nargs="?")
+    parser.add_argument("--model_name", "--model", dest="model")
+    parser.add_argument("--target", nargs="+")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("parameter", "argument"),
+    [
+        ("`num_workers`", "--num-workers"),
+        ("`num_workers=8`", "--num-workers 8"),
+        ("`on_error='skip'`", "--on-error skip"),
+        ("`on_error=skip it`", "--on-error 'skip it'"),
+        ("`hard_negatives`", "--hard_negatives"),
+        ("`hard_negatives=False`", "--hard_negatives false"),
+        ("`dry_run=True`", "--dry-run"),
+        ("`dry_run=False`", "`dry_run=False`"),
+        ("`num_workers=None`", "`num_workers=None`"),
+        ("`target=['q', 'v']`", "--target q v"),
+        ("`folder`", "DIR"),
+        ("`model`", "--model"),
+        ("`batch_size`", "`batch_size`"),
+        ("`model.config`", "`model.config`"),
+        ("`tool --help`", "`tool --help`"),
+    ],
+)
+def test_parameters_become_arguments_of_the_command(named_parser, parameter, argument):
+    assert (
+        named_parser.with_flags(f"{parameter} is wrong, see ({parameter}).")
+        == f"{argument} is wrong, see ({argument})."
+    )
+
+
+def test_errors_of_the_parser_name_flags_too(named_parser, capsys):
+    with pytest.raises(SystemExit):
+        named_parser.error("`num_workers` must not be negative.")
+    assert "error: --num-workers must not be negative." in capsys.readouterr().err

@@ -9,7 +9,11 @@ import sys
 import pytest
 from tqdm import tqdm
 
+from fastgoal.trainer.cli.parser import Parser
 from fastgoal.trainer.cli.terminal import Terminal, any_text, run_cleanly
+
+PARSER = Parser(prog="p")
+PARSER.add_argument("--num-workers")
 
 
 def shown(text, encoding="utf-8"):
@@ -54,11 +58,12 @@ def test_progress_bars_still_move(capsys):
     [
         (ValueError("row 3 is \x1b[2J wrong"), "p: error: row 3 is \\x1b[2J wrong\n", 2),
         (OSError("no room"), "p: error: no room\n", 2),
+        (ValueError("`num_workers` must be 0, `row` too"), "p: error: --num-workers must be 0, `row` too\n", 2),
         (KeyboardInterrupt(), "p: interrupted\n", 130),
-        (MemoryError(), "p: error: the memory is too small for this. Take smaller batches.\n", 2),
+        (MemoryError(), "p: error: out of memory: reduce the batch size.\n", 2),
         (
             type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key."),
-            "p: error: wandb: No API key. WANDB_MODE=offline needs no account, --report_to none no wandb.\n",
+            "p: error: wandb: No API key. Set WANDB_MODE=offline to log without an account, or `report_to=none`.\n",
             2,
         ),
     ],
@@ -68,17 +73,17 @@ def test_how_a_program_ends(capsys, error, line, code):
         raise error
 
     streams = sys.stdout, sys.stderr
-    assert run_cleanly(lambda: "p", work) == code
+    assert run_cleanly(lambda: PARSER, work) == code
     assert capsys.readouterr().err == line
     assert (sys.stdout, sys.stderr) == streams
     if isinstance(error, ValueError):
-        with pytest.raises(ValueError, match="row 3"):
-            run_cleanly(lambda: "p", work, lambda: True)
+        with pytest.raises(ValueError, match="row"):
+            run_cleanly(lambda: PARSER, work, lambda: True)
 
 
 def test_a_defect_is_not_hidden():
     with pytest.raises(KeyError):
-        run_cleanly(lambda: "p", lambda: {}["a"])
+        run_cleanly(lambda: PARSER, lambda: {}["a"])
 
 
 @pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
