@@ -29,7 +29,7 @@ from benchmarks.random_clip import build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
 from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import TOKENS_PER_CROP, batches_by_tokens, cut_crops
@@ -59,7 +59,7 @@ def make_pairs(
 ) -> Any:
     """The whole of `fastgoal pairs` on a folder; the summary."""
     return build_pairs(
-        open_source(folder, allow_outside_files=True),
+        load_source(folder, allow_outside_files=True),
         output,
         PairSettings(model="random", shard_size=shard_size),
         lambda: (model, processor),
@@ -84,7 +84,7 @@ class Parts:
 
     def __init__(self, folder: Path, model: Any, processor: Any, batch_size: int) -> None:
         self.model, self.detector, self.batch_size = model, processor.detector, batch_size
-        rows = list(open_source(folder, allow_outside_files=True))
+        rows = list(load_source(folder, allow_outside_files=True))
         images = [load_image(row.image) for row in rows]
         self.prepared = []
         if self.detector:

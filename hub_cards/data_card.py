@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from fastgoal.processing.data.pairs_dataset import MANIFEST, PairsFolder
-from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, open_source
+from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, load_source
 from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -219,7 +219,7 @@ def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None =
     if captions is None and not (source / CAPTIONS_MANIFEST).is_file():
         return None
     facts = CaptionerFacts.of_folder(source)
-    if open_source(source).fingerprint == pairs.manifest["settings"].get("source_fingerprint"):
+    if load_source(source).fingerprint == pairs.manifest["settings"].get("source_fingerprint"):
         return facts
     if captions is None:
         return None

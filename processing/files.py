@@ -21,17 +21,21 @@ HOLDER = "run.json"
 WORK_FOLDER = ".fastgoal"
 
 
-def prepare_output(path: Path, option: str = "--output") -> None:
-    """Find out before the work, not after it, that the file of an option cannot be written.
+def prepare_output(path: Path, argument: str = "output") -> None:
+    """Create the folder of an output file, and check before the work starts that the file can be written.
+
+    Args:
+        path: The file.
+        argument: Name of the argument that `path` was given for, for messages.
 
     Raises:
         ValueError: The path is a folder, or its folder is not writable.
     """
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder; name a file in it.")
+        raise ValueError(f"`{argument}={path}` is a folder. Name a file in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{option} {path}: the folder {path.parent} is not writable.")
+        raise ValueError(f"`{argument}={path}`: the folder {path.parent} is not writable.")
 
 
 def lies_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .texts import check_texts
-from .tokens import count_longer, padding_of, require_tokens, span_masks, tokens_with_spans
+from .tokens import count_truncated, padding_of, require_tokens, span_masks, tokens_with_spans
 
 try:
     from fastgoal.modeling_fastgoal.families_fastgoal import family_of
@@ -180,7 +180,7 @@ class FastGoalProcessor(Flism, CLIPProcessor):
 
     def count_truncated(self, captions: Sequence[str], max_length: int | None = None) -> int:
         """How many of the captions have more tokens than the model reads (or than `max_length`)."""
-        return count_longer(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
+        return count_truncated(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Which patches of the model's input a box covers, mapped through this processor's resize and crop.

@@ -129,10 +129,10 @@ def require_tokens(tokenizer: Any) -> None:
         raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing.")
 
 
-def count_longer(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """How many texts have more than `limit` tokens."""
-    # A token stands for a byte at least, of the text in its usual form; BOS, EOS and a mark for the start of a word
-    # aside. So short texts need no second look.
+def count_truncated(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """Return how many texts have more than `limit` tokens, BOS and EOS included."""
+    # A token covers at least one byte of the normalized text, except BOS, EOS and a mark for the start of a word. So
+    # short texts need not be tokenized.
     candidates = [text for text in texts if len(unicodedata.normalize("NFKC", text).encode()) + 3 > limit]
     if not candidates:
         return 0

@@ -22,8 +22,8 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from fastgoal.processing.checkpoints.adapters import is_adapted, is_adapter
-from fastgoal.processing.checkpoints.load import load_clip
-from fastgoal.processing.data.sources import Source, open_source
+from fastgoal.processing.checkpoints.load import load_model
+from fastgoal.processing.data.sources import Source, load_source
 from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
@@ -179,7 +179,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
             f"--model {run.model} is an adapter, and --lora_r would train another one on top of it. Merge it first: "
             f"fastgoal merge {run.model} --output DIR."
         )
-    model, processor = load_clip(run.model, "cpu", stretch=True if run.max_text_length is None else run.max_text_length)
+    model, processor = load_model(run.model, "cpu", stretch=True, max_text_length=run.max_text_length)
 
     processor.language = language_of(run.train_data) or processor.language
     trainer = FastGoalTrainer(
@@ -213,7 +213,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
 
 
 def _source(data: str, run: RunArguments) -> Source:
-    return open_source(data, run.image_column, run.caption_column, allow_outside_files=run.allow_outside_files)
+    return load_source(data, run.image_column, run.caption_column, allow_outside_files=run.allow_outside_files)
 
 
 def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:

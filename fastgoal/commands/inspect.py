@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.inspection import inspection_page, page_name, shown_rows
-    from fastgoal.processing.checkpoints.load import load_clip
+    from fastgoal.processing.checkpoints.load import load_model
     from fastgoal.processing.data.pairs_dataset import PairsFolder
     from fastgoal.processing.data.statistics import inspect_pairs
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, find_counter
@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or Path(f"{name}-inspect.html")
     prepare_output(output)
     if args.json is not None:
-        prepare_output(args.json, "--json")
+        prepare_output(args.json, "json")
     counter = find_counter(args.tokenizer or args.model, folder.manifest, Path(args.folder))
     if counter is None and args.tokenizer is None:
         print(
             "No CLIP tokenizer is at hand, so words are counted, not tokens; name one with --tokenizer, for example"
             f" {USUAL_TOKENIZERS[0]}."
         )
-    model = None if args.model is None else load_clip(args.model, args.device)
+    model = None if args.model is None else load_model(args.model, args.device)
 
     facts: dict[str, Any] = {"name": name, "seed": args.seed, "tokenizer": None if counter is None else counter.name}
     facts.update(inspect_pairs(folder, counter, args.rows, args.seed, progress=True))

@@ -121,15 +121,15 @@ def prepare_pictures(args: argparse.Namespace) -> None:
 
     if args.output is None and args.html is None:
         raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
-    for option in ("output", "html"):
-        if getattr(args, option) is not None:
-            prepare_output(getattr(args, option), f"--{option}")
+    for argument in ("output", "html"):
+        if getattr(args, argument) is not None:
+            prepare_output(getattr(args, argument), argument)
 
 
 def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
     """Name, model and processor of --model and, where it is given, of --against, one after the other."""
-    from fastgoal.processing.checkpoints.load import load_clip
+    from fastgoal.processing.checkpoints.load import load_model
 
-    for option, name in (("--model", args.model), ("--against", args.against)):
+    for argument, name in (("model", args.model), ("against", args.against)):
         if name is not None:
-            yield name, *load_clip(name, args.device, option=option)
+            yield name, *load_model(name, args.device, argument=argument)

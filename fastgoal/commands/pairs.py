@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.checkpoints.devices import choose_dtype
     from fastgoal.processing.checkpoints.fingerprints import check_detector_file, mark_weights
-    from fastgoal.processing.data.sources import open_source
+    from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.detectors.load import describe_detector
 
     check_detector_file(args.detector, args.source, args.output)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             "example --detector facebook/sam-vit-huge."
         )
     model, regions = args.model, None if detector.kind == "column" else args.detector
-    source = open_source(
+    source = load_source(
         args.source,
         args.image_column,
         args.caption_column,
@@ -149,12 +149,12 @@ def load_matcher(
 
     `limits` are those of `load_detector`.
     """
-    from fastgoal.processing.checkpoints.load import load_clip
+    from fastgoal.processing.checkpoints.load import load_model
     from fastgoal.processing.detectors.load import load_detector
 
     # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
     regions = load_detector(detector, device, **limits)
-    model, processor = load_clip(name, device, dtype, stretch=True)
+    model, processor = load_model(name, device, dtype, stretch=True)
     processor.detector, processor.language = regions, language
     return model, processor
 

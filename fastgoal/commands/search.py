@@ -44,27 +44,24 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         if args.query is None and args.query_image is None:
             raise ValueError("--html shows what a query finds; give a text or --query-image.")
-        prepare_output(args.html, "--html")
+        prepare_output(args.html, "html")
     if not args.images.is_dir():
         raise ValueError(f"{args.images} is not a folder; name the folder with the images to search.")
 
     import time
 
     from fastgoal.hub_cards.wording import count, number
+    from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
     from fastgoal.pages.search import results_page
-    from fastgoal.processing.checkpoints.load import load_clip
+    from fastgoal.processing.checkpoints.load import load_model
     from fastgoal.processing.images import load_image
+    from fastgoal.processing.tokens import count_truncated
     from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
-    from fastgoal.trainer.evaluation.measures.embeddings import (
-        count_truncated,
-        encode_images,
-        encode_texts,
-        max_text_length,
-    )
+    from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)
-    model, processor = load_clip(args.model, args.device)
+    model, processor = load_model(args.model, args.device)
     place = args.index or args.images / FOLDER
     mark = model_fingerprint(model, processor)
     index = ImageIndex(args.images, place, args.model, mark, args.rebuild, args.allow_outside_files)
@@ -81,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
         itself = index.names_of(args.query_image)
     elif query is not None:
         vector = encode_texts(model, processor, [query])[0]
-        if count_truncated(model, processor, [query]):
-            print(f"The text has more than {max_text_length(model)} tokens; the model reads the first ones.")
+        if count_truncated([query], processor.tokenizer, text_positions(model)):
+            print(f"The text has more than {text_positions(model)} tokens; the model reads the first ones.")
     else:
         return 0
     encoded = time.perf_counter()

@@ -66,11 +66,11 @@ def load_models(
         ValueError: A model or the folder cannot be loaded; says which.
         ImportError: There are images and faiss is missing.
     """
-    from fastgoal.processing.checkpoints.load import load_clip
+    from fastgoal.processing.checkpoints.load import load_model
 
     made = []
-    for option, name in zip(("--model", "--against"), names, strict=False):
-        model, processor = load_clip(name, device, option=option)
+    for argument, name in zip(("model", "against"), names, strict=False):
+        model, processor = load_model(name, device, argument=argument)
         shown_model = ShownModel(public_name(name), model, processor)
         if images is not None:
             mark = model_fingerprint(model, processor)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS, LONGEST
+from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
@@ -110,19 +110,19 @@ def convert(
     from transformers import CLIPModel
 
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.processing.checkpoints.load import check_clip, load_processor
+    from fastgoal.processing.checkpoints.load import check_model, load_processor
 
     from .model_folder import require_new_folder, write_model_folder
 
     output = require_new_folder(output)
-    config = check_clip(base, "--base")
+    config = check_model(base, "base")
     if config.model_type != "clip":
         raise ValueError(
-            f"--base {base} is of type {config.model_type!r}, and files can only be made into CLIPs: a SigLIP or a "
+            f"`base={base}` is of type {config.model_type!r}, and files can only be made into CLIPs: a SigLIP or a "
             "MetaCLIP 2 of the Hub needs no conversion, `fastgoal train --model` takes it as it is."
         )
-    with loading(f"the tokenizer and image processor of --base {base}", base):
-        processor = load_processor(base, LONGEST)
+    with loading(f"the tokenizer and image processor of `base={base}`", base):
+        processor = load_processor(base, stretch=True)
     state, ignored = read_state_dict(file)
     for pattern, what in _STRANGERS.items():
         if found := next((name for name in state if re.fullmatch(pattern, name)), None):

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import end_of_text
-from fastgoal.processing.checkpoints.load import load_clip
+from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
 
 TOLERANCE = 1e-4
@@ -64,7 +64,7 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX export needs more packages: pip install 'fastgoal[onnx]'") from error
-    clip, _ = load_clip(name, "cpu")
+    clip, _ = load_model(name, "cpu")
     clip.set_attn_implementation("eager")
     config: Any = clip.config
     output = Path(output)

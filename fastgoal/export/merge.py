@@ -29,8 +29,8 @@ def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None)
     path = require_new_folder(output)
     if not is_adapter(adapter):
         raise ValueError(f"{adapter} is no adapter that `fastgoal train --lora_r` wrote.")
-    model = load_adapter(adapter, "the adapter", base)
-    refuse_not_finite(model.named_parameters(), f"the adapter {adapter}")
+    model = load_adapter(adapter, "adapter", base)
+    refuse_not_finite(model.named_parameters(), f"`adapter={adapter}`")
     with loading(f"the tokenizer and image processor of {adapter}", adapter):
         processor = load_processor(adapter)
     write_model_folder(path, model, processor, base_model=base or read_base(adapter).base, merged_from=adapter)

@@ -32,12 +32,12 @@ from fastgoal.hub_cards.card_images import (
     text_block,
 )
 from fastgoal.hub_cards.wording import number
-from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds, patch_tokens
+from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds, patch_tokens, text_positions
 from fastgoal.pages.render import render
 from fastgoal.processing.geometry import ImageTransform
 from fastgoal.processing.matching import LocalPair, eval_mode
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts, max_text_length
+from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts
 
 # The first sentences, more than any model reads, are shown.
 MOST_SENTENCES = 100
@@ -122,7 +122,7 @@ def explain(
     transform = ImageTransform.of(processor.image_processor, image.size)
     columns, rows = (side // processor.patch_size for side in transform.size)
     shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
-    lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), max_text_length(model))
+    lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), text_positions(model))
     heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
     components = principal_components(patch_tokens(model, vision)[0].float().cpu()).reshape(rows, columns, 3)
     return Explanation(name, float(whole), lines, frames, heats, components, shown, left)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.hub_cards.wording import count
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
-    from fastgoal.processing.data.sources import open_source
+    from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import EpochLines, quiet_trainer
@@ -75,7 +75,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
             folder = output / "scenes" / split
             shutil.rmtree(folder, ignore_errors=True)
             write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colors=COLORS), folder)
-            sources[split] = open_source(folder)
+            sources[split] = load_source(folder)
 
     say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")
     with _timed(seconds, "pairs"):

@@ -6,7 +6,6 @@ encoded again, and only they are written (`vector_log`). A query is compared wit
 as fast.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastgoal.processing.checkpoints.fingerprints import fingerprint
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
@@ -215,15 +215,9 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def model_fingerprint(model: Any, processor: Any) -> str:
-    """A hash that tells models apart by what they compute: some values of every weight, and the image processor."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    """Return a fingerprint of a model's weights and of its image processor's settings."""
     settings = processor.image_processor.to_dict()
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:32]
+    return fingerprint(model.state_dict(), [json.dumps(settings, sort_keys=True, default=str)])
 
 
 def file_encoder(model: Any, processor: Any, batch_size: int = 32, num_workers: int = 0) -> Callable[..., Tensor]:

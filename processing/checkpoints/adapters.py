@@ -3,7 +3,6 @@
 Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which says of what they are an adapter.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
@@ -23,6 +21,7 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_pos
 from fastgoal.processing.files import write_json
 
 from .errors import loading
+from .fingerprints import fingerprint
 
 BASE_FILE = "fastgoal_base.json"
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -155,14 +154,10 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
         return False
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash over the names and values of a CLIP's own weights in float32, whatever is wrapped around them."""
-    digest = hashlib.sha256()
+def base_fingerprint(model: nn.Module) -> str:
+    """Return the `fingerprint` of a model's own weights, without the LoRA weights that peft may have added to it."""
     weights = {name.replace("base_layer.", ""): value for name, value in model.state_dict().items()}
-    for name in sorted(name for name in weights if "lora_" not in name):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint({name: value for name, value in weights.items() if "lora_" not in name})
 
 
 def describe_base(model: Any, base: str | None = None) -> AdapterBase:
@@ -175,11 +170,9 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
     clip = model.get_base_model()
     base = base or model.peft_config[model.active_adapter].base_model_name_or_path or ""
     vision = clip.config.vision_config
-    if not hasattr(model, "_base_fingerprint"):  # once: of large models it takes seconds, and they do not change
-        model._base_fingerprint = fingerprint(clip)
     return AdapterBase(
         base=_absolute(base),
-        fingerprint=model._base_fingerprint,
+        fingerprint=base_fingerprint(clip),
         max_text_length=text_positions(clip),
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -214,12 +207,12 @@ def about_base(name: str, what: str, base: str | None = None) -> tuple[str, str,
     return place, f"{place}, the base of {what},", way_out
 
 
-def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalModel:
+def load_adapter(name: str, argument: str = "model", base: str | None = None) -> FastGoalModel:
     """The CLIP with an adapter's weights added to its own, in float32 on the CPU.
 
     Args:
         name: Folder or Hub id of the adapter.
-        option: What messages call it.
+        argument: Name of the argument that `name` was given for, for messages.
         base: Folder or Hub id of the CLIP where it is not where the adapter says.
 
     Raises:
@@ -227,16 +220,15 @@ def load_adapter(name: str, option: str, base: str | None = None) -> FastGoalMod
         ImportError: peft is not installed.
     """
     peft = require_peft()
-    with loading(f"{option} {name}", name):
+    label = f"`{argument}={name}`"
+    with loading(label, name):
         known = read_base(name)
-        place, what, way_out = about_base(name, f"{option} {name}", base)
+        place, what, way_out = about_base(name, label, base)
     with loading(what, place, way_out):
         model = FastGoalModel.from_base(place, known.max_text_length, trust_remote_code=False)
-    if fingerprint(model) != known.fingerprint:
-        raise ValueError(
-            f"{place} is not the CLIP that {option} {name} was trained on: its weights are others. {way_out}"
-        )
-    with loading(f"{option} {name}", name):
+    if base_fingerprint(model) != known.fingerprint:
+        raise ValueError(f"{place} is not the CLIP that {label} was trained on: its weights are others. {way_out}")
+    with loading(label, name):
         adapted = peft.PeftModel.from_pretrained(model, name)
         _refuse_missing(adapted, name)
         merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)

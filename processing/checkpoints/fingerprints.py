@@ -1,15 +1,47 @@
-"""Files of weights: a mark that changes with them, and which of them may run code when they are loaded."""
+"""Fingerprints of models, in memory and on disk, and checks of files of weights."""
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import loading
 
+if TYPE_CHECKING:
+    import torch
+
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
+SAMPLED_VALUES = 1024
+
+
+def fingerprint(weights: "Mapping[str, torch.Tensor]", texts: Iterable[str] = ()) -> str:
+    """Return a hash of weights in memory, such as `model.state_dict()`; use `mark_weights` for files.
+
+    Every value counts, on any device and in any dtype: a sum over the bits of all values as float32, which does not
+    depend on their order, and some values of each weight in order. That takes one pass over the memory.
+
+    Args:
+        weights: Tensors by name.
+        texts: Other texts that the fingerprint depends on.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        values = tensor.detach().float().flatten()
+        sample = values[:: max(1, len(values) // SAMPLED_VALUES)][:SAMPLED_VALUES].cpu()
+        # Two float32 values fill one integer; the sum wraps around.
+        bits = torch.nn.functional.pad(values, (0, 1)) if len(values) % 2 else values
+        checksum = int(bits.view(torch.int64).sum())
+        digest.update(f"{name} {tuple(tensor.shape)} {checksum}".encode() + sample.numpy().tobytes())
+    for text in texts:
+        digest.update(text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def mark_weights(name: str, what: str = "model") -> str:

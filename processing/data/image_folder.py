@@ -1,11 +1,11 @@
-"""Pictures without captions as numbered rows: a plain folder of them, or any source of `open_source`."""
+"""Pictures without captions as numbered rows: a plain folder of them, or any source of `load_source`."""
 
 import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from .sources import Source, is_source, open_source
+from .sources import Source, is_source, load_source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Read at both ends of every file for the fingerprint: enough to notice another picture of the same size.
@@ -21,9 +21,9 @@ def open_images(
     """Open pictures as rows without captions.
 
     Args:
-        images: a folder of image files, sub-folders included, or what `open_source` opens. A folder with
+        images: a folder of image files, sub-folders included, or what `load_source` opens. A folder with
             `metadata.jsonl`, a saved dataset or parquet files in it is taken as such.
-        image_column: as for `open_source`, like `split`; a plain folder has neither.
+        image_column: as for `load_source`, like `split`; a plain folder has neither.
         allow_outside_files: whether links in the folder may lead out of it.
 
     Raises:
@@ -31,7 +31,7 @@ def open_images(
     """
     folder = Path(images)
     if not folder.is_dir() or is_source(folder):
-        return open_source(
+        return load_source(
             images, image_column, split=split, with_captions=False, allow_outside_files=allow_outside_files
         )
     for name, value in (("image_column", image_column), ("split", split)):

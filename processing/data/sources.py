@@ -302,7 +302,7 @@ class DatasetSource(Source):
         return str(name) if name else f"row-{index:08d}"
 
 
-def open_source(
+def load_source(
     source: str | os.PathLike[str],
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -310,19 +310,27 @@ def open_source(
     with_captions: bool = True,
     allow_outside_files: bool = False,
 ) -> Source:
-    """Open a folder or a Hub dataset as numbered rows.
+    """Load a folder or a Hub dataset of images and captions as a sequence of rows. No image is decoded.
+
+    >>> source = load_source("photos")  # doctest: +SKIP
+    >>> source[0].name, source[0].captions  # doctest: +SKIP
+    ('dog.jpg', ['A brown dog lies on a red sofa. A lamp stands to its left.'])
 
     Args:
-        source: a folder with `metadata.jsonl`, a folder from `Dataset.save_to_disk`, a folder of parquet files, or the
-            name of a dataset on the Hub.
-        image_column: default `file_name` for `metadata.jsonl`, else the picture column.
-        caption_column: default `caption`, else `captions`; its values are a text or a list of texts.
-        split: needed where there are several; `metadata.jsonl` has none.
-        with_captions: False for pictures alone: there need be no captions, and those there are stay unread.
-        allow_outside_files: whether rows may name image files that do not lie in the folder.
+        source: A folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files,
+            or the OWNER/NAME of a dataset on the Hub.
+        image_column: Column of the images. Defaults to `file_name` in `metadata.jsonl`, else to the image column.
+        caption_column: Column of the captions, each a text or a list of texts. Defaults to `caption`, else `captions`.
+        split: Name of the split; required if there are several. `metadata.jsonl` has none.
+        with_captions: Pass False to read the images alone; a caption column is then not required.
+        allow_outside_files: Whether rows may name image files outside the folder.
+
+    Returns:
+        A sequence of `SourceRow`, each with `name`, `image`, `captions`, `caption` (all captions as one text) and the
+        other `columns`.
 
     Raises:
-        ValueError: names the file, the line and the column or split that is wrong, and what there is.
+        ValueError: The data cannot be read, or the column or split does not exist.
     """
     text, folder = os.fspath(source), Path(source)
     opened = _open(text, folder, image_column, caption_column, split, with_captions)
@@ -369,7 +377,7 @@ def _open(
 
 
 def is_source(folder: Path) -> bool:
-    """Whether a folder is one of those that `open_source` reads, or one of captions that are not finished."""
+    """Whether a folder is one of those that `load_source` reads, or one of captions that are not finished."""
     return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
 
 

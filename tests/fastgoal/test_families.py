@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor
 from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments, evaluate
 from fastgoal.cli import main
 from fastgoal.processing.checkpoints.adapters import load_adapter
-from fastgoal.processing.checkpoints.load import load_clip
+from fastgoal.processing.checkpoints.load import load_model
 from tests.squares import rows_of_squares
 
 FAMILIES = ("metaclip2", "siglip", "siglip2")
@@ -120,7 +120,7 @@ def test_evaluations_of_the_trainer_and_of_the_command_are_one(work):
 
 def test_elsewhere_it_is_the_plain_class(family, work):
     folder = work / "model"
-    model, processor = load_clip(str(folder), "cpu")
+    model, processor = load_model(str(folder), "cpu")
     image = Image.radial_gradient("L").convert("RGB").resize((60, 40))
     cut = {} if family == "metaclip2" else {"max_length": 64}  # as pipelines do with every SigLIP
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_sentence_transformers_say_the_same(work):
     """Where the package is installed."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = str(work / "model")
-    model, processor = load_clip(folder, "cpu")
+    model, processor = load_model(folder, "cpu")
     image, texts = Image.radial_gradient("L").convert("RGB").resize((60, 40)), [LABELS[0], LABELS[1] * 9]
     other = sentence_transformers.SentenceTransformer(folder)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_handler_answers_as_the_model(family, work):
     handler = module.EndpointHandler(str(work / "model"))
     image = Image.radial_gradient("L").convert("RGB").resize((60, 40))
     answer = {entry["label"]: entry["score"] for entry in handler({"inputs": {"image": image, "text": LABELS}})}
-    model, processor = load_clip(str(work / "model"), "cpu")
+    model, processor = load_model(str(work / "model"), "cpu")
     with torch.no_grad():
         logits = model(**processor(images=image, text=LABELS)).logits_per_image[0]
     scores = logits.softmax(dim=0) if family == "metaclip2" else logits.sigmoid()
@@ -177,7 +177,7 @@ def test_plain_code_of_the_card_runs(family, work, monkeypatch):
     Image.radial_gradient("L").convert("RGB").save(work / "photo.jpg")
     scope: dict = {}
     exec(code, scope)
-    model, processor = load_clip(str(work / "model"), "cpu")
+    model, processor = load_model(str(work / "model"), "cpu")
     with torch.no_grad():
         logits = model(**processor(images=str(work / "photo.jpg"), text=scope["captions"])).logits_per_image
     expected = logits.softmax(dim=-1) if family == "metaclip2" else logits.sigmoid()
@@ -199,7 +199,7 @@ def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder
     command = ["train", "--model", base, "--train_data", str(pairs_folder), "--output_dir", str(tmp_path / "adapter")]
     command += ["--lora_r", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0", "--use_cpu"]
     assert main([*command, "--num_train_epochs", "1", "--per_device_train_batch_size", "6"]) == 0
-    merged = load_adapter(str(tmp_path / "adapter"), "--model")
+    merged = load_adapter(str(tmp_path / "adapter"))
     start = FastGoalModel.from_base(base).state_dict()
     changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, start[name])}
     assert changed
@@ -235,15 +235,15 @@ def test_a_processor_of_another_family_is_refused(tiny_bases, tmp_path):
     AutoProcessor.from_pretrained(tiny_bases["clip"]).save_pretrained(tmp_path)
     for stretch in (True, False):
         with pytest.raises(ValueError, match="a SigLIP, and its image processor a CLIPImageProcessor: put the files"):
-            load_clip(str(tmp_path), "cpu", stretch=stretch)
+            load_model(str(tmp_path), "cpu", stretch=stretch)
 
 
 def test_a_tokenizer_without_its_package_is_an_error_that_names_it(tiny_bases):
     code = (
         "import sys; sys.modules['sentencepiece'] = None\n"
         "import transformers.utils.import_utils as u\n"
-        "from fastgoal.processing.checkpoints.load import load_clip\n"
-        f"load_clip({str(tiny_bases['siglip'])!r}, 'cpu')\n"
+        "from fastgoal.processing.checkpoints.load import load_model\n"
+        f"load_model({str(tiny_bases['siglip'])!r}, 'cpu')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0

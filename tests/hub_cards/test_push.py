@@ -78,12 +78,12 @@ ADAPTED = """
 import sys
 from PIL import Image
 from fastgoal.cli import main
-from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.processing.checkpoints.fingerprints import mark_weights
 merged, trained, adapter = sys.argv[1:]
 assert main(["push", trained, "me/squares"]) == main(["push", adapter, "me/lora"]) == 0
-print(mark_weights("me/lora"), check_clip("me/lora", "--model").model_type)
-model, processor = load_clip("me/lora", "cpu")
+print(mark_weights("me/lora"), check_model("me/lora").model_type)
+model, processor = load_model("me/lora", "cpu")
 print(model.get_text_features(**processor(text=["a red cup"])).pooler_output[0].tolist())
 sys.exit(main(["merge", "me/lora", "--output", merged]))
 """

@@ -18,5 +18,5 @@ def test_written_whole_or_not_at_all(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"^--html .* is a folder; name a file"):
-        prepare_output(tmp_path, "--html")
+    with pytest.raises(ValueError, match=r"`html=.*` is a folder"):
+        prepare_output(tmp_path, "html")

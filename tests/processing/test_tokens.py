@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from fastgoal.processing.tokens import _surfaces, count_longer, pad_ids, padding_of, span_masks, tokens_with_spans
+from fastgoal.processing.tokens import _surfaces, count_truncated, pad_ids, padding_of, span_masks, tokens_with_spans
 
 TEXTS = ["A red dog. The cat sits, near!", "x", "", "...", "  two  birds\n fly ▁ over", "İstanbul ﬁne 😀 House."]
 
@@ -77,7 +77,7 @@ def test_longer_texts_are_counted_by_tokens(tokenizer):
     texts = ["a" * 100, "a", "ﷺ" * 3, "a " * 80]
     ids = tokenizer(texts)["input_ids"]
     for limit in (3, 10, 64):
-        assert count_longer(texts, tokenizer, limit) == sum(len(row) > limit for row in ids)
+        assert count_truncated(texts, tokenizer, limit) == sum(len(row) > limit for row in ids)
 
 
 def test_slow_tokenizers_of_others_are_refused(tmp_path):

@@ -1,7 +1,6 @@
 """Which training images look alike to the model that a training starts from, or to the one on its way: found once,
 kept in the output folder."""
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width
+from fastgoal.processing.checkpoints.fingerprints import fingerprint
 from fastgoal.processing.files import whole_file
 from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
@@ -29,7 +29,6 @@ logger = logging.get_logger(__name__)
 
 # In a folder of its own: safetensors beside the model's would be counted and pushed as weights.
 FILE = Path("hard_negatives", "neighbors.safetensors")
-MARKED_VALUES = 1000
 NEIGHBORS = 50
 SAME_PICTURE = 0.9999
 
@@ -145,14 +144,8 @@ def _image_embeds(
 
 
 def mark_start(model: nn.Module, data: Any) -> str:
-    """What tells model and data from others: a digest of some of every weight's values, and of all captions."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.flatten()[:MARKED_VALUES].double().cpu().numpy().tobytes())
-    for caption in captions_of(data):
-        digest.update(f"{caption}\0".encode(errors="surrogatepass"))
-    return digest.hexdigest()
+    """Return a fingerprint of a model's weights and of all captions."""
+    return fingerprint(model.state_dict(), captions_of(data))
 
 
 def _read(file: Path, mark: str) -> torch.Tensor | None:

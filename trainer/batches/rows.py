@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
-from fastgoal.processing.data.sources import DatasetSource, Source, open_source
+from fastgoal.processing.data.sources import DatasetSource, Source, load_source
 
 from .token_table import MADE_TOKENS, TokenTable
 
@@ -22,7 +22,7 @@ class PairData(Dataset):
     """Rows of a dataset for `FastGoalCollator`: `image`, `caption`, `file_name`, and local pairs where it has them.
 
     Args:
-        source: An opened dataset, or what `open_source` takes: the folder that `fastgoal pairs` wrote, or any
+        source: An opened dataset, or what `load_source` takes: the folder that `fastgoal pairs` wrote, or any
             folder of images and captions for training without local pairs.
         limit: Use the first rows only.
 
@@ -31,7 +31,7 @@ class PairData(Dataset):
     """
 
     def __init__(self, source: str | Source, limit: int | None = None):
-        self.source = open_source(source) if isinstance(source, str) else source
+        self.source = load_source(source) if isinstance(source, str) else source
         self.tokens: TokenTable | None = None
         self.rows = len(self.source) if limit is None else min(limit, len(self.source))
 

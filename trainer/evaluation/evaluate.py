@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import transformers
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.devices import choose_workers
-from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.tokens import count_truncated
 
-from .measures.embeddings import EncodedSource, count_truncated, encode_source, max_text_length
+from .measures.embeddings import EncodedSource, encode_source
 from .measures.intervals import bootstrap_intervals, compare
 from .measures.joint import evaluate_joint
 from .measures.localization import localize
@@ -150,7 +152,7 @@ def _measure(
     model: Any = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
         name = os.fspath(checkpoint)
-        model, processor = load_clip(name, options.device, options.dtype, f"--{parameter}")
+        model, processor = load_model(name, options.device, options.dtype, parameter)
     else:
         name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
     common: dict[str, Any] = {"batch_size": options.batch_size, "progress": progress}
@@ -164,7 +166,7 @@ def _measure(
         robustness = measure_robustness(model, processor, encoded, ranks, seed=options.seed, **common)
     if options.localization:
         localization = localize(model, processor, source, encoded.rows, options.boxes_column, **common)
-    length = max_text_length(model)
+    length = text_positions(model)
     result = ModelResult(
         model=name,
         max_text_length=length,
@@ -173,7 +175,7 @@ def _measure(
         robustness=robustness,
         localization=localization,
     )
-    truncated = count_truncated(model, processor, encoded.captions)
+    truncated = count_truncated(encoded.captions, processor.tokenizer, length)
     return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))
 
 
@@ -205,7 +207,7 @@ def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[
 def _check_checkpoint(checkpoint: Checkpoint, processor: Any, parameter: str) -> None:
     """Raise `ValueError`, before anything is loaded, if a model cannot be used."""
     if isinstance(checkpoint, str | os.PathLike):
-        check_clip(os.fspath(checkpoint), f"--{parameter}")
+        check_model(os.fspath(checkpoint), parameter)
     elif processor is None:
         name = "processor" if parameter == "model" else f"{parameter}_processor"
         raise ValueError(f"`{parameter}` is a loaded model and needs its processor. Pass it as `{name}`.")

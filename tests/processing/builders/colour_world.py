@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 from fastgoal.processing.builders.pairs import PairSettings, build_pairs
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
@@ -123,7 +123,7 @@ def make_folder(folder, count=8, extra=None):
 
 def run(folder, output, load=None, settings=SETTINGS, **options):
     options = {"batch_size": 8, "progress": False, **options}
-    return build_pairs(open_source(folder), output, settings, load or matcher(Halves()), **options)
+    return build_pairs(load_source(folder), output, settings, load or matcher(Halves()), **options)
 
 
 def rows_of(output):

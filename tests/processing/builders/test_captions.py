@@ -14,7 +14,7 @@ from fastgoal.processing.builders import captions
 from fastgoal.processing.builders.captioner import Caption
 from fastgoal.processing.builders.captions import CaptionSettings, build_captions
 from fastgoal.processing.data.image_folder import open_images
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 
 SETTINGS = CaptionSettings("a model", "What color is it?", max_new_tokens=20)
 
@@ -99,7 +99,7 @@ def test_the_result_is_a_source_and_an_imagefolder(photographs, tmp_path, tmp_pa
     (photographs / "sub").mkdir()
     (photographs / "000.png").rename(photographs / "sub" / "000.png")
     build(photographs, tmp_path / "out", Captioner())
-    source = open_source(tmp_path / "out")
+    source = load_source(tmp_path / "out")
     assert [row.name for row in source] == [*(f"{n:03d}.png" for n in range(1, 11)), "sub/000.png"]
     for row in source:
         with Image.open(row.image) as image:
@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photographs, tmp_path, last
         build(photographs, tmp_path / "out", first)
     assert not (tmp_path / "out" / "metadata.jsonl").exists()
     with pytest.raises(ValueError, match="its captions are not finished"):
-        open_source(tmp_path / "out")
+        load_source(tmp_path / "out")
     assert build(photographs, tmp_path / "out", second)["made"] == 11 - 3 * last
     # Not one image twice, and the batches of a run without a break.
     assert first.batches + second.batches == unbroken(photographs, tmp_path)

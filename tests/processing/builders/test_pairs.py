@@ -22,7 +22,7 @@ from PIL import Image
 from fastgoal.processing.builders import pairs as pair_builder
 from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.pairs import PairSettings
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 
 from .color_world import (
@@ -131,7 +131,7 @@ def test_a_finished_folder_is_left_as_it_is(made):
 
 
 def test_its_output_is_a_source(made):
-    rows = list(open_source(made.output))
+    rows = list(load_source(made.output))
     assert [row.name for row in rows] == [f"{number}.png" for number in range(8)]
     assert rows[0].caption == "The right is blue. The left is red."
 

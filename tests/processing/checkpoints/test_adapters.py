@@ -16,11 +16,11 @@ from fastgoal.processing.checkpoints.adapters import (
     BASE_FILE,
     adapted_layers,
     add_adapter,
-    fingerprint,
+    base_fingerprint,
     frozen_parameters,
     is_adapter,
 )
-from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.card import CardOptions
 from tests.squares import picture_of, rows_of_squares, write_pairs
@@ -98,10 +98,13 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     expected = logits(model, processor)
     by_peft = PeftModel.from_pretrained(FastGoalCLIPModel.from_base(str(tiny_clip)), str(folder))
     torch.testing.assert_close(logits(by_peft, processor), expected)
-    ours, ours_processor = load_clip(str(folder), "cpu")
+    ours, ours_processor = load_model(str(folder), "cpu")
     assert type(ours) is FastGoalCLIPModel
     torch.testing.assert_close(logits(ours, ours_processor), expected)
-    assert load_clip(str(folder), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
+    assert (
+        load_model(str(folder), "cpu", stretch=True, max_text_length=248)[0].config.text_config.max_position_embeddings
+        == 248
+    )
     before = FastGoalCLIPModel.from_base(str(tiny_clip))
     assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
 
@@ -144,7 +147,7 @@ def test_its_folder_and_card(made):
     assert "An adapter (LoRA of rank 3, alpha 5)" in card
     assert "PeftModel.from_pretrained" in card
     assert "library_name: peft" in card
-    assert json.loads((folder / BASE_FILE).read_text())["fingerprint"] == fingerprint(model.get_base_model())
+    assert json.loads((folder / BASE_FILE).read_text())["fingerprint"] == base_fingerprint(model.get_base_model())
 
 
 def test_commands_take_it(made, pairs, tmp_path, capsys):
@@ -152,7 +155,7 @@ def test_commands_take_it(made, pairs, tmp_path, capsys):
     assert main(["evaluate", "--model", str(made[0]), "--data", str(pairs), "--output", str(report)]) == 0
     assert json.loads(report.read_text())
     capsys.readouterr()
-    assert check_clip(str(made[0]), "--model").model_type == "clip"
+    assert check_model(str(made[0])).model_type == "clip"
 
 
 def weights_of(adapter, change):
@@ -174,7 +177,7 @@ def other_base(adapter, clip, **changes):
         (lambda folder: (folder / BASE_FILE).write_text("{"), "cannot be loaded"),
         (lambda folder: (folder / BASE_FILE).write_text("[]"), "cannot be loaded"),
         (lambda folder: other_base(folder, None, fingerprint="0"), "its weights are others.*fastgoal merge .* --base"),
-        (lambda folder: other_base(folder, None, base="/nowhere"), "/nowhere, the base of --model .*--base"),
+        (lambda folder: other_base(folder, None, base="/nowhere"), "/nowhere, the base of `model=.*--base"),
         (lambda folder: weights_of(folder, lambda state: state.pop(min(state))), "is missing"),
         (lambda folder: weights_of(folder, lambda s: s[min(s)].fill_(float("nan"))), "NaNs detected"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 30), "cannot be loaded"),
@@ -186,7 +189,7 @@ def other_base(adapter, clip, **changes):
 def test_damaged_ones_and_those_of_another_base_are_refused(adapter, spoil, words):
     spoil(adapter)
     with pytest.raises(ValueError, match=words):
-        load_clip(str(adapter), "cpu")
+        load_model(str(adapter), "cpu")
 
 
 def test_a_base_that_moved_is_named_for_the_merge(adapter, tiny_clip, tmp_path):

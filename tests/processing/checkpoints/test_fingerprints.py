@@ -5,7 +5,22 @@ import shutil
 import pytest
 import torch
 
-from fastgoal.processing.checkpoints.fingerprints import mark_weights, refuse_not_finite
+from fastgoal.processing.checkpoints.fingerprints import fingerprint, mark_weights, refuse_not_finite
+
+
+def test_a_fingerprint_depends_on_every_value_and_not_on_the_dtype():
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(5, 3001), "b": torch.randn(()), "c": torch.arange(3), "d": torch.empty(0)}
+    first = fingerprint(weights)
+    assert fingerprint(dict(reversed(weights.items()))) == first
+    assert fingerprint(weights, ["a text"]) != first
+    for place in (0, 1, 7777, -1):
+        changed = weights["a"].clone()
+        changed.view(-1)[place] += 1e-6
+        assert fingerprint({**weights, "a": changed}) != first
+    assert fingerprint({**weights, "a": weights["a"].T.contiguous()}) != first
+    halves = {name: value.half() for name, value in weights.items()}
+    assert fingerprint(halves) == fingerprint({name: value.float() for name, value in halves.items()}) != first
 
 
 def test_a_name_changes_with_its_files(tiny_clip, tmp_path):

@@ -12,7 +12,7 @@ from transformers import BertConfig, Siglip2Config
 
 from fastgoal import FastGoalCLIPModel
 from fastgoal.processing.checkpoints.devices import choose_device
-from fastgoal.processing.checkpoints.load import check_clip, load_clip
+from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.processing.detectors.load import load_detector
 
 
@@ -88,18 +88,21 @@ SPOILED = {
 def test_what_is_wrong_with_a_checkpoint_is_a_line(clip, name, length):
     spoil, words = SPOILED[name]
     spoil(clip)
-    with pytest.raises(ValueError, match=rf"(--against {clip}.*(?:{words}))|(?:{words}).*--against {clip}") as error:
-        load_clip(str(clip), "cpu", option="--against", stretch=False if length is None else length)
+    with pytest.raises(ValueError, match=rf"(`against={clip}`.*(?:{words}))|(?:{words}).*`against={clip}`") as error:
+        load_model(str(clip), "cpu", argument="against", stretch=length is not None, max_text_length=length)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
 
 
 def test_a_whole_one_loads(clip):
-    model, processor = load_clip(str(clip), "cpu")
+    model, processor = load_model(str(clip), "cpu")
     assert model.config.text_config.max_position_embeddings == 77
     assert processor(text=["a"])["input_ids"].shape[0] == 1
-    assert load_clip(str(clip), "cpu", stretch=248)[0].config.text_config.max_position_embeddings == 248
-    assert check_clip(str(clip), "--model").model_type == "clip"
+    assert (
+        load_model(str(clip), "cpu", stretch=True, max_text_length=248)[0].config.text_config.max_position_embeddings
+        == 248
+    )
+    assert check_model(str(clip)).model_type == "clip"
 
 
 def test_weights_are_never_made_up_in_python_either(clip):
@@ -110,8 +113,8 @@ def test_weights_are_never_made_up_in_python_either(clip):
 
 def test_names_that_are_nowhere(tmp_path):
     for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
-        with pytest.raises(ValueError, match=rf"--model {name} cannot be loaded: .*Name the folder of a model"):
-            load_clip(name, "cpu")
+        with pytest.raises(ValueError, match=rf"`model={name}` cannot be loaded: .*Name the folder of a model"):
+            load_model(name, "cpu")
 
 
 CODE = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Evil: pass\n"
@@ -137,8 +140,8 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(clip, tmp_path, mon
     monkeypatch.setattr(builtins, "input", lambda *args: pytest.fail("it asked"))
     monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 2)
     for load in (
-        lambda: load_clip(str(clip), "cpu"),
-        lambda: load_clip(str(clip), "cpu", stretch=248),
+        lambda: load_model(str(clip), "cpu"),
+        lambda: load_model(str(clip), "cpu", stretch=True, max_text_length=248),
         lambda: load_detector(str(clip), choose_device("cpu")),
     ):
         with contextlib.suppress(ValueError):

@@ -4,7 +4,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from fastgoal.processing.data.image_folder import ImageFolder, open_images
-from fastgoal.processing.data.sources import DatasetSource, FolderSource, open_source
+from fastgoal.processing.data.sources import DatasetSource, FolderSource, load_source
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_other_sources_need_no_captions(folder, tmp_path):
     assert isinstance(source, FolderSource)
     assert [(row.name, row.captions) for row in source] == [("b.jpg", []), ("a/2.PNG", [])]
     with pytest.raises(ValueError, match="caption"):
-        open_source(folder)[1]
+        load_source(folder)[1]
 
     rows = {"image": [str(folder / "b.jpg")], "number": [1]}
     features = Features({"image": ImageFeature(), "number": Value("int32")})

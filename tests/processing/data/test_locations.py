@@ -10,7 +10,7 @@ import pytest
 
 from fastgoal.processing.data.locations import missing_shards, parquet_of_split
 from fastgoal.processing.data.pairs_dataset import PairsFolder
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.data.streams import open_stream
 
 IMAGE = pa.array([{"bytes": b"x", "path": "a.png"}])
@@ -24,7 +24,7 @@ def write(folder, *names, table=TABLE):
     return folder
 
 
-def refused(folder, words, openers=(open_source, open_stream, PairsFolder)):
+def refused(folder, words, openers=(load_source, open_stream, PairsFolder)):
     for opener in openers:
         with pytest.raises(ValueError, match=words) as error:
             opener(folder)
@@ -40,7 +40,7 @@ def test_files_of_parquet_that_cannot_be_read(tmp_path):
     whole.unlink()
     os.mkfifo(whole)
     refused(whole.parent, r"train.parquet cannot be read \(it is no regular file\)")
-    refused(write(tmp_path / "none", "train.parquet", table=TABLE[:0]), "not one row in them|lacks", [open_source])
+    refused(write(tmp_path / "none", "train.parquet", table=TABLE[:0]), "not one row in them|lacks", [load_source])
     refused(tmp_path / "none", "not one row in them", [open_stream])
 
 
@@ -56,7 +56,7 @@ def test_shards_of_two_data_sets(tmp_path):
     refused(folder, words)
     (folder / "train-00000-of-00001.parquet").unlink()
     write(folder, names[1], table=pa.table({"image": IMAGE, "caption": [3]}))
-    refused(folder, r"00001-of-00002.parquet has other columns than \S*00000-\S* \(caption\)", [open_source])
+    refused(folder, r"00001-of-00002.parquet has other columns than \S*00000-\S* \(caption\)", [load_source])
     write(folder, names[1], table=pa.table({"image": IMAGE, "caption": pa.array(["a"], pa.large_string())}))
     assert len(parquet_of_split(folder, "train")) == 2
     (folder / names[0]).unlink()
@@ -77,7 +77,7 @@ def test_shards_of_two_data_sets(tmp_path):
 def test_saved_data_sets_that_are_damaged(tmp_path, spoil):
     datasets.Dataset.from_list([{"image": "a.png", "caption": "a"}]).save_to_disk(str(tmp_path / "saved"))
     spoil(tmp_path / "saved")
-    refused(tmp_path / "saved", r"source='\S*saved' cannot be loaded: .* Its files are damaged", [open_source])
+    refused(tmp_path / "saved", r"source='\S*saved' cannot be loaded: .* Its files are damaged", [load_source])
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_saved_data_sets_that_are_damaged(tmp_path, spoil):
 def test_lines_of_metadata(tmp_path, line, words):
     (tmp_path / "metadata.jsonl").write_bytes(line.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=words):
-        open_source(tmp_path)[0]
+        load_source(tmp_path)[0]
 
 
 def test_metadata_in_another_encoding(tmp_path):
     text = (json.dumps({"file_name": "a.png", "caption": "a"}) + "\n") * 2
     (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-16"))
     with pytest.raises(ValueError, match=r"metadata.jsonl line 2 is not"):
-        open_source(tmp_path)
+        load_source(tmp_path)

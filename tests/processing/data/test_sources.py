@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from fastgoal.processing.data.sources import DatasetSource, SourceRow, open_source
+from fastgoal.processing.data.sources import DatasetSource, SourceRow, load_source
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ ROWS = [
 
 
 def test_folder_keeps_the_order_of_its_lines_and_hands_on_other_columns(tmp_path):
-    source = open_source(write_folder(tmp_path / "data", ROWS))
+    source = load_source(write_folder(tmp_path / "data", ROWS))
     assert len(source) == 2
     assert [row.name for row in source] == ["b.png", "a.png"]
     assert source[0] == SourceRow("b.png", str(tmp_path / "data/b.png"), ["A red wall."], {"boxes": [[0, 0, 4, 4]]})
@@ -41,7 +41,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(tmp_pa
     folder = write_folder(
         tmp_path / "data", ["\ufeff" + json.dumps(ROWS[0]), "", json.dumps({**ROWS[1], "caption": " "})]
     )
-    source = open_source(folder)
+    source = load_source(folder)
     assert len(source) == 2
     with pytest.raises(ValueError, match=r"metadata.jsonl line 3 \(a.png\): 'caption' is an empty caption"):
         source[1]
@@ -49,7 +49,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(tmp_pa
 
 def test_captions_are_joined_and_stay_sentences_of_their_own(tmp_path):
     row = {"file_name": "a.png", "captions": ["A dog", "It runs.", 'A sign says "Stop!"']}
-    source = open_source(write_folder(tmp_path / "data", [row]))
+    source = load_source(write_folder(tmp_path / "data", [row]))
     assert source[0].captions == row["captions"]
     assert source[0].caption == 'A dog. It runs. A sign says "Stop!"'
 
@@ -69,7 +69,7 @@ def test_captions_are_joined_and_stay_sentences_of_their_own(tmp_path):
 )
 def test_a_folder_that_cannot_be_read_names_file_and_line(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        open_source(write_folder(tmp_path / "data", rows))
+        load_source(write_folder(tmp_path / "data", rows))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_read_names_file_and_line(tmp_path, rows, messag
     ],
 )
 def test_a_bad_row_only_fails_when_it_is_read(tmp_path, row, message):
-    source = open_source(write_folder(tmp_path / "data", [ROWS[0], row]))
+    source = load_source(write_folder(tmp_path / "data", [ROWS[0], row]))
     assert source[0].caption == "A red wall."
     with pytest.raises(ValueError, match=message):
         source[1]
@@ -94,34 +94,34 @@ def test_a_bad_row_only_fails_when_it_is_read(tmp_path, row, message):
 
 def test_columns_can_be_named_and_a_wrong_one_lists_what_there_is(tmp_path):
     folder = write_folder(tmp_path / "data", [{"file_name": "a.png", "caption": "short", "story": "long"}])
-    assert open_source(folder, caption_column="story")[0].caption == "long"
+    assert load_source(folder, caption_column="story")[0].caption == "long"
     with pytest.raises(ValueError, match=r"caption_column='tale'.*'file_name', 'caption', 'story'.*--caption-column"):
-        open_source(folder, caption_column="tale")
+        load_source(folder, caption_column="tale")
 
 
 def test_other_paths_say_what_is_expected(tmp_path):
     for path in (tmp_path, tmp_path / "absent", write_folder(tmp_path / "data", ROWS) / "metadata.jsonl"):
         with pytest.raises(ValueError, match=r"Expected a folder with metadata.jsonl"):
-            open_source(path)
+            load_source(path)
     with pytest.raises(ValueError, match="split='test'"):
-        open_source(tmp_path / "data", split="test")
+        load_source(tmp_path / "data", split="test")
 
 
 def test_a_name_of_the_hub_is_loaded_and_failure_says_so(monkeypatch):
     made = DatasetDict(train=make_dataset(), test=make_dataset())
     monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: made[split] if split else made)
-    assert open_source("owner/name", split="test")[0].caption == "One."
+    assert load_source("owner/name", split="test")[0].caption == "One."
     with pytest.raises(ValueError, match=r"split=None: owner/name has the splits \['train', 'test'\]"):
-        open_source("owner/name")
+        load_source("owner/name")
 
     def fail(name, split, streaming):
         raise ConnectionError("no way there")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(ValueError, match=r"no way there.*no folder here"):
-        open_source("owner/name")
+        load_source("owner/name")
     with pytest.raises(ValueError, match="'pandas' does not exist"):
-        open_source("pandas")
+        load_source("pandas")
 
 
 def make_dataset(captions=("One.", "Two."), names=None):
@@ -145,16 +145,16 @@ def test_a_row_is_named_by_its_column_without_its_image(monkeypatch):
 
 def test_saved_data_set(tmp_path):
     make_dataset().save_to_disk(tmp_path / "one")
-    source = open_source(tmp_path / "one")
+    source = load_source(tmp_path / "one")
     assert [row.caption for row in source] == ["One.", "Two."]
     assert isinstance(source[1].image["bytes"], bytes)
     assert source[1].name == "row-00000001"
     with pytest.raises(ValueError, match="split='test'"):
-        open_source(tmp_path / "one", split="test")
+        load_source(tmp_path / "one", split="test")
     DatasetDict(train=make_dataset(), test=make_dataset(["Three."])).save_to_disk(tmp_path / "two")
-    assert open_source(tmp_path / "two", split="test")[0].caption == "Three."
+    assert load_source(tmp_path / "two", split="test")[0].caption == "Three."
     with pytest.raises(ValueError, match="choose one"):
-        open_source(tmp_path / "two")
+        load_source(tmp_path / "two")
 
 
 def test_parquet_folder_and_its_missing_shards(tmp_path):
@@ -162,35 +162,35 @@ def test_parquet_folder_and_its_missing_shards(tmp_path):
     for number in range(2):
         shard = make_dataset([f"Caption {number}."], names=[f"x{number}.png"])
         shard.to_parquet(tmp_path / f"data/train-{number:05d}-of-00002.parquet")
-    source = open_source(tmp_path)
+    source = load_source(tmp_path)
     assert [(row.name, row.caption) for row in source] == [("x0.png", "Caption 0."), ("x1.png", "Caption 1.")]
     assert "row 1 (x1.png)" in source.where(1)
     (tmp_path / "data/train-00001-of-00002.parquet").unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of the shards .* first: train-00001-of-00002\.parquet\. If"):
-        open_source(tmp_path)
+        load_source(tmp_path)
 
 
 def test_a_broken_image_only_fails_when_it_is_loaded(tmp_path):
     folder = write_folder(tmp_path / "data", ROWS)
     (folder / "b.png").write_bytes(b"no picture")
-    assert open_source(folder)[0].name == "b.png"
+    assert load_source(folder)[0].name == "b.png"
     features = Features({"image": Image(decode=False), "caption": Value("string")})
     rows = {"image": [{"bytes": b"no picture", "path": "b.png"}], "caption": ["x"]}
     Dataset.from_dict(rows, features=features).cast_column("image", Image()).save_to_disk(tmp_path / "saved")
-    assert open_source(tmp_path / "saved")[0].name == "b.png"
+    assert load_source(tmp_path / "saved")[0].name == "b.png"
 
 
 def test_fingerprint_follows_captions_image_files_and_nothing_else(tmp_path):
     folder = write_folder(tmp_path / "data", ROWS)
-    first = open_source(folder).fingerprint
-    assert open_source(folder).fingerprint == first
-    assert open_source(write_folder(tmp_path / "copy", ROWS)).fingerprint == first
+    first = load_source(folder).fingerprint
+    assert load_source(folder).fingerprint == first
+    assert load_source(write_folder(tmp_path / "copy", ROWS)).fingerprint == first
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes() + b"more")
-    second = open_source(folder).fingerprint
+    second = load_source(folder).fingerprint
     (folder / "a.png").unlink()
-    third = open_source(folder).fingerprint
+    third = load_source(folder).fingerprint
     write_folder(tmp_path / "copy", [ROWS[1], ROWS[0]])
-    assert len({first, second, third, open_source(tmp_path / "copy").fingerprint}) == 4
+    assert len({first, second, third, load_source(tmp_path / "copy").fingerprint}) == 4
 
 
 def test_fingerprint_of_parquet_and_saved_data(tmp_path):
@@ -201,7 +201,7 @@ def test_fingerprint_of_parquet_and_saved_data(tmp_path):
         make_dataset([caption]).to_parquet(folder / "data.parquet")
         make_dataset([caption]).save_to_disk(tmp_path / f"saved{number}")
         for kind, found in marks.items():
-            found.append(open_source(tmp_path / f"{kind}{number}").fingerprint)
+            found.append(load_source(tmp_path / f"{kind}{number}").fingerprint)
     for first, other, again in marks.values():
         assert first == again
         assert first != other
@@ -213,7 +213,7 @@ def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
         make_dataset().save_to_disk(tmp_path / "data")
     else:
         write_folder(tmp_path / "data", ROWS)
-    source = open_source(tmp_path / "data")
+    source = load_source(tmp_path / "data")
     read, values = [], source._values
     monkeypatch.setattr(source, "_values", lambda index: read.append(index) or values(index))
     captions = [source[index].caption for index in range(2)]
@@ -226,7 +226,7 @@ def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
 
 def test_a_caption_that_is_none_is_named_by_its_row(tmp_path):
     make_dataset(["One.", None]).save_to_disk(tmp_path / "data")
-    source = open_source(tmp_path / "data")
+    source = load_source(tmp_path / "data")
     for read in (lambda: source.captions(2), lambda: source.caption(1), lambda: source[1]):
         with pytest.raises(ValueError, match=r"data row 1.*: 'caption' is None; expected text"):
             read()

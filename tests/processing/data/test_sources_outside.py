@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastgoal.processing.data.image_folder import open_images
-from fastgoal.processing.data.sources import DatasetSource, open_source
+from fastgoal.processing.data.sources import DatasetSource, load_source
 from fastgoal.processing.data.streams import open_stream
 from fastgoal.processing.images import load_image
 
@@ -42,8 +42,8 @@ def test_no_row_names_a_file_outside(places, name):
     folder, private = places
     name = name.format(private=private)
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "caption": "a"}) + "\n")
-    refused(open_source(folder), rf"metadata.jsonl line 1 \(.*\): .* leads out of the folder {folder}, to {private}")
-    allowed = open_source(folder, allow_outside_files=True)[0]
+    refused(load_source(folder), rf"metadata.jsonl line 1 \(.*\): .* leads out of the folder {folder}, to {private}")
+    allowed = load_source(folder, allow_outside_files=True)[0]
     assert load_image(allowed.image).getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -55,7 +55,7 @@ def test_rows_name_files_inside(places, tmp_path, name, monkeypatch):
     beside.symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     for place in (folder, beside, "data"):  # the folder itself may be a link, and be named from here
-        assert load_image(open_source(place)[0].image).getpixel((0, 0)) == (0, 128, 0)
+        assert load_image(load_source(place)[0].image).getpixel((0, 0)) == (0, 128, 0)
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -71,14 +71,14 @@ def test_parquet_files_name_no_file_outside(places, as_text, monkeypatch):
 
     options = {"image_column": "image"}
     write(private)
-    refused(open_source(folder, **options))
+    refused(load_source(folder, **options))
     refused(open_images(folder, **options))
     stream = open_stream(folder)
     with pytest.raises(ValueError, match=r"leads out of the folder .*private.png"):
         stream.row(0, dict(next(iter(stream.dataset))))
     # A name without a folder is of the data's folder, not of the one that the program runs in.
     write("own.png")
-    assert load_image(open_source(folder, **options)[0].image).getpixel((0, 0)) == (0, 128, 0)
+    assert load_image(load_source(folder, **options)[0].image).getpixel((0, 0)) == (0, 128, 0)
 
 
 def test_a_folder_of_pictures_with_links(places):

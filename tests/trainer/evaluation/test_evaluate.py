@@ -104,6 +104,6 @@ def test_a_model_that_cannot_be_used_is_refused_before_the_first_one_runs(
 def test_the_data_are_looked_at_before_a_model_is_loaded(tmp_path, tiny_clip, monkeypatch, test, words):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}\n')
     module = sys.modules["fastgoal.trainer.evaluation.evaluate"]
-    monkeypatch.setattr(module, "load_clip", lambda *args: pytest.fail("it was loaded"))
+    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=rf"`{test}` .*{words}.*the data have file_name, caption"):
         fastgoal.evaluate(str(tiny_clip), str(tmp_path), EvaluationOptions(**{test: True}))

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.statistics import histogram, nice_edges
 from fastgoal.processing.images import load_image
 
-from .embeddings import encode_images, encode_texts, max_text_length
+from .embeddings import encode_images, encode_texts
 
 PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
 BATCH = 64  # rows decoded at a time
@@ -80,7 +81,7 @@ def mean_cosine(
     edges = nice_edges(float(together.min()), float(together.max()))
     return {
         "model": name,
-        "tokens": max_text_length(model),
+        "tokens": text_positions(model),
         "rows": len(cosines),
         "mean": mean,
         "interval": [mean - half, mean + half] if several else None,

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode
-from fastgoal.processing.tokens import count_longer
 
 from .retrieval import Ranks, retrieval_ranks
 
@@ -78,19 +78,9 @@ def encode_texts(
     check_positive(batch_size=batch_size)
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"`texts` is {texts!r}; it must be a sequence of at least one caption.")
-    limit = max_text_length(model) if max_length is None else min(max_length, max_text_length(model))
+    limit = text_positions(model) if max_length is None else min(max_length, text_positions(model))
     with eval_mode(model), tqdm(total=len(set(texts)), desc="captions", unit="caption", disable=not progress) as bar:
         return embed_texts(texts, model, processor.tokenizer, batch_size, limit, limit, bar.update)
-
-
-def max_text_length(model: Any) -> int:
-    """Tokens that the text tower of a CLIP reads."""
-    return int(model.config.text_config.max_position_embeddings)
-
-
-def count_truncated(model: Any, processor: Any, texts: Sequence[str]) -> int:
-    """How many texts have more tokens than the model reads."""
-    return count_longer(texts, processor.tokenizer, max_text_length(model))
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ def encode_source(
     Args:
         model: A CLIP, on its device and in its dtype.
         processor: Its processor.
-        source: From `processing.data.sources.open_source`.
+        source: From `processing.data.sources.load_source`.
         batch_size: Images in a forward; four times as many captions.
         num_workers: Processes that read and resize images beside this one.
         on_error: At a row that has no readable image or no caption: `"stop"` with an error that names row and file,

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, is_source, open_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, is_source, load_source
 
 from .files import as_list, as_object, find_file, image_file, objects, parse_json, read_json, read_json_lines, text_of
 
@@ -89,13 +89,13 @@ def open_protocol(
     Args:
         name: One of `PROTOCOLS`.
         data: A folder in the form in which the dataset is published (see `PROTOCOLS[name].about`), anything that
-            `open_source` takes, an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its
+            `load_source` takes, an opened `Source`, a `datasets.Dataset`, or a list of rows, each a dict with its
             image and its captions.
-        image_column: As for `open_source`; not for the published form or a `Source`, as the next two.
+        image_column: As for `load_source`; not for the published form or a `Source`, as the next two.
         caption_column: Default: the protocol's.
         split: Default: the protocol's.
         limit: Take the first rows only.
-        allow_outside_files: As for `open_source`; not for the published form.
+        allow_outside_files: As for `load_source`; not for the published form.
 
     Raises:
         ValueError: The name is unknown, the folder lacks a file, or a line of a file is not as published.
@@ -130,7 +130,7 @@ def _open(
     if isinstance(data, Source):
         return data
     if isinstance(data, str | os.PathLike):
-        return open_source(data, image_column, caption_column, split, allow_outside_files=outside)
+        return load_source(data, image_column, caption_column, split, allow_outside_files=outside)
     import datasets
 
     if not isinstance(data, datasets.Dataset):

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from fastgoal import EvaluationOptions, evaluate
 from fastgoal.cli import main
-from fastgoal.processing.data.sources import open_source
+from fastgoal.processing.data.sources import load_source
 from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_source, encode_texts
 
 STEP = 20  # image i is grey of level STEP * i
@@ -207,7 +207,7 @@ def test_broken_rows_are_skipped_and_listed(processor, broken_folder, batch_size
 def test_nothing_left_to_evaluate(processor, tmp_path):
     folder = write_folder(tmp_path, [(0, "number 0")])
     (folder / "0.png").unlink()
-    source = open_source(str(folder))
+    source = load_source(str(folder))
     with pytest.raises(ValueError, match=r"no usable rows\. The first of 1 errors: .*0\.png"):
         encode_source(OneHotClip(processor), processor, source, on_error="skip")
     with pytest.raises(ValueError, match="on_error is 'ignore'; it must be one of 'stop', 'skip'"):
@@ -226,7 +226,7 @@ class TestCommand:
         assert self.run(tiny_clip, data, "--output", output, "--batch-size", 4, "--resamples", 0) == 0
         report = json.loads(output.read_text(encoding="utf-8"))
         assert sorted(path.name for path in output.parent.iterdir()) == ["report.json", "report.md"]
-        expected = encode_source(model, processor, open_source(str(data))).ranks().summary()
+        expected = encode_source(model, processor, load_source(str(data))).ranks().summary()
         assert report["metrics"] == expected
         assert (report["images"], report["captions"], report["max_text_length"]) == (6, 12, 77)
         assert (report["truncated_share"], report["skipped"], report["dtype"]) == (0.0, [], "float32")
@@ -274,7 +274,7 @@ class TestCommand:
             ((half, data), "has not the weights of a FastGoalCLIPModel"),
             ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "`batch_size` must be a positive integer, got 0"),
-            ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
+            ((tiny_clip, data, "--output", tmp_path), f"output={tmp_path}` is a folder"),
         ]:
             assert self.run(*arguments) == 2, arguments
             assert message in capsys.readouterr().err
