@@ -27,8 +27,8 @@ SIGLIP_END = 1
 
 
 def text_positions(model: Any) -> int:
-    """How many tokens the text tower reads at most."""
-    return int(model.text_model.embeddings.position_embedding.num_embeddings)
+    """Return the largest number of tokens that the text tower of a model, or of a model's configuration, reads."""
+    return int(getattr(model, "config", model).text_config.max_position_embeddings)
 
 
 def is_sigmoid(model: Any, contrastive: str | None) -> bool:

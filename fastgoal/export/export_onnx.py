@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.modeling_fastgoal.towers_fastgoal import end_of_text
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
@@ -70,7 +71,7 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
 
-    size, length = config.vision_config.image_size, config.text_config.max_position_embeddings
+    size, length = config.vision_config.image_size, text_positions(config)
     generator = torch.Generator().manual_seed(0)
 
     def pixels(rows: int) -> tuple[torch.Tensor, ...]:
