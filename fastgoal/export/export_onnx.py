@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
-from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.modeling_fastgoal.towers_fastgoal import end_of_text
+from fastgoal.modeling_fastgoal.towers_fastgoal import end_of_text, text_positions
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
 
