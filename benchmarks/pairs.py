@@ -31,8 +31,9 @@ from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
 from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.load import load_detector
+from fastgoal.processing.embedding import TOKENS_PER_CROP, batches_by_tokens
 from fastgoal.processing.images import load_image
-from fastgoal.processing.matching import TOKENS_PER_CROP, batches_by_tokens, cut_crops
+from fastgoal.processing.pixels import PixelReader
 
 # GOAL's: transformers' mask generation with its grid of 32 x 32 points, 128 of them in one forward.
 SAM_POINTS, SAM_POINTS_AT_ONCE = 1024, 128
@@ -91,11 +92,10 @@ class Parts:
             self.prepared = [self.detector.prepare(image, row.caption) for image, row in zip(images, rows)]
         regions = processor.propose_regions(images, self.detect() if self.detector else None)
         self.crops = sum(map(len, regions))
-        shape = processor.image_processor
-        crops = [cut_crops(image, [region.box for region in some], shape) for image, some in zip(images, regions)]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (shape.image_mean, shape.image_std))
-        batches = torch.cat(crops).split(batch_size)
-        self.pixels = [((batch / 255 - mean) / std).to(model.device, model.dtype) for batch in batches]
+        reader = PixelReader(processor.image_processor)
+        parts = [(image, region.box) for image, some in zip(images, regions) for region in some]
+        batches = reader.normalize_pixels(reader.read(parts)).split(batch_size)
+        self.pixels = [batch.to(model.device, model.dtype) for batch in batches]
         texts = {sentence.text for row in rows for sentence in processor.split_sentences(row.caption)}
         lengths = {text: len(processor.tokenizer(text, truncation=True)["input_ids"]) for text in texts}
         self.sentences = len(texts)

@@ -296,7 +296,7 @@ def save_examples(
     """
     import torch
 
-    from fastgoal.processing.matching import eval_mode
+    from fastgoal.processing.embedding import eval_mode
 
     labels = list(dict.fromkeys(label.replace(",", "") for label in labels))
     (folder / EXAMPLES).mkdir(exist_ok=True)

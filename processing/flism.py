@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .embedding import TOKENS_PER_CROP, embed_crops, embed_texts
 from .images import load_image
-from .matching import LocalPair, cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row, pair_up
+from .matching import LocalPair, pair_row, pair_up
+from .pixels import PixelReader
 from .regions import LIMITS, Detector, Region, default_regions, filter_regions, find_regions, merge_regions
 from .sentences import Sentence, split_sentences
 
@@ -111,13 +113,15 @@ class Flism:
                 raise ValueError(f"Image {i} has no candidate region. `propose_regions` always gives five.")
         if not images:
             return []
-        with eval_mode(model):
-            crops = (
-                cut_crops(image, [region.box for region in candidates], self.image_processor)
-                for image, candidates in zip(images, regions, strict=True)
-            )
-            embeds = list(embed_crop_stream(crops, model, self.image_processor, batch_size))
-            texts = embed_texts([s.text for spans in sentences for s in spans], model, self.tokenizer, batch_size)
+        reader = PixelReader(self.image_processor)
+        crops = (
+            (None, reader.read([(image, region.box) for region in candidates]))
+            for image, candidates in zip(images, regions, strict=True)
+        )
+        embeds = [embeds for _, embeds in embed_crops(model, reader, crops, batch_size)]
+        texts = embed_texts(
+            model, self, [s.text for spans in sentences for s in spans], batch_size, tokens_per_text=TOKENS_PER_CROP
+        )
         text_embeds = texts.split([len(spans) for spans in sentences])
         return [
             self.pair_sentences(captions[i], sentences[i], regions[i], images[i].size, text_embeds[i] @ embeds[i].T)

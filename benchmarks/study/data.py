@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from fastgoal import FastGoalProcessor
 from fastgoal.processing.data.boxes import regions_from_boxes
+from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, pair_up
 from fastgoal.processing.regions import Region
 from fastgoal.quickstart.train_base import Pixels, embed_pixels, enlarge
-from fastgoal.trainer.evaluation.measures.embeddings import encode_texts
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_ranks
 
 from .scenes import Crowd, short_caption
@@ -73,7 +73,7 @@ class StudyData:
             torch.stack([squashed_mask(region, image.size, grid) for region in regions]) for image, regions in known
         ]
         self.tokenizer = tokenizer
-        texts = encode_texts(model, processor, [text for scene in scenes for text in scene.sentences])
+        texts = embed_texts(model, processor, [text for scene in scenes for text in scene.sentences])
         crop_embeds = F.normalize(embed_pixels(model, self.crops), dim=-1)
         parts = texts.split(list(map(len, self.sentences))), crop_embeds.split(list(map(len, self.regions)))
         self.similarity = [sentences @ regions.T for sentences, regions in zip(*parts, strict=True)]
@@ -163,7 +163,7 @@ class Gallery:
         images, short_images = (
             F.normalize(embed_pixels(model, pixels).float(), dim=-1) for pixels in (self.pixels, self.short_pixels)
         )
-        texts, short_texts = (encode_texts(model, processor, texts) for texts in (self.captions, self.short_texts))
+        texts, short_texts = (embed_texts(model, processor, texts) for texts in (self.captions, self.short_texts))
         blocks = zip(images.split(self.size), texts.split(self.size), strict=True)
         found = [retrieval_ranks(*block) for block in blocks]
         similarity = texts @ images.T

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer
-from fastgoal.processing.matching import eval_mode
+from fastgoal.processing.embedding import eval_mode
 from fastgoal.processing.tokens import pad_ids
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.train_base import embed_pixels

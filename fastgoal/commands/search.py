@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
     from fastgoal.pages.search import results_page
     from fastgoal.processing.checkpoints.load import load_model
+    from fastgoal.processing.embedding import embed_images, embed_texts
     from fastgoal.processing.images import load_image
     from fastgoal.processing.tokens import count_truncated
     from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
-    from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts
 
     started = time.perf_counter()
     picture = None if args.query_image is None else load_image(args.query_image)
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
     ready = start - started
     itself: list[str] = []
     if picture is not None:
-        vector = encode_images(model, processor, [picture])[0]
+        vector = embed_images(model, processor, [picture])[0]
         itself = index.names_of(args.query_image)
     elif query is not None:
-        vector = encode_texts(model, processor, [query])[0]
+        vector = embed_texts(model, processor, [query])[0]
         if count_truncated([query], processor.tokenizer, text_positions(model)):
             print(f"The text has more than {text_positions(model)} tokens; the model reads the first ones.")
     else:

@@ -15,9 +15,9 @@ from PIL import Image
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.explain import draw_explanations, explain, explanation_page
+from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.images import load_image
 from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
-from fastgoal.trainer.evaluation.measures.embeddings import encode_texts
 
 MOST_CHARACTERS = 20_000
 LARGEST_FILE = "32mb"
@@ -105,7 +105,7 @@ def found(shown_model: ShownModel, text: str, most: int = ANSWERS) -> list[tuple
     text = _text(text, "a text to search for")
     if shown_model.index is None:
         raise ValueError("There is no folder to search.")
-    vector = encode_texts(shown_model.model, shown_model.processor, [text])[0]
+    vector = embed_texts(shown_model.model, shown_model.processor, [text])[0]
     answers = []
     for hit in shown_model.index.search(vector, most):
         image = load_image(hit.path)

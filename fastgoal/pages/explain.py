@@ -34,10 +34,10 @@ from fastgoal.hub_cards.card_images import (
 from fastgoal.hub_cards.wording import number
 from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds, patch_tokens, text_positions
 from fastgoal.pages.render import render
+from fastgoal.processing.embedding import embed_images, embed_texts, vision_outputs
 from fastgoal.processing.geometry import ImageTransform
-from fastgoal.processing.matching import LocalPair, eval_mode
+from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_texts
 
 # The first sentences, more than any model reads, are shown.
 MOST_SENTENCES = 100
@@ -112,12 +112,10 @@ def explain(
         shown_text = caption[: sentences[MOST_SENTENCES - 1].end]
     pairs = processor.match([image], [shown_text], model)[0]
     masks = processor.sentence_masks(shown_text, [(pair.sentence.start, pair.sentence.end) for pair in pairs])
-    with eval_mode(model):
-        inputs = processor.image_processor(images=[image], return_tensors="pt")
-        vision = model.vision_model(pixel_values=inputs["pixel_values"].to(model.device, model.dtype))
-        patches = torch.nn.functional.normalize(patch_embeds(model, vision).float()[0].cpu(), dim=-1)
-    texts = encode_texts(model, processor, [pair.sentence.text for pair in pairs])
-    whole = encode_texts(model, processor, [caption])[0] @ encode_images(model, processor, [image])[0]
+    vision = vision_outputs(model, processor, [image])
+    patches = torch.nn.functional.normalize(patch_embeds(model, vision).float()[0].cpu(), dim=-1)
+    texts = embed_texts(model, processor, [pair.sentence.text for pair in pairs])
+    whole = embed_texts(model, processor, [caption])[0] @ embed_images(model, processor, [image])[0]
 
     transform = ImageTransform.of(processor.image_processor, image.size)
     columns, rows = (side // processor.patch_size for side in transform.size)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastgoal.processing.checkpoints.fingerprints import fingerprint
 from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.embedding import embed_images
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.evaluation.measures.embeddings import encode_images
 
 from .nearest import Nearest
 from .vector_log import VectorLog
@@ -224,6 +224,6 @@ def file_encoder(model: Any, processor: Any, batch_size: int = 32, num_workers: 
     """`encode` for `ImageIndex.update`, of a CLIP."""
 
     def encode(paths: Sequence[Path]) -> Tensor:
-        return encode_images(model, processor, list(paths), batch_size, num_workers, progress=len(paths) > batch_size)
+        return embed_images(model, processor, list(paths), batch_size, num_workers, progress=len(paths) > batch_size)
 
     return encode

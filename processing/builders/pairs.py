@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.spec import DetectorSpec
+from fastgoal.processing.embedding import TOKENS_PER_CROP, embed_crops, embed_texts
 from fastgoal.processing.images import image_bytes, load_image
-from fastgoal.processing.matching import cut_crops, embed_crop_stream, embed_texts, eval_mode, pair_row
+from fastgoal.processing.matching import pair_row
+from fastgoal.processing.pixels import PixelReader
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence, check_language
 
@@ -284,7 +286,7 @@ class _PairMaker:
             }
 
         # What the other stages do not count is the time of writing.
-        with eval_mode(self.model), self.clock("write"):
+        with self.clock("write"):
             return self.shards.write(shard.number, features(with_short), finished(), describe)
 
     def _embed_sentences(self, block: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -298,7 +300,7 @@ class _PairMaker:
             texts.update(sentence.text for sentence in self.processor.split_sentences(caption))
         if not texts:
             return {}
-        embeds = embed_texts(list(texts), self.model, self.processor.tokenizer, self.batch_size)
+        embeds = embed_texts(self.model, self.processor, list(texts), self.batch_size, tokens_per_text=TOKENS_PER_CROP)
         return dict(zip(texts, embeds, strict=True))
 
     def _detected(
@@ -320,21 +322,17 @@ class _PairMaker:
         self, rows: Iterator[tuple[LoadedRow, list[Region]]]
     ) -> Iterator[tuple[LoadedRow, list[Region], torch.Tensor]]:
         """Rows with the embeddings `(regions, dim)` of their crops, which threads cut while others are embedded."""
-        waiting: deque[tuple[LoadedRow, list[Region]]] = deque()
+        reader = PixelReader(self.processor.image_processor)
 
-        def remembered() -> Iterator[tuple[LoadedRow, list[Region]]]:
-            for row, regions in rows:
-                waiting.append((row, regions))
-                yield row, regions
-
-        def cut(item: tuple[LoadedRow, list[Region]]) -> torch.Tensor:
+        def cut(item: tuple[LoadedRow, list[Region]]) -> tuple[tuple[LoadedRow, list[Region]], torch.Tensor]:
             row, regions = item
-            return cut_crops(row.image, [region.box for region in regions], self.processor.image_processor)
+            return item, reader.read([(row.image, region.box) for region in regions])
 
-        crops = self.clock.timed("crop", self.threads.map(cut, remembered(), self.images_at_once))
-        embeds = embed_crop_stream(crops, self.model, self.processor.image_processor, self.batch_size)
-        for embedded in self.clock.timed("image", embeds):
-            yield (*waiting.popleft(), embedded)
+        crops = self.clock.timed("crop", self.threads.map(cut, rows, self.images_at_once))
+        for (row, regions), embeds in self.clock.timed(
+            "image", embed_crops(self.model, reader, crops, self.batch_size)
+        ):
+            yield row, regions, embeds
 
 
 def overlaps(device: torch.device) -> bool:

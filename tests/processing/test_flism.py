@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ class ColorTowers:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.device, self.dtype, self.training = torch.device("cpu"), torch.float32, True
+        self.config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=248))
         self.forwards = []
 
     def eval(self):

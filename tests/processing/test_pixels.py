@@ -7,26 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, SiglipImageProcessor
 
 from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
-from fastgoal.processing.pixels import Picture, PixelReader, jpeg_decoder
+from fastgoal.processing.pixels import DecodedImage, PixelReader, jpeg_decoder
 
-SIZES = [
-    (640, 480),
-    (480, 640),
-    (224, 224),
-    (225, 224),
-    (31, 500),
-    (1, 1),
-    (3, 2),
-    (1023, 767),
-    (300, 299),
-    (2600, 2500),
-]
+SIZES = [(640, 480), (480, 641), (224, 224), (225, 224), (31, 500), (1, 1), (3, 2), (1, 150), (1023, 767), (2600, 2500)]
 BOXES = [None, (0, 0, 1, 1), (0.4, 0.2, 1e9, 1e9), (-5, -5, 0.7, 0.9)]
+PROCESSORS = {
+    "clip": CLIPImageProcessor(),
+    "clip of 336": CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+    "siglip": SiglipImageProcessor(),
+    "siglip 2": SiglipImageProcessor(size={"height": 256, "width": 256}, resample=Image.Resampling.BILINEAR),
+}
 
 
 def noise(width, height, mode="RGB"):
@@ -35,19 +30,38 @@ def noise(width, height, mode="RGB"):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pixels_are_those_of_the_processor(size):
-    reader = PixelReader(CLIPImageProcessor())
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_equal_those_of_the_processor(name, size):
+    reader = PixelReader(PROCESSORS[name])
     assert reader.fast
     image = noise(*size)
     boxes = [*BOXES, (size[0] * 0.3, size[1] * 0.2, size[0] * 0.6 + 1, size[1] * 0.9 + 1)]
     found = reader.read([(image, box) for box in boxes])
     assert found.dtype == torch.uint8
-    assert not found.is_set_to(reader.read([(image, None)]))
     plain = [image if box is None else crop_box(image, box) for box in boxes]
     expected = reader.image_processor(plain, return_tensors="pt")["pixel_values"]
-    normal = reader.normalize({"pixel_values": found, "input_ids": torch.zeros(1)})
-    torch.testing.assert_close(normal["pixel_values"], expected, rtol=0, atol=2e-6)
-    assert torch.equal(normal["input_ids"], torch.zeros(1))
+    batch = reader.normalize({"pixel_values": found, "input_ids": torch.zeros(1)})
+    assert torch.equal(batch["pixel_values"], expected)
+    assert torch.equal(batch["input_ids"], torch.zeros(1))
+
+
+@pytest.mark.parametrize("with_torchcodec", [True, False])
+@pytest.mark.parametrize("family", ["clip", "metaclip2", "siglip", "siglip2"])
+def test_files_read_equal_the_call_of_each_family_s_processor(
+    family, tiny_bases, tmp_path, monkeypatch, with_torchcodec
+):
+    if not with_torchcodec:
+        monkeypatch.setattr("fastgoal.processing.pixels.jpeg_decoder", lambda: None)
+    elif jpeg_decoder() is None:
+        pytest.skip("torchcodec is not installed for this torch")
+    processor = AutoProcessor.from_pretrained(tiny_bases[family])
+    reader, paths = PixelReader(processor.image_processor), []
+    for number, (size, mode) in enumerate([((301, 233), "RGB"), ((61, 300), "L"), ((7, 5), "RGB"), ((1, 90), "L")]):
+        paths.append(tmp_path / f"{number}.jpg")
+        noise(*size, mode).save(paths[-1], quality=90)
+    found = reader.normalize_pixels(reader.read([(reader.open(path), None) for path in paths]))
+    images = [load_image(path) for path in paths]
+    assert torch.equal(found, processor(images=images, return_tensors="pt")["pixel_values"])
 
 
 def test_nothing_is_held_of_an_image_that_changes():
@@ -61,8 +75,7 @@ def test_nothing_is_held_of_an_image_that_changes():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"do_center_crop": False, "size": {"height": 224, "width": 224}},
-        {"resample": Image.Resampling.BILINEAR},
+        {"resample": Image.Resampling.NEAREST},
         {"size": {"shortest_edge": 200}},  # padded to 224
         {"do_rescale": False},
         {"rescale_factor": 1 / 127},
@@ -77,6 +90,7 @@ def test_a_processor_with_other_steps_works_by_itself(changes):
     assert torch.equal(found, expected)
     assert found.is_floating_point()
     assert reader.normalize({"pixel_values": found})["pixel_values"] is found
+    assert reader.normalize_pixels(found) is found
 
 
 def test_a_box_outside_is_refused():
@@ -141,7 +155,7 @@ def test_a_jpeg_has_the_pixels_that_pil_reads(mode, options, tmp_path):
     plain = load_image(data)
     for source in (data, {"bytes": data, "path": "x"}, str(tmp_path / "a.jpg"), {"path": tmp_path / "a.jpg"}):
         found = reader.open(source)
-        assert isinstance(found, Picture)
+        assert isinstance(found, DecodedImage)
         assert found.size == plain.size
         np.testing.assert_array_equal(found.pixels.permute(1, 2, 0).numpy(), np.asarray(plain))
     boxes = [None, (10, 20, 200, 210)]

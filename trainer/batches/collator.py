@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 
 from fastgoal.processing.data.pairs_dataset import short_captions
 from fastgoal.processing.geometry import ImageTransform, patch_mask, patch_span
-from fastgoal.processing.pixels import Picture, PixelReader
+from fastgoal.processing.pixels import OpenImage, PixelReader
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import pad_ids, span_masks
 
@@ -177,7 +176,7 @@ class FastGoalCollator:
             texts.append(known[self._draw(len(known), "short", row, caption)])
         return {f"short_{name}": value for name, value in self._tokenize(texts).items()}
 
-    def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[Image.Image | Picture]:
+    def _images(self, rows: Sequence[Mapping[str, Any]]) -> list[OpenImage]:
         return [self.reader.open(row["image"], _name(row)) for row in rows]
 
     def _read_captions(self, rows: Sequence[Mapping[str, Any]], captions: list[str]) -> dict[str, torch.Tensor]:

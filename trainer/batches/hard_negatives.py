@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width
 from fastgoal.processing.checkpoints.fingerprints import fingerprint
+from fastgoal.processing.embedding import eval_mode
 from fastgoal.processing.files import whole_file
-from fastgoal.processing.matching import eval_mode
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
 from .collator import FastGoalCollator

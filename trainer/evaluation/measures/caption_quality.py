@@ -14,9 +14,8 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.statistics import histogram, nice_edges
+from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.images import load_image
-
-from .embeddings import encode_images, encode_texts
 
 PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
 BATCH = 64  # rows decoded at a time
@@ -67,8 +66,8 @@ def mean_cosine(
 
     rows = readable()
     while batch := list(islice(rows, BATCH)):
-        images.append(encode_images(model, processor, [image for image, _ in batch]))
-        texts.append(encode_texts(model, processor, [caption for _, caption in batch]))
+        images.append(embed_images(model, processor, [image for image, _ in batch]))
+        texts.append(embed_texts(model, processor, [caption for _, caption in batch]))
     if not images:
         raise ValueError(f"none of the {len(drawn)} images drawn for the cosine can be read; {broken[0]}")
     image_embeds, text_embeds = torch.cat(images), torch.cat(texts)

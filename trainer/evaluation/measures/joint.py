@@ -9,10 +9,11 @@ from torch import Tensor
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import best_pair
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 
-from .embeddings import EncodedSource, encode_images, encode_texts
+from .embeddings import EncodedSource
 from .retrieval import WAYS
 from .rivals import TIE, count_rivals, unit_rows
 
@@ -160,8 +161,8 @@ def evaluate_joint(
         pair = best_pair(row.columns, source.where(number))
         span = row.columns["sentences"][pair["sentence"]]
         sentences.append(row.caption[span["start"] : span["end"]])
-    crops = encode_images(model, processor, _Crops(source, encoded.rows), batch_size, num_workers, progress)
-    texts = encode_texts(model, processor, sentences, 4 * batch_size, progress)
+    crops = embed_images(model, processor, _Crops(source, encoded.rows), batch_size, num_workers, progress)
+    texts = embed_texts(model, processor, sentences, 4 * batch_size, progress=progress)
     group = torch.arange(len(encoded.rows)).repeat(2)
     return joint_map(
         torch.cat([encoded.image_embeds, crops]).to(model.device),

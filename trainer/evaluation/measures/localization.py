@@ -15,18 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds
 from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.embedding import embed_patches, embed_texts
 from fastgoal.processing.geometry import ImageTransform, patch_mask
 from fastgoal.processing.images import load_image
-from fastgoal.processing.matching import eval_mode
 from fastgoal.processing.sentences import split_sentences
-
-from .embeddings import encode_texts
 
 TOP = (5, 10, 15)
 Box = tuple[float, float, float, float]
@@ -116,7 +112,7 @@ def localize(
     hits = dict.fromkeys(TOP, 0)
     chance = dict.fromkeys(TOP, 0.0)
     asked = outside = patches = 0
-    with eval_mode(model), tqdm(total=len(rows), desc="boxes", unit="image", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="boxes", unit="image", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
             images, queries = [], []
             for number in rows[start : start + batch_size]:
@@ -134,7 +130,7 @@ def localize(
             seen = [query for query in queries if bool(query[2].any())]
             outside += len(queries) - len(seen)
             if seen:
-                texts = encode_texts(model, processor, [text for _, text, _ in seen], batch_size=4 * batch_size)
+                texts = embed_texts(model, processor, [text for _, text, _ in seen], batch_size=4 * batch_size)
                 covered = torch.stack([mask for _, _, mask in seen])
                 similarity = (tokens[[image for image, _, _ in seen]] @ texts[:, :, None]).squeeze(-1)
                 ranks = first_hit(similarity, covered)
@@ -149,14 +145,6 @@ def localize(
             " (or give boxes their 'sentence')."
         )
     return Localization({k: hits[k] / asked for k in TOP}, {k: chance[k] / asked for k in TOP}, asked, outside, patches)
-
-
-@torch.no_grad()
-def embed_patches(model: Any, processor: Any, images: Sequence[Any]) -> Tensor:
-    """Every patch of some images in the joint space, `(images, patches, width)`, normalized, float32, on the CPU."""
-    pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-    vision = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
-    return normalize(patch_embeds(model, vision).float(), dim=-1).cpu()
 
 
 def first_hit(similarity: Tensor, covered: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.sentences import split_sentences
 
-from .embeddings import EncodedSource, encode_texts
+from .embeddings import EncodedSource
 from .retrieval import WAYS, Ranks, retrieval_ranks
 
 SHORT = 77  # tokens of the original CLIP
@@ -118,7 +119,7 @@ def measure_robustness(
         else:
             texts = change_captions(captions, text_to_image, how, seed, getattr(processor, "language", "en"))
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
-        embeds = encode_texts(model, processor, texts, 4 * batch_size, progress, max_length=length)
+        embeds = embed_texts(model, processor, texts, 4 * batch_size, max_length=length, progress=progress)
         metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary((1, 5, 10))
         drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in WAYS]
         results[how] = Change(what, metrics, sum(drops) / 2, changed)

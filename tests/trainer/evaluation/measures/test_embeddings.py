@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPProcessor
 from fastgoal import EvaluationOptions, evaluate
 from fastgoal.cli import main
 from fastgoal.processing.data.sources import load_source
-from fastgoal.trainer.evaluation.measures.embeddings import encode_images, encode_source, encode_texts
+from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 
 STEP = 20  # image i is grey of level STEP * i
 CLASSES = 12
@@ -23,12 +23,9 @@ class OneHotClip:
     dtype = torch.float32
 
     def __init__(self, processor, positions=77):
-        self.config = types.SimpleNamespace(
-            projection_dim=CLASSES, text_config=types.SimpleNamespace(max_position_embeddings=positions)
-        )
+        self.config = types.SimpleNamespace(text_config=types.SimpleNamespace(max_position_embeddings=positions))
         self.processor = processor
         self.training = True
-        self.text_shapes = []
         self.modes = set()
 
     def train(self, mode):
@@ -46,7 +43,6 @@ class OneHotClip:
 
     def get_text_features(self, input_ids, attention_mask):
         self.modes.add(self.training)
-        self.text_shapes.append(tuple(input_ids.shape))
         texts = self.processor.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         # Each byte is a token, and the tokenizer puts no space inside a word.
         digits = [int(text.replace(" ", "")[len("number")]) for text in texts]
@@ -76,70 +72,6 @@ def write_folder(folder, rows):
             column = "captions" if isinstance(captions, list) else "caption"
             file.write(json.dumps({"file_name": f"{number}.png", column: captions}) + "\n")
     return folder
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_encode_images_in_order(processor, tmp_path, num_workers):
-    numbers = [3, 0, 7, 7, 1]
-    paths = []
-    for place, number in enumerate(numbers):
-        grey(number).save(tmp_path / f"{place}.png")
-        paths.append(tmp_path / f"{place}.png")
-    model = OneHotClip(processor)
-    embeds = encode_images(model, processor, paths, batch_size=2, num_workers=num_workers)
-    assert embeds.tolist() == one_hot(torch.tensor(numbers), CLASSES).float().tolist()
-    assert model.modes == {False}
-    assert model.training
-
-
-def test_encode_images_is_the_model_normalized(model, processor):
-    images = [Image.linear_gradient("L").rotate(30 * i).resize((40 + 3 * i, 50)) for i in range(5)]
-    embeds = encode_images(model, processor, iter(images), batch_size=2)
-    assert embeds.dtype == torch.float32
-    with torch.no_grad():
-        for image, embed in zip(images, embeds, strict=True):
-            inputs = processor(images=image.convert("RGB"), return_tensors="pt")
-            expected = model.get_image_features(**inputs).pooler_output[0]
-            torch.testing.assert_close(embed, expected / expected.norm(), rtol=1e-4, atol=1e-5)
-
-
-def test_encode_texts_is_the_model_normalized(model, processor):
-    """In the order given, whatever the padding; the last one is cut."""
-    texts = ["a cat on a mat", "dog", "a cat on a mat", "two small boats lie on the beach", "word " * 60, "a"]
-    embeds = encode_texts(model, processor, texts, batch_size=2)
-    assert embeds.dtype == torch.float32
-    with torch.no_grad():
-        for text, embed in zip(texts, embeds, strict=True):
-            inputs = processor(text=text, truncation=True, max_length=77, return_tensors="pt")
-            expected = model.get_text_features(**inputs).pooler_output[0]
-            torch.testing.assert_close(embed, expected / expected.norm(), rtol=1e-4, atol=1e-5)
-    assert torch.equal(embeds[0], embeds[2])
-
-
-def test_encode_texts_pads_to_the_longest_of_like_long_ones(processor):
-    model = OneHotClip(processor)
-    texts = ["number 1", "number 2" + " x" * 40, "number 1", "number 3 x", "number 4" + " x" * 100]
-    encode_texts(model, processor, texts, batch_size=2)
-    # BOS, "number", one digit, the x's and EOS; four different captions, longest first, the longest cut at 77.
-    assert model.text_shapes == [(1, 77), (1, 49), (2, 10)]
-    model.text_shapes.clear()
-    encode_texts(model, processor, [f"number {i} x" for i in range(8)], batch_size=1)
-    assert model.text_shapes == [(7, 10), (1, 10)]  # as many tokens as one caption of 77 has
-
-
-def test_nothing_to_encode(model, processor):
-    with pytest.raises(ValueError, match="`images` is empty"):
-        encode_images(model, processor, [])
-    with pytest.raises(ValueError, match=r"`texts` is \[\]"):
-        encode_texts(model, processor, [])
-    with pytest.raises(ValueError, match="`batch_size` must"):
-        encode_texts(model, processor, ["a"], batch_size=0)
-
-
-def test_unreadable_image_is_named(model, processor, tmp_path):
-    (tmp_path / "torn.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"torn\.png"):
-        encode_images(model, processor, [grey(1), tmp_path / "torn.png"])
 
 
 def measure(model, processor, folder, **settings):
@@ -189,7 +121,7 @@ def broken_folder(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_rows_stop(processor, broken_folder, num_workers):
-    with pytest.raises(ValueError, match=r"metadata.jsonl line 2 \(1.png\).*on_error='skip'"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl line 2 \(1.png\).*on_error=skip"):
         measure(OneHotClip(processor), processor, broken_folder, num_workers=num_workers)
 
 
@@ -210,7 +142,7 @@ def test_nothing_left_to_evaluate(processor, tmp_path):
     source = load_source(str(folder))
     with pytest.raises(ValueError, match=r"no usable rows\. The first of 1 errors: .*0\.png"):
         encode_source(OneHotClip(processor), processor, source, on_error="skip")
-    with pytest.raises(ValueError, match="on_error is 'ignore'; it must be one of 'stop', 'skip'"):
+    with pytest.raises(ValueError, match=r"`on_error`.*stop.*skip.*'ignore'"):
         encode_source(OneHotClip(processor), processor, source, on_error="ignore")
 
 

@@ -31,6 +31,7 @@ class ColorModel:
     """CLIP's two methods over mean colors."""
 
     device, dtype, training = torch.device("cpu"), torch.float32, False
+    config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=60))
 
     def __init__(self):
         self.image_batches = []
