@@ -22,7 +22,6 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import COMMANDS, build_parser
 from fastgoal.trainer import training_arguments
 from fastgoal.trainer.run import parse
-from tests.browser import needs_browser, open_page
 from tests.squares import COLORS, picture_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,36 +162,7 @@ def test_the_site_is_whole_and_fetches_nothing(site):
         assert not fetched, page
 
 
-def test_the_calculator_counts_with_the_pages_table():
-    script = (ROOT / "docs" / "javascripts" / "calculator.js").read_text(encoding="utf-8")
-    known = {name: [float(number) for number in re.findall(r": ([\d.]+)", facts)]
-             for name, facts in re.findall(r'"(ViT[^"]+)": \{([^}]+)\}', script)}  # fmt: skip
-    rows = re.findall(r"^\|(.+)\|$", TEXTS["docs/hardware.md"], re.MULTILINE)
-    table = [[cell.strip().replace(",", "") for cell in row.split("|")] for row in rows if " | " in row]
-    names = table[0][-4:]
-    columns = list(zip(*[[float(cell) for cell in row[-4:]] for row in table[1:]], strict=True))
-    assert names == [*known]
-    for name, (tuned, whole, crop, kept, weights) in zip(names, columns, strict=True):
-        assert known[name] == pytest.approx([tuned, whole, crop / 1000, kept, weights], rel=0.01), name
-
-
-@needs_browser
-def test_the_calculator_in_a_browser(site):
-    with open_page() as page:
-        page.goto((site / "hardware.html").as_uri())
-        page.select_option("[name=model]", "ViT-B/16")
-        page.select_option("[name=device]", "A100")
-        page.fill("[name=images]", "1000000")
-        page.check("[name=cached]")
-        page.fill("[name=chunk]", "32")
-        # A million pairs, 10 epochs, 0.271 TFLOP and a third more, at 30 % of 312 TFLOP/s: 10.7 hours.
-        text = page.inner_text("output")
-        assert "Training: about 11 hours" in text
-        assert "Memory of each device: about 11 GB" in text
-        page.fill("[name=images]", "")
-        assert "a number above 0" in page.inner_text("output")
-
-
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
