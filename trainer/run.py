@@ -10,8 +10,9 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_type_hints
 
 # `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
@@ -102,7 +103,7 @@ class RunParser(Parser, HfArgumentParser):
 
 
 KINDS = (RunArguments, FastGoalTrainingArguments)
-OTHER_NAMES = {own.metadata["aliases"][2:]: own.name for own in fields(RunArguments) if "aliases" in own.metadata}
+MAPPINGS = {name for kind in KINDS for name, hint in get_type_hints(kind).items() if "dict" in str(hint)}
 
 
 def run_parser(prog: str = "run.py") -> RunParser:
@@ -121,10 +122,9 @@ def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArgu
     flags = list(argv)
     try:
         given = [flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")]
-        refuse_two_names(given, OTHER_NAMES, "the command line")
+        refuse_two_names(given, parser, "the command line")
         if flags and flags[0].endswith((".yaml", ".yml")):
-            known = {name for kind in KINDS for name in kind.__dataclass_fields__}
-            flags = [*flags_of(Path(flags[0]), known, OTHER_NAMES), *flags[1:]]
+            flags = [*flags_of(Path(flags[0]), parser, MAPPINGS), *flags[1:]]
         run, training = parser.parse_args_into_dataclasses(flags)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+LONGEST_ERROR = 1000  # characters; the value of an argument can be long
 _NUMBER = re.compile(r"-\.?\d.*")
 _PARAMETER = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
@@ -93,8 +94,16 @@ class Parser(argparse.ArgumentParser):
         text = f"must be one of {', '.join(names)}, got {str(value)!r}{did_you_mean(str(value), names)}"
         raise argparse.ArgumentError(action, text)
 
+    def option(self, name: str) -> argparse.Action | None:
+        """Return the option that takes a value under a name, spelled with `_` or `-`; None if there is none."""
+        spellings = (name, name.replace("-", "_"), name.replace("_", "-"))
+        actions = (self._option_string_actions.get(f"--{spelling}") for spelling in spellings)
+        return next((action for action in actions if action is not None and action.nargs != 0), None)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage line and the message, and exit with code 2."""
+        if len(message) > LONGEST_ERROR:
+            message = f"{message[:LONGEST_ERROR]} ..."
         message = re.sub(r"^argument (?:-\w/)?([^\s/:]+)\S*: (?=must )", r"\1 ", message)
         super().error(self.with_flags(message))
 

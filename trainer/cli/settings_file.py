@@ -1,7 +1,8 @@
-"""A YAML file of settings as command line flags, so that later flags overrule them."""
+"""Read a YAML file of settings as command-line flags, so that flags given after the file override it."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +10,77 @@ import yaml
 
 from fastgoal.processing.images import read_regular
 
-from .parser import did_you_mean
+from .parser import Parser, did_you_mean
 
-LARGEST_FILE = 2**20  # bytes
+LARGEST_FILE = 2**16  # bytes
+DEEPEST_VALUE = 8
 
 
-def flags_of(path: Path, known: Collection[str], other_names: Mapping[str, str]) -> list[str]:
-    """The settings of a file as flags.
+def flags_of(path: Path, parser: Parser, mappings: Collection[str] = ()) -> list[str]:
+    """Return the settings in a YAML file as flags.
 
     Args:
-        path: Of the file: `key: value` lines.
-        known: The names of all settings.
-        other_names: Other names for some of them.
+        path: File of `key: value` lines.
+        parser: The parser that declares the settings.
+        mappings: Settings that take a mapping.
 
     Raises:
-        ValueError: The file is no such YAML, has settings that are not known, or one of them twice; names the file.
-        OSError: It cannot be read.
+        ValueError: The file is not such YAML, or a setting is unknown, repeated or nested; the message names the file.
+        OSError: The file cannot be read.
     """
     settings = _read(path)
-    names = {*known, *other_names}
-    unknown = sorted(key for key in settings if key.replace("-", "_") not in names)
-    if unknown:
-        named = ", ".join(key + did_you_mean(key, names) for key in unknown)
-        raise ValueError(f"{path} has unknown settings (`fastgoal train --help` lists all): {named}")
-    refuse_two_names(list(settings), other_names, str(path))
+    known = {key: action for key in settings if (action := parser.option(key)) is not None}
+    if unknown := sorted(settings.keys() - known):
+        names = [option[2:] for option in parser._option_string_actions]
+        listed = ", ".join(key[:80] + did_you_mean(key[:80], names) for key in unknown[:5])
+        raise ValueError(f"{path}: unknown settings {listed}. `fastgoal train --help` lists all settings.")
+    refuse_two_names(list(settings), parser, str(path))
     flags: list[str] = []
     for key, value in settings.items():
+        if isinstance(value, dict) and known[key].dest in mappings:
+            value = json.dumps(value, default=str)  # transformers reads it as JSON
+        items = value if isinstance(value, list) and known[key].nargs == "+" else [value]
+        if any(isinstance(item, list | dict | set | bytes) for item in items):
+            raise ValueError(f"{path}: {key} must be a single value, got a {type(value).__name__}.")
         if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
+            flags += [f"--{key}", *map(str, items)]
         elif value is not None:
-            # In one word, so that a value may begin with a dash; transformers reads dictionaries as JSON.
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{key}={value}")  # one word, because a value may start with a dash
     return flags
 
 
-def refuse_two_names(names: Sequence[str], other_names: Mapping[str, str], where: str) -> None:
-    """Raise `ValueError` of a setting that one place gives under two of its names."""
+def refuse_two_names(names: Iterable[str], parser: Parser, source: str) -> None:
+    """Raise `ValueError` if one source gives a setting under two of its names."""
     given: dict[str, str] = {}
     for name in names:
-        spelled = name.replace("-", "_")
-        own = other_names.get(spelled, spelled)
-        if given.setdefault(own, name) != name:
-            raise ValueError(f"{where} gives {given[own]} and {name}, two names of one setting; keep one of them.")
+        action = parser.option(name)
+        if action is not None and given.setdefault(action.dest, name) != name:
+            raise ValueError(
+                f"{source}: {given[action.dest]} and {name} are two names of the same setting. Keep one of them."
+            )
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """Load plain YAML: no aliases, no repeated keys and no deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # Aliases can refer to each other so often that the value does not fit into memory.
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (&name and *name) are not supported; write the values out")
+        self.depth += 1
+        if self.depth > DEEPEST_VALUE:
+            raise yaml.YAMLError(f"values are nested more than {DEEPEST_VALUE} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, count in counts.items() if count > 1]:
+            raise yaml.YAMLError(f"the key {repeated[0][:80]} appears twice")
+        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -59,25 +89,13 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}.") from None
     if len(content) > LARGEST_FILE:
-        raise ValueError(f"{path} has {len(content):,} bytes, which is too much for a file of settings.")
+        raise ValueError(f"{path}: a settings file has at most {LARGEST_FILE:,} bytes, got {len(content):,}.")
     try:
-        text = content.decode("utf-8-sig")
-        # Names for parts of the file may stand for each other so often that no memory holds what they mean.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{path} uses names for parts of itself (&name and *name); write the values out.")
-        node = yaml.compose(text, yaml.SafeLoader)
-        settings = yaml.safe_load(text)
+        settings = yaml.load(content.decode("utf-8-sig"), _SettingsLoader)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}.") from None
+        raise ValueError(f"{path}: the file is not text in UTF-8: {error}.") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise ValueError(f"{path} is not YAML of settings: it has too many lists inside of each other.") from None
-    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{path} must hold `key: value` lines, got {type(settings).__name__}.")
-    if wrong := [key for key in settings if not isinstance(key, str)]:
-        raise ValueError(f"{path} must hold `key: value` lines; the key {wrong[0]!r} is no text.")
-    keys = [key.value for key, _ in node.value]
-    if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
-        raise ValueError(f"{path} gives {twice[0]} twice; keep one of them.")
+        raise ValueError(f"{path}: invalid YAML: {' '.join(str(error).split())[:500]}.") from None
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{path}: a settings file has `key: value` lines with names as keys.")
     return settings
