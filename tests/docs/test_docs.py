@@ -129,7 +129,7 @@ def test_python_blocks_run(page, place, monkeypatch, capsys):
         exec(compile(block, page, "exec"), names)
     printed = capsys.readouterr().out
     if page == "README.md":
-        assert "<- trains" in printed
+        assert "<- used in training" in printed
     if "recall" in names:  # what mteb found is what `fastgoal evaluate` finds
         from fastgoal import evaluate
 
