@@ -15,7 +15,7 @@ from fastgoal.processing.images import load_image
 
 from .embeddings import EncodedSource
 from .retrieval import WAYS
-from .rivals import TIE, count_rivals, unit_rows
+from .ranks import TIE, count_at_least, unit_rows
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def joint_map(
         of_text[asked, column] = torch.linalg.vecdot(texts[asked], images[answers])
         of_image[asked, column] = torch.linalg.vecdot(images[asked], texts[answers])
     pairs = torch.stack([valid.nonzero()[:, 0], relevant[valid]], dim=1)  # the relation holds both ways
-    before_text, before_image = count_rivals(texts, images, of_text, of_image, pairs, chunk_size)
+    before_text, before_image = count_at_least(texts, images, of_text, of_image, pairs, chunk_size)
 
     whole, own = {}, {}
     for way, similarity, before in zip(WAYS, (of_text, of_image), (before_text, before_image), strict=True):
