@@ -5,7 +5,7 @@
 
 Recall@k is compared with the algorithm of clip-benchmark: the whole similarity matrix in float32, the top k of every
 row, and a one-hot tensor of them that is multiplied with the matrix of right answers. The joint test is compared with a
-script that sorts every row of the matrix and walks through queries and rankings in Python. Both ways get the same random
+script that sorts every row of the matrix and loops over queries and rankings in Python. Both ways get the same random
 embeddings and must give the same numbers.
 """
 

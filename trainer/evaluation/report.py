@@ -7,7 +7,7 @@ from typing import Any
 
 from .measures.intervals import Difference, Interval
 from .measures.localization import Localization
-from .measures.retrieval import WAYS
+from .measures.retrieval import DIRECTIONS
 from .measures.robustness import Change
 from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, PublishedRow
 
@@ -203,7 +203,7 @@ def _recall_table(report: EvaluationReport) -> Table:
     for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
         row = [_words(name)]
         scale, digits = _scale(name)
-        for key in (f"{way}_{name}" for way in WAYS):
+        for key in (f"{way}_{name}" for way in DIRECTIONS):
             if key not in report.metrics:
                 row.append("-")
                 continue
@@ -214,21 +214,21 @@ def _recall_table(report: EvaluationReport) -> Table:
             row.append(cell)
         rows.append(row)
     title = "Retrieval" + (f", 95 % intervals of {report.resamples:,} resamples" if intervals else "")
-    return title, ["", *map(_words, WAYS)], rows
+    return title, ["", *map(_words, DIRECTIONS)], rows
 
 
 def _published_table(report: EvaluationReport, published: list[PublishedRow]) -> Table:
-    rows = [[f"{report.model} (measured here)", *(_percent(report.metrics[f"{way}_R@1"]) for way in WAYS)]]
+    rows = [[f"{report.model} (measured here)", *(_percent(report.metrics[f"{way}_R@1"]) for way in DIRECTIONS)]]
     for row in published:
         name = f"{row.model} (published, {row.source})"
         rows.append([name, f"{row.text_to_image:.2f}", f"{row.image_to_text:.2f}"])
-    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *map(_words, WAYS)], rows
+    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *map(_words, DIRECTIONS)], rows
 
 
 def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
     rows = []
     for key, value in differences.items():
-        way = next(way for way in WAYS if key.startswith(way))
+        way = next(way for way in DIRECTIONS if key.startswith(way))
         name = key.removeprefix(f"{way}_")
         scale, digits = _scale(name)
         interval = "-"
@@ -253,7 +253,7 @@ def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
 def _joint_table(joint: dict[str, float], measured: list[tuple[str, ModelResult]]) -> Table:
     rows = []
     for key in joint:
-        way = next(way for way in WAYS if way in key)
+        way = next(way for way in DIRECTIONS if way in key)
         pairs = "own counterpart only" if "_own_" in key else "own picture's pairs"
         values = [_percent(which.joint[key]) for _, which in measured if which.joint]
         rows.append([f"mAP@{key.split('@')[1]}, {_words(way)}, {pairs}", *values])

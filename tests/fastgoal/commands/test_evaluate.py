@@ -110,7 +110,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
         (tiny_clip, folder, ["--joint"], "the columns pairs"),
         (tiny_clip, folder, ["--localization"], "a column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
-        (tiny_clip, folder, ["--resamples", 1], "`resamples` must be 0 or"),
+        (tiny_clip, folder, ["--resamples", 1], "--resamples must be 0 or"),
         (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),
         (tiny_clip, folder, ["--against", tmp_path / "none"], "none"),
         (broken, folder, [], "has weights that are infinite or no numbers"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cutoffs import KS
-from .retrieval import WAYS, Ranks
+from .retrieval import DIRECTIONS, Ranks
 
 
 class Interval(NamedTuple):
@@ -117,7 +117,7 @@ class _Resampler:
         sums, counts = [], []
         self.sorted: list[tuple[Tensor, Tensor]] = []  # ranks in order, and the image of each
         questions = ((text, ranks.text_to_image_owner.cpu(), len(image)), (image[asked], asked, len(text)))
-        for way, (found, owner, candidates) in zip(WAYS, questions, strict=True):
+        for way, (found, owner, candidates) in zip(DIRECTIONS, questions, strict=True):
             values = {f"{way}_R@{k}": (found <= k).double() for k in ks if k <= candidates}
             values[f"{way}_mean_rank"] = found.double()
             self.keys += values
@@ -125,7 +125,7 @@ class _Resampler:
             counts += [none.index_add(0, owner, torch.ones(len(found), dtype=torch.float64))] * len(values)
             order = found.argsort()
             self.sorted.append((found[order].double(), owner[order]))
-        self.keys += [f"{way}_median_rank" for way in WAYS]
+        self.keys += [f"{way}_median_rank" for way in DIRECTIONS]
         self.table = torch.stack([*sums, *counts], dim=1)  # (images, 2 x metrics without the medians)
 
     def values(self) -> list[float]:

@@ -14,8 +14,8 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 
 from .embeddings import EncodedSource
-from .retrieval import WAYS
 from .ranks import TIE, count_at_least, unit_rows
+from .retrieval import DIRECTIONS
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def joint_map(
     before_text, before_image = count_at_least(texts, images, of_text, of_image, pairs, chunk_size)
 
     whole, own = {}, {}
-    for way, similarity, before in zip(WAYS, (of_text, of_image), (before_text, before_image), strict=True):
+    for way, similarity, before in zip(DIRECTIONS, (of_text, of_image), (before_text, before_image), strict=True):
         whole[f"joint_{way}_mAP@{k}"] = float(_average_precision(similarity, before, valid, k).mean())
         # For its own counterpart alone, an item's other right answers stand in the way.
         others = similarity.where(valid, -torch.inf)[:, 1:]

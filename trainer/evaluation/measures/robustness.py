@@ -13,7 +13,7 @@ from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.sentences import split_sentences
 
 from .embeddings import EncodedSource
-from .retrieval import WAYS, Ranks, retrieval_ranks
+from .retrieval import DIRECTIONS, Ranks, retrieval_ranks
 
 SHORT = 77  # tokens of the original CLIP
 
@@ -121,6 +121,6 @@ def measure_robustness(
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
         embeds = embed_texts(model, processor, texts, 4 * batch_size, max_length=length, progress=progress)
         metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary((1, 5, 10))
-        drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in WAYS]
+        drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in DIRECTIONS]
         results[how] = Change(what, metrics, sum(drops) / 2, changed)
     return results

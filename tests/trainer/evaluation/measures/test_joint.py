@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgoal.trainer.evaluation.measures import rivals
 from fastgoal.trainer.evaluation.measures.joint import joint_map
-from fastgoal.trainer.evaluation.measures.rivals import count_rivals, unit_rows
+from fastgoal.trainer.evaluation.measures.ranks import unit_rows
 
 
 def brute_force(images, texts, group, is_global, k):
@@ -65,67 +64,12 @@ def test_known_answers():
     assert same["joint_image_to_text_own_mAP@10"] == pytest.approx(1 / 4)
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
-@pytest.mark.parametrize("spread", [1e-8, 1e-4, 1.0])
-def test_counts_are_those_of_float64(precision, spread):
-    """Also where float32 cannot tell similarities apart, and where products may be rounded more coarsely."""
-    generator = torch.Generator().manual_seed(0)
-    center = torch.randn(1, 64, generator=generator, dtype=torch.float64)
-    rows, columns = (
-        unit_rows(center + spread * torch.randn(90, 64, generator=generator, dtype=torch.float64), "rows")
-        for _ in range(2)
-    )
-    excluded = torch.tensor([[3, 4], [0, 0], [89, 89]])
-    exact = rows @ columns.T
-    by_row, by_column = exact[:, :2].contiguous(), exact[:3].T.contiguous()
-    exact = exact.index_put(tuple(excluded.T), torch.tensor(-math.inf, dtype=torch.float64))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        found = count_rivals(rows, columns, by_row, by_column, excluded, chunk_size=32)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert torch.equal(found[0], (exact[:, :, None] >= by_row[:, None] - 1e-9).sum(1))
-    assert torch.equal(found[1], (exact.T[:, :, None] >= by_column[:, None] - 1e-9).sum(1))
-
-
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("noise", [0.2, 0.5, 12.0])
-def test_counts_in_bfloat16_are_those_of_float64(monkeypatch, fast, noise):
-    """Of a good model, whose rivals are few, and of worse ones, where the coarse screen gives up."""
-    monkeypatch.setattr(rivals, "_multiplies_bfloat16", lambda device: fast)
-    formats = []
-    screened = rivals._screened
-
-    def recorded(tile, rows, columns, by_row, by_column, screen):
-        counts = screened(tile, rows, columns, by_row, by_column, screen)
-        formats.append((screen.rows.dtype, counts is not None))
-        return counts
-
-    monkeypatch.setattr(rivals, "_screened", recorded)
-    generator = torch.Generator().manual_seed(0)
-    rows = unit_rows(torch.randn(300, 256, generator=generator), "rows")
-    columns = unit_rows(rows + noise / 16 * torch.randn(300, 256, generator=generator), "columns")
-    # A tie that bfloat16 cannot see, and entries closer to the threshold than it can tell apart.
-    columns[7], columns[8] = columns[9], unit_rows(columns[9:10] + 1e-5, "row")[0]
-    exact = rows @ columns.T
-    own = exact.diag()[:, None].clone()
-    found = count_rivals(rows, columns, own, own, torch.arange(300)[:, None].expand(-1, 2), chunk_size=100)
-    exact.fill_diagonal_(-math.inf)
-    assert torch.equal(found[0], (exact >= own - 1e-9).sum(1, keepdim=True))
-    assert torch.equal(found[1], (exact >= own.T - 1e-9).sum(0)[:, None])
-    if fast:
-        assert ((torch.bfloat16, True) in formats) == (noise < 1)
-    else:
-        assert all(dtype == torch.float32 for dtype, _ in formats)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"text_embeds": torch.eye(2, 3)}, "an item has one image and one text"),
         ({"image_embeds": torch.full((2, 2), math.nan)}, "NaN"),
-        ({"group": [0]}, r"group has shape \(1,\)"),
+        ({"group": [0]}, r"group.* shape \(1,\)"),
         ({"group": [0, 0]}, "group 0 has two global items, 0 and 1"),
         ({"k": 0}, "`k` must"),
         ({"chunk_size": 0}, "`chunk_size` must"),

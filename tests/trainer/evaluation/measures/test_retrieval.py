@@ -73,7 +73,7 @@ def test_ties_count_against_us():
         assert metrics[f"{direction}_mean_rank"] == 37.0
 
 
-def test_captions_of_the_same_image_are_no_rivals():
+def test_captions_of_the_same_image_are_not_ranked():
     images = torch.eye(2)
     texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     metrics = retrieval_metrics(images, texts, [0, 0, 0, 1], ks=(1,))
@@ -150,8 +150,7 @@ def test_chunks_stay_small(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", recorded)
     retrieval_metrics(torch.randn(50, 4), torch.randn(50, 4), chunk_size=16)
-    tiles = math.ceil(50 / 16) ** 2
-    assert tiles <= len(sizes) <= tiles + 1  # one more where the first tile was tried in bfloat16
+    assert len(sizes) == math.ceil(50 / 16) ** 2
     assert max(max(size) for size in sizes) == 16
 
 
@@ -161,16 +160,16 @@ NAN = torch.eye(3).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(ma
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_embeds": torch.zeros(3)}, r"image_embeds has shape \(3,\); it must be \(rows, width\)"),
-        ({"text_embeds": torch.zeros(0, 3)}, r"text_embeds has shape \(0, 3\); there is nothing"),
-        ({"text_embeds": torch.eye(3, 4)}, "width 3 and text_embeds has width 4"),
-        ({"text_embeds": NAN}, "text_embeds has NaN or infinite values in 1 of 3 rows, first in row 1"),
-        ({"image_embeds": torch.full((3, 3), math.inf)}, "image_embeds has NaN or infinite values in 3 of 3 rows"),
-        ({"text_embeds": torch.eye(4, 3)}, "image_embeds has 3 rows and text_embeds has 4; .* give text_to_image"),
-        ({"text_to_image": [0, 1]}, r"text_to_image has shape \(2,\); it must be \(3,\)"),
-        ({"text_to_image": [0, 1, 3]}, r"text_to_image\[2\] is 3; image indices must be from 0 to 2"),
-        ({"text_to_image": [0, -1, 3]}, r"text_to_image\[1\] is -1"),
-        ({"text_to_image": [0.0, 1.0, 2.0]}, "text_to_image has dtype torch.float32"),
+        ({"image_embeds": torch.zeros(3)}, r"`image_embeds` .*\(3,\)"),
+        ({"text_embeds": torch.zeros(0, 3)}, r"`text_embeds` .*\(0, 3\)"),
+        ({"text_embeds": torch.eye(3, 4)}, "`image_embeds` and `text_embeds` .* 3 and 4"),
+        ({"text_embeds": NAN}, "`text_embeds` .* 1 of 3 rows.* row 1"),
+        ({"image_embeds": torch.full((3, 3), math.inf)}, "`image_embeds` .* 3 of 3 rows"),
+        ({"text_embeds": torch.eye(4, 3)}, "`text_to_image`.* 3 rows of `image_embeds` and 4"),
+        ({"text_to_image": [0, 1]}, r"`text_to_image` .*\(3,\).*\(2,\)"),
+        ({"text_to_image": [0, 1, 3]}, r"`text_to_image` .* 0 to 2, got 3 in row 2"),
+        ({"text_to_image": [0, -1, 3]}, r"`text_to_image` .* got -1 in row 1"),
+        ({"text_to_image": [0.0, 1.0, 2.0]}, "`text_to_image` .* torch.float32"),
         ({"ks": ()}, "`ks` must"),
         ({"ks": (1, 0)}, "`ks` must"),
         ({"chunk_size": 0}, "`chunk_size` must be a positive integer, got 0"),
