@@ -1,89 +1,74 @@
-"""What an index of images costs: bytes written on the way to it, time of a query, recall beyond a million.
+"""Write an index of made-up vectors and search it.
 
-    python -m benchmarks.search                        # 100,000 vectors, all compared
-    python -m benchmarks.search --images 1200000       # also the inverted file: minutes, and 6 GB of memory
+    python -m benchmarks.search                     # 100,000 vectors, all of them compared
+    python -m benchmarks.search --images 1200000    # above a million: LanceDB's inverted file, with its recall
 
-The vectors are made up, in groups: half of a vector's length is its group's. Those of real images lie otherwise, and an
-index of theirs measures its recall itself.
+The vectors lie in groups: half of a vector's length is the center of its group. Those of real images are distributed
+differently.
 """
 
 import argparse
-import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.timing import timed
-from fastgoal.search.index import _PORTION
-from fastgoal.search.nearest import Nearest
-from fastgoal.search.vector_log import VectorLog
+from fastgoal.search import index as index_module
+from fastgoal.search.index import ImageIndex
 
-WIDTH, GROUPS = 512, 5000
+WIDTH, GROUPS, QUERIES, TOP_K = 512, 5000, 20, 10
 
 
 def made_up(count: int, seed: int) -> torch.Tensor:
-    """Normalized vectors `(count, WIDTH)`."""
+    """Return normalized vectors `(count, WIDTH)`."""
     centers = torch.randn(GROUPS, WIDTH, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     group = torch.randint(GROUPS, (count,), generator=generator)
     return torch.nn.functional.normalize(centers[group] + torch.randn(count, WIDTH, generator=generator), dim=1)
 
 
-def write_all(log: VectorLog, images: int) -> int:
-    """Append so many vectors as `ImageIndex.update` does; gives the bytes on the disk, each of them written once."""
-    for start in range(0, images, _PORTION):
-        names = [f"photographs/{number:08d}.jpg" for number in range(start, min(start + _PORTION, images))]
-        log.append(made_up(len(names), start + 1), names, {name: [123456, 1700000000] for name in names}, {})
-    return sum(path.stat().st_size for path in log.place.iterdir())
+class MadeUpIndex(ImageIndex):
+    """An index that makes vectors up; only LanceDB's work is left."""
 
-
-def write_whole(place: Path, images: int) -> int:
-    """The same with one file that is written anew for each portion, as version 0.1 did; gives all bytes written."""
-    index = faiss.IndexScalarQuantizer(WIDTH, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    names: list[str] = []
-    written = 0
-    for start in range(0, images, _PORTION):
-        count = min(_PORTION, images - start)
-        index.add(made_up(count, start + 1).numpy())
-        names += [f"photographs/{number:08d}.jpg" for number in range(start, start + count)]
-        faiss.write_index(index, str(place / "vectors"))
-        (place / "state").write_text(json.dumps({"paths": names, "stamps": {n: [123456, 1700000000] for n in names}}))
-        written += sum(path.stat().st_size for path in place.iterdir())
-    return written
+    def _embed(
+        self, names: Sequence[str], errors: dict[str, str], batch_size: int, num_workers: int
+    ) -> NDArray[np.float16]:
+        return made_up(len(names), int(names[0][:8]) + 1).half().numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--whole-images", type=int, default=100_000, help="for the way of version 0.1; 0 leaves it out")
-    args = parser.parse_args()
-    queries = made_up(50, 999).numpy()
-    print(f"{args.images:,} vectors of width {WIDTH}, {torch.get_num_threads()} threads, faiss {faiss.__version__}")
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        if args.whole_images:
-            (place / "whole").mkdir()
-            print(f"one file, written {-(-args.whole_images // _PORTION)} times: ", end="", flush=True)
-            print(f"{write_whole(place / 'whole', args.whole_images) / 1e6:,.0f} MB for {args.whole_images:,}")
-        log = VectorLog(place / "index", "made up", "one")
-        print(f"shards: {write_all(log, args.images) / 1e6:,.0f} MB written")
+    images = parser.parse_args().images
+    queries = made_up(QUERIES, 999).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"{number:08d}.jpg" for number in range(images)]
+        index_module.model_fingerprint = lambda model, processor: "made up"
+        index_module._list_files = lambda *args: (dict.fromkeys(names, (123456, 1700000000)), {})
+        made_up_seconds = timed(lambda: made_up(2048, 1))[0] * images / 2048
         start = time.perf_counter()
-        log = VectorLog(place / "index", "made up", "one")
-        searcher = Nearest(faiss, log)
-        if searcher.recall is not None:
-            print(f"inverted file: made in {time.perf_counter() - start:.0f} s, ", end="")
-            print(
-                f"reads {searcher._parameters.nprobe} of {searcher._inverted.nlist} lists, recall {searcher.recall:.3f}"
-            )
-            start = time.perf_counter()
-            searcher = Nearest(faiss, VectorLog(place / "index", "made up", "one"))
-        print(f"opened in {time.perf_counter() - start:.1f} s")
-        times = [timed(lambda query=query: searcher.search(query, 10))[0] for query in queries]
-        print(f"a query: {1000 * float(np.median(times)):.1f} ms (median of {len(queries)})")
+        index = MadeUpIndex(folder, None, None)
+        index.update()
+        seconds = time.perf_counter() - start - made_up_seconds
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        print(f"{images:,} vectors of width {WIDTH}: written in {seconds:.1f} s, {size / 1e6:,.0f} MB")
+        start = time.perf_counter()
+        index = MadeUpIndex(folder, None, None)
+        index.update()
+        print(f"opened and compared with the files in {time.perf_counter() - start:.2f} s")
+        times = [timed(lambda query=query: index._nearest(query, TOP_K))[0] for query in queries]
+        print(f"a query: {1000 * float(np.median(times)):.0f} ms (median of {QUERIES})")
+        if images > index_module.EXACT_UP_TO:
+            hits = [index._nearest(query, TOP_K) for query in queries]
+            index_module.EXACT_UP_TO = images
+            exact = [index._nearest(query, TOP_K) for query in queries]
+            shares = [len({*one} & {*other}) / TOP_K for one, other in zip(hits, exact, strict=True)]
+            print(f"recall of the {TOP_K} nearest: {np.mean(shares):.3f}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.processing.regions import Region
     from fastgoal.processing.sentences import Sentence, split_sentences
+    from fastgoal.search.index import ImageIndex
     from fastgoal.trainer.batches.collator import FastGoalCollator
     from fastgoal.trainer.evaluation.evaluate import evaluate
     from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
@@ -43,6 +44,7 @@ __all__ = [
     "FastGoalSiglipModel",
     "FastGoalTrainer",
     "FastGoalTrainingArguments",
+    "ImageIndex",
     "LocalPair",
     "Region",
     "Sentence",
@@ -66,6 +68,7 @@ _MODULES = {
     "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalTrainer": "fastgoal.trainer.trainer",
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
+    "ImageIndex": "fastgoal.search.index",
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",

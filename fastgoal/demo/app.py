@@ -15,9 +15,8 @@ from PIL import Image
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.explain import draw_explanations, explain, explanation_page
-from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.images import load_image
-from fastgoal.search.index import FOLDER, ImageIndex, file_encoder, model_fingerprint
+from fastgoal.search.index import FOLDER, ImageIndex, model_fingerprint
 
 MOST_CHARACTERS = 20_000
 LARGEST_FILE = "32mb"
@@ -75,8 +74,8 @@ def load_models(
         if images is not None:
             mark = model_fingerprint(model, processor)
             place = Path(images) / f"{FOLDER}-{mark[:12]}"
-            shown_model.index = ImageIndex(Path(images), place, name, mark)
-            update = shown_model.index.update(file_encoder(model, processor))
+            shown_model.index = ImageIndex(images, model, processor, index=place, model_name=name)
+            update = shown_model.index.update()
             say(f"{shown_model.name}: {count(update.images, 'image')} to search, {update.encoded:,} encoded now")
         made.append(shown_model)
     return made
@@ -105,9 +104,8 @@ def found(shown_model: ShownModel, text: str, most: int = ANSWERS) -> list[tuple
     text = _text(text, "a text to search for")
     if shown_model.index is None:
         raise ValueError("There is no folder to search.")
-    vector = embed_texts(shown_model.model, shown_model.processor, [text])[0]
     answers = []
-    for hit in shown_model.index.search(vector, most):
+    for hit in shown_model.index.search(text, most):
         image = load_image(hit.path)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         answers.append((image, f"{number(hit.score, 3)}  {hit.path.name}"))

@@ -1,47 +1,37 @@
-"""What a search found as a page that links the files."""
+"""The page of search results, which links to the image files."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
-
 from fastgoal.pages.render import render, thumbnail
 from fastgoal.processing.images import load_image
-from fastgoal.search.index import Hit, ImageIndex
+from fastgoal.search.search import SearchResult
 
 
-def results_page(
-    index: ImageIndex,
-    hits: Sequence[Hit],
-    query: str,
-    place: Path,
-    picture: Image.Image | None = None,
-    left_out: bool = False,
-) -> str:
-    """The hits as a web page that needs no other file; only its links lead to the images themselves.
+def results_page(result: SearchResult, query: str | None, query_image: Path | None, folder: Path) -> str:
+    """Return the results as a web page that needs no other file. Only its links lead to the image files.
 
     Args:
-        index: What was searched.
-        hits: What was found, best first.
-        query: The text, or what to call the `picture` that was looked for.
-        place: The folder that the page will lie in.
-        picture: The image that was looked for.
-        left_out: Whether it is one of the index and was left out of the hits.
+        result: Result of `search_images`.
+        query: The description, if there was one.
+        query_image: The query image, if there was one.
+        folder: Folder in which the page will be saved.
     """
-    shown = [(hit, link(hit.path, place), thumbnail(load_image(hit.path), 640)) for hit in hits]
-    return render("search", title=query[:80], index=index, query=query, picture=picture, left_out=left_out, hits=shown)
+    image = None if query_image is None else load_image(query_image)
+    title = query or str(query_image)
+    hits = [(hit, link(hit.path, folder), thumbnail(load_image(hit.path), 640)) for hit in result.hits]
+    return render("search", title=title[:80], query=title, image=image, result=result, hits=hits)
 
 
-def link(path: Path, place: Path) -> str:
-    """The address of a file from a page in the folder `place`: relative where there is a way, and nothing but a path.
+def link(path: Path, folder: Path) -> str:
+    """Return the address of a file for a page in `folder`: relative if possible, and never anything but a path.
 
-    `./` and the quoted colon keep a name like `javascript:x.png` from being anything else.
+    `./` and the quoted colon prevent a name like `javascript:x.png` from becoming a scheme.
     """
-    path, place = path.resolve(), place.resolve()
+    path, folder = path.resolve(), folder.resolve()
     try:
-        way = os.path.relpath(path, place)
+        relative = os.path.relpath(path, folder)
     except ValueError:  # another drive
         return path.as_uri()
-    return "./" + quote(way.replace(os.sep, "/").encode("utf-8", "surrogateescape"), safe="/")
+    return "./" + quote(relative.replace(os.sep, "/").encode("utf-8", "surrogateescape"), safe="/")

@@ -12,7 +12,7 @@ from .harness import RESULTS, Case
 
 HEAVY = (
     *("fastgoal.cli", "fastgoal.trainer.run", "fastgoal.trainer.evaluation.evaluate", "fastgoal.pages.explain"),
-    *("fastgoal.pages.gallery", "fastgoal.search.index", "fastgoal.processing.builders.pairs", "faiss"),
+    *("fastgoal.pages.gallery", "fastgoal.search.index", "fastgoal.processing.builders.pairs"),
     *("fastgoal.hub_cards.data_card", "transformers.models.clip.modeling_clip", "transformers.models.auto"),
     *("fastgoal.export.convert", "fastgoal.export.export_onnx", "fastgoal.processing.builders.captioner", "accelerate"),
 )

@@ -100,7 +100,7 @@ def test_only_modules_that_are_needed_go(tmp_path):
     assert any(line.startswith("peft") for line in needs)  # of a model that is an adapter
     assert any(line.startswith("gradio") for line in needs)
     assert any(line.startswith("torch") for line in needs)
-    assert not any(line.startswith(("ultralytics", "pytest", "faiss")) for line in needs)
+    assert not any(line.startswith(("ultralytics", "pytest", "lancedb")) for line in needs)
 
 
 def test_what_cannot_be_a_space(images, tmp_path, trained, monkeypatch):

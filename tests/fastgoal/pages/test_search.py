@@ -27,17 +27,15 @@ def test_links_are_relative_and_quoted(tmp_path, name, address):
 def test_page_names_the_model_and_links_the_files(tmp_path):
     path = tmp_path / 'a"><script>alert(1)<\\script>.png'
     Image.new("RGB", (30, 20)).save(path)
-
-    class Index:
-        model_name, images = "owner/<model>", tmp_path
-
-        def __len__(self):
-            return 1
-
-    hits = [SimpleNamespace(path=path, score=-0.0001)]
-    page = results_page(Index(), hits, "</title><script>x", tmp_path)
-    assert "by owner/&lt;model&gt;" in page
-    assert "The nearest of 1 image in" in page
+    result = SimpleNamespace(
+        hits=[SimpleNamespace(path=path, score=-0.0001)],
+        update=SimpleNamespace(images=1),
+        index=SimpleNamespace(model_name="owner/<model>", images=tmp_path),
+        left_out=[],
+    )
+    page = results_page(result, "</title><script>x", None, tmp_path)
+    assert "under owner/&lt;model&gt;" in page
+    assert "1 image in" in page
     assert page.count("<script>") == 1  # our own
     assert "<b>1: 0.000</b>" in page
     links = re.findall(r'href="([^"]*)"', page)
