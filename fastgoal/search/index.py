@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import warnings
@@ -260,7 +261,7 @@ class ImageIndex:
             ],
             metadata={"fastgoal": json.dumps(facts)},
         )
-        with write_errors(self.folder):
+        with self._writable():
             shutil.rmtree(self.folder / "images.lance", ignore_errors=True)
             self._table = self._connect().create_table("images", schema=schema)
         self._rebuild = False
@@ -286,7 +287,7 @@ class ImageIndex:
             [errors.get(name) for name in names],
         ]
         arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-        with write_errors(self.folder):
+        with self._writable():
             self._table.add(pa.Table.from_arrays(arrays, schema=schema))
         return errors
 
@@ -338,7 +339,7 @@ class ImageIndex:
 
     def _delete(self, names: Sequence[str]) -> None:
         """Remove the rows of files, many at a time."""
-        with write_errors(self.folder):
+        with self._writable():
             for start in range(0, len(names), PORTION):
                 quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + PORTION])
                 self._table.delete(f"name IN ({quoted})")
@@ -347,7 +348,7 @@ class ImageIndex:
         """Merge the versions of many small writes, and build the inverted file of a large index."""
         if self._table is None:
             return
-        with write_errors(self.folder):
+        with self._writable():
             if len(self._table.list_versions()) > MOST_VERSIONS:
                 self._table.optimize(cleanup_older_than=KEEP_VERSIONS)  # also adds new vectors to the inverted file
             if len(self) > EXACT_UP_TO and not self._table.list_indices():
@@ -355,14 +356,28 @@ class ImageIndex:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Turn whatever LanceDB says about a damaged table into one clear error."""
+        """Turn any error of LanceDB at reading into one that names the way out."""
         try:
             yield
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-            raise self._useless(f"it cannot be read ({str(error).strip().splitlines()[0]})") from error
+            raise self._useless(f"it cannot be read ({_reason(error)})") from error
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Turn any error of LanceDB at writing into an `OSError` that names the folder."""
+        with write_errors(self.folder):
+            try:
+                yield
+            except RuntimeError as error:
+                raise OSError(_reason(error)) from error
 
     def _useless(self, reason: str) -> ValueError:
         return ValueError(f"The index {self.folder} is of no use: {reason}. Build it again with `rebuild=True`.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error without the place in LanceDB's source."""
+    return re.sub(r",? \S+\.rs:\d+.*", "", str(error).strip().splitlines()[0])
 
 
 def _list_files(folder: Path, allow_outside_files: bool) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

@@ -146,6 +146,11 @@ def test_errors(folder, tmp_path, embedded, monkeypatch):
     with pytest.raises(ValueError, match=r"None of the 1 images.*torn\.png"):
         open_index(tmp_path / "empty").update()
     index = open_index(folder)
+    (folder / index_module.FOLDER).mkdir()
+    (folder / index_module.FOLDER / "images.lance").write_text("in the way")
+    with pytest.raises(OSError, match=r"\.fastgoal-search.*Not a directory"):
+        index.update()
+    (folder / index_module.FOLDER / "images.lance").unlink()
     with pytest.raises(ValueError, match="Call `update`"):
         index.search("1")
     index.update()
