@@ -41,8 +41,8 @@ def embedded(monkeypatch):
         seen.extend(os.path.basename(image.filename) for image in images if hasattr(image, "filename"))
         return torch.stack([angle(image.convert("RGB").getpixel((0, 0))[0]) for image in images])
 
-    monkeypatch.setattr(index_module, "encode_images", embed)
-    monkeypatch.setattr(index_module, "encode_texts", lambda m, p, texts: torch.stack([angle(int(t)) for t in texts]))
+    monkeypatch.setattr(index_module, "embed_images", embed)
+    monkeypatch.setattr(index_module, "embed_texts", lambda m, p, texts: torch.stack([angle(int(t)) for t in texts]))
     monkeypatch.setattr(index_module, "model_fingerprint", lambda model, processor: model)
     return seen
 
@@ -130,7 +130,7 @@ def test_names_that_are_not_text_and_links_that_lead_out_are_skipped_and_listed(
 
 def test_an_index_of_another_model_is_refused_unless_it_is_rebuilt(folder, embedded):
     open_index(folder).update()
-    with pytest.raises(ValueError, match=r"another model, model one.*`index`.*`rebuild`"):
+    with pytest.raises(ValueError, match=r"another model, model one.*`index`.*`rebuild=True`"):
         open_index(folder, "two")
     assert open_index(folder, "two", rebuild=True).update().encoded == 4
     assert open_index(folder, "two").update().encoded == 0
@@ -156,7 +156,7 @@ def test_errors(folder, tmp_path, embedded, monkeypatch):
     index.update()
     with pytest.raises(ValueError, match=r"`top_k`.*0"):
         index.search("1", 0)
-    monkeypatch.setattr(index_module, "encode_texts", lambda *args: torch.full((1, 2), float("nan")))
+    monkeypatch.setattr(index_module, "embed_texts", lambda *args: torch.full((1, 2), float("nan")))
     with pytest.raises(ValueError, match="query has NaN"):
         index.search("1")
 
@@ -166,7 +166,7 @@ def test_vectors_that_are_not_finite_are_not_written(folder, embedded, monkeypat
     save_image(folder / "new.png", 1)
     with monkeypatch.context() as patched:
         patched.setattr(
-            index_module, "encode_images", lambda m, p, images, *args: torch.full((len(images), 2), torch.nan)
+            index_module, "embed_images", lambda m, p, images, *args: torch.full((len(images), 2), torch.nan)
         )
         with pytest.raises(ValueError, match=r"new\.png has NaN"):
             open_index(folder).update()
@@ -192,7 +192,7 @@ def fill(tmp_path, monkeypatch):
         monkeypatch.setattr(index_module, "model_fingerprint", lambda *args: "one")
         monkeypatch.setattr(index_module, "_list_files", lambda *args: (files, {}))
         monkeypatch.setattr(
-            index_module, "encode_images", lambda m, p, images, *args: torch.stack([table[i.name] for i in images])
+            index_module, "embed_images", lambda m, p, images, *args: torch.stack([table[i.name] for i in images])
         )
         index = open_index(tmp_path / "images")
         index.update()
@@ -267,7 +267,7 @@ def test_damage_is_named_with_the_way_out(folder, embedded, damage, monkeypatch)
             path.unlink()
     with monkeypatch.context() as patched:
         patched.setattr(index_module, "VERSION", 9 if damage == "version" else index_module.VERSION)
-        with pytest.raises(ValueError, match=r"\.fastgoal-search.*`rebuild`") as error:
+        with pytest.raises(ValueError, match=r"\.fastgoal-search.*`rebuild=True`") as error:
             open_index(folder).update()
     assert "\n" not in str(error.value)
     assert open_index(folder, rebuild=True).update().encoded == 4
@@ -295,8 +295,8 @@ def embed(model, processor, images, *args):
     return torch.stack([torch.tensor([float(getattr(image, "stem", 1)), 1.0]) for image in images])
 
 module.PORTION, module.MOST_VERSIONS = 2, 5
-module.encode_images = embed
-module.encode_texts = lambda model, processor, texts: torch.tensor([[0.0, 1.0]])
+module.embed_images = embed
+module.embed_texts = lambda model, processor, texts: torch.tensor([[0.0, 1.0]])
 module.model_fingerprint = lambda model, processor: "one"
 index = module.ImageIndex(sys.argv[1], None, None)
 update = index.update()
