@@ -1,7 +1,6 @@
-"""The demo as a Space on the Hub: the app, the modules of this package that it needs, and small copies of images."""
+"""Send the demo to the Hub as a Space: the app, a copy of this package, and small copies of the images to search."""
 
-import ast
-import importlib.util
+import importlib
 import io
 import json
 from collections.abc import Sequence
@@ -18,10 +17,12 @@ from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 
 from .cards import HERE, is_hub_id
-from .push import Pushed, hub_errors, refuse_secret_in, require_token
+from .push import Pushed, hub_errors, refuse_secret, require_token
 from .wording import count
 
-APP = "fastgoal.demo.app"
+# The build of a Space installs requirements.txt only, so the package goes as files: its code and what its code reads.
+PACKAGES = ("fastgoal", *(f"fastgoal.{name}" for name in ("modeling_fastgoal", "processing", "hub_cards", "trainer")))
+PACKAGE_FILES = (".py", ".jinja", ".css", ".js", ".md", ".yaml")
 MOST_IMAGES = 500
 IMAGE_SIZE = 1024  # pixels of the longer side
 
@@ -31,8 +32,8 @@ CARD = """\
 
 # {title}
 
-Where {models} sees each sentence of a description in an image{search}. Made with fastgoal {version}; the same page runs
-on your own machine with `fastgoal demo`.
+See where {models} finds each sentence of a description in an image{search}. Made with fastgoal {version}; run the same
+page on your own machine with `fastgoal demo`.
 """
 
 
@@ -48,40 +49,42 @@ def push_space(
     """Send the demo to the Hub as a Space, in one commit.
 
     Args:
-        repo: `OWNER/NAME`, or `NAME` for one's own; made if it does not exist.
-        models: One or two models on the Hub, which the Space loads.
-        images: Folder of images to search; JPEGs of at most 1024 pixels, with nothing but their pixels, are sent.
-        private: Whether a new Space is private; the account's default if None.
-        token: Access token with the right to write; the one that is logged in by default.
-        message: Of the commit.
-        dry_run: Say what would be sent; send nothing, ask the Hub nothing, need no token.
+        repo: `OWNER/NAME`, or `NAME` for your own account. A missing Space is created.
+        models: Hub ids of one or two models, which the Space loads.
+        images: Folder of images to search. The Space gets JPEG copies of at most 1024 pixels, without metadata.
+        private: Whether a new Space is private. None uses the default of the account.
+        token: Access token with write permission. None uses the token of `hf auth login` or `HF_TOKEN`.
+        message: Commit message.
+        dry_run: Return what would be sent, without a token and without any request to the Hub.
 
     Raises:
         ValueError: There is no token, a model is not on the Hub, or the folder has no images or too many.
-        OSError: The Hub could not be reached or refused.
+        OSError: The Hub cannot be reached or refuses the commit.
     """
     validate_repo_id(repo)
     for name in models:
         if not is_hub_id(name):
             raise ValueError(
-                f"{name} is no OWNER/NAME on the Hub, from where a Space loads its model: `fastgoal push` it."
+                f"`model` must be OWNER/NAME of a model on the Hub, which the Space loads, got {name}. Push the model "
+                "with `fastgoal push` first."
             )
     files = space_files(repo, models, images)
+    sizes = {name: len(data) for name, data in sorted(files.items())}
     if dry_run:
-        return Pushed("space", repo, sorted(files), [], sizes={name: len(data) for name, data in files.items()})
+        return Pushed("space", repo, sizes, [])
     secret = require_token(token)
     for name, data in files.items():
-        refuse_secret_in(name, data, secret)
+        refuse_secret(name, data, secret)
     api = HfApi(token=secret, library_name="fastgoal")
     with hub_errors(repo, secret):
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type="space", space_sdk="gradio")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()]
         commit = api.create_commit(url.repo_id, operations, commit_message=message, repo_type="space")
-    return Pushed("space", url.repo_id, sorted(files), [], str(url), commit)
+    return Pushed("space", url.repo_id, sizes, [], str(url), commit)
 
 
 def space_files(repo: str, models: Sequence[str], images: str | None = None) -> dict[str, bytes]:
-    """The files of a Space by their paths in it."""
+    """Return the content of the files of a Space by their paths in it; see `push_space`."""
     title = repo.split("/")[-1]
     metadata = {
         "title": title,
@@ -91,93 +94,65 @@ def space_files(repo: str, models: Sequence[str], images: str | None = None) -> 
         "models": list(models),
         "tags": ["clip", "long-captions", "fastgoal"],
     }
-    text = {
-        "README.md": CARD.format(
-            metadata=yaml.safe_dump(metadata, sort_keys=False),
-            title=title,
-            models=" and ".join(f"`{name}`" for name in models),
-            search=", and which images a description finds" if images else "",
-            version=version("fastgoal"),
-        ),
-        "app.py": (HERE / "space" / "app.py").read_text(encoding="utf-8"),
-        "space.json": json.dumps({"models": list(models)}, indent=2) + "\n",
-        "requirements.txt": "\n".join(requirements(["adapters", "demo", *(["search"] if images else [])])) + "\n",
-        **{name: path.read_text(encoding="utf-8") for name, path in needed_files(APP).items()},
+    card = CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        title=title,
+        models=" and ".join(f"`{name}`" for name in models),
+        search=", and which images a description finds" if images else "",
+        version=version("fastgoal"),
+    )
+    needs = requirements(["adapters", "demo", *(["search"] if images else [])])
+    return {
+        "README.md": card.encode(),
+        "app.py": (HERE / "space" / "app.py").read_bytes(),
+        "space.json": json.dumps({"models": list(models)}, indent=2).encode(),
+        "requirements.txt": "\n".join(needs).encode(),
+        **package_files(),
+        **(small_copies(Path(images)) if images else {}),
     }
-    pictures = {} if images is None else small_copies(Path(images))
-    return {**{name: content.encode() for name, content in text.items()}, **pictures}
 
 
 def requirements(extras: Sequence[str]) -> list[str]:
-    """What the package and some of its extras need, as lines of a file of requirements."""
-    found = []
-    for line in requires("fastgoal") or []:
-        need = Requirement(line)
-        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
-            found.append(f"{need.name}{need.specifier}")
-    return found
+    """Return the requirements of this package and of some of its extras, as lines of requirements.txt."""
+    needs = [Requirement(line) for line in requires("fastgoal") or []]
+    return [
+        f"{need.name}{need.specifier}"
+        for need in needs
+        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
+    ]
 
 
-def needed_files(module: str) -> dict[str, Path]:
-    """The files of this package that a module imports, directly or not, and the templates, by their place in it."""
-    files: dict[str, Path] = {}
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        spec = _spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        is_package = spec.submodule_search_locations is not None
-        place = name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
-        if place in files:
-            continue
-        files[place] = Path(spec.origin)
-        todo += [name.rpartition(".")[0], *_imports(files[place], name if is_package else name.rpartition(".")[0])]
-    templates = files["fastgoal/pages/render.py"].parent / "templates"
-    for path in sorted(templates.iterdir()):
-        if path.suffix in (".jinja", ".css", ".js"):
-            files[f"fastgoal/pages/templates/{path.name}"] = path
+def package_files() -> dict[str, bytes]:
+    """Return the files of this package by their paths in an installation; not the weights of the quickstart."""
+    files = {}
+    for package in PACKAGES:  # a checkout has some of them outside of fastgoal/
+        folder = Path(importlib.import_module(package).__path__[0])
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in PACKAGE_FILES and path.is_file() and lies_inside(path, folder):
+                files[f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
     return files
 
 
 def small_copies(folder: Path) -> dict[str, bytes]:
-    """JPEGs of the images of a folder, by their paths in the Space, with nothing but their pixels.
+    """Return JPEG copies of the images of a folder, without metadata, by their paths in the Space.
 
     Raises:
-        ValueError: There are none, or too many, or one cannot be read.
+        ValueError: There are no images, too many, or one that cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"--images {folder} is no folder.")
+        raise ValueError(f"`images` must be a folder, got {folder}.")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not 0 < len(paths) <= MOST_IMAGES:
-        raise ValueError(f"--images {folder} has {count(len(paths), 'image')}; a Space takes 1 to {MOST_IMAGES}.")
+        raise ValueError(
+            f"`images` must be a folder with 1 to {MOST_IMAGES} images, got {folder} with {count(len(paths), 'image')}."
+        )
     copies = {}
-    for number, path in enumerate(paths):
+    for index, path in enumerate(paths):
         if not lies_inside(path, folder):
-            raise ValueError(f"{path} is a link that leads out of the folder; put the image itself there.")
-        image = load_image(path)
+            raise ValueError(f"{path}: the link leads out of the folder. Put the image itself into the folder.")
+        image = load_image(path)  # without metadata, of which PIL would write a comment again
         image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
-        image.info = {}  # of which a comment would be written
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)
-        copies[f"images/{number:04d}.jpg"] = buffer.getvalue()
+        copies[f"images/{index:04d}.jpg"] = buffer.getvalue()
     return copies
-
-
-def _imports(path: Path, package: str) -> list[str]:
-    """The modules of this package that a file names in its imports, wherever in it they stand."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.partition(".")[0] == "fastgoal"]
-
-
-def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    try:
-        return importlib.util.find_spec(name) if name else None
-    except ModuleNotFoundError:  # a name inside of a module
-        return None

@@ -103,6 +103,10 @@ SHARED: dict[str, dict[str, Any]] = {
     "folder": {"metavar": "DIR", "help": "what `fastgoal pairs` wrote"},
     "repo": {"metavar": "REPO", "help": "OWNER/NAME on the Hub; made if it does not exist"},
     "--dry-run": {"action": "store_true", "help": "list what would be sent, and send nothing"},
+    "--recode": {
+        "action": "store_true",
+        "help": "send images whose metadata cannot be removed, such as TIFF, as PNG copies",
+    },
     "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
     "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},
 }

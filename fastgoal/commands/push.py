@@ -1,15 +1,19 @@
-"""`fastgoal push`: a model or a pairs dataset to the Hugging Face Hub."""
+"""`fastgoal push`: send a model or a pairs dataset to the Hugging Face Hub."""
 
 import argparse
 
 from .options import add
 
-HELP = "send a model, with processor, card and code, or a pairs dataset to the Hugging Face Hub"
+HELP = "send a model or a pairs dataset to the Hugging Face Hub"
 
 EPILOG = """\
-Sends only what belongs to a model or dataset (safetensors, configurations, card, code, examples; never pickles,
-checkpoints or logs), in one commit. A push that failed may be repeated. The access token is the one of
-`hf auth login` or HF_TOKEN. For a dataset, `fastgoal push-data` writes a card with more figures and the licenses.
+A model goes with its processor, card and code. Only files that fastgoal writes are sent: safetensors, configurations,
+the card, code and example images, but never pickles, checkpoints, logs or access tokens. Images of a dataset are sent
+without their metadata (positions, names, serial numbers, thumbnails); orientation, color profile, artist and copyright
+stay. Everything goes in one commit, so a push that fails changes nothing and can be repeated.
+
+The access token is the one of `hf auth login` or HF_TOKEN. For a dataset, `fastgoal push-data` writes a better card
+first, with its licenses and figures.
 
 example:
   fastgoal push outputs/ OWNER/NAME --private
@@ -17,13 +21,13 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add(parser, "folder", help="folder of a saved model, or what `fastgoal pairs` wrote")
-    add(parser, "repo", "--dry-run", "--private", "--message")
+    add(parser, "folder", help="folder of a saved model, or output folder of `fastgoal pairs`")
+    add(parser, "repo", "--dry-run", "--recode", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.push import describe_push, push
 
-    pushed = push(args.folder, args.repo, private=args.private, message=args.message, dry_run=args.dry_run)
-    print(describe_push(pushed, args.folder))
+    options = {"private": args.private, "message": args.message, "dry_run": args.dry_run, "recode": args.recode}
+    print(describe_push(push(args.folder, args.repo, **options)))
     return 0

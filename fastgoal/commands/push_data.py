@@ -1,22 +1,19 @@
-"""`fastgoal push-data`: a pairs dataset to the Hugging Face Hub, with a data card of real figures."""
+"""`fastgoal push-data`: send a pairs dataset to the Hugging Face Hub with a complete card."""
 
 import argparse
 
 from .options import add
 
-HELP = "send a pairs dataset, with a card of its figures and licenses, to the Hugging Face Hub"
+HELP = "send a pairs dataset to the Hugging Face Hub, with a card of its figures and licenses"
 
 EPILOG = """\
-Writes DIR/README.md, the data card: number of images, sentences and pairs, lengths of the captions in words, sentences
-and CLIP tokens, detector, matcher, settings, the captions' model and prompt where `fastgoal caption` wrote them,
-licenses, and a picture of sample rows. Then sends the card, the picture and data/*.parquet in one commit; the Hub's
-viewer shows the rows. A push that failed may be repeated. A card that you have changed by hand is sent as it is;
-delete it to have it written again.
+Writes the dataset card DIR/README.md and an image of sample rows, then sends them with data/*.parquet in one commit.
+The card has the numbers of images, sentences and pairs, the lengths of the captions, the detector, the matching model,
+the settings, the licenses, and, for captions of `fastgoal caption`, the model and the prompt. A card that you have
+edited is sent unchanged; delete it to have it written again. See `fastgoal push --help` for what is sent.
 
-You may only share images and captions whose licenses allow it, and only you know them: state them. ID is a name of the
-Hub: cc-by-4.0, cc-by-sa-4.0, cc-by-nc-4.0, cc0-1.0, apache-2.0, other ... TEXT is free.
-
-The access token is the one of `hf auth login` or HF_TOKEN.
+Share only images and captions that you may share, and state their licenses: ID is a license of the Hub, such as
+cc-by-4.0, cc-by-sa-4.0, cc-by-nc-4.0, cc0-1.0, apache-2.0 or other; TEXT is free text.
 
 examples:
   fastgoal push-data pairs/ OWNER/NAME --license cc-by-4.0 --dry-run
@@ -28,22 +25,22 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "folder", "repo")
-    parser.add_argument("--license", required=True, metavar="ID", help="license of the dataset, see below")
-    parser.add_argument("--image-license", metavar="TEXT", help="license of the images, if it is another")
-    parser.add_argument("--caption-license", metavar="TEXT", help="license of the captions, if it is another")
+    parser.add_argument("--license", required=True, metavar="ID", help="license of the dataset")
+    parser.add_argument("--image-license", metavar="TEXT", help="license of the images, if different")
+    parser.add_argument("--caption-license", metavar="TEXT", help="license of the captions, if different")
     parser.add_argument(
         "--captions",
         metavar="DIR",
-        help="what `fastgoal caption` wrote, if it is no longer where `fastgoal pairs` read it: for the card",
+        help="output folder of `fastgoal caption`, for the card (default: the folder that the pairs were made from)",
     )
     parser.add_argument(
         "--tokenizer",
         default="openai/clip-vit-base-patch16",
-        metavar="CLIP",
-        help="CLIP that counts tokens, a folder or a Hub id, or none",
+        metavar="MODEL",
+        help="model with the tokenizer that counts tokens for the card, a folder or a Hub id; none: do not count",
     )
-    add(parser, "--dry-run", help="write the card and list what would be sent; send nothing")
-    add(parser, "--private", "--message")
+    add(parser, "--dry-run", help="write the card and list what would be sent, but send nothing")
+    add(parser, "--recode", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,11 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.push import describe_push, push, require_token
 
     if not args.dry_run:
-        # Before the work, not after it.
-        require_token()
-    folder = Path(args.folder)
-    written = prepare_data_card(
-        folder,
+        require_token()  # before the work, not after it
+    is_written = prepare_data_card(
+        args.folder,
         args.repo,
         args.license,
         args.image_license,
@@ -66,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.captions,
         None if args.tokenizer == "none" else args.tokenizer,
     )
-    print(f"{folder / CARD}: {'written' if written else 'changed by hand, kept as it is'}")
-    pushed = push(folder, args.repo, private=args.private, message=args.message, dry_run=args.dry_run)
-    print(describe_push(pushed, folder))
+    print(f"{Path(args.folder, CARD)}: {'written' if is_written else 'edited by hand, sent unchanged'}")
+    options = {"private": args.private, "message": args.message, "dry_run": args.dry_run, "recode": args.recode}
+    print(describe_push(push(args.folder, args.repo, **options)))
     return 0

@@ -1,15 +1,14 @@
-"""`fastgoal push-space`: the demo as a Space on the Hub."""
+"""`fastgoal push-space`: send the demo to the Hub as a Space."""
 
 import argparse
 
 from .options import add
 
-HELP = "send the demo of one or two models to the Hub as a Space"
+HELP = "send the demo of one or two models to the Hugging Face Hub as a Space"
 
 EPILOG = """\
-Sends the app with the modules of this package that it needs, and with --images small copies of the images, without
-anything that cameras wrote into them. The Space loads the models from the Hub. The access token is the one of
-`hf auth login` or HF_TOKEN.
+Sends the app and a copy of the fastgoal package (about 1 MB) and, with --images, small copies of the images without
+metadata. The Space loads the models from the Hub. The access token is the one of `hf auth login` or HF_TOKEN.
 
 example:
   fastgoal push-space OWNER/fast-goal-demo --model OWNER/fast-goal
@@ -18,9 +17,9 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "repo")
-    add(parser, "--model", help="id on the Hub of the CLIP to show")
-    add(parser, "--against", help="show this one of the Hub next to the model")
-    parser.add_argument("--images", metavar="DIR", help="folder of images that can be searched")
+    add(parser, "--model", help="model to show, a Hub id")
+    add(parser, "--against", help="second model to show next to it, a Hub id")
+    parser.add_argument("--images", metavar="DIR", help="folder of images to search, 500 at most")
     add(parser, "--dry-run", "--private", "--message")
 
 
@@ -32,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
     require_gradio()
     models = [name for name in (args.model, args.against) if name is not None]
     pushed = push_space(args.repo, models, args.images, args.private, message=args.message, dry_run=args.dry_run)
-    print(describe_push(pushed, ""))
+    print(describe_push(pushed))
     return 0

@@ -1,4 +1,4 @@
-"""The demo as a Space: the models that space.json names, loaded from the Hub, and the images beside this file."""
+"""The app of a Space: the demo with the models that space.json names and the images in the folder of this file."""
 
 import json
 from pathlib import Path

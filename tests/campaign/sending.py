@@ -205,7 +205,7 @@ def cases() -> Iterator[Case]:
         )
     spoiled: dict[str, tuple[Callable[[Path], Any], str]] = {
         "NaN": (lambda model: SPOILED["NaN"](model), "infinite or no numbers"),
-        "cut": (SPOILED["cut"], "cut off or damaged"),
+        "cut": (SPOILED["cut"], "damaged"),
         "a token in the card": (lambda model: (model / "README.md").write_text("hf_" + "a" * 34), "access token"),
         "a token in the settings": (settings(lambda config: config.update(x="hf_" + "b" * 34)), "access token"),
         "no configuration": (lambda model: (model / "config.json").unlink(), "neither a saved model"),

@@ -1,4 +1,4 @@
-"""A model that was really trained, once for all tests of its card, its handler and its way to the Hub, and that Hub."""
+"""A trained model for the tests of its card, its handler, and its push, and a server that stands in for the Hub."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ TOKEN = "hf_" + "Secret" * 6
 
 @pytest.fixture(scope="session")
 def trained(tiny_clip, tmp_path_factory):
-    """The folder of a run of `fastgoal train`, a checkpoint inside it, made with a token in its arguments."""
+    """Output folder of `fastgoal train`, with checkpoints inside it, from a run that got a token as an argument."""
     from fastgoal.trainer.run import main
 
     home = tmp_path_factory.mktemp("home_of_the_user")
@@ -52,19 +52,35 @@ def hub():
 
 
 @pytest.fixture
-def outside(hub, tmp_path):
-    """Runs a Python program in a process that sees this server as the Hub, and a home of its own."""
+def online(hub, monkeypatch):
+    """Make this process, with a token, take the server for the Hub."""
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)  # the other way to upload needs a second server
+    monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
-    def start(*arguments, token=TOKEN):
+
+@pytest.fixture
+def outside(hub, tmp_path):
+    """Run a Python program in a process of its own that takes the server for the Hub."""
+
+    def start(*arguments, token=TOKEN, **changes):
         keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         environment = {
             **keep,
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",  # as many networks have it; the other way needs a second server
+            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_DEBUG": "1",
             **({"HF_TOKEN": token} if token else {}),
+            **changes,
         }
         return subprocess.run(
             [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False

@@ -1,34 +1,41 @@
-"""A Space as the Hub gets it: its files, and the app that runs from them alone, asked by gradio's own client."""
+"""A Space: its files, and its app, which starts from these files alone and answers gradio's own client."""
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from fastgoal.hub_cards.spaces import needed_files, push_space, requirements, small_copies
+from fastgoal.cli import main
+from fastgoal.hub_cards.spaces import package_files, push_space, requirements, small_copies
 
 from .conftest import TOKEN
 
 pytest.importorskip("gradio")
-PUSH = """
-import sys
-from fastgoal.cli import main
-trained, images = sys.argv[1:]
-assert main(["push", trained, "me/squares"]) == 0
-sys.exit(main(["push-space", "me/demo", "--model", "me/squares", "--images", images]))
-"""
-ASK = """
-import sys
 from gradio_client import Client, handle_file
-client = Client(sys.argv[1], verbose=False)
-print("iframe" in client.predict(handle_file(sys.argv[2]), "A red square. A blue one.", api_name="/explain"))
-print(len(client.predict("A red square.", api_name="/search")))
+
+# Starts the app of the current folder where fastgoal is not installed: not importable, and without its metadata.
+START = """
+import importlib.metadata, runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "fastgoal" not in getattr(finder, "__module__", "")]
+from_name = importlib.metadata.Distribution.from_name
+def hidden(name):
+    if name == "fastgoal":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return from_name(name)
+importlib.metadata.Distribution.from_name = hidden
+sys.path[0] = sys.argv.pop(1)
+assert all(part == sys.path[0] or "fastgoal" not in part for part in sys.path), sys.path
+runpy.run_path("app.py", run_name="__main__")
+others = [name for name, module in sys.modules.items() if name.partition(".")[0] == "fastgoal" and not
+          str(getattr(module, "__file__", sys.path[0])).startswith(sys.path[0])]
+assert not others, others
 """
 
 
@@ -44,10 +51,10 @@ def images(tmp_path):
     return folder
 
 
-def test_what_arrives_runs(hub, outside, trained, images, tmp_path):
-    done = outside("-c", PUSH, trained, images)
-    assert done.returncode == 0, done.stderr
-    files = hub.repos["spaces/me/demo"].files
+def test_the_app_starts_from_the_files_of_the_space_alone(online, trained, images, tmp_path):
+    assert main(["push", str(trained), "me/squares"]) == 0
+    assert main(["push-space", "me/demo", "--model", "me/squares", "--images", str(images)]) == 0
+    files = online.repos["spaces/me/demo"].files
     assert {"README.md", "app.py", "space.json", "requirements.txt", "fastgoal/demo/app.py"} <= files.keys()
     assert sorted(name for name in files if name.startswith("images/")) == ["images/0000.jpg", "images/0001.jpg"]
     assert not [name for name, content in files.items() if b"A camera of mine" in content or TOKEN.encode() in content]
@@ -63,39 +70,48 @@ def test_what_arrives_runs(hub, outside, trained, images, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     keep = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and name != "PYTHONPATH"}
-    environment = {**keep, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "GRADIO_SERVER_PORT": str(port)}
-    with subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stderr=subprocess.PIPE) as app:
+    environment = {**keep, "HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "hf"), "GRADIO_SERVER_PORT": str(port)}
+    command = [sys.executable, "-c", START, str(space)]
+    with subprocess.Popen(command, cwd=space, env=environment, stderr=subprocess.PIPE, text=True) as app:
         try:
             end = time.monotonic() + 120
             while time.monotonic() < end and app.poll() is None:
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
-                time.sleep(0.2)
-            address = f"http://127.0.0.1:{port}"
-            asked = outside("-c", ASK, address, images / "a.jpg", token=None)
+                time.sleep(0.1)
+            client = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
+            page = client.predict(handle_file(images / "a.jpg"), "A red square. A blue one.", api_name="/explain")
+            assert "iframe" in page
+            assert len(client.predict("A red square.", api_name="/search")) == 2
         finally:
-            app.terminate()
-            said = app.stderr.read().decode()
-    assert asked.stdout.splitlines()[-2:] == ["True", "2"], said + asked.stderr
+            app.send_signal(signal.SIGINT)  # which ends the app, and then the program checks where it came from
+            errors = app.communicate(timeout=30)[1]
+    assert "AssertionError" not in errors, errors
 
 
-def test_a_dry_run_asks_nobody(images):
+def test_a_dry_run_sends_nothing(images):
     found = push_space("me/demo", ["me/squares", "openai/clip-vit-base-patch16"], str(images), dry_run=True)
-    assert (found.kind, found.url) == ("space", None)
-    assert found.sizes.keys() == {*found.sent}
-    assert json.loads(json.dumps(found.sizes))["images/0000.jpg"] > 0
+    assert (found.repo_type, found.url) == ("space", None)
+    assert found.files["images/0000.jpg"] > 0
 
 
-def test_only_modules_that_are_needed_go(tmp_path):
-    files = needed_files("fastgoal.demo.app")
+def test_the_package_goes_without_weights_and_tests():
+    files = package_files()
     assert {
         "fastgoal/__init__.py",
         "fastgoal/processing/checkpoints/load.py",
         "fastgoal/pages/templates/style.css",
+        "fastgoal/hub_cards/model_card.md",
     } <= files.keys()
-    assert not [name for name in files if name.startswith(("fastgoal/quickstart", "fastgoal/commands"))]
-    assert all(path.is_file() for path in files.values())
+    assert not [name for name in files if "test" in Path(name).name or name.endswith((".safetensors", ".pyc"))]
+    assert sum(map(len, files.values())) < 2_000_000
+    root = Path(__file__).parents[2]
+    code = {path.read_bytes() for name in ("fastgoal", "hub_cards", "trainer") for path in (root / name).rglob("*.py")}
+    assert code <= {*files.values()}
+
+
+def test_requirements_are_those_of_the_demo():
     needs = requirements(["demo", "adapters"])
     assert any(line.startswith("peft") for line in needs)  # of a model that is an adapter
     assert any(line.startswith("gradio") for line in needs)
@@ -103,18 +119,18 @@ def test_only_modules_that_are_needed_go(tmp_path):
     assert not any(line.startswith(("ultralytics", "pytest", "lancedb")) for line in needs)
 
 
-def test_what_cannot_be_a_space(images, tmp_path, trained, monkeypatch):
-    with pytest.raises(ValueError, match=r"no OWNER/NAME on the Hub.*`fastgoal push` it"):
+def test_other_models_and_images_are_refused(images, tmp_path, trained, monkeypatch):
+    with pytest.raises(ValueError, match=rf"`model` must be OWNER/NAME.*{trained.name}.*`fastgoal push`"):
         push_space("me/demo", [str(trained)], dry_run=True)
     monkeypatch.setattr("fastgoal.hub_cards.push.get_token", lambda: None)
-    with pytest.raises(ValueError, match="There is no access token"):
+    with pytest.raises(ValueError, match="no access token"):
         push_space("me/demo", ["me/squares"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has 0 images"):
+    with pytest.raises(ValueError, match=r"`images`.*empty with 0 images"):
         small_copies(tmp_path / "empty")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match=r"`images` must be a folder, got .*absent"):
         small_copies(tmp_path / "absent")
     (tmp_path / "private.jpg").write_bytes((images / "a.jpg").read_bytes())
     (images / "c.jpg").symlink_to(tmp_path / "private.jpg")
-    with pytest.raises(ValueError, match="a link that leads out"):
+    with pytest.raises(ValueError, match=r"c\.jpg: the link leads out"):
         small_copies(images)

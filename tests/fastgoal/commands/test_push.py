@@ -1,4 +1,4 @@
-"""What `fastgoal push` says, with nobody logged in and nothing sent."""
+"""`fastgoal push --dry-run` lists the files, without a token."""
 
 from argparse import Namespace
 
@@ -13,7 +13,7 @@ def test_a_dry_run_lists_the_files(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 1500)
     save_file({"x": torch.zeros(357)}, tmp_path / "model.safetensors")
-    assert run(Namespace(folder=str(tmp_path), repo="me/clip", private=None, message="", dry_run=True)) == 0
+    assert run(Namespace(folder=str(tmp_path), repo="me/clip", private=None, message="", dry_run=True, recode=False)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "would be sent to me/clip as a model, 4 files, 6.0 kB:",
         "  README.md  1.5 kB",
