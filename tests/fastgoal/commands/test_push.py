@@ -13,7 +13,8 @@ def test_a_dry_run_lists_the_files(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 1500)
     save_file({"x": torch.zeros(357)}, tmp_path / "model.safetensors")
-    assert run(Namespace(folder=str(tmp_path), repo="me/clip", private=None, message="", dry_run=True, recode=False)) == 0
+    options = {"private": None, "message": "", "dry_run": True, "recode": False}
+    assert run(Namespace(folder=str(tmp_path), repo="me/clip", **options)) == 0
     assert capsys.readouterr().out.splitlines() == [
         "would be sent to me/clip as a model, 4 files, 6.0 kB:",
         "  README.md  1.5 kB",
