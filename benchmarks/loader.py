@@ -173,7 +173,7 @@ def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size
     print("| batches | padded tokens |\n|---|---|")
     print(f"| all to {TOKENS} tokens | {1 - lengths.float().mean() / TOKENS:.1%} |")
     print(f"| each to its own longest | {padded_share(list(shuffled.split(batch_size))):.1%} |")
-    print(f"| the same, `--group_by_caption_length` | {padded_share(list(grouped.split(batch_size))):.1%} |")
+    print(f"| the same, `group_by_length` | {padded_share(list(grouped.split(batch_size))):.1%} |")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .families_fastgoal import family_of
-from .losses_fastgoal import FastGoalLosses, LossWeights, fast_goal_loss, loss_rows
+from .losses_fastgoal import FastGoalLosses, fast_goal_loss, loss_rows
 from .positions_fastgoal import stretch_positions, target_length
 from .towers_fastgoal import (
     TEXT_POSITIONS,
@@ -258,8 +258,7 @@ class FastGoalModel(_Base):
             short_input_ids: A short caption of each image, `(batch, short_tokens)`; they share the sentences' forward.
             short_attention_mask: `(batch, short_tokens)`.
             position_ids: Positions of `input_ids`.
-            return_loss: Compute the losses, the contrastive ones as `config.contrastive` says. With only CLIP's
-                arguments the loss is the base's own, and SPARC's where `config.sparc_weight` is not 0.
+            return_loss: Compute the losses that the inputs allow, weighted and of the kind that the configuration says.
             interpolate_pos_encoding: Take images of another size than the model was trained on.
             return_token_embeds: Also give the projected embedding of every patch and every caption token.
             **kwargs: As for the base (`output_attentions`...). With `sentence_mask` the last of the captions'
@@ -282,13 +281,13 @@ class FastGoalModel(_Base):
                 **inputs,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                return_loss=return_loss,
                 interpolate_pos_encoding=interpolate_pos_encoding,
                 return_dict=True,
                 **kwargs,
             )
             scale, bias = self.logit_scale.exp(), getattr(self, "logit_bias", None)
-            return FastGoalOutput(loss_global=outputs.loss, logit_scale=scale, logit_bias=bias, **outputs)
+            losses = self._losses(outputs, scale, bias) if return_loss else {}
+            return FastGoalOutput(**outputs, **losses, logit_scale=scale, logit_bias=bias)
         _check_rows({**inputs, **local}, return_token_embeds)
 
         images: dict[str, Any] = {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values}
@@ -331,9 +330,7 @@ class FastGoalModel(_Base):
         if logits is not None and logit_bias is not None:
             logits = logits + logit_bias
         if return_loss:
-            rows = loss_rows(embeds, logit_scale, region_mask, sentence_mask)
-            bias = logit_bias if is_sigmoid(self, self.config.contrastive) else None
-            embeds |= fast_goal_loss(rows, logit_scale, LossWeights.of(self.config), logit_bias=bias)
+            embeds |= self._losses(embeds, logit_scale, logit_bias, region_mask, sentence_mask)
         return FastGoalOutput(
             **embeds,
             logits_per_image=None if logits is None else logits.T,
@@ -343,6 +340,11 @@ class FastGoalModel(_Base):
             text_model_output=text,
             vision_model_output=whole,
         )
+
+    def _losses(self, embeds: Any, scale: torch.Tensor, bias: Any, *masks: Any) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch by name, as the configuration weighs them."""
+        used_bias = bias if is_sigmoid(self, self.config.contrastive) else None
+        return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias)
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The text tower's output and the embeddings; None both without texts."""

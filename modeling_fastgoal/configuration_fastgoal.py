@@ -1,4 +1,4 @@
-"""Configurations of the FAST-GOAL models: the base's own, plus what the losses are made of."""
+"""Configurations of the FAST-GOAL models: those of their bases, and the losses they are trained with."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,19 @@ from .losses_fastgoal import LossWeights
 
 
 @dataclass
-class LossSettings:
-    """The weights of the losses, of which `LossWeights` says what they are, and the kind of the contrastive ones:
-    `softmax` (InfoNCE) or `sigmoid` (SigLIP's); None is the base's own."""
+class LossSettings(LossWeights):
+    """The weights of the losses, and the contrastive loss: `softmax` (InfoNCE), `sigmoid` (SigLIP's), or None for the
+    one of the base model."""
 
-    global_weight: float | int = LossWeights.global_weight
-    local_weight: float | int = LossWeights.local_weight
-    tsl_weight: float | int = LossWeights.tsl_weight
-    sparc_weight: float | int = LossWeights.sparc_weight
-    token_weight: float | int = LossWeights.token_weight
-    short_weight: float | int = LossWeights.short_weight
     contrastive: str | None = None
 
 
 @strict
 class FastGoalCLIPConfig(CLIPConfig, LossSettings):
-    """CLIP's configuration with the settings of the losses.
+    """Configuration of CLIP with the settings of the losses.
 
-    The model type stays `"clip"`: a checkpoint that is saved with this configuration loads as a plain
-    `CLIPModel` through `AutoModel.from_pretrained`, with no remote code.
+    The model type stays `"clip"`: `AutoModel.from_pretrained` loads a checkpoint with this configuration as a plain
+    `CLIPModel`, without remote code.
     """
 
     model_type = "clip"
@@ -35,13 +29,14 @@ class FastGoalCLIPConfig(CLIPConfig, LossSettings):
 
 @strict
 class FastGoalMetaClip2Config(MetaClip2Config, LossSettings):
-    """MetaCLIP 2's configuration with the settings of the losses, likewise."""
+    """Configuration of MetaCLIP 2 with the settings of the losses. The model type stays `"metaclip_2"`."""
 
     model_type = "metaclip_2"
 
 
 @strict
 class FastGoalSiglipConfig(SiglipConfig, LossSettings):
-    """The configuration of SigLIP, and of SigLIP 2 of fixed resolution, with the settings of the losses, likewise."""
+    """Configuration of SigLIP, or SigLIP 2 of fixed resolution, with the settings of the losses. The model type stays
+    `"siglip"`."""
 
     model_type = "siglip"

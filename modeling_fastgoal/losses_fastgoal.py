@@ -7,7 +7,7 @@ these.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import torch
@@ -163,34 +163,31 @@ def mean_of_rows(
     return kept.sum() / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 
 
-@dataclass(frozen=True)
+def _weight(default: float, label: str, text: str) -> Any:
+    return field(default=default, metadata={"label": label, "help": text})
+
+
+@dataclass
 class LossWeights:
-    """Weight of each loss in the sum; a loss of weight 0 is reported where it can be, and does not train.
+    """Weights of the losses in the sum. A loss of weight 0 is not trained; it is reported if it costs nothing.
 
-    The defaults are FAST-GOAL's and GOAL's objective. The configuration, the objectives and the training arguments
-    call the weights as they are called here; `label` is the model card's word.
-
-    Attributes:
-        global_weight: Weight of the contrastive loss of (image, caption).
-        local_weight: Weight of the contrastive loss of (region crop, sentence).
-        tsl_weight: Weight of token similarity learning, image and text part together.
-        sparc_weight: Weight of SPARC's fine-grained loss of patches and words.
-        token_weight: Weight of the contrastive loss of tokens and what they are of: a region's patches against the
-            crops, a sentence's tokens against the sentences. Like token similarity learning, but with negatives.
-        short_weight: Weight of the contrastive loss of (image, short caption).
+    The defaults are the objective of FAST-GOAL and GOAL. A configuration of a model is a `LossWeights` too, and the
+    training arguments have the same names. `label` is the name on model cards, `help` describes the loss.
     """
 
-    global_weight: float = field(default=1.0, metadata={"label": "global"})
-    local_weight: float = field(default=0.5, metadata={"label": "local"})
-    tsl_weight: float = field(default=1.0, metadata={"label": "TSL"})
-    sparc_weight: float = field(default=0.0, metadata={"label": "SPARC"})
-    token_weight: float = field(default=0.0, metadata={"label": "token contrast"})
-    short_weight: float = field(default=0.0, metadata={"label": "short captions"})
-
-    @classmethod
-    def of(cls, settings: object) -> "LossWeights":
-        """The weights that a configuration has under these names; the defaults of those that it does not know."""
-        return cls(**{weight.name: getattr(settings, weight.name, getattr(cls, weight.name)) for weight in fields(cls)})
+    global_weight: float | int = _weight(1.0, "global", "the contrastive loss of images and captions")
+    local_weight: float | int = _weight(0.5, "local", "the contrastive loss of region crops and sentences")
+    tsl_weight: float | int = _weight(1.0, "TSL", "token similarity learning, the sum of its image and its text part")
+    sparc_weight: float | int = _weight(0.0, "SPARC", "SPARC's fine-grained loss of patches and words")
+    token_weight: float | int = _weight(
+        0.0,
+        "token contrast",
+        "the contrastive loss of a region's patches and the crops, and of a sentence's tokens and the sentences (token "
+        "similarity learning with negatives)",
+    )
+    short_weight: float | int = _weight(
+        0.0, "short captions", "the contrastive loss of images and short captions (column short_captions)"
+    )
 
 
 @dataclass(frozen=True)
@@ -270,21 +267,14 @@ def contrasted(weights: LossWeights) -> set[str]:
     return {name for term in terms for name in term.needs}
 
 
-@dataclass
-class FastGoalLosses(ModelOutput):
-    """The losses of a batch, scalars: `loss`, the weighted sum, and the unweighted parts, whose `TERMS` say of what
-    they are made. None where the batch did not allow to compute one.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_global: torch.Tensor | None = None
-    loss_local: torch.Tensor | None = None
-    loss_tsl_image: torch.Tensor | None = None
-    loss_tsl_text: torch.Tensor | None = None
-    loss_sparc: torch.Tensor | None = None
-    loss_token_image: torch.Tensor | None = None
-    loss_token_text: torch.Tensor | None = None
-    loss_short: torch.Tensor | None = None
+FastGoalLosses: Any = make_dataclass(
+    "FastGoalLosses",
+    [(name, torch.Tensor | None, None) for name in ("loss", *(term.name for term in TERMS))],
+    bases=(ModelOutput,),
+    namespace={"__module__": __name__},
+)
+"""The losses of a batch, scalars: `loss`, the weighted sum, and the unweighted parts by the names of `TERMS`; None for
+those that the batch does not allow."""
 
 
 def loss_rows(

@@ -1,4 +1,4 @@
-"""What happens beside the steps: the epoch told to all who draw, the limit of the logit scale, a word at the start."""
+"""Callbacks of a training: the bound of the logit scale, L2-SP, epochs for samplers, and a summary at the start."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .summary import start_lines
+from .summary import TrainingRun, start_lines
 
 
 class LogitScaleLimit(TrainerCallback):
-    """Keeps the factor in the logits between 1 and a limit after each step, as CLIP's and open_clip's training does.
+    """Keep the logit scale between 1 and a limit after each step, as CLIP's and open_clip's training do.
 
     Args:
-        limit: The largest factor, `exp(model.logit_scale)`, not its logarithm.
+        limit: Upper bound of `exp(model.logit_scale)`, not of its logarithm.
     """
 
     def __init__(self, limit: float):
@@ -43,18 +43,18 @@ class LogitScaleLimit(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         scale: Any = model.logit_scale if model is not None else torch.zeros(())
-        if scale.requires_grad:  # beside an adapter it stays as it is
+        if scale.requires_grad:  # with an adapter the scale is frozen
             scale.clamp_(0.0, math.log(self.limit))
 
 
 class TowardsBase(TrainerCallback):
-    """Adds the gradient of `weight * |w - w_start|^2`, of all trained weights, before each step (L2-SP).
+    """Add the gradient of `weight * |w - w_start|^2` of all trained weights before each step (L2-SP).
 
-    Gradients are then those of the whole batch, averaged and clipped, in whole copies and in shards alike.
+    Gradients are complete by then: averaged over processes and clipped, for whole and for sharded weights.
 
     Args:
-        weight: Of the squared distance.
-        model: Whose weights the training starts with, and is to stay near to.
+        weight: Weight of the squared distance.
+        model: The model with the weights that the training starts from.
     """
 
     def __init__(self, weight: float, model: nn.Module):
@@ -72,12 +72,12 @@ class TowardsBase(TrainerCallback):
     ) -> None:
         for name, value in model.named_parameters() if model is not None else ():
             if value.grad is not None:
-                start = self.start[name] = _laid_out_as(value, self.start[name])
+                start = self.start[name] = _placed_like(value, self.start[name])
                 value.grad.add_(value - start, alpha=2 * self.weight)
 
 
-def _laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`other` where `value` is, and in such shards."""
+def _placed_like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return `other` on the device of `value`, in the same shards."""
     other = other.to(value.device)
     if isinstance(value, DTensor) and not isinstance(other, DTensor):
         return distribute_tensor(other, value.device_mesh, value.placements)
@@ -85,9 +85,9 @@ def _laid_out_as(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 class Epochs(TrainerCallback):
-    """Tells the order of rows and the collator which epoch begins, whatever is wrapped around them.
+    """Tell the sampler and the collator which epoch begins, however deep they are wrapped.
 
-    A data loader that skips what a checkpoint has seen, and one that is shared by several processes, do not.
+    Data loaders that skip batches after a resume, or that accelerate shares between processes, do not pass it on.
     """
 
     def on_epoch_begin(
@@ -102,23 +102,24 @@ class Epochs(TrainerCallback):
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
         listeners: list[Any] = [getattr(batches, "sampler", None), getattr(train_dataloader, "collate_fn", None)]
-        for what in listeners:
-            if hasattr(what, "set_epoch"):
-                what.set_epoch(int(state.epoch or 0))
+        for listener in listeners:
+            if hasattr(listener, "set_epoch"):
+                listener.set_epoch(int(state.epoch or 0))
 
 
 class StartLines(TrainerCallback):
-    """Prints what a training is about to do.
+    """Print what a training is about to do.
 
     Args:
-        trainer: The `FastGoalTrainer`.
+        run: The training.
+        devices: What it runs on, in words.
     """
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
+    def __init__(self, run: TrainingRun, devices: str):
+        self.run, self.devices = run, devices
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            tqdm.write(start_lines(self.trainer, state.max_steps))
+            tqdm.write(start_lines(self.run, self.devices, state.max_steps))

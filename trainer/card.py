@@ -1,17 +1,16 @@
-"""From a training to the model card: gathers what ran, and completes a saved folder with card and handler.
-
-`trainer` is a `FastGoalTrainer`, of which this only reads.
-"""
+"""Complete a saved model's folder with its card and handler, filled from the training that ran."""
 
 import os
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
-from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
+from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import adapted_layers, describe_base, is_adapted, write_base
 from fastgoal.processing.images import load_image
@@ -19,32 +18,51 @@ from fastgoal.processing.texts import shortened
 
 from .batches.rows import PairData
 from .batches.streams import StreamData
+from .summary import TrainingRun
 
-PICTURES = 3
+IMAGES = 3
+# Arguments of ours that a card lists where they have a value.
+LISTED = ("hard_negative_refresh", "l2sp_weight", "decay_all", "freeze", "freeze_layers")
 
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What a card says that the trainer cannot know by itself.
+    """What a model card says that the trainer cannot know.
 
     Attributes:
-        base_model: Hub id or folder of the CLIP that the training began with.
-        license: Identifier as on the Hub.
-        note: A sentence that the card begins with: what nobody must mistake the model for.
-        pictures: Whether the card shows pictures of the data: they are copied beside the model and pushed with it.
+        base_model: Hub id or folder of the model that the training started from.
+        license: License of the model, an identifier of the Hub such as `mit`.
+        images: Whether the card shows images of the data, which are copied next to the model and pushed with it.
+        note: A sentence at the top of the card, such as a warning.
     """
 
     base_model: str | None = None
     license: str | None = None
-    pictures: bool = True
+    images: bool = True
     note: str | None = None
 
 
-def finish_folder(folder: str | os.PathLike[str], trainer: Any, pictures: bool) -> None:
-    """Add the model card and `handler.py` to a folder with a saved model, and where they are wanted pictures."""
-    folder, options = Path(folder), trainer.card
-    output = Path(trainer.args.output_dir)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def finish_folder(
+    folder: str | os.PathLike[str],
+    run: TrainingRun,
+    state: TrainerState,
+    options: CardOptions,
+    hub_model_id: str | None = None,
+    images: bool = False,
+    processor: Any = None,
+) -> None:
+    """Write the model card and `handler.py` (or `fastgoal_base.json` of an adapter) into a saved model's folder.
+
+    Args:
+        folder: The folder.
+        run: The training.
+        state: What it has done so far.
+        options: What the card says besides.
+        hub_model_id: Name of the model on the Hub, where it has one.
+        images: Whether to add images, if `options` allow them.
+        processor: Processor of the model; None leaves out the images that the model itself labels.
+    """
+    folder, model = Path(folder), run.model
     base_model, adapter = options.base_model, None
     if is_adapted(model):
         base, lora = describe_base(model, options.base_model), model.peft_config[model.active_adapter]
@@ -55,131 +73,119 @@ def finish_folder(folder: str | os.PathLike[str], trainer: Any, pictures: bool) 
         cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
         folder,
-        name=trainer.hub_model_id or trainer.args.hub_model_id or card_name(output.resolve().name),
+        name=hub_model_id or run.args.hub_model_id or card_name(Path(run.args.output_dir or ".").resolve().name),
         base_model=base_model,
         license=options.license,
         note=options.note,
         adapter=adapter,
-        training=training_facts(trainer),
-        evaluation=evaluation_facts(trainer),
-        **(_pictures(trainer, folder) if options.pictures and pictures else {}),
+        training=training_facts(run, state),
+        evaluation=evaluation_facts(run, state),
+        **(_save_images(folder, run, processor) if images and options.images else {}),
     )
     cards.write_model_card(folder, facts)
 
 
-def training_facts(trainer: Any) -> cards.TrainingFacts | None:
-    """What was trained so far; None before the first step."""
-    args, state, objective = trainer.args, trainer.state, trainer.objective
+def training_facts(run: TrainingRun, state: TrainerState) -> cards.TrainingFacts | None:
+    """Return what was trained so far, None before the first step."""
+    args, objective, log = run.args, run.objective, state.log_history
     if not state.global_step:
         return None
-    rows, epochs = _trained(trainer)
+    rows, epochs = _rows_and_epochs(run, state)
     columns = ("step", "loss", *(term.name for term in TERMS), "logit_scale")
-    weights = {weight.metadata["label"]: getattr(objective.weights, weight.name) for weight in fields(LossWeights)}
+    listed = {name: getattr(args, name) for name in LISTED if getattr(args, name)}
+    if not args.hard_negatives:
+        listed.pop("hard_negative_refresh", None)
     return cards.TrainingFacts(
-        data=_data_name(trainer.train_dataset),
+        data=_data_name(run.train_dataset),
         rows=rows,
         objective=objective.name,
-        weights={label: weight for label, weight in weights.items() if weight},
+        weights=objective.labeled_weights,
         settings={
             **cards.listed_settings(args),
             "recipe": args.recipe,
             **({"pair_sampling": args.pair_sampling} if objective.needs_pairs else {}),
             "hard_negatives": args.hard_negatives,
-            **(
-                {"hard_negative_refresh": args.hard_negative_refresh}
-                if args.hard_negatives and args.hard_negative_refresh
-                else {}
-            ),
-            **({"l2sp_weight": args.l2sp_weight} if args.l2sp_weight else {}),
-            "max_logit_scale": args.max_logit_scale or "none",
-            **({"decay_all": True} if args.decay_all else {}),
-            **({"freeze": args.freeze} if args.freeze else {}),
-            **({"freeze_layers": args.freeze_layers} if args.freeze_layers else {}),
+            "max_logit_scale": run.max_logit_scale or "none",
+            **listed,
         },
         steps=state.global_step,
         epochs=epochs,
-        losses=[{name: line[name] for name in columns if name in line} for line in state.log_history if "loss" in line],
+        losses=[{name: line[name] for name in columns if name in line} for line in log if "loss" in line],
         hardware=cards.hardware(args.world_size),
-        seconds=_newest(trainer, "train_runtime").get("train_runtime"),
+        seconds=next((line["train_runtime"] for line in reversed(log) if "train_runtime" in line), None),
         versions=cards.versions(),
-        captions=_captions(trainer.train_dataset),
-        contrastive="SigLIP's" if trainer.is_sigmoid else "CLIP's",
-        evaluations=[*{line["step"]: line for line in state.log_history if "eval_text_to_image_R@1" in line}.values()],
+        captions=_caption_lengths(run.train_dataset),
+        contrastive="SigLIP's" if run.is_sigmoid else "CLIP's",
+        evaluations=[*{line["step"]: line for line in log if "eval_text_to_image_R@1" in line}.values()],
     )
 
 
-def _captions(data: Any) -> str | None:
-    """How many tokens the captions have that were read, where all of them were counted."""
-    if not isinstance(data, PairData) or data.tokens is None:
-        return None
-    lengths = data.tokens.lengths
-    return f"{sum(lengths) / len(lengths):.0f} tokens in the mean, {min(lengths)} to {max(lengths)}"
-
-
-def evaluation_facts(trainer: Any) -> cards.EvaluationFacts | None:
-    """The newest evaluation of this training; None where there was none."""
-    lines = [line for line in trainer.state.log_history if "eval_text_to_image_R@1" in line]
+def evaluation_facts(run: TrainingRun, state: TrainerState) -> cards.EvaluationFacts | None:
+    """Return the last evaluation of a training, None without one."""
+    lines = [line for line in state.log_history if "eval_text_to_image_R@1" in line]
     if not lines:
         return None
     line = lines[-1]
-    rows = _length(trainer.eval_dataset)
-    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
-    tokens = text_positions(trainer.accelerator.unwrap_model(trainer.model))
+    rows = _length(run.eval_dataset)
+    precision = "bf16" if run.args.bf16 else "fp16" if run.args.fp16 else "float32"
     return cards.EvaluationFacts(
-        data=_data_name(trainer.eval_dataset),
+        data=_data_name(run.eval_dataset),
         images=rows,
         captions=rows,
         metrics=_metrics(line),
         base=_metrics(lines[0]) if lines[0]["step"] == 0 < line["step"] else None,
         protocol=(
             f"all {rows} images against all {rows} captions, one caption an image (several of an image are joined), "
-            f"captions cut at {tokens} tokens, ties count against the model, {precision}, after step {line['step']}."
+            f"captions cut at {text_positions(run.model)} tokens, ties count against the model, {precision}, after "
+            f"step {line['step']}."
         ),
     )
 
 
+def _caption_lengths(data: Any) -> str | None:
+    """Return the number of tokens of the training captions in words, where all of them were counted."""
+    if not isinstance(data, PairData) or data.tokens is None:
+        return None
+    lengths = data.tokens.lengths
+    return f"{sum(lengths) / len(lengths):.0f} tokens in the mean, {min(lengths)} to {max(lengths)}"
+
+
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics in a line of the log, recalls as fractions."""
-    found = {name.removeprefix("eval_"): value for name, value in line.items() if "_to_" in name}
-    return {name: value / 100 if "_R@" in name else value for name, value in found.items()}
+    """Return the retrieval metrics in a line of the log, recalls as fractions."""
+    metrics = {name.removeprefix("eval_"): value for name, value in line.items() if "_to_" in name}
+    return {name: value / 100 if "_R@" in name else value for name, value in metrics.items()}
 
 
-def _newest(trainer: Any, key: str) -> dict[str, Any]:
-    """The last line of the log that has a key; empty where there is none."""
-    return next((line for line in reversed(trainer.state.log_history) if key in line), {})
-
-
-def _pictures(trainer: Any, folder: Path) -> dict[str, Any]:
-    """Draw matched pairs of the training data, and let the model label a few pictures it is evaluated on."""
+def _save_images(folder: Path, run: TrainingRun, processor: Any) -> dict[str, Any]:
+    """Draw matched pairs of the training data, and let the model label a few evaluation images."""
     facts: dict[str, Any] = {}
-    train = _rows(trainer.train_dataset)
-    if trainer.objective.needs_pairs and train and all(row.get("pairs") for row in train):
+    train = _first_rows(run.train_dataset)
+    if run.objective.needs_pairs and train and all(row.get("pairs") for row in train):
         facts["pictures"] = save_pairs_sheet(folder, train)
-    shown = _rows(trainer.eval_dataset) or train
-    # A sharded model only runs on all processes at once.
-    if shown and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    shown = _first_rows(run.eval_dataset) or train
+    if shown and processor is not None:
         facts["examples"] = cards.save_examples(
             folder,
             [load_image(row["image"], name=row.get("file_name")) for row in shown],
-            [_label(row, trainer.processing_class) for row in shown],
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
+            [_label(row, processor) for row in shown],
+            run.model,
+            processor,
         )
     return facts
 
 
 def _label(row: Mapping[str, Any], processor: Any) -> str:
-    """A sentence of the caption, shortened if it is very long."""
+    """Return the first sentence of a caption, shortened if it is very long."""
     sentences = processor.split_sentences(row["caption"])
     text: str = sentences[0].text if sentences else row["caption"]
     return shortened(text, 200)
 
 
-def _rows(data: Any) -> list[Mapping[str, Any]]:
-    """The first rows of a dataset that is read by number."""
+def _first_rows(data: Any) -> list[Mapping[str, Any]]:
+    """Return the first rows of a dataset that is read by number."""
     if isinstance(data, Mapping) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
         return []
-    rows = [data[index] for index in range(min(PICTURES, len(data)))]
+    rows = [data[index] for index in range(min(IMAGES, len(data)))]
     return [row for row in rows if isinstance(row, Mapping) and "image" in row and "caption" in row]
 
 
@@ -187,13 +193,13 @@ def _length(data: Any) -> int:
     return len(data) if hasattr(data, "__len__") else 0
 
 
-def _trained(trainer: Any) -> tuple[int, float]:
-    """The rows that were trained on, and how many times."""
-    args, data, epochs = trainer.args, trainer.train_dataset, trainer.state.epoch or 0.0
+def _rows_and_epochs(run: TrainingRun, state: TrainerState) -> tuple[int, float]:
+    """Return the number of rows that were trained on, and the number of epochs over them."""
+    args, data = run.args, run.train_dataset
     if not isinstance(data, StreamData):
-        return _length(data), round(epochs, 2)
-    # The Trainer calls all the steps one epoch.
-    seen = trainer.state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return _length(data), round(state.epoch or 0.0, 2)
+    # For the Trainer all steps on a stream are one epoch.
+    seen = state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     rows = min(seen, data.rows or seen)
     return rows, round(seen / rows, 2)
 

@@ -1,66 +1,77 @@
-"""Checkpoints of a training: what makes one complete, the newest that is, what it was trained with, and what an output
-folder must not hold when a training begins."""
+"""Checkpoints of a training: which are complete, what they were trained with, and what an output folder may hold."""
 
 import json
+import math
 import os
+import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from fastgoal.processing.data.sources import is_source
-from fastgoal.processing.files import sweep_drafts, write_json
+from fastgoal.processing.files import WORK_FOLDER, hold_folder, sweep_drafts, write_json
 
 logger = logging.get_logger(__name__)
 
 SETTINGS = "fastgoal_training.json"
-# What the optimizer's state is called, by who saved it: one process, FSDP, DeepSpeed.
+ROWS_NAMED = 8
+# Names of the optimizer's state, as saved by one process, FSDP and DeepSpeed.
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
+# A saved model replaces the weights of an earlier one in the same folder, and an adapter replaces a model.
+WEIGHT_FILES = re.compile(
+    r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|config\.json|handler\.py|"
+    r"adapter_(config\.json|model\.safetensors)|fastgoal_base\.json"
+)
+# Messages of torch about a file that it could not write.
+WRITE_FAILED = re.compile(r"PytorchStreamWriter|unexpected pos|write failed|No space left", re.IGNORECASE)
 
 
 def checkpoints(output: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of the checkpoints of a training, complete or not, the newest first."""
-    found = []
+    """Return the steps and folders of all checkpoints of a training, complete or not, the newest first."""
+    steps = []
     for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if output.is_dir() else ():
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if step.isdigit() and path.is_dir():
-            found.append((int(step), path))
-    return sorted(found, reverse=True)
+            steps.append((int(step), path))
+    return sorted(steps, reverse=True)
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint, None where there is none; a warning says what was passed over, and why."""
+    """Return the newest complete checkpoint, None without one; warn about each that is skipped."""
     for _, path in checkpoints(output):
         reason = damage(path)
         if reason is None:
             return path
-        logger.warning(f"{path} is passed over: {reason}.")
+        logger.warning(f"{path} is skipped: {reason}.")
     return None
 
 
 def require_checkpoint(path: Path) -> Path:
-    """The same folder; a `ValueError` that says what is wrong with it where it is no complete checkpoint."""
+    """Return the same folder; raise `ValueError` if it is not a complete checkpoint."""
     reason = damage(path)
     if reason is not None:
-        older = [str(other) for _, other in checkpoints(path.parent) if other != path and damage(other) is None]
-        way_out = f"Take {older[0]}" if older else "Name another"
+        complete = [str(other) for _, other in checkpoints(path.parent) if other != path and damage(other) is None]
+        way_out = f"Use {complete[0]}" if complete else "Name another checkpoint"
         raise ValueError(
-            f"the checkpoint {path} cannot be gone on with: {reason}. {way_out}, or with --resume_from_checkpoint true "
-            "the newest complete one of the output folder."
+            f"Cannot resume from {path}: {reason}. {way_out}, or set `resume_from_checkpoint=true` for the newest "
+            "complete checkpoint of the output folder."
         )
     return path
 
 
 def damage(path: Path) -> str | None:
-    """What a folder lacks of a complete checkpoint, in words; None where nothing is wrong."""
+    """Return why a folder is not a complete checkpoint; None if it is one."""
     if not path.is_dir():
-        return "it is no folder"
+        return "it is not a folder"
     try:
         step_of(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -70,99 +81,167 @@ def damage(path: Path) -> str | None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            return f"{file.name} is cut off or damaged ({' '.join(str(error).split())})"
+            return f"{file.name} is truncated or damaged ({' '.join(str(error).split())})"
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*")):
         return "it has no weights"
     if not any(any(path.glob(name)) for name in OPTIMIZERS):
-        return "it has no state of the optimizer (save_only_model leaves it out)"
+        return "it has no optimizer state (`save_only_model` leaves it out)"
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
         if (path / name).is_file() and not zipfile.is_zipfile(path / name):
-            return f"{name} is cut off or damaged"
+            return f"{name} is truncated or damaged"
     return None
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint was saved at."""
+    """Return the step at which a checkpoint was saved."""
     return int(json.loads((path / TRAINER_STATE_NAME).read_bytes())["global_step"])
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep with a checkpoint what it was trained with, for `refuse_other_settings`."""
+    """Write into a checkpoint what it was trained with, for `refuse_other_settings`."""
     write_json(folder / SETTINGS, dict(settings))
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bool) -> None:
-    """Raise `ValueError` where a checkpoint was trained on other data or with other settings; warn where allowed.
+    """Raise `ValueError` if a checkpoint was trained on other data or with other settings; only warn if `allowed`.
 
-    One that does not say, because another program or an older version saved it, is taken as it is.
+    Checkpoints of other programs do not say, and are accepted.
     """
     try:
-        found = dict(json.loads((folder / SETTINGS).read_bytes()))
+        before = dict(json.loads((folder / SETTINGS).read_bytes()))
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / SETTINGS} cannot be read ({error}); take another checkpoint.") from None
+        raise ValueError(f"{folder / SETTINGS}: cannot be read ({error}). Use another checkpoint.") from None
     now = json.loads(json.dumps(settings))
-    # Of a setting that an older version did not keep nothing is known.
-    both = [name for name in now if name in found]
-    changed = [f"{name} was {found[name]!r} and is now {now[name]!r}" for name in both if found[name] != now[name]]
-    if not changed:
+    # A version that does not know a setting yet does not write it.
+    names = [name for name in now if name in before and before[name] != now[name]]
+    if not names:
         return
-    message = f"{folder} is of a training with other settings: {'; '.join(changed)}."
+    changed = "; ".join(f"`{name}` was {before[name]!r} and is now {now[name]!r}" for name in names)
+    message = f"{folder} was trained with other settings: {changed}."
     if not allowed:
         raise ValueError(
-            f"{message} Give the same ones, start anew in another --output_dir, or go on all the same with "
-            "--ignore_resume_mismatch true."
+            f"{message} Use the same settings, start a new training in another `output_dir`, or resume anyway with "
+            "`ignore_resume_mismatch=true`."
         )
-    logger.warning(f"{message} They change now.")
+    logger.warning(f"{message} The training resumes with the new ones.")
 
 
 def refuse_output(
     output: Path, given: Mapping[str, str | None], overwrite: bool, checkpoint: Path | None, resume: bool
 ) -> None:
-    """Raise `ValueError` where a training would write over what somebody still wants.
+    """Raise `ValueError` if a training would overwrite something that may still be needed.
 
     Args:
-        output: The folder to write.
-        given: The model and the data of this training by the names of their options; those that are folders count.
-        overwrite: Whether the user said to write over what is there; its old checkpoints are then deleted.
-        checkpoint: What is gone on with: then the model in the folder is this training's own.
-        resume: Whether the user said to go on, if only there were a complete checkpoint.
+        output: The output folder.
+        given: The model and datasets of the training by the names of their arguments; those that are folders count.
+        overwrite: Whether the user allows overwriting; old checkpoints are then deleted.
+        checkpoint: The checkpoint that the training resumes from; the model in the folder is then its own.
+        resume: Whether the user asked to resume, even if there is no complete checkpoint.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output_dir {output} is a file; name a folder.")
-    way_out = "Name another --output_dir, or add --overwrite_output_dir true to write over it."
-    place, old = os.path.realpath(output), [path for _, path in checkpoints(output)]
-    for option, name in given.items():
+        raise ValueError(f"`output_dir` {output} is a file. Name a folder.")
+    way_out = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it."
+    real_output, old = os.path.realpath(output), [path for _, path in checkpoints(output)]
+    for argument, name in given.items():
         if name is None or not os.path.exists(name):
             continue
         real = os.path.realpath(name)
-        if real == place and not overwrite:
-            raise ValueError(f"--output_dir {output} is the folder of --{option}. {way_out}")
+        if real == real_output and not overwrite:
+            raise ValueError(f"`output_dir` {output} is the folder of `{argument}`. {way_out}")
         if overwrite and checkpoint is None and any(_is_inside(real, path) for path in old):
             raise ValueError(
-                f"--overwrite_output_dir deletes the old checkpoints of {output}, and --{option} {name} is in one of "
-                "them. Name another --output_dir."
+                f"`overwrite_output_dir` deletes the old checkpoints of {output}, and `{argument}` {name} is in one of "
+                "them. Name another `output_dir`."
             )
     if overwrite or checkpoint is not None or not output.is_dir():
         return
-    holds = ""
+    contents = ""
     if old and not resume:
-        holds = f"checkpoints of a training ({old[0].name})"
-        way_out += " To go on with that training: --resume_from_checkpoint true."
+        contents = f"checkpoints of a training ({old[0].name})"
+        way_out += " To resume that training, set `resume_from_checkpoint=true`."
     elif (output / "config.json").exists() or any(output.glob("*.safetensors")):
-        holds = "a model"
+        contents = "a model"
     elif is_source(output):
-        holds = "a dataset"
-    if holds:
-        raise ValueError(f"--output_dir {output} holds {holds}. {way_out}")
+        contents = "a dataset"
+    if contents:
+        raise ValueError(f"`output_dir` {output} holds {contents}. {way_out}")
+
+
+@contextmanager
+def hold_output(output: Path, is_first: bool = True, overwrite: bool = False) -> Iterator[None]:
+    """Keep other trainings out of an output folder during the block; this process may hold it already.
+
+    Delete what a killed training left half saved, and with `overwrite` all checkpoints. Of several processes only the
+    first one does this.
+
+    Raises:
+        ValueError: Another training writes the folder.
+    """
+    if not is_first:
+        yield
+        return
+    with hold_folder(output / WORK_FOLDER, again=True):
+        sweep(output, overwrite)
+        yield
 
 
 def sweep(output: Path, checkpoints_too: bool = False) -> None:
-    """Take away what a training that was killed left half saved, and where it is asked for all its checkpoints."""
+    """Delete what a killed training left half saved in a folder, and if asked all its checkpoints."""
     sweep_drafts(output)
     for _, path in checkpoints(output) if checkpoints_too else ():
         shutil.rmtree(path)
+
+
+@contextmanager
+def saving_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk into an `OSError` that says what could not be saved and what is still there."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not WRITE_FAILED.search(str(error)):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"Could not save {folder}: {reason}. Earlier checkpoints are complete. Free space (or allow writing) and "
+            "resume with `resume_from_checkpoint=true`."
+        ) from error
+
+
+def not_finite_message(
+    step: int, parts: Mapping[str, float], names: Sequence[str], outputs: Mapping[str, Any], output: Path
+) -> str:
+    """Explain a loss that is NaN or infinite: its step, its parts and the rows.
+
+    Args:
+        step: Number of the step, from 1.
+        parts: The loss and its parts by name.
+        names: Names of the rows of the batch.
+        outputs: Outputs of the model, where they are known: rows with bad embeddings are then singled out.
+        output: Output folder of the training.
+    """
+    wrong = {name: value for name, value in parts.items() if not math.isfinite(value)}
+    which = ", ".join(f"{name} {value}" for name, value in wrong.items() if name != "loss" or len(wrong) == 1)
+    bad = _rows_not_finite(names, outputs)
+    rows = bad or list(names)
+    shown = ", ".join(rows[:ROWS_NAMED]) + (f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else "")
+    kept = checkpoints(output)
+    return (
+        f"The loss of step {step} is NaN or infinite ({which}). "
+        f"{'Rows with such embeddings' if bad else 'Rows of the batch'}: {shown}. The step is not saved; "
+        f"{f'the last checkpoint is {kept[0][1]}' if kept else 'there is no checkpoint yet'}. Lower `learning_rate`, "
+        "use `bf16` instead of `fp16`, or look at these rows."
+    )
+
+
+def _rows_not_finite(names: Sequence[str], outputs: Mapping[str, Any]) -> list[str]:
+    """Return the names of the rows with embeddings that are NaN or infinite."""
+    bad = torch.zeros(len(names), dtype=torch.bool)
+    for name, value in outputs.items():
+        if name.endswith("_embeds") and value.ndim == 2 and len(value) == len(names):
+            bad |= ~torch.isfinite(value.detach().float()).all(dim=1).cpu()
+    return [name for name, wrong in zip(names, bad.tolist(), strict=True) if wrong]
 
 
 def _is_inside(real: str, folder: Path) -> bool:

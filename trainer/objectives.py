@@ -1,4 +1,4 @@
-"""Training objectives by name: the weights of the losses that they sum, and what data they need.
+"""Training objectives by name: the weights of the losses that they add up, and the data that they need.
 
 All are `L = w_global L_global + w_local L_local + w_tsl L_TSL + w_sparc L_fine` with
 
@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 
 WEIGHTS = tuple(weight.name for weight in fields(LossWeights))
-"""Names of the weights, which the training arguments have too."""
+"""Names of the loss weights, which are training arguments too."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of losses; a weight of 0 leaves a term out.
+    """A weighted sum of losses; a weight of 0 leaves a loss out.
 
     Attributes:
-        name: As `--objective` takes it.
+        name: One of `OBJECTIVES`.
         weights: The weight of each loss.
     """
 
@@ -31,26 +31,32 @@ class Objective:
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether the dataset must hold local pairs, as `fastgoal pairs` writes them."""
+        """Whether rows need local pairs, as `fastgoal pairs` writes them."""
         return any(name.startswith("local_") for name in self._needs())
 
     @property
     def needs_short_captions(self) -> bool:
-        """Whether each image needs a short caption beside its long one."""
+        """Whether each image needs a short caption in addition to its long one."""
         return "short_text_embeds" in self._needs()
 
     @property
     def needs_global(self) -> bool:
-        """Whether whole images and captions go through the towers; else region crops and sentences alone."""
+        """Whether whole images and captions go through the towers, not only region crops and sentences."""
         return any(not name.startswith("local_") for name in self._needs())
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the loss looks at the embedding of every patch and token."""
+        """Whether the loss needs the embedding of every patch and token."""
         return "sparc_rows" in self._needs()
 
+    @property
+    def labeled_weights(self) -> dict[str, float]:
+        """The weights that are not 0, by the labels of model cards."""
+        weights = {weight.metadata["label"]: getattr(self.weights, weight.name) for weight in fields(LossWeights)}
+        return {label: weight for label, weight in weights.items() if weight}
+
     def _needs(self) -> set[str]:
-        """What the terms with a weight are computed from."""
+        """Names of the rows that the losses in use are computed from."""
         return {name for term in TERMS if getattr(self.weights, term.weight) for name in term.needs}
 
 
@@ -63,11 +69,11 @@ OBJECTIVES = {
         # FAST-GOAL (arXiv 2605.26615): `L = L_global + 0.5 L_local + L_TSL`.
         # Data: local pairs, as `fastgoal pairs` writes them with any object detector (or none).
         "fast_goal": _GOAL,
-        # GOAL (arXiv 2503.17782, CVPR 2025): the same sum; the two differ in their data alone.
+        # GOAL (arXiv 2503.17782, CVPR 2025): the same sum; only the data differ.
         # Data: local pairs whose regions are boxes of SAM masks, as `fastgoal pairs --regions sam` writes them.
         "goal": _GOAL,
-        # SPARC (arXiv 2401.09865): `L = 0.5 L_global + L_fine`. The paper takes 0.5, 1, 5 or 10 for the weight of
-        # `L_fine` and does not print which.
+        # SPARC (arXiv 2401.09865): `L = 0.5 L_global + L_fine`. The paper tries 0.5, 1, 5 and 10 as the weight of
+        # `L_fine` and does not state the final one.
         # Data: images with captions; no local pairs.
         "sparc": replace(_NONE, global_weight=0.5, sparc_weight=1.0),
         # Plain fine-tuning on long captions: `L = L_global`.
@@ -84,14 +90,14 @@ OBJECTIVES = {
 
 
 def resolve_objective(name: str, **weights: float | None) -> Objective:
-    """The objective called `name`, its weights replaced by those that are given and not None.
+    """Return the objective called `name`, with the given weights in place of its own.
 
     Args:
         name: One of `OBJECTIVES`.
-        **weights: By the names of `LossWeights`.
+        **weights: Weights by the names of `LossWeights`; None keeps the objective's own.
 
     Raises:
-        ValueError: There is no such objective, a weight is negative, or all weights are 0.
+        ValueError: The objective is unknown, a weight is negative, or all weights are 0.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {name!r}.")

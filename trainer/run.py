@@ -10,7 +10,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
@@ -22,18 +22,16 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
-from fastgoal.processing.checkpoints.adapters import is_adapted, is_adapter
-from fastgoal.processing.checkpoints.load import load_model
+from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.sources import Source, load_source
 from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
-from fastgoal.trainer.checkpoints import newest_checkpoint, refuse_output, require_checkpoint, step_of
+from fastgoal.trainer.checkpoints import hold_output, newest_checkpoint, refuse_output, require_checkpoint, step_of
 from fastgoal.trainer.cli.parser import Parser
 from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
 from fastgoal.trainer.cli.terminal import run_cleanly
-from fastgoal.trainer.saving import hold_output
-from fastgoal.trainer.summary import end_lines, language_of
+from fastgoal.trainer.summary import end_lines
 from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -75,7 +73,7 @@ class RunArguments:
         default=False,
         metadata={
             "help": "Read the training data row after row from their shards, parquet or tar (webdataset), which need "
-            "not fit on the disk. Without hard_negatives, group_by_caption_length, and columns of other names."
+            "not fit on the disk. Without hard_negatives, train_sampling_strategy, and columns of other names."
         },
     )
     shuffle_window: int = field(
@@ -174,21 +172,14 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:
         args.eval_on_start = eval_data is not None and not checkpoint
-    if args.lora_r and is_adapter(run.model):
-        raise ValueError(
-            f"--model {run.model} is an adapter, and --lora_r would train another one on top of it. Merge it first: "
-            f"fastgoal merge {run.model} --output DIR."
-        )
-    model, processor = load_model(run.model, "cpu", stretch=True, max_text_length=run.max_text_length)
-
-    processor.language = language_of(run.train_data) or processor.language
     trainer = FastGoalTrainer(
-        model=model, args=args, processing_class=processor, train_dataset=train_data, eval_dataset=eval_data
+        model=run.model,
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        card=CardOptions(run.model, run.license, run.card_images),
+        max_text_length=run.max_text_length,
     )
-    trainer.card = CardOptions(run.model, run.license, run.card_images)
-    for name, weight in asdict(trainer.objective.weights).items():
-        setattr(model.config, name, weight)
-    model.config.contrastive = args.contrastive
     begun_at = step_of(checkpoint) if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()

@@ -1,21 +1,37 @@
-"""The trainer: the objective over the batch of all processes, its parts in the log, retrieval at evaluations."""
+"""The trainer of FAST-GOAL's models: `transformers.Trainer` with contrastive losses over the batch of all processes."""
 
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
-from inspect import signature
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    TrainOutput,
+    rotate_checkpoints,
+)
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
+from fastgoal.hub_cards.push import push, require_token
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid
-from fastgoal.processing.checkpoints.adapters import is_adapted
+from fastgoal.processing.checkpoints.adapters import is_adapted, peft_settings
+from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
+from fastgoal.processing.files import draft_beside, merge_folder, put_folder
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
 from .batches.collator import NAMES, FastGoalCollator
@@ -24,132 +40,350 @@ from .batches.rows import PairData, check_rows, has_short_captions, token_counts
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
 from .batches.streams import PLACE, StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLines, TowardsBase
+from .card import CardOptions, finish_folder
+from .checkpoints import (
+    WEIGHT_FILES,
+    hold_output,
+    newest_checkpoint,
+    not_finite_message,
+    refuse_other_settings,
+    require_checkpoint,
+    saving_errors,
+    write_settings,
+)
 from .evaluation.measures.retrieval import retrieval_of_predictions
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
-from .parallel.strategy import group_of_its_own, logit_parameters, prepare_shards
-from .saving import SavingTrainer
-from .trained_weights import prepare_weights
+from .parallel.strategy import describe, group_of_its_own, logit_parameters, own_class, prepare_shards
+from .summary import TrainingRun, language_of
+from .trained_weights import check_trainable, load_trainable, prepare_weights, refuse_foreign_optimizer, write_losses
 from .training_arguments import FastGoalTrainingArguments
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
+UNSUPPORTED = {
+    "model_init": "adapters, frozen weights and hard negatives are set up once, for one model. Pass `model`, and "
+    "create a new trainer for each run.",
+    "compute_loss_func": "the loss is the one of `objective` and its weights. Set those in `args`.",
+    "preprocess_logits_for_metrics": "evaluations collect embeddings, not logits. Pass `compute_metrics`.",
+}
 
 
-class FastGoalTrainer(SavingTrainer):
-    """Fine-tunes a model of `FastGoalModel.from_base` with the objective of its `FastGoalTrainingArguments`.
+class FastGoalTrainer(Trainer):
+    """Fine-tune a FAST-GOAL model on images with long captions, and on the local pairs of the objective.
 
-    Contrastive losses are over the batch of all processes: embeddings are gathered with gradients, global and local
-    ones apart, and each process computes the losses of its own rows against all. Where the last batch of an epoch is
-    too short for all processes, the rows that the data loader repeats to fill it are left out of the loss: N processes
-    do what one process with the whole batch does.
+    >>> trainer = FastGoalTrainer("openai/clip-vit-base-patch16", args, train_dataset=rows)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
 
-    Each line of the log has the unweighted parts of the loss beside the loss. Every evaluation reports the loss and
-    R@K both ways over the whole evaluation set, one caption an image. Checkpoints hold the processor and a model card,
-    filled from the training so far and from `card`, what the trainer cannot know by itself.
+    Contrastive losses run over the batch of all processes: embeddings are gathered with gradients, and each process
+    computes the losses of its own rows against all. Rows that the data loader repeats to fill the last batch of an
+    epoch are left out of the loss. So N processes compute what one process computes with the whole batch.
+
+    The log reports the unweighted parts of the loss next to the loss. Evaluations report the loss and recall@k in both
+    directions over the whole evaluation dataset. Checkpoints appear complete or not at all; they hold the model with
+    its loss weights in the configuration, the processor and a model card.
+
+    `args` is never changed. What the trainer resolves from it is kept in `objective` (with the loss weights in use),
+    `is_sigmoid` and `max_logit_scale`.
 
     Args:
-        model: A model of `FastGoalModel.from_base`.
+        model: A FAST-GOAL model, or the name or folder of any supported checkpoint, which is then loaded as
+            `FastGoalModel.from_base` loads it.
         args: A `FastGoalTrainingArguments`.
-        processing_class: The `FastGoalProcessor` of the model.
         data_collator: A `FastGoalCollator` for the objective by default.
-        **kwargs: As for `transformers.Trainer` (`train_dataset`, `eval_dataset`, `callbacks`...).
+        train_dataset: A `PairData`, a `StreamData`, a `datasets.Dataset` or a list of rows.
+        eval_dataset: The same, or a dictionary of datasets by name.
+        processing_class: The model's `FastGoalProcessor`; loaded with the model if `model` is a name.
+        model_init: Not supported.
+        compute_loss_func: Not supported.
+        compute_metrics: A function of an `EvalPrediction` with the image and the text embeddings. Retrieval metrics by
+            default.
+        callbacks: As in `transformers.Trainer`.
+        optimizers: As in `transformers.Trainer`.
+        optimizer_cls_and_kwargs: As in `transformers.Trainer`.
+        preprocess_logits_for_metrics: Not supported.
+        peft_config: A `peft.LoraConfig` with `bias="none"` and without `modules_to_save`: train an adapter.
+        card: What the model card says that the trainer cannot know.
+        max_text_length: Number of tokens that a model given by its name reads; the maximum of its family by default.
 
     Raises:
-        ValueError: There is no processor, a row of the data lacks its image, its caption or the pairs that the
-            objective needs, or one process would use several GPUs.
-        TypeError: The model is no `FastGoalCLIPModel`, or the data are a single row.
+        ValueError: An unsupported argument is given; the processor is missing; a row has no image, no caption or none
+            of the pairs that the objective needs; or one process would use several GPUs.
+        TypeError: `model` is not a FAST-GOAL model, `args` are not `FastGoalTrainingArguments`, or the data are a
+            single row.
     """
 
-    # The losses are means over the batch; without this the Trainer may think them scaled for accumulation already.
+    # The losses are means over the batch, so the Trainer must divide them by the number of accumulated batches.
     loss_is_scaled_for_ga = False
 
     args: FastGoalTrainingArguments
-    objective: Objective
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | str | os.PathLike[str] | None = None,
         args: FastGoalTrainingArguments | None = None,
-        processing_class: FastGoalProcessor | None = None,
         data_collator: Any = None,
-        **kwargs: Any,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: FastGoalProcessor | None = None,
+        model_init: Any = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        card: CardOptions | None = None,
+        max_text_length: int | None = None,
     ):
-        args = args or FastGoalTrainingArguments()
+        for name, value in (
+            ("model_init", model_init),
+            ("compute_loss_func", compute_loss_func),
+            ("preprocess_logits_for_metrics", preprocess_logits_for_metrics),
+        ):
+            if value is not None:
+                raise ValueError(f"`{name}` is not supported: {UNSUPPORTED[name]}")
+        args = FastGoalTrainingArguments() if args is None else args
+        if not isinstance(args, FastGoalTrainingArguments):
+            raise TypeError(f"`args` must be FastGoalTrainingArguments, got {type(args).__name__}.")
         if args.n_gpu > 1:
             raise ValueError(
-                f"One process cannot train on {args.n_gpu} GPUs. Start one for each with "
-                "`accelerate launch trainer/run.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+                f"One process cannot train on {args.n_gpu} GPUs. Start one process for each GPU with `fastgoal train "
+                f"--num_processes {args.n_gpu}`, or select one with CUDA_VISIBLE_DEVICES=0."
             )
-        data = kwargs.get("train_dataset")
-        if data_collator is None and data is not None and not has_short_captions(data):
-            args.without_short_captions()
-        self.objective = args.resolved_objective()
+        self.card = card or CardOptions()
+        if isinstance(model, str | os.PathLike):
+            name = os.fspath(model)
+            model, processor = load_trainable(name, max_text_length, bool(args.lora_r or peft_config))
+            processing_class = processing_class or processor
+            self.card = replace(self.card, base_model=self.card.base_model or name)
+        elif max_text_length is not None:
+            raise ValueError(
+                "`max_text_length` needs a name or folder as `model`. For a loaded model call "
+                "`FastGoalModel.from_base(model, max_text_length)`."
+            )
+        check_trainable(model)
+
+        self.objective: Objective = args.resolved_objective()
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("`processing_class` must be the model's FastGoalProcessor, got None.")
+            if train_dataset is not None and not has_short_captions(train_dataset):
+                self.objective = args.without_short_captions(self.objective)
             data_collator = FastGoalCollator(
                 *(processing_class, self.objective.needs_pairs, str(args.pair_sampling), args.order_seed),
                 short_captions=self.objective.needs_short_captions,
             )
-        # Not by its class: that of a checkpoint with its code beside it is another one of the same name.
-        if isinstance(model, PreTrainedModel) and "region_mask" not in signature(model.forward).parameters:
-            raise TypeError(
-                f"`model` must be a FastGoalCLIPModel, got a {type(model).__name__}. Make one of a CLIP with "
-                "`FastGoalCLIPModel.from_base(model)`."
-            )
-        self.is_sigmoid = isinstance(model, nn.Module) and is_sigmoid(model, args.contrastive)
-        if args.max_logit_scale is None:
-            args.max_logit_scale = 0.0 if self.is_sigmoid else 100.0
-        model = prepare_weights(model, args)
         if isinstance(data_collator, FastGoalCollator):
-            for name in ("train_dataset", "eval_dataset"):
-                check_rows(kwargs.get(name), name, self.objective.needs_pairs)
-        if isinstance(stream := kwargs.get("train_dataset"), StreamData):
-            stream.prepare(args, self.objective.needs_pairs)
-        kwargs.setdefault("compute_metrics", retrieval_of_predictions)
+            for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+                check_rows(data, name, self.objective.needs_pairs)
+        if isinstance(train_dataset, StreamData):
+            train_dataset.prepare(args, self.objective.needs_pairs)
+        if processing_class is not None and isinstance(train_dataset, PairData | StreamData):
+            processing_class.language = language_of(train_dataset.source.name) or processing_class.language
+
+        self.is_sigmoid = is_sigmoid(model, args.contrastive)
+        default_limit = 0.0 if self.is_sigmoid else 100.0
+        self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
+        model = prepare_weights(model, args, self.is_sigmoid, peft_config)
+        self._peft_settings = peft_settings(peft_config)
+        refuse_foreign_optimizer(optimizers[0], model)
+        write_losses(model, self.objective.weights, args.contrastive)
         super().__init__(
-            model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or retrieval_of_predictions,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self._sharded = prepare_shards(self.accelerator, self.model)
         if self._sharded and is_adapted(self.model):
             raise ValueError(
-                "an adapter cannot be trained in shards (FSDP2); it is small: use all weights in each (DDP)."
+                "Adapters cannot be trained with FSDP. An adapter needs little memory: train it with DDP instead."
             )
         if self._sharded and args.hard_negative_refresh and args.hard_negatives:
             raise ValueError(
-                "`hard_negative_refresh` embeds the data on the way, which shards (FSDP2) cannot: set it to 0."
+                f"`hard_negative_refresh` does not work with FSDP, got {args.hard_negative_refresh}. Set it to 0."
             )
-        self.add_callback(StartLines(self))
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps
+        self.add_callback(StartLines(self._run(), describe(self.accelerator, batch_size)))
         self.add_callback(Epochs())
         if args.l2sp_weight:
             self.add_callback(TowardsBase(args.l2sp_weight, cast(nn.Module, self.model)))
-        if args.max_logit_scale:
-            self.add_callback(LogitScaleLimit(args.max_logit_scale))
-        # What the logs say of each part since the last line: sum and number of steps, kept on the device.
+        if self.max_logit_scale:
+            self.add_callback(LogitScaleLimit(self.max_logit_scale))
+        # Sums of the loss parts since the last line of the log, kept on the device, and the number of steps.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
         self._logit_scale = torch.tensor(0.0)
-        # The last batch of an epoch, and how many rows of all processes' last batches are not repetitions.
+        self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        # The last batch of an epoch, and the number of rows of all processes in it that are not repeated.
         self._last_batch: Any = None
         self._last_rows: int | None = None
-        self._eval_parts: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
-        self._names: list[str] = []  # of the rows of the batch
+        self._names: list[str] = []  # of the rows of the current batch
         self._neighbors: torch.Tensor | None = None
-        self._start_mark: str | None = None  # of the model that hard-negative batches were first made by
+        self._start_mark: str | None = None  # of the model that found the first hard negatives
         self._is_renewed = False
+        self._trained_with: dict[str, Any] = {}
+        self._draft: Path | None = None  # the folder in which a checkpoint is being written
+
+    # ---- Training ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, as the only training in the output folder.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the newest complete checkpoint of the output
+                folder. Nothing is trained if that training has ended.
+            trial: As in `transformers.Trainer`.
+            ignore_keys_for_eval: As in `transformers.Trainer`.
+
+        Raises:
+            ValueError: Another training writes the output folder; the checkpoint is not complete, or of a training on
+                other data or with other settings; or the loss became NaN or infinite.
+        """
+        output = Path(self.args.output_dir or ".")
+        with hold_output(output, self.is_world_process_zero()):
+            checkpoint = self._find_checkpoint(output, resume_from_checkpoint)
+            # Only once: the fingerprint of the data reads all their files.
+            self._trained_with = self.training_settings()
+            if checkpoint is not None:
+                refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
+            self._begin(checkpoint)
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def training_settings(self) -> dict[str, Any]:
+        """Return what the weights depend on and a resumed training must not change unnoticed."""
+        args, data = self.args, self.train_dataset
+        names = (
+            *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
+            *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers"),
+            *("learning_rate", "seed", "order_seed"),
+        )
+        return {
+            "objective": self.objective.name,
+            **asdict(self.objective.weights),
+            **{name: getattr(args, name) for name in names},
+            **self._peft_settings,
+            "batch size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "rows": len(data) if isinstance(data, PairData) else None,
+            "data": data.source.fingerprint if isinstance(data, PairData) else None,
+        }
+
+    def _find_checkpoint(self, output: Path, wanted: str | bool | None) -> str | None:
+        if wanted is None or wanted is False:
+            return None
+        if wanted is not True:
+            return str(require_checkpoint(Path(wanted)))
+        newest = newest_checkpoint(output)
+        if newest is None:
+            raise ValueError(f"{output} has no complete checkpoint to resume from. Leave out `resume_from_checkpoint`.")
+        return str(newest)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # Overridden for exact resume. The Trainer would add a step to a training that ended in the middle of an epoch,
+        # and a stream resumes at its own row, where nothing is left to skip.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        if isinstance(self.train_dataset, StreamData):
+            kwargs["steps_trained_in_current_epoch"] = 0
+        super()._run_epoch(**kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; with FSDP, scalars that are not sharded get a group of their own."""
+        optimizer = super().create_optimizer(model)
+        if self._sharded:
+            group_of_its_own(optimizer, logit_parameters(self.model))
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return all parameters with `decay_all`, else all but biases and norms, as `Trainer` does."""
+        if self.args.decay_all:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    # ---- Data ----
 
     def _begin(self, checkpoint: str | None) -> None:
+        """Prepare the data, before the weights of a checkpoint are loaded."""
         if isinstance(self.train_dataset, StreamData):
-            self.train_dataset.begin(checkpoint)
-        # Before a checkpoint's weights are loaded: the order of rows is that of the training that is gone on with.
+            self.train_dataset.begin(None if self.args.ignore_data_skip else checkpoint)
+        # The order of rows is that of the whole training, so neighbors are those of the model that it started from.
         if self.args.hard_negatives and self.train_dataset is not None:
             self._neighbors = self._find_neighbors(self.train_dataset)
             self._is_renewed = False
             if self.args.hard_negative_refresh and self.is_world_process_zero():
                 self._start_mark = mark_start(self.accelerator.unwrap_model(self.model), self.train_dataset)
-                if checkpoint is None:  # what another training left there
+                if checkpoint is None:  # an earlier training's
                     neighbors_file(self.args, is_renewal=True).unlink(missing_ok=True)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, its pixels normalized there."""
+        inputs = super()._prepare_inputs(inputs)
+        self._names = inputs.pop(NAMES, [])
+        if isinstance(self.train_dataset, StreamData) and PLACE in inputs:
+            self.train_dataset.note(inputs.pop(PLACE))
+        collator = self.data_collator
+        return collator.reader.normalize(inputs) if isinstance(collator, FastGoalCollator) else inputs
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Workers leave the normalizing to the device; evaluations take each row's best pair: their losses compare."""
+        chosen = self.data_collator
+        if isinstance(chosen, FastGoalCollator):
+            self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
+        try:
+            data = self.train_dataset if kwargs.get("is_training") else None
+            if isinstance(data, StreamData):
+                return data.loader(self.args, self.data_collator, self.accelerator.device)
+            if isinstance(data, PairData) and isinstance(chosen, FastGoalCollator) and chosen.local_pairs:
+                data.tokenize(chosen.processor, self.args)
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = chosen
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        near, by_length = self.args.hard_negatives, self.args.train_sampling_strategy == "group_by_length"
+        if not near and not by_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = token_counts(data, self.processing_class) if by_length else None
+        batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
+        if lengths is not None and not near:
+            return CaptionLengthSampler(lengths, batch_size, seed)
+        if self._neighbors is None:
+            self._neighbors = self._find_neighbors(data)
+        return HardNegativeSampler(self._neighbors, batch_size, seed, lengths, self._renewed_neighbors)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        # Overridden since the Trainer would apply `train_sampling_strategy` to evaluations too.
+        is_alone = isinstance(eval_dataset, Sized) and self.args.world_size <= 1
+        return SequentialSampler(eval_dataset) if is_alone else None
+
+    def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
+        model = self.accelerator.unwrap_model(self.model)
+        return training_neighbors(model, self.processing_class, data, self.accelerator, self.args, **how)
+
+    def _renewed_neighbors(self, epoch: int) -> torch.Tensor | None:
+        """Return neighbors by the current model, once, after `hard_negative_refresh` of the epochs."""
+        share = self.args.hard_negative_refresh
+        if not share or self._is_renewed or epoch < max(1, round(share * self.state.num_train_epochs)):
+            return None
+        self._is_renewed = True
+        return self._find_neighbors(self.train_dataset, mark=self._start_mark, is_renewal=True)
+
+    # ---- Loss ----
 
     def compute_loss(
         self,
@@ -180,15 +414,6 @@ class FastGoalTrainer(SavingTrainer):
             return self._cached_step(model, self._prepare_inputs(inputs), self.args.mini_batch_size)
         finally:
             self._last_rows = None
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device, its pixels normalized there."""
-        inputs = super()._prepare_inputs(inputs)
-        self._names = inputs.pop(NAMES, [])
-        if isinstance(self.train_dataset, StreamData) and PLACE in inputs:
-            self.train_dataset.note(inputs.pop(PLACE))
-        collator = self.data_collator
-        return collator.reader.normalize(inputs) if isinstance(collator, FastGoalCollator) else inputs
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], chunk: int) -> torch.Tensor:
         model.train()
@@ -222,58 +447,6 @@ class FastGoalTrainer(SavingTrainer):
         ended = bool(batches) and self.accelerator.gradient_state.end_of_dataloader
         self._last_batch = batches[-1] if ended else None
         return batches, items
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Workers leave the normalizing to the device; evaluations take each row's best pair: their losses compare."""
-        chosen = self.data_collator
-        if isinstance(chosen, FastGoalCollator):
-            self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
-        try:
-            data = self.train_dataset if kwargs.get("is_training") else None
-            if isinstance(data, StreamData):
-                return data.loader(self.args, self.data_collator, self.accelerator.device)
-            if isinstance(data, PairData) and isinstance(chosen, FastGoalCollator) and chosen.local_pairs:
-                data.tokenize(chosen.processor, self.args)
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = chosen
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        data: Any = self.train_dataset if train_dataset is None else train_dataset
-        near, by_length = self.args.hard_negatives, self.args.group_by_caption_length
-        if not near and not by_length:
-            return super()._get_train_sampler(train_dataset)
-        lengths = token_counts(data, self.processing_class) if by_length else None
-        batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
-        if lengths is not None and not near:
-            return CaptionLengthSampler(lengths, batch_size, seed)
-        if self._neighbors is None:
-            self._neighbors = self._find_neighbors(data)
-        return HardNegativeSampler(self._neighbors, batch_size, seed, lengths, self._renewed_neighbors)
-
-    def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
-        model = self.accelerator.unwrap_model(self.model)
-        return training_neighbors(model, self.processing_class, data, self.accelerator, self.args, **how)
-
-    def _renewed_neighbors(self, epoch: int) -> torch.Tensor | None:
-        """Neighbors by the model on its way, once, when `hard_negative_refresh` of the epochs are over."""
-        share = self.args.hard_negative_refresh
-        if not share or self._is_renewed or epoch < max(1, round(share * self.state.num_train_epochs)):
-            return None
-        self._is_renewed = True
-        return self._find_neighbors(self.train_dataset, mark=self._start_mark, is_renewal=True)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self._sharded:
-            group_of_its_own(optimizer, logit_parameters(self.model))
-        return optimizer
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """All parameters with `decay_all`; else all but biases and norms, as `Trainer` has it."""
-        if self.args.decay_all:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
 
     def _forward(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
         # Training on region crops alone leaves images and captions out.
@@ -328,6 +501,8 @@ class FastGoalTrainer(SavingTrainer):
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)
 
+    # ---- Evaluation and log ----
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -377,9 +552,160 @@ class FastGoalTrainer(SavingTrainer):
     ) -> None:
         # The Trainer waits for the loss at every step, too.
         if not (parts["loss"].is_meta or torch.isfinite(parts["loss"])):
-            self._stop_at_step({name: value.item() for name, value in parts.items()}, self._names, outputs)
+            values = {name: value.item() for name, value in parts.items()}
+            output = Path(self.args.output_dir or ".")
+            raise ValueError(not_finite_message(self.state.global_step + 1, values, self._names, outputs or {}, output))
         for name, value in parts.items():
             if name != "loss":
                 self._part_sums[name] = self._part_sums.get(name, 0) + value.detach()
         self._part_steps += 1
         self._logit_scale = logit_scale.detach()  # of the output: the parameter may lie in shards
+
+    # ---- Saving ----
+
+    def _run(self) -> TrainingRun:
+        return TrainingRun(
+            args=self.args,
+            objective=self.objective,
+            is_sigmoid=self.is_sigmoid,
+            max_logit_scale=self.max_logit_scale,
+            model=self.accelerator.unwrap_model(self.model),
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            base_model=self.card.base_model,
+        )
+
+    def _finish_folder(self, folder: Path, images: bool) -> None:
+        # A sharded model runs on all processes at once only.
+        processor = None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.processing_class
+        finish_folder(folder, self._run(), self.state, self.card, self.hub_model_id, images, processor)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        # Overridden for atomic checkpoints: while one is written, the output folder is a draft.
+        return super()._get_output_dir(trial) if self._draft is None else str(self._draft)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Overridden for atomic checkpoints: write one under another name, and rename it when it is complete on disk.
+        run = Path(super()._get_output_dir(trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._drafted(folder) as parent, saving_errors(folder):
+            self._draft, draft = parent, parent / folder.name
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._draft = None
+            if isinstance(self.train_dataset, StreamData):
+                self.train_dataset.save(draft)
+            if self.args.should_save:
+                write_settings(draft, self._trained_with)
+                if self.state.best_model_checkpoint == str(draft):
+                    self.state.best_model_checkpoint = str(folder)
+                    self.state.save_to_json(str(draft / TRAINER_STATE_NAME))
+            self.accelerator.wait_for_everyone()
+            # Machines without a shared disk keep their own parts.
+            for rank in (self.args.process_index, self.args.local_process_index):
+                if rank == 0 and draft.is_dir():
+                    put_folder(draft, folder)
+                self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self._push(str(folder), f"Training in progress, step {self.state.global_step}")
+        if self.args.should_save:
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Overridden for atomic checkpoints: the Trainer would push a draft. `_save_checkpoint` pushes the complete one.
+        pass
+
+    @contextmanager
+    def _drafted(self, path: Path) -> Iterator[Path]:
+        """Give all processes the same new folder next to `path` to write into, and delete it in the end."""
+        names = [draft_beside(path).name]
+        broadcast_object_list(names)
+        draft = path.with_name(names[0])
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, the processor, the model card and `handler.py`; push them if `push_to_hub` is set.
+
+        Each file replaces an earlier one when it is complete, the configuration last.
+
+        Raises:
+            ValueError: A weight is NaN or infinite.
+            OSError: The folder cannot be written.
+        """
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if self._draft is not None and self._draft in folder.parents:  # called by `_save_checkpoint`
+            self._save_all(folder, images=False)
+            return
+        with self._drafted(folder / "model") as draft, saving_errors(folder):
+            self._save_all(draft, images=folder == Path(self.args.output_dir or "."))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                last = ADAPTER_CONFIG_NAME if is_adapted(self.model) else "config.json"
+                merge_folder(draft, folder, last=last, replaced=WEIGHT_FILES)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save")
+
+    def _save_all(self, folder: Path, images: bool) -> None:
+        super().save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            self._finish_folder(folder, images)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Overridden since every saved model passes here: weights must be finite, and FSDP changes the model's class.
+        model = self.accelerator.unwrap_model(self.model)
+        weights = model.state_dict() if state_dict is None else state_dict
+        refuse_not_finite(weights.items(), f"the model after step {self.state.global_step}")
+        # The Trainer pickles its arguments into the folder, which must not hold the token.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            with own_class(model):
+                super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write our model card, in place of the one of `transformers`."""
+        if self.is_world_process_zero():
+            self._finish_folder(Path(self.args.output_dir or "."), images=True)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository on the Hub, before anything is trained.
+
+        Raises:
+            ValueError: There is no token.
+        """
+        if self.is_world_process_zero():
+            require_token(token or self.args.hub_token)
+        super().init_hf_repo(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, and push it with processor, card and code in one commit; always waits for it."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return self._push(self.args.output_dir, commit_message or "End of training", token, revision)
+
+    def _push(self, folder: str, message: str, token: str | None = None, revision: str | None = None) -> Any:
+        return push(
+            folder,
+            self.hub_model_id or "",
+            private=self.args.hub_private_repo,
+            token=token or self.args.hub_token,
+            message=message,
+            revision=revision or self.args.hub_revision,
+        ).commit

@@ -3,6 +3,7 @@
 Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which says of what they are an adapter.
 """
 
+import copy
 import json
 import os
 import re
@@ -25,6 +26,13 @@ from .fingerprints import fingerprint
 
 BASE_FILE = "fastgoal_base.json"
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+PEFT_FIELDS = (
+    *("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "use_dora"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
+"""Fields of a `peft.LoraConfig` that a training may set."""
+# What peft notes there by itself.
+PEFT_NOTES = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
 TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
@@ -62,7 +70,7 @@ def require_peft() -> Any:
     return peft
 
 
-def add_adapter(
+def lora_config(
     model: FastGoalModel,
     rank: int,
     alpha: float | None = None,
@@ -70,40 +78,95 @@ def add_adapter(
     freeze: str | None = None,
     freeze_layers: int = 0,
 ) -> Any:
-    """A model whose own weights stay as they are, with LoRA weights to train beside them (arXiv 2106.09685).
+    """Return the `peft.LoraConfig` of an adapter for some linear layers (arXiv 2106.09685).
 
     Args:
-        model: The CLIP, which is changed in place.
-        rank: Of the two small matrices beside each weight.
-        alpha: Their product is multiplied by `alpha / rank`; the rank by default.
-        targets: Ends of the names of the linear layers that get some.
-        freeze: `vision` or `text`, a tower that gets none.
-        freeze_layers: So many of the first layers of both towers get none.
+        model: The model.
+        rank: Rank of the two matrices that are added to each weight.
+        alpha: Their product is scaled by `alpha / rank`; the rank by default.
+        targets: Suffixes of the names of the linear layers.
+        freeze: `vision` or `text`, a tower without adapters.
+        freeze_layers: Number of first layers of both towers without adapters.
 
     Raises:
         ImportError: peft is not installed.
         ValueError: No layer has such a name.
     """
-    peft = require_peft()
-    # Not those of `nn.MultiheadAttention`, SigLIP's pooling head, which does not ask its layer but takes the weights.
-    linear = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    names = [name for name, kind in linear.items() if kind is nn.Linear]
-    frozen = set(frozen_parameters(model, freeze, freeze_layers))
-    chosen = [name for name in names if name.rpartition(".")[2] in targets and f"{name}.weight" not in frozen]
-    if not chosen or (unknown := {*targets} - {name.rpartition(".")[2] for name in names}):
-        known = sorted({name.rpartition(".")[2] for name in names})
-        what = ", ".join(sorted(unknown)) if chosen else "no layer that is trained"
-        raise ValueError(
-            f"`lora_target_modules`: {what} cannot have an adapter; the linear layers are {', '.join(known)}."
-        )
-    config = peft.LoraConfig(
+    layers = {name for name, module in model.named_modules() if type(module) is nn.Linear}
+    weights = frozen_parameters(model, freeze, freeze_layers)
+    frozen = [name.removesuffix(".weight") for name in weights if name.removesuffix(".weight") in layers]
+    suffixes = {name.rpartition(".")[2] for name in layers}
+    trained = {name.rpartition(".")[2] for name in layers.difference(frozen)}
+    unknown = sorted({*targets} - suffixes)
+    if unknown or not trained.intersection(targets):
+        wrong = f"{', '.join(unknown)} cannot have an adapter" if unknown else "no layer that is trained is among them"
+        raise ValueError(f"`lora_target_modules`: {wrong}. The linear layers are {', '.join(sorted(suffixes))}.")
+    return require_peft().LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        # Full names where some layers have none; else short, which is how people write them.
-        target_modules=chosen if frozen or len(names) < len(linear) else [*targets],
-        base_model_name_or_path=_absolute(model.name_or_path or "") or None,
+        target_modules=[*targets],
+        exclude_modules=frozen or None,
     )
+
+
+def add_adapter(model: FastGoalModel, config: Any) -> Any:
+    """Return a model of peft: the model with frozen weights, and trainable LoRA weights next to them.
+
+    Layers inside `nn.MultiheadAttention`, as in SigLIP's pooling head, get none: it reads their weights without calling
+    them.
+
+    Args:
+        model: The model, which is changed in place.
+        config: A `peft.LoraConfig`.
+
+    Raises:
+        ImportError: peft is not installed.
+        TypeError: `config` is not a `peft.LoraConfig`.
+        ValueError: It trains something other than LoRA weights, or matches no layer.
+    """
+    peft = require_peft()
+    check_peft_config(config)
+    config = copy.deepcopy(config)
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    uncalled = [f"{name}.out_proj" for name in attentions]
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = "|".join([f"({config.exclude_modules})", *map(re.escape, uncalled)])
+    elif uncalled:
+        config.exclude_modules = {*(config.exclude_modules or ()), *uncalled}
+    if config.target_modules is None:
+        config.target_modules = {*TARGETS}
     return peft.get_peft_model(model, config)
+
+
+def check_peft_config(config: Any) -> None:
+    """Raise an error unless a configuration of peft trains LoRA weights and nothing else.
+
+    Raises:
+        ImportError: peft is not installed.
+        TypeError: `config` is not a `peft.LoraConfig`.
+        ValueError: A field is set that is not in `PEFT_FIELDS`, or the base's weights would change.
+    """
+    peft = require_peft()
+    if not isinstance(config, peft.LoraConfig):
+        raise TypeError(f"`peft_config` must be a peft.LoraConfig, got {type(config).__name__}.")
+    plain = vars(peft.LoraConfig())
+    for name, value in vars(config).items():
+        if name not in (*PEFT_FIELDS, *PEFT_NOTES) and value != plain.get(name):
+            raise ValueError(
+                f"`peft_config` must leave {name} at {plain.get(name)!r}, got {value!r}. It may set "
+                f"{', '.join(PEFT_FIELDS)}."
+            )
+    if config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            "`peft_config` must have init_lora_weights True, False, gaussian or orthogonal, which keep the base's "
+            f"weights, got {config.init_lora_weights!r}."
+        )
+
+
+def peft_settings(config: Any) -> dict[str, Any]:
+    """Return the fields of a `peft.LoraConfig` that a resumed training must not change, as JSON; None without one."""
+    values = {name: getattr(config, name, None) for name in PEFT_FIELDS}
+    return {f"peft_config.{name}": sorted(v) if isinstance(v, set) else v for name, v in values.items()}
 
 
 def frozen_parameters(model: nn.Module, freeze: str | None, freeze_layers: int) -> list[str]:
@@ -134,6 +197,11 @@ def frozen_parameters(model: nn.Module, freeze: str | None, freeze_layers: int) 
 def is_adapted(model: Any) -> bool:
     """Whether a model is one of peft's, with weights of its own around another model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_of(model: Any) -> Any:
+    """Return the model inside a model of peft; any other model as it is."""
+    return model.get_base_model() if is_adapted(model) else model
 
 
 def adapted_layers(model: Any) -> list[str]:

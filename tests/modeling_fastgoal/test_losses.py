@@ -1,12 +1,12 @@
 """Losses against known answers and slow loops."""
 
 import math
-from dataclasses import fields
+from dataclasses import astuple, fields
 
 import pytest
 import torch
 
-from fastgoal import FastGoalCLIPConfig
+from fastgoal import FastGoalCLIPConfig, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import (
     LossWeights,
     clip_loss,
@@ -249,14 +249,16 @@ def test_nothing_to_compare_is_an_error():
         fast_goal_loss({"image_embeds": torch.ones(2, 2)}, SCALE)
 
 
-def test_every_term_has_its_weight_and_its_place():
-    """The one list is whole: a weight that no term has, or a term without a field of the output, would go unseen."""
+def test_terms_and_weights_belong_together():
+    """Configuration, arguments and outputs derive from these two lists: a weight without a term would be ignored."""
     assert {term.weight for term in TERMS} == {weight.name for weight in fields(LossWeights)}
+    assert all(weight.metadata["label"] and weight.metadata["help"] for weight in fields(LossWeights))
     assert ["loss", *(term.name for term in TERMS)] == [field.name for field in fields(FastGoalLosses)]
-    assert all(weight.metadata["label"] for weight in fields(LossWeights))
-    assert LossWeights.of(FastGoalCLIPConfig()) == LossWeights() == LossWeights(1.0, 0.5, 1.0, 0.0)
-    assert LossWeights.of(FastGoalCLIPConfig(tsl_weight=3)) == LossWeights(tsl_weight=3)
-    assert LossWeights.of(object()) == LossWeights()
+    config, args = FastGoalCLIPConfig(tsl_weight=3), FastGoalTrainingArguments(use_cpu=True)
+    for weight in fields(LossWeights):
+        assert getattr(config, weight.name) == (3 if weight.name == "tsl_weight" else weight.default)
+        assert getattr(args, weight.name) is None
+    assert astuple(LossWeights()) == (1.0, 0.5, 1.0, 0.0, 0.0, 0.0)
 
 
 def test_rows_of_a_batch():

@@ -68,5 +68,5 @@ def test_the_pull_towards_the_base_is_that_of_the_squared_distance():
 
 
 def test_a_limit_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`max_logit_scale` must be 0 \(no limit\) or at least 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"`max_logit_scale` must be .*got 0.5"):
         FastGoalTrainingArguments(output_dir=str(tmp_path), max_logit_scale=0.5)

@@ -74,7 +74,7 @@ def test_a_checkpoint_that_fails_half_way_is_not_there(trainer_for, tmp_path, mo
 
     monkeypatch.setattr(trainer, stage, fails)
     with pytest.raises(
-        OSError, match=r"could not save \S*checkpoint-4: .*No space left.*--resume_from_checkpoint true"
+        OSError, match=r"Could not save \S*checkpoint-4: .*No space left.*`resume_from_checkpoint=true`"
     ):
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
@@ -119,10 +119,7 @@ def test_the_best_checkpoint_is_named_by_its_own_folder(trainer_for, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_training(trainer_for, tmp_path, rows, chunk):
     trainer = trainer_for(tmp_path, mini_batch_size=chunk)
     trainer.add_callback(At(3, lambda model: model.text_projection.weight.data.fill_(float("nan"))))
-    words = (
-        r"the loss of step 4 is not finite \(.*loss_global nan.*\); .* Nothing of it is saved; the last checkpoint is"
-    )
-    with pytest.raises(ValueError, match=words) as stop:
+    with pytest.raises(ValueError, match=r"loss of step 4 .*loss_global nan.* \S*checkpoint-2") as stop:
         trainer.train()
     assert sum(row["file_name"] in str(stop.value) for row in rows) == 4
     assert names(tmp_path) == ["checkpoint-2"]
@@ -142,10 +139,10 @@ def test_the_rows_whose_embeddings_are_none_are_named(trainer_for, tmp_path, row
     trainer.data_collator = type("Spoiling", (type(trainer.data_collator),), {"__call__": spoil})(
         trainer.processing_class
     )
-    with pytest.raises(ValueError, match="of step 1 is not finite") as stop:
+    with pytest.raises(ValueError, match="loss of step 1 ") as stop:
         trainer.train()
-    assert f"the embeddings that are not are of {bad}. Nothing" in str(stop.value)
-    assert "there is no checkpoint yet" in str(stop.value)
+    assert f": {bad}. " in str(stop.value)
+    assert "no checkpoint yet" in str(stop.value)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(trainer_for, tmp_path):
@@ -174,16 +171,16 @@ def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pai
     data = PairData(str(pairs_folder))
     trainer_for(tmp_path, data, max_steps=2).train()
     for changes, words in (
-        ({"objective": "global"}, "objective was 'fast_goal' and is now 'global'"),
-        ({"per_device_train_batch_size": 2}, "batch size was 4 and is now 2"),
-        ({"learning_rate": 1e-2}, "learning_rate was 0.001 and is now 0.01"),
-        ({"data": PairData(str(pairs_folder), limit=5)}, "rows was 12 and is now 5"),
+        ({"objective": "global"}, "`objective` was 'fast_goal' and is now 'global'"),
+        ({"per_device_train_batch_size": 2}, "`batch size` was 4 and is now 2"),
+        ({"learning_rate": 1e-2}, "`learning_rate` was 0.001 and is now 0.01"),
+        ({"data": PairData(str(pairs_folder), limit=5)}, "`rows` was 12 and is now 5"),
     ):
-        with pytest.raises(ValueError, match=rf"settings: .*{words}.*--ignore_resume_mismatch true"):
+        with pytest.raises(ValueError, match=rf"{words}.*`ignore_resume_mismatch=true`"):
             trainer_for(tmp_path, **{"data": data, **changes}).train(resume_from_checkpoint=True)
     trainer = trainer_for(tmp_path, data, per_device_train_batch_size=2, ignore_resume_mismatch=True)
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
-    assert "batch size was 4 and is now 2. They change now." in caplog.text
+    assert "`batch size` was 4 and is now 2" in caplog.text
 
 
 def test_a_saved_model_replaces_the_one_before_it_whole(trainer_for, tmp_path, monkeypatch):
@@ -202,8 +199,8 @@ def test_a_saved_model_replaces_the_one_before_it_whole(trainer_for, tmp_path, m
     def fails(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fastgoal.trainer.saving.finish_folder", fails)
-    with pytest.raises(OSError, match="could not save"):
+    monkeypatch.setattr("fastgoal.trainer.trainer.finish_folder", fails)
+    with pytest.raises(OSError, match="Could not save"):
         trainer.save_model()
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert names(tmp_path) == left
@@ -211,14 +208,14 @@ def test_a_saved_model_replaces_the_one_before_it_whole(trainer_for, tmp_path, m
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from fastgoal.trainer.saving import SavingTrainer
+from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.run import main
-whole = SavingTrainer._save_rng_state
+whole = FastGoalTrainer._save_rng_state
 def killed(self, folder):
     if self.state.global_step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     whole(self, folder)
-SavingTrainer._save_rng_state = killed
+FastGoalTrainer._save_rng_state = killed
 main(sys.argv[1:])
 """
 
@@ -247,7 +244,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path,
     with pytest.raises(ValueError, match="holds checkpoints of a training"):
         main(killed)
     assert main([*killed, "--resume_from_checkpoint", "true"]) == 0
-    assert "checkpoint-2 is passed over: it has no state of the optimizer" in caplog.text
+    assert "checkpoint-2 is skipped: it has no optimizer state" in caplog.text
     assert not [name for name in names(tmp_path / "killed") if name.endswith(".tmp")]
     assert main(command(tmp_path / "whole")) == 0
     for folder in (".", "checkpoint-3"):

@@ -10,7 +10,7 @@ from fastgoal.trainer.settings_template import commented_settings
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
 
-@pytest.mark.parametrize("recipe", [("paper", "goal", "experimental")])
+@pytest.mark.parametrize("recipe", ["paper", "goal", "experimental"])
 def test_the_written_file_is_one_of_settings(tmp_path, recipe):
     text = commented_settings(recipe)
     (tmp_path / "config.yaml").write_text(text)

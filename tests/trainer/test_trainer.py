@@ -80,7 +80,7 @@ def test_the_log_has_sparcs_part(trainer_for):
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["loss"] == pytest.approx(0.5 * line["loss_global"] + line["loss_sparc"], abs=1e-3)
-    facts = training_facts(trainer)
+    facts = training_facts(trainer._run(), trainer.state)
     assert facts.weights == {"global": 0.5, "SPARC": 1.0}
     assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
 
@@ -195,7 +195,7 @@ def test_a_processor_is_needed(tiny_clip, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_three_kinds_of_rows_are_one(trainer_for, rows, tmp_path, kind):
     """With and without workers, in their own order, by length and beside their neighbors."""
-    changes = {"max_steps": 2, "hard_negatives": True, "group_by_caption_length": True}
+    changes = {"max_steps": 2, "hard_negatives": True, "train_sampling_strategy": "group_by_length"}
     whole = trainer_for("whole", **changes)
     whole.train()
     data = of_kind(kind, rows, tmp_path / "data")
@@ -235,7 +235,7 @@ def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
 
 def test_a_plain_clip_is_an_error_at_once(tiny_clip, processor, tmp_path):
     args = FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(TypeError, match=r"got a CLIPModel.*FastGoalCLIPModel\.from_base\(model\)"):
+    with pytest.raises(TypeError, match=r"`model` .*got CLIPModel.*FastGoalModel\.from_base\(model\)"):
         FastGoalTrainer(model=CLIPModel.from_pretrained(tiny_clip), args=args, processing_class=processor)
 
 
@@ -262,7 +262,7 @@ def test_the_recipe_of_goals_code(trainer_for, rows):
         id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05 for p in group["params"]
     }
     assert decayed == {id(p) for p in trainer.model.parameters()}
-    assert training_facts(trainer).settings["decay_all"] is True
+    assert training_facts(trainer._run(), trainer.state).settings["decay_all"] is True
 
     paper = trainer_for("paper", train=[*rows, *rows[:8]], sparc_weight=100.0, per_device_train_batch_size=16)
     norms = Norms()
@@ -275,4 +275,4 @@ def test_the_recipe_of_goals_code(trainer_for, rows):
         names[id(p)] for group in paper.optimizer.param_groups if not group["weight_decay"] for p in group["params"]
     }
     assert free == {name for name in names.values() if name.endswith("bias") or "norm" in name}
-    assert "decay_all" not in training_facts(paper).settings
+    assert "decay_all" not in training_facts(paper._run(), paper.state).settings

@@ -81,7 +81,8 @@ def token_counts(data: Any, processor: Any) -> list[int]:
     """
     if processor is None:
         raise ValueError(
-            "`group_by_caption_length` counts tokens: `processing_class` must be the FastGoalProcessor, got None."
+            "`train_sampling_strategy=group_by_length` counts tokens: `processing_class` must be the model's "
+            "FastGoalProcessor, got None."
         )
     if isinstance(data, PairData) and data.tokens:
         return data.tokens.lengths

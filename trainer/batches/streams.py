@@ -49,7 +49,6 @@ class StreamData(IterableDataset):
         self.rank, self.processes, self.seed, self.workers = 0, 1, 0, 1
         self._places: dict[int, dict[str, Any]] = {}  # what each worker begins with
         self._turn = 0  # the worker that gives the next batch
-        self._anew = False
         self._trained: dict[int, list[dict[str, Any]]] = {}  # of each worker's last batch: its first row, and the next
 
     def steps(self, args: TrainingArguments) -> int:
@@ -120,20 +119,21 @@ class StreamData(IterableDataset):
         Raises:
             ValueError: The arguments want all rows known beforehand, or there are no local pairs.
         """
-        wanted = [name for name in ("hard_negatives", "group_by_caption_length") if getattr(args, name)]
-        if wanted:
-            recipe = f" (--recipe {args.recipe} sets it)" if wanted[0] == "hard_negatives" else ""
+        if args.hard_negatives:
             raise ValueError(
-                f"--{wanted[0]}{recipe} looks at all rows before the first step, which a stream does not have: add "
-                f"--{wanted[0]} false, or leave --streaming out and train from the disk."
+                "`hard_negatives` needs all rows before the first step, which a stream does not have. Set "
+                f"`hard_negatives=false` (the recipe {args.recipe} may set it), or train without `streaming`."
+            )
+        if args.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`train_sampling_strategy={args.train_sampling_strategy}` needs rows that are read by number, which a "
+                "stream does not have. Leave it out, or train without `streaming`."
             )
         if needs_pairs and "pairs" not in self.source.columns:
             raise ValueError(
                 f"'{self.source.name}' has no column 'pairs', on which this objective trains: make it with `fastgoal "
                 "pairs`, or train with the objective global or sparc, which need none."
             )
-        # The Trainer would read and throw away what has been trained on.
-        self._anew, args.ignore_data_skip = self._anew or args.ignore_data_skip, True
         self.rank, self.processes, self.seed = args.process_index, args.world_size, args.order_seed
         shards = self.source.dataset.num_shards
         own = shards // self.processes if shards % self.processes == 0 else shards
@@ -151,7 +151,7 @@ class StreamData(IterableDataset):
             ValueError: The checkpoint does not say where, or is of another number of processes or workers.
         """
         self._places, self._trained, self._turn = {}, {}, 0
-        if checkpoint is None or self._anew:
+        if checkpoint is None:
             return
         path = _file(Path(checkpoint), self.rank)
         try:

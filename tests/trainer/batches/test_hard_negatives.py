@@ -154,7 +154,7 @@ def test_lengths_are_heeded_too(make, twins):
         batches = torch.tensor(list(epochs(trainer._get_train_sampler(), 20))).view(-1, 4)
         return (4 * lengths[batches].amax(dim=1) - lengths[batches].sum(dim=1)).sum()
 
-    assert padding(make(group_by_caption_length=True)) < 0.8 * padding(make())
+    assert padding(make(train_sampling_strategy="group_by_length")) < 0.8 * padding(make())
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -297,7 +297,7 @@ def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, capl
     assert len(lines) == 2
     assert "16" in lines[0]
     assert re.search(r"found in \d+ s", lines[1])
-    settings = training_facts(trainer).settings
+    settings = training_facts(trainer._run(), trainer.state).settings
     assert (settings["recipe"], settings["hard_negatives"]) == ("paper", True)
     assert "pair_sampling" not in settings  # the objective has no pairs
     trainer.save_model()

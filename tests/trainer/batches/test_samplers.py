@@ -76,7 +76,7 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
         processor = FastGoalProcessor.from_base(str(tiny_clip))
         args = FastGoalTrainingArguments(
             output_dir=str(tmp_path / "run"),
-            group_by_caption_length=True,
+            train_sampling_strategy="group_by_length",
             per_device_train_batch_size=4,
             num_train_epochs=2,
             dataloader_num_workers=0,

@@ -26,7 +26,12 @@ def folder(rows, tmp_path_factory):
 
 
 def settings(rank=0, processes=1, workers=0, **more):
-    defaults = {"order_seed": 0, "hard_negatives": False, "group_by_caption_length": False, "ignore_data_skip": False}
+    defaults = {
+        "order_seed": 0,
+        "hard_negatives": False,
+        "train_sampling_strategy": "random",
+        "ignore_data_skip": False,
+    }
     return SimpleNamespace(
         process_index=rank,
         world_size=processes,
@@ -127,11 +132,11 @@ def test_what_a_stream_cannot_do(folder, tmp_path, rows):
     for wrong, words in (
         (
             {"hard_negatives": True, "recipe": "experimental"},
-            r"--hard_negatives \(--recipe experimental sets it\) looks at all rows",
+            r"`hard_negatives=false`.*experimental.*`streaming`",
         ),
         (
-            {"group_by_caption_length": True},
-            r"--group_by_caption_length looks at all rows .*false, or leave --streaming",
+            {"train_sampling_strategy": "group_by_length"},
+            r"`train_sampling_strategy=group_by_length`.*`streaming`",
         ),
     ):
         arguments = settings()
@@ -203,5 +208,5 @@ def test_the_command(tiny_clip, folder, tmp_path, capsys):
     assert AutoModel.from_pretrained(tmp_path / "out").config.text_config.max_position_embeddings == 248
     with pytest.raises(ValueError, match="--max_train_rows is for data that are read by number"):
         main([*options, "--streaming", "true", "--max_train_rows", "3"])
-    with pytest.raises(ValueError, match=r"--hard_negatives \(--recipe experimental sets it\)"):
+    with pytest.raises(ValueError, match=r"`hard_negatives=false`"):
         main([*options, "--overwrite_output_dir", "--streaming", "true", "--recipe", "experimental"])
