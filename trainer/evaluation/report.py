@@ -9,7 +9,7 @@ from .measures.intervals import Difference, Interval
 from .measures.localization import Localization
 from .measures.retrieval import DIRECTIONS
 from .measures.robustness import Change
-from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALISATION, PublishedRow
+from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALIZATION, PublishedRow
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -92,7 +92,7 @@ class EvaluationReport(ModelResult):
         if self.robustness is not None:
             values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
         if self.localization is not None:
-            values["published_localization"] = PUBLISHED_LOCALISATION
+            values["published_localization"] = PUBLISHED_LOCALIZATION
         if self.against is not None:
             values["against"] = _given(self.against)
         if self.differences is not None:
@@ -276,7 +276,7 @@ def _robustness_table(changes: dict[str, Change], measured: list[tuple[str, Mode
 def _localization_table(found: Localization, measured: list[tuple[str, ModelResult]]) -> Table:
     rates = [(name, which.localization.hit_rate) for name, which in measured if which.localization]
     rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", found.chance)]]
-    for name, values in PUBLISHED_LOCALISATION.items():
+    for name, values in PUBLISHED_LOCALIZATION.items():
         rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
     title = (
         f"Sentences that find their boxes among the first k of {found.patches} patches, in percent;"

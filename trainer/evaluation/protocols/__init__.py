@@ -1,1 +1,1 @@
-"""Evaluation protocols by name, the files they read, and published results."""
+"""Evaluation protocols: one file per dataset with its readers, and the registry that finds them."""

@@ -1,6 +1,6 @@
-"""Published results of the same protocols, to stand beside ours and marked as what they are.
+"""Published results of the protocols, for comparison in reports.
 
-From FAST-GOAL (arXiv 2605.26615): recall@1 in percent, `(text to image, image to text)`.
+All are from FAST-GOAL (arXiv 2605.26615): recall@1 in percent, `(text to image, image to text)`.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """R@1 of a model, in percent, under the name that the paper `source` gives it."""
+    """R@1 of a model, in percent. `model` is its name in the paper `source`."""
 
     model: str
     text_to_image: float
@@ -25,14 +25,14 @@ _TABLE = {
     "FAST-GOAL ViT-L/14 (GLIT100k)": ((78.55, 78.61), (59.73, 60.76), (48.53, 66.58), (76.72, 92.50)),
 }
 
-# Mean drop of R@1, in points, when a false sentence is put into each caption (the paper says no more of how).
+# Mean drop of R@1, in points, with one false sentence in each caption. The paper does not say how it is inserted.
 PUBLISHED_FALSE_SENTENCE = {"CLIP": 8.62, "Long-CLIP": 3.91, "FAST-GOAL": 2.89}
-# Share of sentences, in percent, that have a right patch among their 5, 10 and 15 most similar ones.
-PUBLISHED_LOCALISATION = {"CLIP": (43.25, 57.78, 67.57), "FAST-GOAL": (46.39, 60.85, 69.70)}
+# Share of sentences, in percent, with a right patch among their 5, 10 and 15 most similar ones.
+PUBLISHED_LOCALIZATION = {"CLIP": (43.25, 57.78, 67.57), "FAST-GOAL": (46.39, 60.85, 69.70)}
 
 
 def published_rows(protocol: str) -> list[PublishedRow]:
-    """The published rows of a protocol; empty where we know of none."""
+    """Return the published rows of a protocol; empty if there are none."""
     if protocol not in _COLUMNS:
         return []
     column = _COLUMNS.index(protocol)

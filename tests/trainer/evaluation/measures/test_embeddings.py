@@ -206,7 +206,7 @@ class TestCommand:
             ((half, data), "weights of"),
             ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "--batch-size must be a positive integer, got 0"),
-            ((tiny_clip, data, "--output", tmp_path), f"output={tmp_path}` is a folder"),
+            ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
         ]:
             assert self.run(*arguments) == 2, arguments
             assert message in capsys.readouterr().err
