@@ -1,7 +1,6 @@
-"""The models: CLIP, MetaCLIP 2 and SigLIP that read long captions and carry FAST-GOAL's token similarity learning.
+"""The models: CLIP, MetaCLIP 2 and SigLIP for long captions, with FAST-GOAL's token similarity learning.
 
-The files beside this one travel to the Hub with every checkpoint, so they import nothing but torch,
-transformers and one another.
+The other files of this folder are saved with every checkpoint, so they import only torch, transformers and one another.
 """
 
 from .base_fastgoal import FastGoalModel, FastGoalOutput

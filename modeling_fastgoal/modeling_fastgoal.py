@@ -7,9 +7,9 @@ from .configuration_fastgoal import FastGoalCLIPConfig, FastGoalMetaClip2Config,
 
 
 class FastGoalCLIPModel(FastGoalModel, CLIPModel):
-    """CLIP for long captions, with FAST-GOAL's losses over global and local pairs.
+    """CLIP for long captions, with the losses of FAST-GOAL over global and local pairs.
 
-    The weights are CLIP's, name by name; see `from_base` for how a CLIP checkpoint becomes one.
+    The weights are those of CLIP, with the same names. `from_base` makes one of a CLIP checkpoint.
     """
 
     config_class = FastGoalCLIPConfig
@@ -17,14 +17,17 @@ class FastGoalCLIPModel(FastGoalModel, CLIPModel):
 
 
 class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
-    """MetaCLIP 2, which reads many languages, likewise."""
+    """Multilingual MetaCLIP 2 for long captions, with the losses of FAST-GOAL. `from_base` makes one of a checkpoint."""
 
     config_class = FastGoalMetaClip2Config
     config: FastGoalMetaClip2Config
 
 
 class FastGoalSiglipModel(FastGoalModel, SiglipModel):
-    """SigLIP, or SigLIP 2 of fixed resolution, likewise; its contrastive losses are sigmoid losses."""
+    """SigLIP, or SigLIP 2 of fixed resolution, for long captions, with the losses of FAST-GOAL.
+
+    Its contrastive losses are sigmoid losses by default. `from_base` makes one of a checkpoint.
+    """
 
     config_class = FastGoalSiglipConfig
     config: FastGoalSiglipConfig

@@ -3,50 +3,47 @@
 import torch
 from transformers.utils import logging
 
-from .families_fastgoal import FAMILIES, Family
+from .families_fastgoal import CLIP, Family
 
 logger = logging.get_logger(__name__)
 
-CLIP_POSITIONS = FAMILIES["clip"].positions
-LONGEST = FAMILIES["clip"].longest
 KEPT_POSITIONS = 20
 
 
-def stretch_positions(table: torch.Tensor, length: int = LONGEST, family: Family = FAMILIES["clip"]) -> torch.Tensor:
-    """Stretch a table of 77 text positions (SigLIP: 64) to `length` rows, keeping the first 20 as they are.
+def stretch_positions(table: torch.Tensor, length: int = CLIP.longest, family: Family = CLIP) -> torch.Tensor:
+    """Stretch a table of 77 text positions (SigLIP: 64) to `length` rows. The first 20 rows stay unchanged.
 
-    CLIP saw short captions only, so its first 20 rows are the well-trained ones; the other 57 are
-    interpolated linearly. At 248 rows this is Long-CLIP's interpolation by 4: new row `20 + 4i + k` is
-    `(1 - k/4) row[20+i] + (k/4) row[21+i]`. Rows past the last one continue its step.
+    CLIP was trained on short captions, so only its first 20 rows are well trained. The other 57 are interpolated
+    linearly. With 248 rows this is Long-CLIP's interpolation by 4: new row `20 + 4i + k` is
+    `(1 - k/4) row[20+i] + (k/4) row[21+i]`. Rows after the last one continue its step.
 
-    SigLIP's text embedding is what stands at the last position. There the last row stays what it was, and those
-    between are spread over the other 43: new row `20 + j` is the old one at `20 + 43 j / (length - 21)`.
+    The text embedding of SigLIP is the output at the last position, so the last row stays unchanged too, and the rows
+    between are interpolated: new row `20 + j` is the old row `20 + 43 j / (length - 21)`.
 
     Args:
-        table: Position embeddings, `(77, width)`, or `(64, width)` of SigLIP.
-        length: Rows wanted, from 77 to 248, or from 64 to 256.
-        family: Of the checkpoint.
+        table: Position embeddings, `(77, width)`, or `(64, width)` for SigLIP.
+        length: Number of rows of the result, from 77 to 248, or from 64 to 256 for SigLIP.
+        family: Family of the checkpoint.
 
     Returns:
         The stretched table, `(length, width)`, in the dtype of `table`.
 
     Raises:
-        ValueError: `table` or `length` is not of these sizes.
+        ValueError: `table` has another shape, or `length` is out of range.
     """
     if table.ndim != 2 or table.shape[0] != family.positions:
         raise ValueError(
-            f"`table` must be {family.label}'s text position table of shape ({family.positions}, width), got "
+            f"`table` must be a {family.label}'s text position table of shape ({family.positions}, width), got "
             f"{tuple(table.shape)}."
         )
     if not family.positions <= length <= family.longest:
         raise ValueError(f"`length` must be from {family.positions} to {family.longest}, got {length}.")
     kept, tail = table[:KEPT_POSITIONS], table[KEPT_POSITIONS:].double()
-    # One row more than the table has, along its last step: the last rows are interpolated like the others, and the
-    # last one has one behind it.
+    # One more row along the last step, so that the last row of the table has a successor to be interpolated with.
     tail = torch.cat([tail, 2 * tail[-1:] - tail[-2:-1]])
     new_rows = length - KEPT_POSITIONS
     rows, steps = (len(tail) - 2, new_rows - 1) if family.pools_last else (len(tail) - 1, new_rows)
-    # Integer arithmetic, so that a row that is kept is kept to the bit.
+    # Integer arithmetic, so that rows of the table that stay are equal to the bit.
     numerator = torch.arange(new_rows, device=table.device) * rows
     lower = numerator // steps
     fraction = ((numerator % steps).double() / steps).unsqueeze(1)
@@ -54,22 +51,30 @@ def stretch_positions(table: torch.Tensor, length: int = LONGEST, family: Family
     return torch.cat([kept, stretched.to(table.dtype)])
 
 
-def target_length(positions: int, wanted: int, family: Family = FAMILIES["clip"]) -> int:
-    """Text positions the model shall have, or a `ValueError` that says why it cannot have them."""
-    if positions == wanted:
+def target_length(positions: int, max_text_length: int | None, family: Family = CLIP) -> int:
+    """Return the number of text positions that a model gets.
+
+    Args:
+        positions: Number of text positions of the checkpoint.
+        max_text_length: Number of tokens to read; None for the most that the family allows.
+        family: Family of the checkpoint.
+
+    Raises:
+        ValueError: The checkpoint cannot get this many.
+    """
+    length = family.longest if max_text_length is None else max_text_length
+    if positions == length:
         return positions
-    if not family.positions <= wanted <= family.longest:
+    if not family.positions <= length <= family.longest:
         raise ValueError(
-            f"`max_text_length` must be from {family.positions} to {family.longest} tokens for a {family.label}, got "
-            f"{wanted}."
+            f"`max_text_length` must be from {family.positions} to {family.longest} for a {family.label}, got {length}."
         )
     if positions == family.positions:
-        return wanted
-    if positions < wanted:
+        return length
+    if positions < length:
         raise ValueError(
-            f"The checkpoint reads {positions} tokens and cannot be stretched to {wanted}: only {family.label}'s "
-            f"{family.positions} can be, and what was stretched not again. Pass `max_text_length={positions}` to keep "
-            f"it as it is, or start from a checkpoint of {family.positions} tokens."
+            f"`max_text_length` must be {positions} for this checkpoint, got {length}: it reads {positions} tokens, and "
+            f"only a {family.label} of {family.positions} tokens can be stretched."
         )
-    logger.info(f"The checkpoint reads {positions} tokens already, more than the {wanted} asked for; left as it is.")
+    logger.info(f"The checkpoint already reads {positions} tokens, more than {length}; its positions stay unchanged.")
     return positions

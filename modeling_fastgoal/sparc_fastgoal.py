@@ -1,26 +1,25 @@
-"""SPARC's fine-grained loss (arXiv 2401.09865): every token of a caption against the patches that it looks at.
+"""SPARC's fine-grained loss (arXiv 2401.09865): every token of a caption against the patches that it attends to.
 
-Pure tensor functions. The loss stays within a sample, so processes need not exchange tokens: each computes the losses
-of its own rows, and only those are gathered.
+Pure tensor functions. The loss compares within a row, so processes need not exchange tokens: each computes the losses
+of its own rows, and only the losses are gathered.
 """
 
 import torch
 import torch.nn.functional as F
 
-# Similarities of one token that differ by less than this share of the largest are equal but for rounding.
+# Similarities of a token that differ by less than this fraction of the largest are equal up to rounding.
 _EQUAL = 4 * torch.finfo(torch.float32).eps
 
 
 def group_patches(patch_embeds: torch.Tensor, token_embeds: torch.Tensor) -> torch.Tensor:
-    """Language-grouped patch embeddings: for each token the mean of the patches that are like it.
+    """Return language-grouped patch embeddings: for each token, a weighted mean of the patches similar to it.
 
-    `s[l, p] = token_l . patch_p`, brought to 0..1 over the patches of each token, 0 where below `1 / patches`, and
-    divided by its sum: these are the weights of the mean. A token that is equally like all patches has no minimum and
-    maximum to speak of; it gets the plain mean of all patches.
+    The similarities `s[l, p] = token_l . patch_p` of each token are scaled to 0..1, set to 0 below `1 / patches`, and
+    divided by their sum; these are the weights. A token with equal similarities to all patches gets their plain mean.
 
     Args:
         patch_embeds: `(batch, patches, dim)`, projected, not normalized.
-        token_embeds: `(batch, tokens, dim)`, likewise.
+        token_embeds: `(batch, tokens, dim)`, projected, not normalized.
 
     Returns:
         `(batch, tokens, dim)`, not normalized.
@@ -29,30 +28,30 @@ def group_patches(patch_embeds: torch.Tensor, token_embeds: torch.Tensor) -> tor
     low = similarity.amin(dim=-1, keepdim=True)
     span = similarity.amax(dim=-1, keepdim=True) - low
     flat = span <= _EQUAL * similarity.abs().amax(dim=-1, keepdim=True)
-    # The flat rows are taken out before the division: a 0/0 would leave NaN in the gradient even if replaced later.
+    # Flat rows are replaced before the division: 0/0 would leave NaN in the gradient even if it were replaced later.
     scaled = (similarity - low) / torch.where(flat, torch.ones_like(span), span)
     scaled = torch.where(flat, torch.ones_like(scaled), scaled)
     scaled = torch.where(scaled < 1 / patch_embeds.shape[1], torch.zeros_like(scaled), scaled)
-    weights = scaled / scaled.sum(dim=-1, keepdim=True)  # the largest is 1: the sum is not 0
+    weights = scaled / scaled.sum(dim=-1, keepdim=True)  # the largest is 1, so the sum is not 0
     return weights @ patch_embeds
 
 
 def sparc_losses(
     patch_embeds: torch.Tensor, token_embeds: torch.Tensor, token_mask: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
-    """SPARC's fine-grained loss of each row: InfoNCE between its tokens and their grouped patches, both ways.
+    """Return SPARC's fine-grained loss of each row: InfoNCE between its tokens and their grouped patches, both ways.
 
-    With `t_l` the tokens, `c_l` the grouped patches of `group_patches`, `k` the logit scale and n the number of words:
+    With tokens `t_l`, grouped patches `c_l` from `group_patches`, the logit scale `k` and n words:
     `L_fine = -1/(2n) sum_l (log softmax_m(k cos(t_l, c_m))[l] + log softmax_m(k cos(c_l, t_m))[l])`.
 
     Args:
-        patch_embeds: `(batch, patches, dim)`, each patch token through the tower's final norm and projection.
-        token_embeds: `(batch, tokens, dim)`, each text token likewise.
-        token_mask: `(batch, tokens)`, non-zero for the tokens that count (see `towers_fastgoal.word_mask`).
-        logit_scale: The factor itself, a scalar.
+        patch_embeds: `(batch, patches, dim)`, each patch after the tower's final norm and projection.
+        token_embeds: `(batch, tokens, dim)`, each text token after the tower's final norm and projection.
+        token_mask: `(batch, tokens)`, non-zero for words (see `towers_fastgoal.word_mask`).
+        logit_scale: The factor of the logits, a scalar (not its logarithm).
 
     Returns:
-        `(batch,)`: a row's mean over its words; 0 for a row without words.
+        `(batch,)`: the mean over the words of each row; 0 for a row without words.
 
     Raises:
         ValueError: `token_mask` does not have one entry per token.
@@ -66,7 +65,7 @@ def sparc_losses(
     grouped = F.normalize(group_patches(patch_embeds, token_embeds), dim=-1)
     tokens = F.normalize(token_embeds, dim=-1)
     logits = (logit_scale * tokens @ grouped.transpose(1, 2)).float()  # (batch, tokens, tokens), row l: token l
-    # A finite filling: a row without words would be all -inf, and its gradient NaN.
+    # A finite value: a row without words would be all -inf, and its gradient NaN.
     lowest = torch.finfo(logits.dtype).min
     diagonal = logits.diagonal(dim1=1, dim2=2)
     to_patches = logits.masked_fill(~words[:, None, :], lowest).logsumexp(dim=2) - diagonal
