@@ -1,4 +1,4 @@
-"""What FAST-GOAL's models have in common: token similarity learning (arXiv 2605.26615, section TSL)."""
+"""The base class of the FAST-GOAL models: long captions and token similarity learning (arXiv 2605.26615)."""
 
 import os
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .families_fastgoal import family_of
+from .loading_fastgoal import load_whole, read_config
 from .losses_fastgoal import FastGoalLosses, fast_goal_loss, loss_rows
 from .positions_fastgoal import stretch_positions, target_length
 from .towers_fastgoal import (
@@ -20,6 +21,7 @@ from .towers_fastgoal import (
     caption_words,
     cut_texts,
     is_sigmoid,
+    logit_bias,
     patch_embeds,
     pool_patches,
     pool_text,
@@ -28,34 +30,35 @@ from .towers_fastgoal import (
 )
 
 logger = logging.get_logger(__name__)
-_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass
 class FastGoalOutput(FastGoalLosses):
-    """Output of a FAST-GOAL model. What the arguments did not allow to compute is None.
+    """Output of a FAST-GOAL model; a field that the arguments did not ask for is None.
 
-    It has the fields of `FastGoalLosses` too, with `return_loss=True` only.
+    With `return_loss=True` it also has the losses, the fields of `FastGoalLosses`.
 
     Attributes:
-        logits_per_image: Scaled cosines, `(images, captions)`.
-        logits_per_text: Scaled cosines, `(captions, images)`.
-        image_embeds: Images, normalized, `(images, dim)`.
-        text_embeds: Captions, normalized, `(captions, dim)`.
-        local_image_embeds: Region crops, normalized, `(batch, dim)`.
-        local_text_embeds: Sentences, normalized, `(batch, dim)`.
-        short_text_embeds: Short captions, normalized, `(batch, dim)`.
-        region_embeds: Projected mean of the patches in `region_mask`, normalized, `(batch, dim)`; a row of zeros
+        logits_per_image: Scaled cosine similarities, `(images, captions)`.
+        logits_per_text: Scaled cosine similarities, `(captions, images)`.
+        image_embeds: Normalized embeddings of the images, `(images, dim)`.
+        text_embeds: Normalized embeddings of the captions, `(captions, dim)`.
+        local_image_embeds: Normalized embeddings of the region crops, `(batch, dim)`.
+        local_text_embeds: Normalized embeddings of the sentences, `(batch, dim)`.
+        short_text_embeds: Normalized embeddings of the short captions, `(batch, dim)`.
+        region_embeds: Normalized embeddings of the patches in `region_mask`, pooled, `(batch, dim)`; a row of zeros
             where the mask is empty.
-        sentence_embeds: Projected mean of the tokens in `sentence_mask`, likewise.
-        patch_embeds: Every patch of the images through the final norm and the projection, not normalized,
-            `(images, patches, dim)`; with `return_token_embeds=True` only.
-        token_embeds: Every token of the captions likewise, `(captions, tokens, dim)`.
-        word_mask: Which of these tokens are words (no BOS, EOS or padding), `(captions, tokens)` bool.
-        logit_scale: The factor in the logits, scalar.
-        logit_bias: What is added to them, scalar; None but with SigLIP.
-        text_model_output: The text tower's output for the captions.
-        vision_model_output: The image tower's output for the images.
+        sentence_embeds: Normalized embeddings of the tokens in `sentence_mask`, pooled, `(batch, dim)`; a row of zeros
+            where the mask is empty.
+        patch_embeds: Every patch of the images after the final norm and the projection, not normalized,
+            `(images, patches, dim)`; only with `return_token_embeds=True`, as the next two.
+        token_embeds: Every token of the captions after the final norm and the projection, not normalized,
+            `(captions, tokens, dim)`.
+        word_mask: Which of these tokens are words (not BOS, EOS or padding), `(captions, tokens)` bool.
+        logit_scale: Factor of the logits, scalar.
+        logit_bias: Bias of the logits, scalar; only for SigLIP.
+        text_model_output: Output of the text tower for the captions.
+        vision_model_output: Output of the image tower for the images.
     """
 
     logits_per_image: torch.Tensor | None = None
@@ -84,12 +87,19 @@ _Model = TypeVar("_Model", bound="FastGoalModel")
 
 
 class FastGoalModel(_Base):
-    """What FAST-GOAL's models have beside their bases': the losses over global and local pairs, and longer texts."""
+    """A dual encoder that reads long captions and computes the losses of FAST-GOAL over global and local pairs.
+
+    The classes of the families derive from this one, which chooses among them by a checkpoint's configuration:
+
+    >>> model = FastGoalModel.from_base("openai/clip-vit-base-patch16")  # doctest: +SKIP
+    >>> type(model).__name__, model.config.text_config.max_position_embeddings  # doctest: +SKIP
+    ('FastGoalCLIPModel', 248)
+    """
 
     stretched_from: int | None = None
-    """Text positions before `from_base` stretched them; None where it did not."""
+    """Number of text positions before `from_base` stretched them; None if it did not."""
 
-    # The forward takes **kwargs, which a Trainer would read as "this loss is already scaled for accumulation".
+    # A Trainer would take the **kwargs of the forward to mean that the loss is already scaled for accumulation.
     accepts_loss_kwargs = False
 
     @classmethod
@@ -99,16 +109,16 @@ class FastGoalModel(_Base):
         Raises:
             ValueError: The family is not supported.
         """
-        name = family_of(config).model
-        return next(model_class for model_class in FastGoalModel.__subclasses__() if model_class.__name__ == name)
+        model_type = family_of(config).model_type
+        return next(model for model in FastGoalModel.__subclasses__() if model.config_class.model_type == model_type)
 
     @classmethod
     def from_pretrained(
         cls: type[_Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> _Model:
-        """Load a saved model; called on `FastGoalModel` itself, choose the class by the checkpoint's configuration.
+        """Load a saved model. On `FastGoalModel` itself, the configuration of the checkpoint determines the class.
 
-        >>> model = FastGoalModel.from_pretrained("fast-goal")  # doctest: +SKIP
+        >>> model = FastGoalModel.from_pretrained("OWNER/NAME")  # doctest: +SKIP
 
         Args:
             pretrained_model_name_or_path: Hub id or folder.
@@ -116,12 +126,12 @@ class FastGoalModel(_Base):
             **kwargs: As for `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: The checkpoint's family is not supported.
+            ValueError: The family of the checkpoint is not supported, or it is an adapter.
         """
-        if cls is FastGoalModel:
-            name = cast(str, pretrained_model_name_or_path)
-            return cast(_Model, cls.class_for(config_of(name, kwargs)).from_pretrained(name, *model_args, **kwargs))
-        return cast(_Model, super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs))
+        name: Any = pretrained_model_name_or_path
+        config = None if name is None else read_config(name, kwargs)
+        model_class: Any = cls.class_for(config) if cls is FastGoalModel else super()
+        return cast(_Model, model_class.from_pretrained(name, *model_args, **kwargs))
 
     @classmethod
     def from_base(
@@ -130,71 +140,70 @@ class FastGoalModel(_Base):
         max_text_length: int | None = None,
         **kwargs: Any,
     ) -> _Model:
-        """Make a FAST-GOAL model of a base checkpoint and stretch its text positions, as Long-CLIP does.
+        """Make a FAST-GOAL model from a base checkpoint, and stretch its text positions as Long-CLIP does.
 
-        Called on `FastGoalModel` itself, this chooses the class by the checkpoint's configuration.
+        On `FastGoalModel` itself, the configuration of the checkpoint determines the class. Train a stretched model
+        before you use it: it is worse than its base at first.
 
         >>> model = FastGoalModel.from_base("google/siglip2-base-patch16-224", max_text_length=256)  # doctest: +SKIP
 
-        A stretched model has to be trained before it is used: stretching alone makes it worse.
-
         Args:
-            name_or_model: Hub id or folder of a checkpoint, or a model of transformers (which stays as it is).
-            max_text_length: Tokens the text tower shall read, from 77 to 248, of a SigLIP from 64 to 256; the most by
-                default. A checkpoint that already reads more than 77 (64) is left as it is, provided it reads at least
-                this many.
-            **kwargs: Passed on to `from_pretrained` (`dtype`, `revision`, `token`...).
+            name_or_model: Hub id or folder of a checkpoint, or a model of transformers (which is not changed).
+            max_text_length: Number of tokens that the model reads, from 77 to 248, for SigLIP from 64 to 256; the
+                maximum by default. A checkpoint that already reads more than 77 (64) tokens stays unchanged, provided
+                that it reads at least this many.
+            **kwargs: Passed to `from_pretrained` (`dtype`, `revision`, `token`...).
 
         Returns:
             The model in eval mode, on the device and in the dtype of the source.
 
         Raises:
-            ValueError: The checkpoint is of another family, its positions cannot be brought to `max_text_length`, or
-                it lacks weights.
+            ValueError: The checkpoint belongs to another family, cannot be stretched to `max_text_length`, or does not
+                have all weights.
         """
         is_model = isinstance(name_or_model, PreTrainedModel)
         if is_model and kwargs:
-            raise ValueError(f"{sorted(kwargs)} only apply when `name_or_model` is a name, got a model.")
-        clip: Any = name_or_model
-        config = clip.config if is_model else config_of(cast(str, name_or_model), kwargs)
-        what = type(clip).__name__ if is_model else repr(os.fspath(clip))
-        family = family_of(config, what)
+            raise ValueError(f"`name_or_model` must be a Hub id or folder with {sorted(kwargs)}, got a model.")
+        base: Any = name_or_model
+        name = type(base).__name__ if is_model else repr(os.fspath(base))
+        config = base.config if is_model else read_config(base, kwargs)
+        family = family_of(config, name)
         if cls is FastGoalModel:
             return cast(_Model, cls.class_for(config).from_base(name_or_model, max_text_length, **kwargs))
-        if family.model != cls.__name__:
-            raise ValueError(f"{what} is a {family.label} and makes a {family.model}, not a {cls.__name__}.")
+        if not issubclass(cls, cls.class_for(config)):
+            raise ValueError(f"{name} is a {family.label}: use {cls.class_for(config).__name__}, not {cls.__name__}.")
         if not is_model:
-            clip = load_whole(cls.__bases__[-1], cast(str, name_or_model), **kwargs)
-        positions = text_positions(clip)
-        target = target_length(positions, family.longest if max_text_length is None else max_text_length, family)
+            base = load_whole(cls.__bases__[-1], base, **kwargs)
+        positions = text_positions(base)
+        target = target_length(positions, max_text_length, family)
 
-        settings = clip.config.to_dict()
+        settings = base.config.to_dict()
         for key in ("architectures", "auto_map", "model_type", "transformers_version", "dtype"):
             settings.pop(key, None)
         settings["text_config"]["max_position_embeddings"] = target
         model = cast(Any, cls(cls.config_class(**settings)))
-        state = {name: tensor.detach().clone() for name, tensor in clip.state_dict().items()}
+        state = {key: tensor.detach().clone() for key, tensor in base.state_dict().items()}
         if target != positions:
             state[TEXT_POSITIONS] = stretch_positions(state[TEXT_POSITIONS], target, family)
             model.stretched_from = positions
         model.load_state_dict(state)
-        model.to(device=clip.device, dtype=clip.dtype)
-        model.set_attn_implementation(clip.config._attn_implementation)
-        model.config.dtype = clip.config.dtype
-        model.name_or_path = clip.name_or_path
+        model.to(device=base.device, dtype=base.dtype)
+        model.set_attn_implementation(base.config._attn_implementation)
+        model.config.dtype = base.config.dtype
+        model.name_or_path = base.name_or_path
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the text tower's tokens."""
+        """Return the token embedding of the text tower."""
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace it."""
+        """Replace the token embedding of the text tower."""
         self.text_model.set_input_embeddings(value)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; with `trust_remote_code=True` a pipeline too finds this class."""
-        # `register_for_auto_class` knows one name, and a pipeline asks for another.
+        """Save the model as `PreTrainedModel.save_pretrained` does, for pipelines with `trust_remote_code=True` too."""
+        # `register_for_auto_class` adds one name, and a pipeline looks for another.
         auto_map = getattr(self.config, "auto_map", None) or {}
         name = f"modeling_fastgoal.{type(self).__name__}"
         self.config.auto_map = {**auto_map, "AutoModelForZeroShotImageClassification": name}
@@ -207,16 +216,16 @@ class FastGoalModel(_Base):
         position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """As the base's, but longer texts are cut as the tokenizer would have cut them.
+        """Embed texts as the base does, and cut those that are too long as the tokenizer would have done.
 
-        Pipelines do not truncate; a plain model stops at such a text.
+        Pipelines do not truncate, and a plain model raises an error for such a text.
         """
         limit = text_positions(self)
         if input_ids.shape[1] > limit:
             input_ids = cut_texts(input_ids, self)
             attention_mask = None if attention_mask is None else attention_mask[:, :limit]
             position_ids = None if position_ids is None else position_ids[:, :limit]
-            logger.warning_once(f"Some texts have more than {limit} tokens and were cut there.")
+            logger.warning_once(f"Some texts have more than {limit} tokens and were truncated.")
         return super().get_text_features(input_ids, attention_mask, position_ids, **kwargs)
 
     @can_return_tuple
@@ -238,34 +247,33 @@ class FastGoalModel(_Base):
         return_token_embeds: bool = False,
         **kwargs: Any,
     ) -> FastGoalOutput:
-        """Embed images and captions, and where given their local pairs; with only CLIP's arguments this is the base.
+        """Embed images and captions, and their local pairs. With the base's arguments this is the base's forward pass.
 
-        Each image goes through its tower once, together with its crop; captions and sentences are two forwards,
-        so that a sentence is not padded to the length of a caption. Local pairs may also come by themselves: then
-        nothing global is computed.
+        An image goes through its tower together with its crop. Captions and sentences are two forward passes, so that
+        sentences are not padded to the length of captions. With local pairs alone, nothing global is computed.
 
         Args:
             input_ids: Captions, `(captions, tokens)`; longer ones than the model reads are cut, with their masks.
             pixel_values: Images, `(images, 3, height, width)`.
             attention_mask: `(captions, tokens)`.
-            local_input_ids: Sentence of each row's local pair, `(batch, sentence_tokens)`.
-            local_pixel_values: Region crop of each row's local pair, `(batch, 3, height, width)`.
+            local_input_ids: Sentence of the local pair of each row, `(batch, sentence_tokens)`.
+            local_pixel_values: Region crop of the local pair of each row, `(batch, 3, height, width)`.
             local_attention_mask: `(batch, sentence_tokens)`.
             region_mask: Which patches of the image belong to the region, `(batch, patches)`, row-major. A row of
-                zeros leaves the row out of the image part of TSL.
+                zeros excludes the row from the image part of TSL.
             sentence_mask: Which tokens of the caption belong to the sentence, `(batch, tokens)`. A row of zeros
-                leaves the row out of the text part of TSL.
-            short_input_ids: A short caption of each image, `(batch, short_tokens)`; they share the sentences' forward.
+                excludes the row from the text part of TSL.
+            short_input_ids: A short caption of each image, `(batch, short_tokens)`, embedded with the sentences.
             short_attention_mask: `(batch, short_tokens)`.
             position_ids: Positions of `input_ids`.
             return_loss: Compute the losses that the inputs allow, weighted and of the kind that the configuration says.
-            interpolate_pos_encoding: Take images of another size than the model was trained on.
-            return_token_embeds: Also give the projected embedding of every patch and every caption token.
-            **kwargs: As for the base (`output_attentions`...). With `sentence_mask` the last of the captions'
-                hidden states is always there.
+            interpolate_pos_encoding: Accept images of another size than the model was trained with.
+            return_token_embeds: Also return the projected embeddings of every patch and every caption token.
+            **kwargs: As for the base (`output_attentions`...). With `sentence_mask` the last hidden state of the
+                captions is always returned.
 
         Raises:
-            ValueError: The local inputs do not match the global ones row by row, or a mask its tokens.
+            ValueError: The local inputs do not match the global ones row by row, or a mask does not match its tokens.
         """
         return_token_embeds = return_token_embeds or bool(return_loss and self.config.sparc_weight)
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values}
@@ -285,7 +293,7 @@ class FastGoalModel(_Base):
                 return_dict=True,
                 **kwargs,
             )
-            scale, bias = self.logit_scale.exp(), getattr(self, "logit_bias", None)
+            scale, bias = self.logit_scale.exp(), logit_bias(self)
             losses = self._losses(outputs, scale, bias) if return_loss else {}
             return FastGoalOutput(**outputs, **losses, logit_scale=scale, logit_bias=bias)
         _check_rows({**inputs, **local}, return_token_embeds)
@@ -299,23 +307,24 @@ class FastGoalModel(_Base):
         embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
         hidden = dict(kwargs)
         if sentence_mask is not None:
-            asked: Any = kwargs.get("output_hidden_states")
-            if asked is None or isinstance(asked, bool):
+            layers: Any = kwargs.get("output_hidden_states")
+            if layers is None or isinstance(layers, bool):
                 hidden["output_hidden_states"] = True
-            else:  # by their numbers
-                hidden["output_hidden_states"] = [*([asked] if isinstance(asked, int) else asked), -1]
+            else:
+                hidden["output_hidden_states"] = [*([layers] if isinstance(layers, int) else layers), -1]
         text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
-        few: dict[str, Any] = {"local": (local_input_ids, local_attention_mask)}
-        few["short"] = (short_input_ids, short_attention_mask)
-        for name, value in self._embed_together(few, **kwargs).items():
-            embeds[f"{name}_text_embeds"] = value
-        whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops behind
+        short_texts: dict[str, Any] = {
+            "local_text_embeds": (local_input_ids, local_attention_mask),
+            "short_text_embeds": (short_input_ids, short_attention_mask),
+        }
+        embeds |= self._embed_together(short_texts, **kwargs)
+        whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops
         if text is not None and cast(Any, input_ids).shape[1] > (limit := text.last_hidden_state.shape[1]):
             input_ids = cast(Any, cut_texts(cast(Any, input_ids), self))
             attention_mask = None if attention_mask is None else attention_mask[:, :limit]
             if sentence_mask is not None:
                 sentence_mask = sentence_mask[:, :limit].clone()
-                sentence_mask[:, -1] = False  # EOS, or padding
+                sentence_mask[:, -1] = False  # now EOS, or padding
         if region_mask is not None:
             embeds["region_embeds"] = pool_patches(self, whole, region_mask)
         if sentence_mask is not None:
@@ -325,18 +334,18 @@ class FastGoalModel(_Base):
             embeds["token_embeds"] = token_embeds(self, text)
             embeds["word_mask"] = caption_words(self, cast(Any, input_ids), attention_mask)
 
-        logit_scale, logit_bias = self.logit_scale.exp(), getattr(self, "logit_bias", None)
+        logit_scale, bias = self.logit_scale.exp(), logit_bias(self)
         logits = None if text is None else logit_scale * embeds["text_embeds"] @ embeds["image_embeds"].T
-        if logits is not None and logit_bias is not None:
-            logits = logits + logit_bias
+        if logits is not None and bias is not None:
+            logits = logits + bias
         if return_loss:
-            embeds |= self._losses(embeds, logit_scale, logit_bias, region_mask, sentence_mask)
+            embeds |= self._losses(embeds, logit_scale, bias, region_mask, sentence_mask)
         return FastGoalOutput(
             **embeds,
             logits_per_image=None if logits is None else logits.T,
             logits_per_text=logits,
             logit_scale=logit_scale,
-            logit_bias=logit_bias,
+            logit_bias=bias,
             text_model_output=text,
             vision_model_output=whole,
         )
@@ -347,7 +356,7 @@ class FastGoalModel(_Base):
         return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias)
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """The text tower's output and the embeddings; None both without texts."""
+        """Return the output of the text tower and the normalized embeddings, or None twice without texts."""
         if input_ids is None:
             return None, None
         kwargs = {**kwargs, "attention_mask": attention_mask, "return_dict": True}
@@ -355,30 +364,25 @@ class FastGoalModel(_Base):
         return text, F.normalize(text.pooler_output, dim=-1)
 
     def _embed_together(self, texts: dict[str, tuple[Any, Any]], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Embeddings of some short texts, by name, in one forward; `texts` are ids and masks, which may be None."""
+        """Embed short texts, ids and masks (or None) by name, in one forward pass where that changes nothing."""
         given = {name: ids for name, (ids, _) in texts.items() if ids is not None}
         widths = {ids.shape[1] for ids in given.values()}
-        # Where a tower attends to padding, what is filled up is another text.
+        # A tower that attends to padding would embed a padded text differently.
         if len(given) < 2 or (len(widths) > 1 and family_of(self).pools_last):
             return {name: self._embed_texts(ids, texts[name][1], **kwargs)[1] for name, ids in given.items()}
         ids, masks, width = [], [], max(widths)
-        for name, some in given.items():
-            mask = torch.ones_like(some) if texts[name][1] is None else texts[name][1]
-            # Filled up with BOS, which is never taken for EOS, and masked.
-            ids.append(torch.cat([some, some[:, :1].expand(-1, width - some.shape[1])], dim=1))
+        for name, short in given.items():
+            mask = torch.ones_like(short) if texts[name][1] is None else texts[name][1]
+            # Padded with BOS, which is never mistaken for EOS, and masked.
+            ids.append(torch.cat([short, short[:, :1].expand(-1, width - short.shape[1])], dim=1))
             masks.append(F.pad(mask, (0, width - mask.shape[1])))
         masked = len(widths) > 1 or any(texts[name][1] is not None for name in given)
         _, embeds = self._embed_texts(torch.cat(ids), torch.cat(masks) if masked else None, **kwargs)
-        return dict(zip(given, embeds.split([len(some) for some in given.values()]), strict=True))
-
-
-def config_of(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> Any:
-    of_the_hub = {key: value for key, value in kwargs.items() if key in _OF_THE_HUB}
-    return AutoConfig.from_pretrained(name, trust_remote_code=False, **of_the_hub)
+        return dict(zip(given, embeds.split([len(short) for short in given.values()]), strict=True))
 
 
 def _first_rows(outputs: Any, rows: int) -> Any:
-    """A tower's output for the first rows of the batch alone."""
+    """Return the output of a tower for the first rows of the batch."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -388,29 +392,14 @@ def _first_rows(outputs: Any, rows: int) -> Any:
     return type(outputs)(**{name: cut(value) for name, value in outputs.items()})
 
 
-def load_whole(kind: Any, name: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """`kind.from_pretrained(name, **kwargs)`, a model of transformers, where the checkpoint has all its weights.
-
-    Raises:
-        ValueError: It lacks some, or they have other shapes, and transformers would make them up at random.
-    """
-    reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, found = kind.from_pretrained(name, **{**kwargs, **reported})
-    shapes = sorted(f"{key} is {tuple(is_)} and must be {tuple(must)}" for key, is_, must in found["mismatched_keys"])
-    if wrong := [*shapes, *(f"{key} is missing" for key in sorted(found["missing_keys"]))]:
-        rest = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"the checkpoint has not the weights of a {type(model).__name__}: {wrong[0]}{rest}.")
-    return model
-
-
 def _check_rows(inputs: dict[str, Any], return_token_embeds: bool) -> None:
-    """Raise a `ValueError` unless the inputs belong together row by row, or are the two of local pairs alone."""
+    """Raise `ValueError` unless all inputs have the same number of rows and the global ones are not missing."""
     rows = {name: len(value) for name, value in inputs.items() if value is not None}
     only_local = rows.keys() == {"local_input_ids", "local_pixel_values"} and not return_token_embeds
     if not only_local and not rows.keys() >= {"input_ids", "pixel_values"}:
         raise ValueError(
-            "`input_ids` and `pixel_values` are needed beside the masks and for `return_token_embeds`, got None. "
-            "Only `local_input_ids` and `local_pixel_values` together go without them."
+            "`input_ids` and `pixel_values` must be given with masks and `return_token_embeds`, got None. Only "
+            "`local_input_ids` and `local_pixel_values` may be given alone."
         )
     if len(set(rows.values())) > 1:
-        raise ValueError(f"Global and local inputs belong together row by row, got these numbers of rows: {rows}.")
+        raise ValueError(f"Global and local inputs must have the same number of rows, got {rows}.")

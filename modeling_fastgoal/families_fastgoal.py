@@ -18,7 +18,7 @@ class Family:
             the output at EOS.
         has_image_head: Whether an attention head pools the patches. Otherwise there is a class token.
         is_sigmoid: Whether the family is trained with the sigmoid loss, and so has a `logit_bias`.
-        has_legacy_eos: Whether `eos_token_id=2` in a configuration stands for the highest id, as in early files of CLIP.
+        has_legacy_eos: Whether `eos_token_id=2` in a configuration stands for the highest id (early files of CLIP).
         last_special_id: Id of EOS, where padding has a lower id and there is no BOS; None where the configuration says
             the id of EOS. (Configurations of SigLIP say CLIP's.)
     """
@@ -68,8 +68,8 @@ def family_of(model: object, name: str = "The checkpoint") -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type == "siglip2":
         raise ValueError(
-            f"{name} is a SigLIP 2 of variable resolution (NaFlex). {SUPPORTED} Checkpoints of fixed resolution have it "
-            "in their names, such as google/siglip2-base-patch16-224."
+            f"{name} is a SigLIP 2 of variable resolution (NaFlex). {SUPPORTED} The names of the latter end in their "
+            "resolution, as google/siglip2-base-patch16-224."
         )
     if model_type not in FAMILIES:
         raise ValueError(f"{name} is of type {model_type!r}. {SUPPORTED}")

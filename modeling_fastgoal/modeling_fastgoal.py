@@ -17,7 +17,10 @@ class FastGoalCLIPModel(FastGoalModel, CLIPModel):
 
 
 class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
-    """Multilingual MetaCLIP 2 for long captions, with the losses of FAST-GOAL. `from_base` makes one of a checkpoint."""
+    """MetaCLIP 2, which is multilingual, for long captions, with the losses of FAST-GOAL.
+
+    `from_base` makes one of a MetaCLIP 2 checkpoint.
+    """
 
     config_class = FastGoalMetaClip2Config
     config: FastGoalMetaClip2Config
@@ -26,7 +29,7 @@ class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
 class FastGoalSiglipModel(FastGoalModel, SiglipModel):
     """SigLIP, or SigLIP 2 of fixed resolution, for long captions, with the losses of FAST-GOAL.
 
-    Its contrastive losses are sigmoid losses by default. `from_base` makes one of a checkpoint.
+    Its contrastive losses are sigmoid losses by default. `from_base` makes one of a SigLIP checkpoint.
     """
 
     config_class = FastGoalSiglipConfig

@@ -73,8 +73,8 @@ def target_length(positions: int, max_text_length: int | None, family: Family = 
         return length
     if positions < length:
         raise ValueError(
-            f"`max_text_length` must be {positions} for this checkpoint, got {length}: it reads {positions} tokens, and "
-            f"only a {family.label} of {family.positions} tokens can be stretched."
+            f"`max_text_length` must be {positions} for this checkpoint, got {length}: only a {family.label} of "
+            f"{family.positions} tokens can be stretched."
         )
     logger.info(f"The checkpoint already reads {positions} tokens, more than {length}; its positions stay unchanged.")
     return positions

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, set_seed
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
+from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
 from fastgoal.processing.checkpoints.adapters import (
     TARGETS,
     add_adapter,
@@ -73,7 +74,7 @@ def prepare_weights(model: Any, args: FastGoalTrainingArguments, is_sigmoid: boo
     if is_adapted(model) and (given or peft_config is not None):
         raise ValueError(f"The model already has an adapter: leave out `{given[0] if given else 'peft_config'}`.")
     frozen: set[str] = set()
-    if hasattr(model, "logit_bias") and not is_sigmoid:
+    if not is_sigmoid and logit_bias(model) is not None:
         frozen.add("logit_bias")
     if args.lora_r or peft_config is not None:
         if args.lora_r:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from fastgoal.modeling_fastgoal.positions_fastgoal import CLIP_POSITIONS, KEPT_POSITIONS
+from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, family_of
+from fastgoal.modeling_fastgoal.positions_fastgoal import KEPT_POSITIONS
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
@@ -116,7 +117,7 @@ def convert(
 
     output = require_new_folder(output)
     config = check_model(base, "base")
-    if config.model_type != "clip":
+    if family_of(config) is not CLIP:
         raise ValueError(
             f"`base={base}` is of type {config.model_type!r}, and files can only be made into CLIPs: a SigLIP or a "
             "MetaCLIP 2 of the Hub needs no conversion, `fastgoal train --model` takes it as it is."
@@ -150,7 +151,7 @@ def convert(
     clip.load_state_dict({name: state[name].float() for name in expected})
 
     # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
-    model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP_POSITIONS else positions)
+    model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP.positions else positions)
     length = model.config.text_config.max_position_embeddings
     processor.tokenizer.model_max_length = length
     refuse_not_finite(model.state_dict().items(), f"'{file}'")

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from fastgoal.modeling_fastgoal import fast_goal_loss
+from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
 from fastgoal.processing.tokens import padding_of
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes, short_caption
@@ -181,7 +182,7 @@ def fit(
     cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     rng = random.Random(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    half, padding, bias = args.batch_size // 2, padding_of(tokenizer), getattr(model, "logit_bias", None)
+    half, padding, bias = args.batch_size // 2, padding_of(tokenizer), logit_bias(model)
     start, running = time.perf_counter(), 0.0
     for step in range(1, args.steps + 1):
         pace = min(1.0, step / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from fastgoal.modeling_fastgoal.base_fastgoal import load_whole
+from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.sentences import split_sentences

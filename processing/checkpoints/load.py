@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, load_whole
+from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens
 

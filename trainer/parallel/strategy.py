@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
+
 
 def prepare_shards(accelerator: Accelerator, model: Any) -> bool:
     """Make a model fit to be cut into shards by FSDP2; to be called before accelerate prepares it.
@@ -60,7 +62,8 @@ def _own(model: Any) -> Any:
 
 def logit_parameters(model: Any) -> list[nn.Parameter]:
     """What makes logits of cosines: the scale, and a SigLIP's bias."""
-    return [model.logit_scale, *([model.logit_bias] if hasattr(model, "logit_bias") else [])]
+    bias = logit_bias(model)
+    return [model.logit_scale] if bias is None else [model.logit_scale, bias]
 
 
 def group_of_its_own(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:

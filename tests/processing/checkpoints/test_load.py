@@ -57,14 +57,14 @@ SPOILED = {
     ),
     "another shape": (
         weights(lambda t: t.update({"logit_scale": torch.zeros(3)})),
-        r"logit_scale is \(3,\) and must be \(\)",
+        r"logit_scale has the shape \(3,\)",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json|[Uu]nrecognized"),
     "no JSON": (content("config.json", b"{"), "config.json|JSON"),
     "a list": (content("config.json", b"[1]"), "cannot be loaded"),
     "no type": (settings(lambda c: c.pop("model_type")), "cannot be loaded"),
     "an unknown type": (settings(lambda c: c.update(model_type="clap9")), "cannot be loaded"),
-    "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'. It must be a CLIP, a MetaCLIP 2"),
+    "a BERT": (lambda f: BertConfig().save_pretrained(f), "of type 'bert'"),
     "a NaFlex": (lambda f: Siglip2Config().save_pretrained(f), r"NaFlex.*fixed resolution.*google/siglip2-base"),
     "an unknown activation": (settings(lambda c: c["text_config"].update(hidden_act="gulp")), "gulp"),
     "heads that do not divide": (
@@ -107,7 +107,7 @@ def test_a_whole_one_loads(clip):
 
 def test_weights_are_never_made_up_in_python_either(clip):
     weights(lambda tensors: tensors.pop("text_projection.weight"))(clip)
-    with pytest.raises(ValueError, match=r"has not the weights of a CLIPModel: text_projection\.weight is missing\."):
+    with pytest.raises(ValueError, match=r"CLIPModel: text_projection\.weight is missing"):
         FastGoalCLIPModel.from_base(str(clip))
 
 

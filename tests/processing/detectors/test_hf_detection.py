@@ -118,7 +118,7 @@ def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> N
         ),
         (
             lambda weights: weights.update({"class_labels_classifier.layers.0.bias": torch.zeros(3)}),
-            r"is \(3,\) and must",
+            r"the shape \(3,\)",
         ),
         (
             lambda weights: weights["vit.layernorm.weight"].fill_(float("nan")),
