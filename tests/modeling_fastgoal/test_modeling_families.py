@@ -205,7 +205,7 @@ def test_what_is_of_another_family(tiny_bases):
         FastGoalCLIPModel.from_base(tiny_bases["siglip"])
     with pytest.raises(ValueError, match="from 64 to 256 for a SigLIP, got 300"):
         FastGoalModel.from_base(tiny_bases["siglip"], 300)
-    with pytest.raises(ValueError, match="from 77 to 248 tokens for a MetaCLIP 2, got 256"):
+    with pytest.raises(ValueError, match="from 77 to 248 for a MetaCLIP 2, got 256"):
         FastGoalModel.from_base(tiny_bases["metaclip2"], 256)
     headless = SiglipConfig(vision_config={"vision_use_head": False})
     headless.vision_config.num_hidden_layers = headless.text_config.num_hidden_layers = 1

@@ -199,7 +199,7 @@ def test_a_base_that_moved_is_named_for_the_merge(adapter, tiny_clip, tmp_path):
 
 
 def test_only_one_of_a_base_on_the_hub_is_sent(adapter):
-    with pytest.raises(ValueError, match=r"an adapter of a CLIP that is a folder here.*fastgoal merge"):
+    with pytest.raises(ValueError, match=r"adapter.*folder on this machine.*fastgoal merge"):
         push(adapter, "me/lora", dry_run=True)
     other_base(adapter, None, base="openai/clip-vit-base-patch16")
     sent = push(adapter, "me/lora", dry_run=True).sent
