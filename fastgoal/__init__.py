@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         FastGoalMetaClip2Model,
         FastGoalSiglipModel,
     )
+    from fastgoal.pages.explain import explain
     from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -50,6 +51,7 @@ __all__ = [
     "Sentence",
     "__version__",
     "evaluate",
+    "explain",
     "load_source",
     "retrieval_metrics",
     "split_sentences",
@@ -73,6 +75,7 @@ _MODULES = {
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
+    "explain": "fastgoal.pages.explain",
     "load_source": "fastgoal.processing.data.sources",
     "retrieval_metrics": "fastgoal.trainer.evaluation.measures.retrieval",
     "split_sentences": "fastgoal.processing.sentences",

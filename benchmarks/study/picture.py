@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastgoal.pages.explain import draw_explanations, explain, explanation_picture
-from fastgoal.pages.render import save_picture
+from fastgoal.pages.explain import explain, explanation_figure
+from fastgoal.pages.render import save_image
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.regions import Region
 
@@ -47,9 +47,9 @@ def main() -> None:
     model, _ = seed.model(FAST_GOAL)
     scene = draw_crowds(args.scene + 1, "picture", "train", twins=0.0)[args.scene]
     boxes = [Region(tuple(map(float, box)), 0.9, "thing", "drawn") for box in scene.detected]
-    name = "FAST-GOAL, trained on drawn scenes"
-    made = explain(model, seed.processor, scene.image, scene.caption, name, KnownBoxes(boxes))
-    save_picture(explanation_picture(scene.image, draw_explanations(scene.image, [made])), args.output)
+    options = {"detector": KnownBoxes(boxes), "model_name": "FAST-GOAL, trained on drawn scenes"}
+    explanation = explain(model, seed.processor, scene.image, scene.caption, **options)
+    save_image(explanation_figure([explanation]), args.output)
     print(scene.caption)
     print(f"Picture: {args.output}")
 

@@ -42,32 +42,30 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("the caption is empty; give a text with at least one sentence.")
 
     from fastgoal.hub_cards.wording import count, number
-    from fastgoal.pages.explain import draw_explanations, explain, explanation_page, explanation_picture
-    from fastgoal.pages.render import save_picture
+    from fastgoal.pages.explain import explain, explanation_figure, explanation_page
+    from fastgoal.pages.render import save_image
     from fastgoal.processing.detectors.load import load_detector
     from fastgoal.processing.files import write_text
     from fastgoal.processing.images import load_image
-    from fastgoal.processing.sentences import check_language
     from fastgoal.processing.texts import shortened
 
     image = load_image(args.image)
     explanations = []
     for name, model, processor in load_contestants(args):
         detector = load_detector(args.detector, device=str(model.device))
-        processor.language = processor.language if args.language is None else check_language(args.language)
-        explanations.append(explain(model, processor, image, caption, name, detector))
-    panels = draw_explanations(image, explanations)
-    for made in explanations:
-        print(f"{made.model}: image and caption {number(made.score, 3)}")
-        for line in made.lines:
+        options = {"detector": detector, "language": args.language, "model_name": name}
+        explanations.append(explain(model, processor, image, caption, **options))
+    for explanation in explanations:
+        print(f"{explanation.model_name}: image and caption {number(explanation.score, 3)}")
+        for line in explanation.lines:
             note = f"  ({line.note})" if line.note else ""
             print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {shortened(line.text, 300)}{note}")
-        if made.left_out:
-            print(f"  and {count(made.left_out, 'sentence')} more, not shown")
+        if explanation.omitted:
+            print(f"  and {count(explanation.omitted, 'sentence')} more, not shown")
     if args.output is not None:
-        save_picture(explanation_picture(image, panels), args.output)
-        print(f"Picture: {args.output}")
+        save_image(explanation_figure(explanations), args.output)
+        print(f"Figure: {args.output}")
     if args.html is not None:
-        write_text(args.html, explanation_page(image, panels, caption))
+        write_text(args.html, explanation_page(explanations))
         print(f"Page: {args.html}")
     return 0

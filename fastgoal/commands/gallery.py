@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     prepare_pictures(args)
 
     from fastgoal.hub_cards.wording import count
-    from fastgoal.pages.gallery import choose_queries, contestant, draw_gallery, gallery_page, gallery_picture
-    from fastgoal.pages.render import save_picture
+    from fastgoal.pages.gallery import RankedModel, choose_queries, gallery_figure, gallery_page, make_gallery
+    from fastgoal.pages.render import save_image
     from fastgoal.processing.checkpoints.devices import choose_workers
     from fastgoal.processing.files import write_text
     from fastgoal.trainer.evaluation.measures.embeddings import encode_source
@@ -60,16 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
     columns = (args.image_column, args.caption_column, args.split)
     source = open_protocol(args.protocol, args.data, *columns, args.limit, args.allow_outside_files)
-    contestants = []
+    models = []
     for name, model, processor in load_contestants(args):
         workers = choose_workers(args.num_workers, model)
         encoded = encode_source(model, processor, source, args.batch_size, workers, args.on_error, progress=True)
-        contestants.append(contestant(name, encoded, model.device))
-    queries = choose_queries(contestants, args.direction, args.show, args.count)
-    gallery = draw_gallery(contestants, source, queries, args.direction, args.top_k)
+        models.append(RankedModel(name, encoded, encoded.ranks(model.device)))
+    queries = choose_queries(models, args.direction, args.show, args.count)
+    gallery = make_gallery(models, source, queries, args.direction, args.top_k)
     drawn = count(len(queries), "query", "queries")
     if args.output is not None:
-        save_picture(gallery_picture(gallery), args.output)
+        save_image(gallery_figure(gallery), args.output)
         print(f"{drawn}: {args.output}")
     if args.html is not None:
         write_text(args.html, gallery_page(gallery))

@@ -1,1 +1,1 @@
-"""Pages and pictures that explain, inspect and compare."""
+"""Pages and figures that explain, inspect, and compare."""

@@ -1,12 +1,13 @@
-"""Why a model finds an image and a caption alike: each sentence's best region and patches, drawn on the image.
+"""Explain why a model finds an image and a caption similar: the best region and the patches of each sentence.
 
-`explain` computes, `draw_explanations` draws the parts, `explanation_picture` and `explanation_page` place them. One
-color stands for one sentence throughout, whatever the model: its text, its number, its patch heat map and its region's
-frame; the frame of a region that several sentences share is striped in their colors.
+One color stands for one sentence in everything that is drawn: its text, its number, its heat map, and the frame of its
+best region. The frame of a region that several sentences share is striped in their colors.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,219 +37,256 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import patch_embeds, patch_token
 from fastgoal.pages.render import render
 from fastgoal.processing.embedding import embed_images, embed_texts, vision_outputs
 from fastgoal.processing.geometry import ImageTransform
+from fastgoal.processing.images import ImageSource, load_image
 from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.sentences import check_language
 
-# The first sentences, more than any model reads, are shown.
-MOST_SENTENCES = 100
-# Largest width and height of what is drawn; sheet and page make it smaller.
+# More sentences than any model reads.
+MAX_SENTENCES = 100
+# Largest (width, height) of drawn images. The figure and the page show them smaller.
 VIEW, MAP = (1100, 720), (640, 420)
-# Width over height from which a picture is wide, and up to which it is tall.
+# Images with a larger ratio of width to height are wide; those up to `TALL` are tall.
 WIDE, TALL = 2.2, 0.6
 COLOR_NOTE = (
-    "A sentence has one color and one number: of its text, of the frame of its best region, of its heat map. A striped"
-    f" frame is the best region of several sentences. After {len(COLORS)} sentences the colors come again."
+    "Each sentence has one color and one number, in the text, at the frame of its best region, and in its heat map. A"
+    f" striped frame is the best region of several sentences. Colors repeat after {len(COLORS)} sentences."
 )
 NOTE = (
-    "Numbers are cosines: of image and caption, of sentence and region, of sentence and patches from the least to the "
-    "most similar one. Each heat map has its own range: compare places, not strength. Where no patches are drawn, the "
-    "model does not see the image."
+    "All numbers are cosine similarities: of the image and the caption, of a sentence and its region, and of a sentence"
+    " and its least and most similar patch. Each heat map has its own range, so compare positions and not strengths."
+    " Where no patches are drawn, the model does not see the image."
 )
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one model makes of one image and caption.
+    """What `explain` finds, and the images that show it.
 
     Attributes:
-        model: Its name.
-        score: Cosine of image and caption.
-        lines: The sentences with their best regions; the note says whether the caption was cut before it.
-        frames: Of the best regions, in pixels of the image.
-        heats: `(sentences, rows, columns)` cosine of each sentence and each patch of the model's input.
-        components: `(rows, columns, 3)` the first three principal components of the image tokens, 0 to 1.
-        shown: (x1, y1, x2, y2), the part of the image that the model sees, in pixels of the image.
-        left_out: Sentences behind the first `MOST_SENTENCES`, which are not shown.
+        image: The image, upright and RGB.
+        caption: The caption.
+        model_name: Name of the model.
+        score: Cosine similarity of the image and the caption.
+        lines: The sentences with the labels and scores of their best regions. The note says if the model does not read
+            the sentence.
+        frames: Frames of the best regions, in pixels of the image.
+        similarities: Cosine similarity of each sentence and each patch, `(sentences, rows, columns)`.
+        components: First three principal components of the image tokens, `(rows, columns, 3)`, from 0 to 1.
+        visible_box: The part (x1, y1, x2, y2) of the image that the model sees, in pixels of the image.
+        omitted: Number of sentences after the first `MAX_SENTENCES`, which are not shown.
     """
 
-    model: str
+    image: Image.Image
+    caption: str
+    model_name: str
     score: float
     lines: list[Line]
     frames: list[Frame]
-    heats: Tensor
+    similarities: Tensor
     components: Tensor
-    shown: tuple[float, float, float, float]
-    left_out: int = 0
+    visible_box: tuple[float, ...]
+    omitted: int = 0
 
+    @property
+    def ranges(self) -> list[str]:
+        """The lowest and the highest patch similarity of each sentence, as text."""
+        return [f"{number(float(map.min()), 2)} to {number(float(map.max()), 2)}" for map in self.similarities]
 
-@dataclass(frozen=True)
-class Panel:
-    """The pictures of one explanation; `ranges` are the cosines from the palest to the strongest place of each map."""
+    @cached_property
+    def heat_maps(self) -> list[Image.Image]:
+        """For each sentence the grey image under the patch similarities in the sentence's color."""
+        shown = fitted(self.image.convert("L").convert("RGB"), *MAP)
+        pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.35)
+        left, top, right, bottom = self._visible_box(shown)
+        maps = []
+        for index, similarity in enumerate(self.similarities):
+            strength = similarity - similarity.min()
+            strength = (strength / strength.max().clamp(min=1e-9)) ** 1.5
+            patches = Image.fromarray((strength * 225).round().byte().numpy())
+            mask = Image.new("L", shown.size, 0)
+            mask.paste(patches.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
+            maps.append(Image.composite(Image.new("RGB", shown.size, in_turn(index)), pale, mask))
+        return maps
 
-    made: Explanation
-    components: Image.Image
-    maps: list[Image.Image]
-    ranges: list[str]
+    @cached_property
+    def components_image(self) -> Image.Image:
+        """The principal components of the image tokens as red, green and blue. What the model does not see is faint."""
+        shown = fitted(self.image, *VIEW)
+        pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.75)
+        left, top, right, bottom = self._visible_box(shown)
+        colors = Image.fromarray((self.components * 255).round().byte().numpy())
+        pale.paste(colors.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
+        return pale
+
+    def _visible_box(self, shown: Image.Image) -> tuple[int, int, int, int]:
+        """The part of the image that the model sees, in pixels of the scaled image."""
+        scales = (shown.width / self.image.width, shown.height / self.image.height) * 2
+        left, top, right, bottom = (round(value * scale) for value, scale in zip(self.visible_box, scales, strict=True))
+        return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 @torch.no_grad()
 def explain(
-    model: Any, processor: FastGoalProcessor, image: Image.Image, caption: str, name: str, detector: Any = None
+    model: Any,
+    processor: FastGoalProcessor,
+    image: ImageSource,
+    caption: str,
+    *,
+    detector: Any = None,
+    language: str | None = None,
+    model_name: str = "model",
 ) -> Explanation:
-    """Match the sentences of a caption to regions and patches of an image, upright and RGB.
+    """Match each sentence of a caption to a region and to the patches of an image.
 
-    Sentences past the model's text length are marked as not read. `name` is what to call the model; a detector proposes
-    regions beside the five default ones.
+    Example:
+        ```python
+        from fastgoal import FastGoalModel, FastGoalProcessor, explain
+        from fastgoal.pages.explain import explanation_figure
+
+        model, processor = FastGoalModel.from_pretrained("outputs"), FastGoalProcessor.from_pretrained("outputs")
+        explanation = explain(model, processor, "dog.jpg", "A brown dog runs. A red ball lies next to it.")
+        for line in explanation.lines:
+            print(f"{line.score:.3f} {line.label}: {line.text}")
+        explanation_figure([explanation]).save("dog.png")
+        ```
+
+    Args:
+        model: Any supported model on its device.
+        processor: The model's processor.
+        image: What `load_image` reads: a PIL image, a path, or bytes.
+        caption: At least one sentence.
+        detector: Detector that proposes regions in addition to the five default ones.
+        language: Language of the caption. Defaults to the processor's.
+        model_name: Name of the model in the figure and on the page.
 
     Raises:
-        ValueError: The caption has no sentence.
+        ValueError: The caption has no sentence, the language is not supported, or the image cannot be read.
     """
-    # A plain CLIP's folder does not say how large its patches are.
+    processor = copy.copy(processor)
+    # The folder of a plain checkpoint does not say how large its patches are.
     processor.patch_size = processor.patch_size or int(model.config.vision_config.patch_size)
     processor.detector = detector
+    if language is not None:
+        processor.language = check_language(language)
+    image, caption = load_image(image), caption.strip()
     sentences = processor.split_sentences(caption)
-    shown_text, left = caption, max(0, len(sentences) - MOST_SENTENCES)
-    if left:
-        shown_text = caption[: sentences[MOST_SENTENCES - 1].end]
+    if not sentences:
+        raise ValueError("`caption` must have at least one sentence, got an empty text.")
+    shown_text, omitted = caption, max(0, len(sentences) - MAX_SENTENCES)
+    if omitted:
+        shown_text = caption[: sentences[MAX_SENTENCES - 1].end]
     pairs = processor.match([image], [shown_text], model)[0]
     masks = processor.sentence_masks(shown_text, [(pair.sentence.start, pair.sentence.end) for pair in pairs])
     vision = vision_outputs(model, processor, [image])
     patches = torch.nn.functional.normalize(patch_embeds(model, vision).float()[0].cpu(), dim=-1)
     texts = embed_texts(model, processor, [pair.sentence.text for pair in pairs])
-    whole = embed_texts(model, processor, [caption])[0] @ embed_images(model, processor, [image])[0]
+    score = embed_texts(model, processor, [caption])[0] @ embed_images(model, processor, [image])[0]
 
     transform = ImageTransform.of(processor.image_processor, image.size)
     columns, rows = (side // processor.patch_size for side in transform.size)
-    shown = tuple((transform.shown[axis] - transform.offset[axis % 2]) / transform.scale[axis % 2] for axis in range(4))
     lines, frames = sentences_and_regions(pairs, masks.any(dim=1).tolist(), text_positions(model))
-    heats = (texts @ patches.T).reshape(len(pairs), rows, columns)
-    components = principal_components(patch_tokens(model, vision)[0].float().cpu()).reshape(rows, columns, 3)
-    return Explanation(name, float(whole), lines, frames, heats, components, shown, left)  # type: ignore[arg-type]
+    return Explanation(
+        image,
+        caption,
+        model_name,
+        float(score),
+        lines,
+        frames,
+        similarities=(texts @ patches.T).reshape(len(pairs), rows, columns),
+        components=principal_components(patch_tokens(model, vision)[0].float().cpu()).reshape(rows, columns, 3),
+        visible_box=tuple(
+            (transform.shown[side] - transform.offset[side % 2]) / transform.scale[side % 2] for side in range(4)
+        ),
+        omitted=omitted,
+    )
 
 
 def sentences_and_regions(
-    pairs: Sequence[LocalPair], read: Sequence[bool], tokens: int
+    pairs: Sequence[LocalPair], is_read: Sequence[bool], tokens: int
 ) -> tuple[list[Line], list[Frame]]:
-    """The sentences with their colors, and the frames of their regions in the order in which they are named.
+    """Return the sentences with their colors, and the frames of their regions in the order of the sentences.
 
-    There are a pair for each sentence, and whether the model, which reads so many `tokens`, has `read` any of it.
+    Args:
+        pairs: One pair per sentence.
+        is_read: Whether the model reads any token of the sentence.
+        tokens: Number of tokens that the model reads.
     """
-    places: dict[tuple[float, float, float, float], list[int]] = {}
+    members: dict[tuple[float, float, float, float], list[int]] = {}
     lines = []
-    for place, (pair, is_read) in enumerate(zip(pairs, read, strict=True)):
-        places.setdefault(pair.region.box, []).append(place)
-        region = list(places).index(pair.region.box)
+    for index, (pair, read) in enumerate(zip(pairs, is_read, strict=True)):
+        members.setdefault(pair.region.box, []).append(index)
+        region = list(members).index(pair.region.box)
         label = plain_label(pair.region.label or pair.region.source)
-        note = "" if is_read else f"past {tokens} tokens: not read"
-        lines.append(Line(place + 1, pair.sentence.text, in_turn(place), region, label, pair.score, note=note))
+        note = "" if read else f"not read: past {tokens} tokens"
+        lines.append(Line(index + 1, pair.sentence.text, in_turn(index), region, label, pair.score, note=note))
     frames = [
-        Frame(region, box, [place + 1 for place in found], [in_turn(place) for place in found])
-        for region, (box, found) in enumerate(places.items())
+        Frame(region, box, [index + 1 for index in indices], [in_turn(index) for index in indices])
+        for region, (box, indices) in enumerate(members.items())
     ]
     return lines, frames
 
 
 def principal_components(tokens: Tensor) -> Tensor:
-    """The first three principal components of `(tokens, width)`, each scaled to 0..1; 0.5 where all tokens are equal.
+    """Return the first three principal components of `(tokens, width)`, each scaled to 0..1.
 
-    A component's sign is chosen so that the first token is not above the middle, as signs mean nothing.
+    Components that do not vary are 0.5. The sign of a component has no meaning: it is chosen so that the first token is
+    not above the mean.
     """
     centered = tokens - tokens.mean(dim=0)
     _, _, directions = torch.linalg.svd(centered, full_matrices=False)
     values = centered @ directions[:3].T
-    values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))  # where there are fewer
+    values = torch.nn.functional.pad(values, (0, 3 - values.shape[1]))  # if there are fewer
     values = torch.where(values[:1] > 0, -values, values)
     low, high = values.amin(0), values.amax(0)
     spread = high - low
     return torch.where(spread > 1e-6, (values - low) / spread.clamp(min=1e-6), torch.full_like(values, 0.5))
 
 
-def draw_explanations(image: Image.Image, explanations: Sequence[Explanation]) -> list[Panel]:
-    """What `explanation_picture` and `explanation_page` place, drawn once for both."""
-    return [
-        Panel(
-            made,
-            components_picture(image, made),
-            [heat_picture(image, made, place) for place in range(len(made.heats))],
-            [f"{number(float(heat.min()), 2)} to {number(float(heat.max()), 2)}" for heat in made.heats],
-        )
-        for made in explanations
-    ]
+def explanation_figure(explanations: Sequence[Explanation]) -> Image.Image:
+    """Draw one or more models' explanations of the same image and caption next to each other, as one image.
 
-
-def heat_picture(image: Image.Image, explanation: Explanation, place: int) -> Image.Image:
-    """The image in grey with the patch similarities of a sentence in its color, lowest to highest."""
-    shown = fitted(image.convert("L").convert("RGB"), *MAP)
-    heat = explanation.heats[place] - explanation.heats[place].min()
-    strength = heat / heat.max().clamp(min=1e-9)
-    mask = Image.new("L", shown.size, 0)
-    left, top, right, bottom = _seen(image, explanation, shown)
-    patch = Image.fromarray((strength**1.5 * 225).round().byte().numpy())
-    mask.paste(patch.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-    pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.35)
-    return Image.composite(Image.new("RGB", shown.size, in_turn(place)), pale, mask)
-
-
-def components_picture(image: Image.Image, explanation: Explanation) -> Image.Image:
-    """The principal components of the image tokens as colors, where the model sees the image; the rest is faint."""
-    shown = fitted(image, *VIEW)
-    pale = Image.blend(shown, Image.new("RGB", shown.size, "white"), 0.75)
-    left, top, right, bottom = _seen(image, explanation, shown)
-    colors = Image.fromarray((explanation.components * 255).round().byte().numpy())
-    pale.paste(colors.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
-    return pale
-
-
-def _seen(image: Image.Image, explanation: Explanation, shown: Image.Image) -> tuple[int, int, int, int]:
-    """The part of the image that the model sees, in pixels of the image as it is shown."""
-    scales = (shown.width / image.width, shown.height / image.height) * 2
-    left, top, right, bottom = (round(value * scale) for value, scale in zip(explanation.shown, scales))
-    return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-def explanation_picture(image: Image.Image, panels: Sequence[Panel]) -> Image.Image:
-    """One picture with a sheet for every model, next to each other.
-
-    A sheet has the image with all regions, the principal components of its tokens, the sentences with their scores, and
-    a heat map for each.
+    Each model has the image with all regions, the principal components of the image tokens, the sentences with their
+    scores, and a heat map for each sentence.
     """
-    width = 1200 if len(panels) == 1 else 900
-    sheets = [_sheet(image, panel, width - 2 * MARGIN) for panel in panels]
-    height = max(sheet.height for sheet in sheets)
-    line = Image.new("RGB", (1, height), PALE)
+    width = 1200 if len(explanations) == 1 else 900
+    sheets = [_sheet(explanation, width - 2 * MARGIN) for explanation in explanations]
+    line = Image.new("RGB", (1, max(sheet.height for sheet in sheets)), PALE)
     blocks = [block for sheet in sheets for block in (line, padded(sheet))]
-    return flow(blocks[1:], width * len(panels) + len(panels) - 1, gap=0)
+    return flow(blocks[1:], width * len(sheets) + len(sheets) - 1, gap=0)
 
 
-def _sheet(image: Image.Image, panel: Panel, width: int) -> Image.Image:
-    shape = image.width / image.height
+def _sheet(explanation: Explanation, width: int) -> Image.Image:
+    image, lines = explanation.image, explanation.lines
+    ratio = image.width / image.height
     half = (width - MARGIN) // 2
-    # A wide picture has the width for itself, a tall one more height.
-    room = (width, 420) if shape > WIDE else (half, 460 if shape > TALL else 720)
+    # Wide images get the full width, and tall ones more height.
+    room = (width, 420) if ratio > WIDE else (half, 460 if ratio > TALL else 720)
     views = [
-        (framed(image, panel.made.frames, *room), "Best region of each sentence"),
-        (fitted(panel.components, *room), "Image tokens: first 3 principal components as color"),
+        (framed(image, explanation.frames, *room), "Best region of each sentence"),
+        (fitted(explanation.components_image, *room), "Image tokens: first 3 principal components as color"),
     ]
     top = [stack([text_block([(text, GREY)], max(view.width, 200)), view]) for view, text in views]
-    # Beside tall pictures the caption has room enough.
-    beside = width - sum(block.width + MARGIN for block in top)
-    top.append(lines_block(panel.made.lines, beside if beside >= 400 else width))
-    # As many heat maps in a row as stay large enough to see, and to write below.
-    in_row = min(2 if shape > WIDE else 4 if shape > TALL else 5, max(2, len(panel.made.lines)))
+    # Next to tall images there is enough room for the caption.
+    room_left = width - sum(block.width + MARGIN for block in top)
+    top.append(lines_block(lines, room_left if room_left >= 400 else width))
+    # As many heat maps in a row as remain legible.
+    in_row = min(2 if ratio > WIDE else 4 if ratio > TALL else 5, max(2, len(lines)))
     cell = (width - (in_row - 1) * MARGIN) // in_row
     maps = []
-    for line, heat, values in zip(panel.made.lines, panel.maps, panel.ranges, strict=True):
+    for line, heat_map, values in zip(lines, explanation.heat_maps, explanation.ranges, strict=True):
         text = text_block([(f"{line.number}. {line.text}", line.color)], cell, most=2)
-        maps.append(stack([fitted(heat, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
-    heading = f"{panel.made.model}: image and caption {number(panel.made.score, 3)}"
+        maps.append(stack([fitted(heat_map, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
+    heading = f"{explanation.model_name}: image and caption {number(explanation.score, 3)}"
     title = text_block([(heading, "black")], width, FONT_SIZE + 3)
     legend, notes = (text_block([(text, GREY)], width) for text in (COLOR_NOTE, NOTE))
     return stack([title, legend, flow(top, width), flow(maps, width), notes], MARGIN)
 
 
-def explanation_page(image: Image.Image, panels: Sequence[Panel], caption: str) -> str:
-    """The same as a web page that needs no other file; models stand next to each other."""
-    shape = image.width / image.height
-    view, least = ("100%", "420px") if shape > WIDE else ("300px", "190px") if shape > TALL else ("140px", "140px")
-    values = {"title": caption[:80], "image": image, "panels": panels, "view": view, "map": least}
+def explanation_page(explanations: Sequence[Explanation]) -> str:
+    """Return the same as a web page that needs no other file."""
+    image, caption = explanations[0].image, explanations[0].caption
+    ratio = image.width / image.height
+    view, least = ("100%", "420px") if ratio > WIDE else ("300px", "190px") if ratio > TALL else ("140px", "140px")
+    values = {"title": caption[:80], "explanations": explanations, "view": view, "map": least}
     return render("explain", **values, colors=COLOR_NOTE, note=NOTE)

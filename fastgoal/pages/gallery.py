@@ -1,12 +1,8 @@
-"""Retrieval examples and error cases as figures: a query, the first answers of each model, right and wrong framed.
-
-`draw_gallery` finds the answers and their pictures, `gallery_picture` and `gallery_page` place them.
-"""
+"""Figures of retrieval examples and errors: queries and the top answers of each model, framed as correct or wrong."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,35 +15,35 @@ from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource
 from fastgoal.trainer.evaluation.measures.retrieval import Ranks
 
-RIGHT, WRONG = "#2e7d32", "#c62828"
+CORRECT, WRONG = "#2e7d32", "#c62828"
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model's name, embeddings and ranks on the same source as the others."""
+class RankedModel:
+    """The name of a model, with its embeddings and ranks on a source that all compared models share."""
 
     name: str
     encoded: EncodedSource
     ranks: Ranks
 
-    def rank_of(self, direction: str) -> list[int]:
-        """The rank of the right answer by query, 0 where there is none."""
+    def ranks_of(self, direction: str) -> list[int]:
+        """Return the rank of the correct answer to each query, 0 if it has none."""
         ranks: list[int] = getattr(self.ranks, direction.replace("-", "_")).tolist()
         return ranks
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, an image or a caption: its place and cosine in words, and whether it is right."""
+    """An image or a caption, with its position and cosine similarity as text, and whether it is correct."""
 
-    shown: Image.Image | str
+    content: Image.Image | str
     mark: str
-    right: bool
+    is_correct: bool
 
 
 @dataclass(frozen=True)
-class Found:
-    """The first answers of one model; `note` says where the right one is, if not among them."""
+class ModelAnswers:
+    """The top answers of a model. The note says at which position the correct answer is, if it is not among them."""
 
     model: str
     note: str
@@ -56,121 +52,121 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption or an image, the right answers where a model missed them, and what each model found."""
+    """A caption or an image, its correct answers if a model missed them, and the answers of each model."""
 
     number: int
-    asked: Image.Image | str
-    right: Sequence[Image.Image | str]
-    found: list[Found]
+    content: Image.Image | str
+    correct: Sequence[Image.Image | str]
+    models: list[ModelAnswers]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that the figure shows; `groups` are headings with their queries."""
+    """The title, the introduction, and groups of queries with their headings."""
 
     title: str
-    lead: str
+    introduction: str
     groups: list[tuple[str, list[Query]]]
 
 
-def choose_queries(contestants: Sequence[Contestant], direction: str, show: str, count: int) -> list[int]:
-    """Which queries to draw, the most telling ones first.
+def choose_queries(models: Sequence[RankedModel], direction: str, show: str, count: int) -> list[int]:
+    """Choose the queries to draw, the most informative ones first.
 
-    Examples are queries that the first model answers right; with a second model those that it ranks worst come first.
-    Errors are queries that the first model answers wrong, the worst ranks first.
+    Examples are queries that the first model answers correctly. If there is a second model, those that it ranks worst
+    come first. Errors are queries that the first model answers wrongly, the worst ranks first.
 
     Args:
-        contestants: The model, and others to compare.
+        models: The model, and others to compare with.
         direction: "text-to-image" or "image-to-text".
-        show: "examples", "errors", or "both", half of each.
-        count: How many; fewer where there are no more.
+        show: "examples", "errors", or "both" for half of each.
+        count: Number of queries. There are fewer if the source has fewer.
 
     Raises:
         ValueError: There is no such query.
     """
-    ranks = [contestant.rank_of(direction) for contestant in contestants]
-    asked = [query for query, rank in enumerate(ranks[0]) if rank > 0]
-    others = [max((column[query] for column in ranks[1:]), default=0) for query in range(len(ranks[0]))]
-    examples = sorted((query for query in asked if ranks[0][query] == 1), key=lambda query: -others[query])
-    errors = sorted((query for query in asked if ranks[0][query] > 1), key=lambda query: -ranks[0][query])
+    first, *others = (model.ranks_of(direction) for model in models)
+    answered = [query for query, rank in enumerate(first) if rank > 0]
+    worst = [max((ranks[query] for ranks in others), default=0) for query in range(len(first))]
+    examples = sorted((query for query in answered if first[query] == 1), key=lambda query: -worst[query])
+    errors = sorted((query for query in answered if first[query] > 1), key=lambda query: -first[query])
     if show != "both":
         chosen = (examples if show == "examples" else errors)[:count]
     else:
         chosen = examples[: count - min(len(errors), count // 2)]
         chosen += errors[: count - len(chosen)]
     if not chosen:
-        raise ValueError(f"there is no query to show: the model answers {'all' if show == 'errors' else 'none'} right.")
+        answers = "all queries" if show == "errors" else "no query"
+        raise ValueError(f"`show={show}`: there is no query to show. The model answers {answers} correctly.")
     return chosen
 
 
-def draw_gallery(
-    contestants: Sequence[Contestant],
+def make_gallery(
+    models: Sequence[RankedModel],
     source: Source,
     queries: Sequence[int],
     direction: str = "text-to-image",
     k: int = 5,
 ) -> Gallery:
-    """The queries with the first k answers of each model, those that the first model answers right before the others.
+    """Collect queries and the top k answers of each model; those that the first model answers correctly come first.
 
-    Where a right answer is not among them, its rank is said, and it stands beside the query.
+    If a correct answer is not among the top k of a model, its rank is given, and it is shown with the query.
     """
 
     @cache
-    def picture(row: int) -> Image.Image:
+    def image_of(row: int) -> Image.Image:
         entry = source[row]
         return fitted(load_image(entry.image, name=entry.name), 480, 400)
 
-    model, ranks = contestants[0].name, contestants[0].rank_of(direction)
+    name, ranks = models[0].name, models[0].ranks_of(direction)
     groups: dict[bool, list[Query]] = {True: [], False: []}
-    for place, query in enumerate(queries, start=1):
-        groups[ranks[query] == 1].append(_query(contestants, picture, query, direction, k, place))
-    titles = {True: "Examples: {} puts a right answer first", False: "Errors: {} puts a wrong answer first"}
-    what = "images and the captions" if direction == "image-to-text" else "captions and the images"
-    answers = "The first answer" if k == 1 else f"The first {k} answers"
-    lead = (
-        f"{answers} of {' and of '.join(one.name for one in contestants)} among"
-        f" {count(len(contestants[0].encoded.rows), 'image')}, with their cosine to the query. Green frame: right. Red"
-        " frame: wrong."
+    for index, query in enumerate(queries, start=1):
+        groups[ranks[query] == 1].append(_query(models, image_of, query, direction, k, index))
+    headings = {True: f"Examples: correct first answers of {name}", False: f"Errors: wrong first answers of {name}"}
+    introduction = (
+        f"The top {count(k, 'answer')} of {' and of '.join(model.name for model in models)} among"
+        f" {count(len(models[0].encoded.rows), 'image')}, with the cosine similarity to the query. Green frame:"
+        " correct. Red frame: wrong."
     )
-    headed = [(titles[right].format(model), found) for right, found in groups.items() if found]
-    return Gallery(f"Retrieval: {what} found for them", lead, headed)
+    title = f"{direction.capitalize()} retrieval"
+    return Gallery(title, introduction, [(headings[right], group) for right, group in groups.items() if group])
 
 
 def _query(
-    contestants: Sequence[Contestant],
-    picture: Callable[[int], Image.Image],
+    models: Sequence[RankedModel],
+    image_of: Callable[[int], Image.Image],
     query: int,
     direction: str,
     k: int,
-    place: int,
+    index: int,
 ) -> Query:
-    encoded, texts = contestants[0].encoded, direction == "image-to-text"
+    encoded, to_text = models[0].encoded, direction == "image-to-text"
 
-    def shown(item: int, text: bool) -> Image.Image | str:
-        return encoded.captions[item] if text else picture(encoded.rows[item])
+    def content(item: int, text: bool) -> Image.Image | str:
+        return encoded.captions[item] if text else image_of(encoded.rows[item])
 
     owners = encoded.text_to_image
-    right = [text for text, owner in enumerate(owners) if owner == query] if texts else [owners[query]]
-    missed, found = False, []
-    for contestant in contestants:
-        images, captions = contestant.encoded.image_embeds, contestant.encoded.text_embeds
-        similarity = captions @ images[query] if texts else images @ captions[query]
+    correct = [text for text, owner in enumerate(owners) if owner == query] if to_text else [owners[query]]
+    missed, columns = False, []
+    for model in models:
+        images, captions = model.encoded.image_embeds, model.encoded.text_embeds
+        similarity = captions @ images[query] if to_text else images @ captions[query]
         scores, chosen = torch.topk(similarity, min(k, len(similarity)))
         answers = []
-        for order, (score, item) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
-            verdict = "right" if item in right else "wrong"  # not by color alone
-            answers.append(Answer(shown(item, texts), f"{order}: {number(score, 3)} {verdict}", item in right))
-        rank = contestant.rank_of(direction)[query]
+        for position, (score, item) in enumerate(zip(scores.tolist(), chosen.tolist(), strict=True), start=1):
+            verdict = "correct" if item in correct else "wrong"  # not only by color
+            mark = f"{position}: {number(score, 3)} {verdict}"
+            answers.append(Answer(content(item, to_text), mark, item in correct))
+        rank = model.ranks_of(direction)[query]
         missed = missed or rank > k
-        note = f"; the right answer is at place {rank:,}" if rank > k else ""
-        found.append(Found(contestant.name, note, answers))
-    return Query(place, shown(query, not texts), [shown(item, texts) for item in right] if missed else [], found)
+        note = f"; the correct answer has rank {rank:,}" if rank > k else ""
+        columns.append(ModelAnswers(model.name, note, answers))
+    return Query(index, content(query, not to_text), [content(item, to_text) for item in correct if missed], columns)
 
 
-def gallery_picture(gallery: Gallery, width: int = 1400) -> Image.Image:
-    """The figure as one picture."""
+def gallery_figure(gallery: Gallery, width: int = 1400) -> Image.Image:
+    """Draw the gallery as one image."""
     inside = width - 2 * MARGIN
-    blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.lead, GREY)], inside)]
+    blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.introduction, GREY)], inside)]
     for text, queries in gallery.groups:
         heading = text_block([(text, "black")], inside, 20)
         blocks.append(stack([Image.new("RGB", (1, MARGIN), "white"), heading]))
@@ -181,45 +177,40 @@ def gallery_picture(gallery: Gallery, width: int = 1400) -> Image.Image:
 
 def _query_blocks(query: Query, width: int) -> list[Image.Image]:
     top = []
-    texts = [right for right in query.right if isinstance(right, str)]
-    if isinstance(query.asked, str):
-        for right in query.right:
-            if not isinstance(right, str):
-                shown = padded(fitted(right, 240, 180), 4, RIGHT)
-                top.append(stack([text_block([("the right answer", RIGHT)], 240), shown]))
-        texts = [query.asked]
+    texts = [answer for answer in query.correct if isinstance(answer, str)]
+    if isinstance(query.content, str):
+        for answer in query.correct:
+            if not isinstance(answer, str):
+                shown = padded(fitted(answer, 240, 180), 4, CORRECT)
+                top.append(stack([text_block([("the correct answer", CORRECT)], 240), shown]))
+        texts = [query.content]
     else:
-        top.append(fitted(query.asked, 420, 280))
+        top.append(fitted(query.content, 420, 280))
         if texts:
-            texts.insert(0, "The right answer:" if len(texts) == 1 else "The right answers:")
+            texts.insert(0, "The correct answer:" if len(texts) == 1 else "The correct answers:")
     if texts:
-        beside = width - sum(block.width + MARGIN for block in top)
-        top.append(text_block([(text, "black") for text in texts], beside, 18))
+        room_left = width - sum(block.width + MARGIN for block in top)
+        top.append(text_block([(text, "black") for text in texts], room_left, 18))
     blocks = [flow(top, width)]
-    for found in query.found:
-        answers = [_answer_block(answer, len(found.answers), width) for answer in found.answers]
-        title = text_block([(f"{found.model}{found.note}", GREY)], width)
+    for model in query.models:
+        answers = [_answer_block(answer, len(model.answers), width) for answer in model.answers]
+        title = text_block([(f"{model.model}{model.note}", GREY)], width)
         blocks.append(stack([title, flow(answers, width)], 4))
     return blocks
 
 
 def _answer_block(answer: Answer, answers: int, width: int) -> Image.Image:
-    """An answer with its mark above, so that all marks of a row are in line."""
-    color = RIGHT if answer.right else WRONG
-    if isinstance(answer.shown, str):
-        text = text_block([(answer.mark, color), (answer.shown, "black")], width - 22)
+    """Draw an answer below its mark, so that all marks of a row are aligned."""
+    color = CORRECT if answer.is_correct else WRONG
+    if isinstance(answer.content, str):
+        text = text_block([(answer.mark, color), (answer.content, "black")], width - 22)
         return padded(padded(text, 8), 3, color)
     in_row = min(max(answers, 4), 6)
     cell = (width - (in_row - 1) * MARGIN) // in_row
-    shown = padded(padded(fitted(answer.shown, cell - 12, 0.75 * cell), 2), 4, color)
+    shown = padded(padded(fitted(answer.content, cell - 12, 0.75 * cell), 2), 4, color)
     return stack([text_block([(answer.mark, color)], cell), shown])
 
 
 def gallery_page(gallery: Gallery) -> str:
-    """The figure as a web page that needs no other file, whose text can be searched and copied."""
+    """Return the gallery as a web page that needs no other file."""
     return render("gallery", title=gallery.title, gallery=gallery)
-
-
-def contestant(name: str, encoded: EncodedSource, device: Any = "cpu") -> Contestant:
-    """A model's embeddings with its ranks."""
-    return Contestant(name, encoded, encoded.ranks(device))

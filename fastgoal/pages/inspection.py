@@ -1,4 +1,4 @@
-"""The page of `fastgoal inspect`; its template lays out and words the numbers of `inspect_pairs`."""
+"""The page of `fastgoal inspect`, which presents the statistics of `inspect_pairs`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -14,7 +14,7 @@ from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
 
-SHOWN_LINES = 50  # of a list of rows left out
+MAX_LINES = 50  # of a list of skipped rows
 SOURCE_NAMES = {DEFAULT: "default regions", "column": "boxes in the data", "": "unknown"}
 
 TokenEnds = Callable[[str], list[tuple[int, int]]]
@@ -27,17 +27,17 @@ def inspection_page(
     broken: list[str],
     token_ends: TokenEnds | None = None,
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        name: Of the dataset.
-        facts: Of `inspect_pairs`, perhaps with `cosine` (of `mean_cosine`), `tokenizer` (its name) and `seed`.
-        rows: The rows whose numbers are in `facts["shown"]`, the image as `{"bytes", "path"}`.
-        broken: Gets a line for each image of those rows that cannot be read; a placeholder stands for it.
-        token_ends: Gives, for a caption, where CLIP stops to read: (limit, end of the part read, in characters) for
-            each of the limits that cut it.
+        name: Name of the dataset.
+        facts: Statistics of `inspect_pairs`, optionally with `cosine` (of `mean_cosine`) and `tokenizer` (its name).
+        rows: The rows in `facts["shown"]` by number, with images as `{"bytes", "path"}`.
+        broken: Receives a message for each image of those rows that cannot be read. The page shows a placeholder.
+        token_ends: Returns (limit, length in characters of the part that is read) for each limit in tokens that
+            truncates a caption.
     """
-    cards = {place: _card(place, row, broken, token_ends) for place, row in rows.items()}
+    cards = {index: _card(index, row, broken, token_ends) for index, row in rows.items()}
     pairs, captions, sources = facts["pairs"], facts["captions"], facts["regions"]["by_source"]
     tokenizer = facts.get("tokenizer")
     return render(
@@ -51,11 +51,11 @@ def inspection_page(
         detected=any(source != DEFAULT for source in sources),
         tiles=_tiles(facts),
         broken=broken,
-        sample=[cards[place] for place in facts["shown"]["sample"]],
-        lowest=[cards[place] for place in facts["shown"]["lowest"] if place in cards],
+        sample=[cards[index] for index in facts["shown"]["sample"]],
+        lowest=[cards[index] for index in facts["shown"]["lowest"] if index in cards],
         scores=_two("all pairs", pairs["histogram"], "best pairs", pairs["best_histogram"], "sentence and region crop"),
         score_rows=[
-            (kind, pairs[key]) for kind, key in (("all pairs", "scores"), ("best pairs", "best_scores")) if pairs[key]
+            (title, pairs[key]) for title, key in (("all pairs", "scores"), ("best pairs", "best_scores")) if pairs[key]
         ],
         sentences=_chart("images", captions["sentences_histogram"], "sentences in the caption", whole=True),
         lengths=_chart(
@@ -69,61 +69,66 @@ def inspection_page(
         cosine=_cosine(facts["cosine"]) if "cosine" in facts else None,
         near=[(group, _differences(*group["captions"])) for group in facts["near_duplicate_captions"]["worst"]],
         skipped=[str(entry.get("reason", entry)) for entry in facts["skipped"]],
-        most=SHOWN_LINES,
-        made_with=_made_with(facts),
+        max_lines=MAX_LINES,
+        settings=_settings(facts),
         source_names=SOURCE_NAMES,
         plain_label=plain_label,
     )
 
 
 def shown_rows(facts: Mapping[str, Any]) -> list[int]:
-    """The numbers of the rows that the page shows."""
+    """Return the numbers of the rows that the page shows."""
     return sorted({*facts["shown"]["sample"], *facts["shown"]["lowest"]})
 
 
 def page_name(folder: Path) -> str:
-    """What to call the dataset of a folder."""
+    """Return the name of the dataset in a folder."""
     return folder.resolve().name or str(folder)
 
 
 def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The most important numbers, and what they are."""
+    """Return the most important numbers with their descriptions."""
     captions, sources = facts["captions"], facts["regions"]["by_source"]
     best = sum(row["best"] for row in sources.values())
     detected = best - sources.get(DEFAULT, {"best": 0})["best"]
     tiles = [
         (f"{facts['rows']:,}", "image" if facts["rows"] == 1 else "images"),
         (f"{facts['pairs']['count']:,}", "sentence-region pairs"),
-        (number(captions["words"]["mean"]), f"words a caption, {number(captions['sentences']['mean'], 1)} sentences"),
+        (
+            number(captions["words"]["mean"]),
+            f"words, {number(captions['sentences']['mean'], 1)} sentences per caption",
+        ),
     ]
     for limit in TOKEN_LIMITS if captions["tokens"] else ():
         share = captions["tokens"]["truncated"][str(limit)]["share"]
-        tiles.append((percent(share), f"of the captions are cut at {limit} tokens"))
-    tiles.append((percent(detected / best) if best else "-", "of the best pairs are on a detected region"))
+        tiles.append((percent(share), f"of the captions are truncated at {limit} tokens"))
+    tiles.append((percent(detected / best) if best else "-", "of the best pairs have a detected region"))
     if any(source != DEFAULT for source in sources):
         tiles.append((percent(facts["no_detection"]["share"]), "of the images have no detection"))
     if "cosine" in facts:
-        found = facts["cosine"]
-        tiles.append((number(found["mean"], 4), f"mean image-caption cosine, {public_weights(found['model'])}"))
+        cosine = facts["cosine"]
+        tiles.append((number(cosine["mean"], 4), f"mean image-caption cosine, {public_weights(cosine['model'])}"))
     return tiles
 
 
-def _card(place: int, row: Mapping[str, Any], broken: list[str], token_ends: TokenEnds | None) -> dict[str, Any]:
-    """A row to show: its picture, or what is wrong with it, with frames, and its sentences."""
+def _card(index: int, row: Mapping[str, Any], broken: list[str], token_ends: TokenEnds | None) -> dict[str, Any]:
+    """Return what the page shows of a row: the image or its error, with frames, and the sentences."""
     frames, lines = row_figure(row)
-    picture, problem = None, ""
+    image, error = None, ""
     try:
-        picture = load_image(row["image"] or {}, name=row["file_name"])
-    except (ValueError, OSError) as error:
-        problem = str(error)
-        broken.append(f"row {place}: {problem}")
-    texts = _cut_texts(row, token_ends(row["caption"] or "") if token_ends else [])
-    card = {"row": row, "place": place, "frames": frames, "lines": lines, "texts": texts}
-    return {**card, "picture": picture, "error": problem}
+        image = load_image(row["image"] or {}, name=row["file_name"])
+    except (ValueError, OSError) as problem:
+        error = str(problem)
+        broken.append(f"row {index}: {error}")
+    texts = _sentence_parts(row, token_ends(row["caption"] or "") if token_ends else [])
+    card = {"row": row, "index": index, "frames": frames, "lines": lines, "texts": texts}
+    return {**card, "image": image, "error": error}
 
 
-def _cut_texts(row: Mapping[str, Any], token_ends: Sequence[tuple[int, int]]) -> list[list[tuple[str, int | None]]]:
-    """Each sentence in parts, with the limit of tokens that cuts the caption after a part, if one does."""
+def _sentence_parts(
+    row: Mapping[str, Any], token_ends: Sequence[tuple[int, int]]
+) -> list[list[tuple[str, int | None]]]:
+    """Return each sentence in parts, with the limit in tokens that truncates the caption after the part, or None."""
     caption, ends = row["caption"] or "", sorted(token_ends, key=lambda end: end[1])
     texts = []
     for sentence in row["sentences"] or []:
@@ -141,39 +146,38 @@ def _chart(name: str, counted: Mapping[str, Any], label: str, **options: Any) ->
     return histogram({name: counted["counts"]}, counted["edges"], label, **options)
 
 
-def _two(one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return histogram({one: first["counts"], other: second["counts"]}, first["edges"], f"cosine of {what}")
+def _two(one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any], label: str) -> dict[str, Any]:
+    return histogram({one: first["counts"], other: second["counts"]}, first["edges"], f"cosine of {label}")
 
 
-def _cosine(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mean cosine's part of the page shows beside the numbers."""
-    own, other = found["histogram"], found["mismatched_histogram"]
-    what = "image and caption"
+def _cosine(cosine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the mean cosine with its chart."""
+    own, other = cosine["histogram"], cosine["mismatched_histogram"]
     if other:
-        chart = _two("image and another's caption", other, "image and its caption", own, what)
+        chart = _two("image and another caption", other, "image and its caption", own, "image and caption")
     else:
-        chart = _chart("image and its caption", own, f"cosine of {what}")
-    published = " and ".join(f"{number(value, 4)} for {name}" for name, value in found["published"].items())
-    return {**found, "chart": chart, "published": published, "model": public_weights(found["model"])}
+        chart = _chart("image and its caption", own, "cosine of image and caption")
+    published = " and ".join(f"{number(value, 4)} for {name}" for name, value in cosine["published"].items())
+    return {**cosine, "chart": chart, "published": published, "model": public_weights(cosine["model"])}
 
 
 def _differences(one: str, other: str) -> list[list[tuple[str, bool]]]:
-    """Both texts in parts, with whether a part is in one of them alone."""
+    """Return both texts in parts, with whether a part is in only one of them."""
     first, second = one.split(), other.split()
     parts: list[list[tuple[str, bool]]] = [[], []]
-    for kind, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+    for change, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
         for words, target in ((first[a:b], parts[0]), (second[c:d], parts[1])):
             if words:
-                target.append((" ".join(words), kind != "equal"))
+                target.append((" ".join(words), change != "equal"))
     return parts
 
 
-def _made_with(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Sizes and settings, in words."""
+def _settings(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return sizes and settings as texts."""
     width, height = facts["images"]["width"], facts["images"]["height"]
     entries = {
         "rows": f"{facts['rows']:,} in {count(facts['shards'], 'file')}, {number(facts['bytes'] / 1e6, 1)} MB",
-        "image size": f"{number(width['median'])} x {number(height['median'])} pixels (medians), up to"
+        "image size": f"median {number(width['median'])} x {number(height['median'])} pixels, up to"
         f" {number(width['max'])} x {number(height['max'])}",
     }
     for key, value in facts["settings"].items():
@@ -182,7 +186,7 @@ def _made_with(facts: Mapping[str, Any]) -> dict[str, str]:
         elif key == "detector":
             entries[key] = str(DetectorSpec.from_settings(facts["settings"]))
         elif value is not None and key not in ("source_fingerprint", "source_rows"):
-            # A page that is shared names no folder of the machine that it was made on.
+            # A page may be shared, so it must not name folders of this machine.
             entries[key.replace("_", " ")] = public_name(str(value)) if "/" in str(value) else str(value)
     if facts["versions"]:
         entries["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())

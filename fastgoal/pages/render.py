@@ -1,6 +1,6 @@
-"""From a template and values to a page: one HTML file that needs no other and asks the network for nothing.
+"""Render a template with values to one HTML page that needs no other file and loads nothing from the network.
 
-Templates and the style sheet lie in `templates/`. Whatever a value holds stays text, as templates escape all of them.
+Templates and the style sheet are in `templates/`. Templates escape all values, whatever they contain.
 """
 
 import base64
@@ -17,47 +17,47 @@ from fastgoal.hub_cards.wording import count, number, percent
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that the template of this name makes of the values."""
+    """Return the page that the template of this name makes of the values."""
     return _ENVIRONMENT.get_template(f"{template}.html.jinja").render(values)
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as the `src` of an `img`, as JPEG."""
+def data_url(image: Image.Image) -> str:
+    """Return an image, as JPEG, as the `src` of an `img` element."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85, optimize=True)
+    image.save(buffer, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thumbnail(picture: Image.Image, side: int = 720) -> Image.Image:
-    """The picture with its longer side of at most so many pixels."""
-    shown = picture.copy()
+def thumbnail(image: Image.Image, side: int = 720) -> Image.Image:
+    """Return a copy of the image with its longer side of at most `side` pixels."""
+    shown = image.copy()
     shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     return shown
 
 
-def placed(frames: Sequence[Frame], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Where frames and their numbers lie on a picture of this size, in percent; large frames come first.
+def frame_positions(frames: Sequence[Frame], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the positions of frames on an image of this (width, height), in percent, large frames first.
 
-    `below` is the place of a frame's numbers among those of regions whose corners nearly coincide.
+    The numbers of frames whose corners nearly coincide are shown below each other; `below` is the position among them.
     """
-    (wide, high), places = size, []
+    (width, height), positions = size, []
     corners: dict[tuple[int, int], int] = {}
     for frame in sorted(frames, key=lambda frame: -frame.area):
         x1, y1, x2, y2 = frame.box
-        corner = (round(12 * x1 / wide), round(16 * y1 / high))
+        corner = (round(12 * x1 / width), round(16 * y1 / height))
         below = corners.get(corner, 0)
         corners[corner] = below + 1
-        places.append(
+        positions.append(
             {
                 "frame": frame,
-                "left": 100 * x1 / wide,
-                "top": 100 * y1 / high,
-                "width": 100 * (x2 - x1) / wide,
-                "height": 100 * (y2 - y1) / high,
+                "left": 100 * x1 / width,
+                "top": 100 * y1 / height,
+                "width": 100 * (x2 - x1) / width,
+                "height": 100 * (y2 - y1) / height,
                 "below": below,
             }
         )
-    return places
+    return positions
 
 
 _ENVIRONMENT = Environment(
@@ -68,20 +68,25 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters.update(
-    count=count, number=number, percent=percent, data_url=data_url, thumbnail=thumbnail, placed=placed
+    count=count,
+    number=number,
+    percent=percent,
+    data_url=data_url,
+    thumbnail=thumbnail,
+    frame_positions=frame_positions,
 )
-# Across a stripe it is shorter than along a side.
+# A stripe is narrower across than along a side.
 _ENVIRONMENT.globals["stripe"] = STRIPE / 2**0.5
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture; its suffix says the format.
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of the file's suffix.
 
     Raises:
-        ValueError: PIL knows no such format.
+        ValueError: The suffix is not one of an image format.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        image.save(path)
     except ValueError as error:
-        raise ValueError(f"--output {path}: {error}; name a .png, .jpg or .webp file.") from error
+        raise ValueError(f"`output={path}`: {error}. Use a name that ends in .png, .jpg, or .webp.") from error

@@ -1,1 +1,1 @@
-"""Search in a folder of images."""
+"""Search a folder of images."""

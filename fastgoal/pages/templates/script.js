@@ -1,4 +1,4 @@
-// Pointing at, or tapping, a sentence shows its region alone; pointing at a region shows its sentences.
+// Pointing at a sentence, or tapping it, shows only its region. Pointing at a region shows its sentences.
 for (const row of document.querySelectorAll('.linked')) {
   const light = region => {
     row.classList.toggle('lit', region !== null);

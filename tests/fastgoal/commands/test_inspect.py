@@ -37,7 +37,7 @@ def test_the_page_and_the_lines(folder, tiny_clip, capsys):
     assert page.index("The thick frame and ★ mark") < page.index('<article class="row')
     assert 'class="star"' in page
     assert "5 in 2 files" in page
-    assert "2 images (40.0 %) have no detection" in page
+    assert "2 images (40.0 %) have only default regions" in page
     assert "7.jpg): it is broken." in page
     assert "/somewhere" not in page  # a page that is shared names no folder of the machine it was made on
     assert "&lt;b&gt;here&lt;/b&gt;" in page
@@ -60,7 +60,7 @@ def test_one_of_a_kind_and_almost_nothing(tmp_path, capsys):
     page, _ = inspect(write(tmp_path / "pairs", one, shards=1), "--rows", 1)
     for text in (
         "1 image with captions",
-        "1 row of 1, drawn",
+        "1 row of 1, sampled",
         "in 1 file,",
         "<b>1</b><span>image</span>",
         "2 local pairs",
@@ -115,7 +115,7 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     assert "train-00000-of-00002.parquet lacks width, pairs.sentence" not in message
     assert "train-00000-of-00002.parquet lacks width, pairs;" in message
     assert "not one row" in error(write(tmp_path / "no-rows", [], 1))
-    assert "--rows is -1" in error(folder, "--rows", "-1")
+    assert "--rows" in error(folder, "--rows", "-1")
     assert "the tokenizer './nowhere', which counts" in error(folder, "--tokenizer", "./nowhere")
 
     shard = folder / "data/train-00001-of-00002.parquet"
@@ -132,7 +132,7 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     shard.unlink()
     page, facts = inspect(folder)
     assert facts["missing_shards"] == ["train-00001-of-00002.parquet"]
-    assert "of 2 shards 1 missing (train-00001-of-00002.parquet)" in page
+    assert "1 of 2 shards missing (train-00001-of-00002.parquet)" in page
 
 
 def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):

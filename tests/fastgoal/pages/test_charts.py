@@ -8,7 +8,7 @@ def test_two_histograms_in_percent_of_their_own_totals():
         {"all": [1, 3, 0], "best": [0, 1, 1]}, [-1.0, 0.0, 1.0, 2.0], "cosine", [(1.9, "late"), (9, "no")]
     )
     # 25 and 75 % of four, 50 and 50 % of two; the axis ends at a round number above 75.
-    assert [(kind, title) for kind, *_, title in chart["bars"]] == [
+    assert [(style, title) for style, *_, title in chart["bars"]] == [
         ("first", "all, -1 to 0: 1 (25.0 %)"),
         ("first", "all, 0 to 1: 3 (75.0 %)"),
         ("second", "best, 0 to 1: 1 (50.0 %)"),
@@ -25,7 +25,7 @@ def test_two_histograms_in_percent_of_their_own_totals():
 
 def test_whole_numbers_are_the_middles_of_their_bins():
     chart = histogram({"images": [2, 1]}, [0.5, 1.5, 2.5], "sentences", whole=True)
-    assert [(kind, title) for kind, *_, title in chart["bars"]] == [
+    assert [(style, title) for style, *_, title in chart["bars"]] == [
         ("only", "images, 1: 2 (66.7 %)"),
         ("only", "images, 2: 1 (33.3 %)"),
     ]

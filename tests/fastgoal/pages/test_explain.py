@@ -6,15 +6,17 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
+from fastgoal import explain
 from fastgoal.cli import main
 from fastgoal.hub_cards.card_images import COLORS, TAG, framed
 from fastgoal.pages.explain import (
     Explanation,
-    draw_explanations,
+    explanation_figure,
     explanation_page,
     principal_components,
     sentences_and_regions,
 )
+from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.matching import LocalPair
 from fastgoal.processing.regions import Region
 from fastgoal.processing.sentences import Sentence
@@ -35,13 +37,13 @@ def test_principal_components_of_three_axes():
 
 
 @pytest.fixture
-def image(tmp_path):
+def image_file(tmp_path):
     Image.radial_gradient("L").convert("RGB").resize((60, 40)).save(tmp_path / "image.png")
     return tmp_path / "image.png"
 
 
-def test_explain(tiny_clip, image, tmp_path, capsys):
-    base = ["explain", "--model", str(tiny_clip), "--image", str(image), "--caption", LONG, "--device", "cpu"]
+def test_explain_command(tiny_clip, image_file, tmp_path, capsys):
+    base = ["explain", "--model", str(tiny_clip), "--image", str(image_file), "--caption", LONG, "--device", "cpu"]
     output, page = tmp_path / "o" / "out.png", tmp_path / "out.html"
     assert main([*base, "--against", str(tiny_clip), "--output", str(output), "--html", str(page)]) == 0
     assert Image.open(output).size[0] == 1801
@@ -50,80 +52,93 @@ def test_explain(tiny_clip, image, tmp_path, capsys):
     assert "&lt;b&gt;" in text
     assert "sentence <b>" not in text
     printed = capsys.readouterr().out
-    assert "past 77 tokens: not read" in printed
+    assert "past 77 tokens" in printed
     assert printed.count("  1. ") == 2
 
 
-def explanation(*boxes, text="Sentence {}."):
+def test_explain_leaves_the_processor_unchanged_and_scores_as_the_model_does(tiny_clip, image_file):
+    model, processor = load_model(str(tiny_clip), "cpu")
+    settings = dict(vars(processor))
+    explanation = explain(model, processor, image_file, " A red square. Ein Kreis z. B. hier. ", language="de")
+    assert vars(processor) == settings
+    assert [line.text for line in explanation.lines] == ["A red square.", "Ein Kreis z. B. hier."]
+    inputs = processor(images=[explanation.image], text=[explanation.caption])
+    with torch.no_grad():
+        outputs = model(**inputs)
+    cosine = torch.nn.functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
+    assert explanation.score == pytest.approx(cosine.item(), abs=1e-5)
+    assert explanation.similarities.shape == (2, 4, 4)
+    with pytest.raises(ValueError, match="`caption`"):
+        explain(model, processor, image_file, "  ")
+
+
+def explanation(*boxes, text="Sentence {}.", image=None):
+    image = image or Image.new("RGB", (200, 100), "white")
     pairs = [
-        LocalPair(Sentence(text.format(place), 0, 1), Region(box, 1.0, "a_label"), -0.0001, False, place, 0)
-        for place, box in enumerate(boxes)
+        LocalPair(Sentence(text.format(index), 0, 1), Region(box, 1.0, "a_label"), -0.0001, False, index, 0)
+        for index, box in enumerate(boxes)
     ]
     lines, frames = sentences_and_regions(pairs, [True] * len(pairs), 77)
-    heats = torch.eye(2).expand(len(pairs), 2, 2)
-    return Explanation("m", 0.5, lines, frames, heats, torch.zeros(2, 2, 3), (50.0, 0.0, 150.0, 100.0))
+    similarities = torch.eye(2).expand(len(pairs), 2, 2)
+    visible = (image.width / 4, 0.0, 0.75 * image.width, float(image.height))
+    return Explanation(image, "A caption.", "m", 0.5, lines, frames, similarities, torch.zeros(2, 2, 3), visible)
 
 
 ONE, TWO = (0.0, 0.0, 60.0, 50.0), (100.0, 40.0, 200.0, 100.0)
 
 
-def test_a_sentence_has_its_color_whatever_the_model_finds():
-    """Two models that match the sentences to regions in another order, of which one has two sentences."""
-    image = Image.new("RGB", (200, 100), "white")
-    panels = draw_explanations(image, [explanation(ONE, TWO, ONE), explanation(TWO, ONE, TWO)])
-    for panel in panels:
-        assert [line.color for line in panel.made.lines] == list(COLORS[:3])
-        assert sorted(tag for frame in panel.made.frames for tag in frame.tags) == list(enumerate(COLORS[:3], 1))
-        # The strongest place of a heat map, without the grey image below: the same color.
-        for heat, color in zip(panel.maps, COLORS, strict=False):
-            red, green, blue = heat.getpixel((heat.width // 4 + 5, 5))
-            assert np.abs(np.array([red, green, blue]) - ImageColor.getrgb(color)).max() < 50
-    assert [frame.box for frame in panels[1].made.frames] == [TWO, ONE]
-    picture = framed(image, panels[0].made.frames, 400, 300)
-    assert picture.size == (400, 200)
+def test_a_sentence_has_one_color_for_all_models():
+    """Two models that match the sentences to regions in another order."""
+    explanations = [explanation(ONE, TWO, ONE), explanation(TWO, ONE, TWO)]
+    for one in explanations:
+        assert [line.color for line in one.lines] == list(COLORS[:3])
+        assert sorted(tag for frame in one.frames for tag in frame.tags) == list(enumerate(COLORS[:3], 1))
+        # Where a heat map is strongest, it hides the grey image: it has the sentence's color.
+        for heat_map, color in zip(one.heat_maps, COLORS, strict=False):
+            pixel = heat_map.getpixel((heat_map.width // 4 + 5, 5))
+            assert np.abs(np.array(pixel) - ImageColor.getrgb(color)).max() < 50
+    assert [frame.box for frame in explanations[1].frames] == [TWO, ONE]
+    drawn = framed(explanations[0].image, explanations[0].frames, 400, 300)
+    assert drawn.size == (400, 200)
 
     def side(box):
         x2, y2 = 2 * int(box[2]), 2 * int(box[3])
-        return {picture.getpixel((x, y2 - 3)) for x in range(x2 - 60, x2 - 3)}
+        return {drawn.getpixel((x, y2 - 3)) for x in range(x2 - 60, x2 - 3)}
 
     assert side(ONE) == {ImageColor.getrgb(COLORS[0]), ImageColor.getrgb(COLORS[2])}
     assert side(TWO) == {ImageColor.getrgb(COLORS[1])}
-    assert picture.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLORS[2])  # number 3, beside number 1
+    assert drawn.getpixel((TAG[0] + 2, 17)) == ImageColor.getrgb(COLORS[2])  # number 3, next to number 1
 
 
-def test_heat_maps_carry_their_sentence_and_nothing_in_a_text_is_code():
-    made = explanation(ONE, TWO, text="A 'dog' \"{}\" <script>alert(1)</script> javascript:x.")
-    image = Image.new("RGB", (200, 100), "white")
-    page = explanation_page(image, draw_explanations(image, [made]), "<script>alert(1)</script>")
+def test_heat_maps_carry_their_sentences_and_no_text_is_code():
+    one = explanation(ONE, TWO, text="A 'dog' \"{}\" <script>alert(1)</script> javascript:x.")
+    page = explanation_page([one])
     captions = re.findall(r'<figcaption title="([^"]*)">.*?class="text">(.*?)</span>', page)
     assert [text for _, text in captions] == [
-        html.escape(one.text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") for one in made.lines
+        html.escape(line.text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") for line in one.lines
     ]
     assert page.count("<script>") == 1  # our own
     assert "-0.000" not in page
-    assert page.index("A striped frame is") < page.index('<section class="model')
+    assert page.index("striped frame is") < page.index('<section class="model')
 
 
 @pytest.mark.parametrize("size", [(40, 300), (300, 40), (60, 60)])
-def test_pictures_of_any_shape_keep_to_their_width(tiny_clip, tmp_path, size, capsys):
-    Image.effect_noise(size, 60).convert("RGB").save(tmp_path / "i.png")
-    output, page = tmp_path / "o.png", tmp_path / "o.html"
-    arguments = ["--model", str(tiny_clip), "--image", str(tmp_path / "i.png"), "--caption", LONG, "--device", "cpu"]
-    assert main(["explain", *arguments, "--output", str(output), "--html", str(page)]) == 0
-    picture = np.asarray(Image.open(output).convert("RGB"))
-    assert picture.shape[1] == 1200
-    assert (picture[:, -8:] == 255).all()  # nothing is cut off at the right edge
-    assert page.read_text(encoding="utf-8").count("<figure>") == 2 + 6
+def test_figures_of_images_of_any_shape_keep_to_their_width(size):
+    one = explanation(ONE, *[TWO] * 5, text=LONG + "{}", image=Image.effect_noise(size, 60).convert("RGB"))
+    pixels = np.asarray(explanation_figure([one]))
+    assert pixels.shape[1] == 1200
+    assert (pixels[:, -8:] == 255).all()  # nothing is cut off at the right edge
+    assert explanation_page([one]).count("<figure>") == 2 + 6
 
 
-def test_explain_errors(tiny_clip, image, tmp_path, capsys):
+def test_explain_errors(tiny_clip, image_file, tmp_path, capsys):
     base = ["explain", "--model", str(tiny_clip), "--device", "cpu"]
     out = ["--output", str(tmp_path / "o.png")]
-    for arguments, message in [
-        (["--image", str(image), "--caption", "A."], "nothing to write"),
-        (["--image", str(image), "--caption", "  ", *out], "caption is empty"),
-        (["--image", str(tmp_path / "no.png"), "--caption", "A.", *out], "no.png does not exist"),
-        (["--image", str(image), "--caption", "A.", "--output", str(tmp_path / "o.xyz")], "name a .png"),
+    for arguments, facts in [
+        (["--image", str(image_file), "--caption", "A."], "--html"),
+        (["--image", str(image_file), "--caption", "  ", *out], "caption"),
+        (["--image", str(tmp_path / "no.png"), "--caption", "A.", *out], "no.png"),
+        (["--image", str(image_file), "--caption", "A.", "--output", str(tmp_path / "o.xyz")], ".png"),
     ]:
         assert main([*base, *arguments]) == 2
-        assert message in capsys.readouterr().err
+        assert facts in capsys.readouterr().err
