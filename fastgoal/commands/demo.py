@@ -29,8 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.demo.app import build_demo, launch_demo, load_models, require_gradio
+    from fastgoal.hub_cards.wording import count
 
     require_gradio()
     names = [name for name in (args.model, args.against) if name is not None]
-    launch_demo(build_demo(load_models(names, args.images, args.device)), args.host, args.port)
+    models = load_models(names, args.images, args.device)
+    for model in models:
+        if model.update is not None:
+            print(
+                f"{model.name}: {count(model.update.images, 'image')} to search, {model.update.encoded:,} embedded now"
+            )
+    launch_demo(build_demo(models), args.host, args.port)
     return 0

@@ -1,1 +1,1 @@
-"""A page in the browser to try one or two models on: for this machine, and as a Space on the Hub."""
+"""The demo: a web app to try one or two models, on this machine or as a Space on the Hub."""

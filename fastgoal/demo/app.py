@@ -1,6 +1,6 @@
-"""The demo: where a model sees each sentence of a caption, and which images of a folder a text finds.
+"""The demo: see which regions a model connects with each sentence of a caption, and search a folder by a text.
 
-By gradio (https://www.gradio.app), which is told to report nothing and to serve no file but what it draws.
+It uses gradio (https://www.gradio.app), which here reports nothing and serves no files but the images it shows.
 """
 
 import html
@@ -13,113 +13,110 @@ from typing import Any
 from PIL import Image
 
 from fastgoal.hub_cards.cards import public_name
-from fastgoal.hub_cards.wording import count, number
-from fastgoal.pages.explain import draw_explanations, explain, explanation_page
+from fastgoal.hub_cards.wording import number
+from fastgoal.pages.explain import explain, explanation_page
+from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.images import load_image
-from fastgoal.search.index import FOLDER, ImageIndex, model_fingerprint
+from fastgoal.search.index import FOLDER, ImageIndex, Update, model_fingerprint, require_search
 
-MOST_CHARACTERS = 20_000
-LARGEST_FILE = "32mb"
-ANSWERS = 12
+MAX_CHARACTERS = 20_000
+MAX_FILE_SIZE = "32mb"
+RESULTS = 12
 THUMBNAIL = 400  # pixels
 TITLE = "Long captions and images"
-EXPLAIN = (
-    "Give an image and a description of several sentences. Each sentence gets one color: of its text, of the frame of "
-    "its best region, and of its heat map over the image."
+INTRODUCTION = (
+    "Upload an image and describe it in several sentences. Each sentence gets one color, in the text, at the frame of "
+    "its best region, and in its heat map over the image."
 )
 
 
 @dataclass
-class ShownModel:
-    """A model that is shown.
+class DemoModel:
+    """A model of the demo.
 
     Attributes:
-        name: What to call it.
-        model: The CLIP.
+        name: Name to show.
+        model: The model.
         processor: Its processor.
-        index: Of the folder that is searched; None without one.
+        index: Index of the folder to search, if there is one.
+        update: Changes of the index when the demo was started.
     """
 
     name: str
     model: Any
     processor: Any
     index: ImageIndex | None = None
+    update: Update | None = None
 
 
 def require_gradio() -> Any:
-    """The package gradio; an `ImportError` that says how to get it."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported
+    """Return the package gradio, or raise an `ImportError` that says how to install it."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("the demo needs the package gradio; install it with: pip install 'fastgoal[demo]'") from error
+        raise ImportError("The demo needs gradio. Install it with: pip install 'fastgoal[demo]'") from error
     return gradio
 
 
-def load_models(
-    names: Sequence[str], images: str | None = None, device: str | None = None, say: Callable[[str], None] = print
-) -> list[ShownModel]:
-    """The models by their names, each with an index of the images, which is kept in a hidden folder beside them.
+def load_models(names: Sequence[str], images: str | None = None, device: str | None = None) -> list[DemoModel]:
+    """Load one or two models, each with an index of a folder of images in a hidden folder inside it.
 
     Raises:
-        ValueError: A model or the folder cannot be loaded; says which.
-        ImportError: There are images and faiss is missing.
+        ValueError: A model or the folder cannot be used.
+        ImportError: There is a folder, and LanceDB is not installed.
     """
-    from fastgoal.processing.checkpoints.load import load_model
-
-    made = []
+    if images is not None:
+        require_search(images)
+    models = []
     for argument, name in zip(("model", "against"), names, strict=False):
-        model, processor = load_model(name, device, argument=argument)
-        shown_model = ShownModel(public_name(name), model, processor)
+        model = DemoModel(public_name(name), *load_model(name, device, argument=argument))
         if images is not None:
-            mark = model_fingerprint(model, processor)
-            place = Path(images) / f"{FOLDER}-{mark[:12]}"
-            shown_model.index = ImageIndex(images, model, processor, index=place, model_name=name)
-            update = shown_model.index.update()
-            say(f"{shown_model.name}: {count(update.images, 'image')} to search, {update.encoded:,} encoded now")
-        made.append(shown_model)
-    return made
+            folder = Path(images) / f"{FOLDER}-{model_fingerprint(model.model, model.processor)[:12]}"
+            model.index = ImageIndex(images, model.model, model.processor, index=folder, model_name=name)
+            model.update = model.index.update()
+        models.append(model)
+    return models
 
 
-def explanation(models: Sequence[ShownModel], image: Image.Image, caption: str) -> str:
-    """A page of where each model sees each sentence, in a frame of its own.
+def explain_image(models: Sequence[DemoModel], image: Image.Image, caption: str) -> str:
+    """Return the page of `explain` for all models, as an HTML frame.
 
     Raises:
         ValueError: The caption has no sentence, or is too long.
     """
-    caption = _text(caption, "a description of the image")
-    made = [explain(each.model, each.processor, image, caption, each.name) for each in models]
-    page = explanation_page(image, draw_explanations(image, made), caption)
-    # Its styles stay inside, and nothing of it is taken for the demo's own.
-    content = html.escape(page, quote=True)
+    caption = _checked(caption, "a description of the image")
+    explanations = [explain(one.model, one.processor, image, caption, model_name=one.name) for one in models]
+    # The frame keeps the page's styles inside, and nothing in the page can act on the demo.
+    content = html.escape(explanation_page(explanations), quote=True)
     return f'<iframe class="page" title="explanation" sandbox="allow-scripts" srcdoc="{content}"></iframe>'
 
 
-def found(shown_model: ShownModel, text: str, most: int = ANSWERS) -> list[tuple[Image.Image, str]]:
-    """Small copies of the images nearest to a text, each with its cosine and name.
+def search_folder(model: DemoModel, text: str, top_k: int = RESULTS) -> list[tuple[Image.Image, str]]:
+    """Return thumbnails of the images that are most similar to a text, with their scores and file names.
 
     Raises:
-        ValueError: The text is empty or too long, or there is nothing to search.
+        ValueError: The text is empty or too long, or there is no folder to search.
     """
-    text = _text(text, "a text to search for")
-    if shown_model.index is None:
+    text = _checked(text, "a text to search for")
+    if model.index is None:
         raise ValueError("There is no folder to search.")
-    answers = []
-    for hit in shown_model.index.search(text, most):
+    results = []
+    for hit in model.index.search(text, top_k):
         image = load_image(hit.path)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        answers.append((image, f"{number(hit.score, 3)}  {hit.path.name}"))
-    return answers
+        results.append((image, f"{number(hit.score, 3)}  {hit.path.name}"))
+    return results
 
 
-def build_demo(models: Sequence[ShownModel]) -> Any:
-    """The page, a `gradio.Blocks`; `launch_demo` starts it."""
+def build_demo(models: Sequence[DemoModel]) -> Any:
+    """Return the demo as `gradio.Blocks`; `launch_demo` starts it."""
     gradio = require_gradio()
 
-    def shown(work: Callable[..., Any]) -> Callable[..., Any]:
+    def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*values: Any) -> Any:
             try:
-                return work(*values)
+                return function(*values)
             except (ValueError, OSError) as error:
                 raise gradio.Error(str(error), print_exception=False) from error
 
@@ -128,37 +125,37 @@ def build_demo(models: Sequence[ShownModel]) -> Any:
     def explain_file(path: str | None, caption: str) -> str:
         if path is None:
             raise ValueError("Choose an image first.")
-        return explanation(models, load_image(path, name="The image"), caption)
+        return explain_image(models, load_image(path, name="The image"), caption)
 
     def search_all(text: str) -> Any:
-        answers = [found(each, text) for each in models]
-        return answers if len(answers) > 1 else answers[0]  # as gradio takes them
+        results = [search_folder(model, text) for model in models]
+        return results if len(results) > 1 else results[0]  # gradio takes one output without a list
 
-    names = " and ".join(each.name for each in models)
+    names = " and ".join(model.name for model in models)
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"# {TITLE}\n{html.escape(names)}")
         with gradio.Tab("Explain"):
-            gradio.Markdown(EXPLAIN)
+            gradio.Markdown(INTRODUCTION)
             with gradio.Row():
                 image = gradio.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=320)
-                caption = gradio.Textbox(label="Description", lines=8, max_length=MOST_CHARACTERS)
+                caption = gradio.Textbox(label="Description", lines=8, max_length=MAX_CHARACTERS)
             show = gradio.Button("Show", variant="primary")
-            answer = gradio.HTML()
-            show.click(shown(explain_file), [image, caption], answer, api_name="explain", concurrency_limit=1)
+            frame = gradio.HTML()
+            show.click(show_errors(explain_file), [image, caption], frame, api_name="explain", concurrency_limit=1)
         if models[0].index is not None:
             with gradio.Tab("Search"):
                 query = gradio.Textbox(
-                    label="Description of the image you look for", lines=4, max_length=MOST_CHARACTERS
+                    label="Description of the image to search for", lines=4, max_length=MAX_CHARACTERS
                 )
                 search = gradio.Button("Search", variant="primary")
                 with gradio.Row():
-                    galleries = [gradio.Gallery(label=each.name, columns=3, object_fit="contain") for each in models]
-                search.click(shown(search_all), query, galleries, api_name="search", concurrency_limit=1)
+                    galleries = [gradio.Gallery(label=model.name, columns=3, object_fit="contain") for model in models]
+                search.click(show_errors(search_all), query, galleries, api_name="search", concurrency_limit=1)
     return page
 
 
 def launch_demo(page: Any, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
-    """Start the page and return its address; with `wait` only when it is stopped."""
+    """Start the demo and return its address; with `wait`, return when it is stopped."""
     gradio = require_gradio()
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     _, address, _ = page.launch(
@@ -166,7 +163,7 @@ def launch_demo(page: Any, host: str = "127.0.0.1", port: int | None = None, wai
         server_port=port,
         share=False,
         prevent_thread_lock=not wait,
-        max_file_size=LARGEST_FILE,
+        max_file_size=MAX_FILE_SIZE,
         theme=gradio.themes.Default(**fonts),
         css=".page { width: 100%; height: 85vh; border: 0; background: white; }",
         footer_links=[],
@@ -174,10 +171,10 @@ def launch_demo(page: Any, host: str = "127.0.0.1", port: int | None = None, wai
     return str(address)
 
 
-def _text(text: str | None, what: str) -> str:
+def _checked(text: str | None, description: str) -> str:
     text = (text or "").strip()
     if not text:
-        raise ValueError(f"Write {what} first.")
-    if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"The text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read.")
+        raise ValueError(f"Write {description} first.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The text has {len(text):,} characters, and the limit is {MAX_CHARACTERS:,}.")
     return text

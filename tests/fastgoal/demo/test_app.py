@@ -1,9 +1,9 @@
-"""The demo in a real browser: an image is uploaded, buttons are clicked, and what they show is read."""
+"""The demo in a real browser: upload an image, click the buttons, and read the results."""
 
 import pytest
 from PIL import Image
 
-from fastgoal.demo.app import build_demo, explanation, found, launch_demo, load_models
+from fastgoal.demo.app import build_demo, explain_image, launch_demo, load_models, search_folder
 from tests.browser import needs_browser, open_page
 from tests.squares import COLORS, picture_of
 
@@ -22,10 +22,9 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tiny_clip, images):
-    said = []
-    made = load_models([str(tiny_clip)] * 2, str(images), "cpu", said.append)
-    assert said[0].endswith("16 images to search, 16 encoded now")
-    return made
+    loaded = load_models([str(tiny_clip)] * 2, str(images), "cpu")
+    assert [(model.update.images, model.update.encoded) for model in loaded] == [(16, 16), (16, 0)]
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +38,8 @@ def address(models):
 @pytest.mark.parametrize("size", [(1300, 1000), (390, 844)], ids=["desk", "phone"])
 def test_in_a_browser(address, images, size):
     with open_page(*size) as page:
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
         page.set_input_files("input[type=file]", str(images / "red-blue.png"))
         page.get_by_label("Description", exact=True).fill(CAPTION)
@@ -48,40 +47,40 @@ def test_in_a_browser(address, images, size):
         frame = page.frame_locator("iframe.page")
         frame.get_by_text("On the right it is <b>blue</b>.").first.wait_for()
         assert frame.locator("h2").count() == 2  # two models
-        # Pointing at a sentence lights its region up, which is the page's own script, in a frame that is locked up.
+        # Pointing at a sentence highlights its region: the page's own script runs in the sandboxed frame.
         frame.locator("li[data-region]").first.click()
         frame.locator(".lit").first.wait_for()
         # Nothing is wider than the screen.
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
-        page.evaluate("window.scrollTo(0, 0)")  # as a hand would
+        page.evaluate("window.scrollTo(0, 0)")
         page.get_by_role("tab", name="Search").click()
-        page.get_by_label("Description of the image you look for").fill("A red square.")
+        page.get_by_label("Description of the image to search for").fill("A red square.")
         page.get_by_role("button", name="Search").click()
         page.locator(".grid-container img, .thumbnail-item img").nth(23).wait_for()  # 12 of each model
-        page.get_by_label("Description of the image you look for").fill(" ")
+        page.get_by_label("Description of the image to search for").fill(" ")
         page.get_by_role("button", name="Search").click()
         page.get_by_text("Write a text to search for first.").wait_for()
-    assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
 
 
-def test_answers_are_those_of_search_and_explain(models, images):
-    answers = found(models[0], "A red square.", most=5)
+def test_search_and_explain(models, images):
+    answers = search_folder(models[0], "A red square.", most=5)
     scores = [float(label.split()[0]) for _, label in answers]
     assert scores == sorted(scores, reverse=True)
     assert {label.split()[1] for _, label in answers} <= {path.name for path in images.glob("*.png")}
     assert max(answers[0][0].size) <= 400
-    page = explanation(models, Image.new("RGB", (64, 32), "red"), CAPTION)
+    page = explain_image(models, Image.new("RGB", (64, 32), "red"), CAPTION)
     assert page.startswith("<iframe")
-    assert page.count("<") == 2  # what the caption holds is text
+    assert page.count("<") == 2  # nothing in the caption is markup
     assert 'sandbox="allow-scripts"' in page
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("", "Write a"), ("  ", "Write a"), (None, "Write a"), ("a" * 20_001, "at most 20,000")]
+    ("text", "words"), [("", "Write a"), ("  ", "Write a"), (None, "Write a"), ("a" * 20_001, "20,000")]
 )
-def test_texts_that_cannot_be_asked(models, text, words):
-    for ask in (lambda: found(models[0], text), lambda: explanation(models, Image.new("RGB", (9, 9)), text)):
+def test_texts_that_are_refused(models, text, words):
+    for ask in (lambda: search_folder(models[0], text), lambda: explain_image(models, Image.new("RGB", (9, 9)), text)):
         with pytest.raises(ValueError, match=words):
             ask()
 
@@ -89,5 +88,5 @@ def test_texts_that_cannot_be_asked(models, text, words):
 def test_without_images_there_is_no_search(tiny_clip):
     (alone,) = load_models([str(tiny_clip)], device="cpu")
     with pytest.raises(ValueError, match="no folder to search"):
-        found(alone, "a cup")
+        search_folder(alone, "a cup")
     assert "Search" not in str([block.get_config() for block in build_demo([alone]).blocks.values()])
