@@ -58,24 +58,6 @@ def short_captions(row: Mapping[str, Any], where: str) -> list[str]:
     return [text for text in map(str.strip, texts) if text]
 
 
-def best_pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The pair of a row that training uses; `where` is the row in words, for the error.
-
-    Raises:
-        ValueError: It is no row of a pairs dataset, it has no pairs, or none of them is marked best.
-    """
-    pairs = row.get("pairs")
-    if not pairs or not all(isinstance(row.get(name), list) for name in ("pairs", "sentences", "regions")):
-        raise ValueError(
-            f"{where} has no local pairs. Make them with `fastgoal pairs SOURCE --output DIR --model CLIP`, or with "
-            "FastGoalProcessor.pair_rows in Python."
-        )
-    best = next((pair for pair in pairs if pair["best"]), None)
-    if best is None:
-        raise ValueError(f"{where} has no best pair among its {len(pairs)}.")
-    return dict(best)
-
-
 class PairsFolder:
     """The rows of a folder of local pairs; a run that is not finished yet can be read as far as it is.
 

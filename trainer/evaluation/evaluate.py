@@ -1,4 +1,4 @@
-"""Everything that `fastgoal evaluate` measures, from Python."""
+"""Evaluate a model: the Python function behind `fastgoal evaluate`."""
 
 import importlib.metadata
 import importlib.resources
@@ -180,12 +180,12 @@ def _measure(
 
 
 def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[int]) -> None:
-    """Compute recalls and ranks again with `fastgoal/retrieval_recall`, the metric for Hugging Face's `evaluate`.
+    """Compute recalls and ranks again with `fastgoal/retrieval_recall`, a metric of Hugging Face's `evaluate`.
 
-    It is written in numpy and shares no line with `retrieval_ranks`.
+    The metric is written in numpy and shares no code with `retrieval_ranks`.
 
     Raises:
-        ValueError: It finds something else.
+        ValueError: The metric gives other numbers.
     """
     import evaluate as hugging_face_evaluate
 
@@ -199,9 +199,7 @@ def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[
     )
     wrong = [f"{key} {value} and {again[key]}" for key, value in metrics.items() if abs(again[key] - value) > 1e-9]
     if wrong:
-        raise ValueError(
-            f"the metric {folder} finds other numbers than ours, so one of both has a fault: {'; '.join(wrong)}."
-        )
+        raise ValueError(f"`check` failed: the metric {folder} gives other numbers: {'; '.join(wrong)}.")
 
 
 def _check_checkpoint(checkpoint: Checkpoint, processor: Any, parameter: str) -> None:

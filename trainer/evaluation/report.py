@@ -1,4 +1,4 @@
-"""The report of an evaluation: what was measured, as plain values, as JSON, for a terminal and as Markdown."""
+"""The report of an evaluation: its values, and their form as JSON, as Markdown and for a terminal."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ Table = tuple[str, list[str], list[list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """What was measured of one model; None where it was not asked for.
+    """The results of one model; None for tests that were not run.
 
     Attributes:
         model: Name of the checkpoint.
-        max_text_length: Tokens that it reads.
-        metrics: Of `retrieval_metrics`.
-        joint: GOAL's joint test, of `joint_map`.
-        robustness: By the name of the change (`CHANGES`).
-        localization: Sentences that find their boxes.
+        max_text_length: Number of tokens that the model reads.
+        metrics: See `retrieval_metrics`.
+        joint: GOAL's joint test, see `joint_map`.
+        robustness: Retrieval with changed captions, by the names of `CHANGES`.
+        localization: How often sentences find their boxes.
     """
 
     model: str
@@ -37,26 +37,26 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(ModelResult):
-    """What `evaluate` measured, and what the numbers depend on; attributes named as its arguments are these.
+    """The results of `evaluate`, and the settings that they depend on (see `EvaluationOptions`).
 
     Attributes:
-        protocol_title: The protocol's name for people.
-        complete: Whether as many images were measured as the protocol has.
-        remark: What to say beside a result of incomplete data, else empty.
+        protocol_title: Name of the protocol in text.
+        complete: Whether the data have as many images as the protocol.
+        remark: Note on a result of incomplete data; otherwise empty.
         data: Folder or Hub id.
-        images: Images in the gallery.
-        captions: Captions in the gallery.
-        duplicate_captions: Captions that occur before.
-        truncated_captions: Captions that have more tokens than the model reads.
-        truncated_share: Their share, 0 to 1.
-        skipped: The message of each row that was left out.
+        images: Number of images.
+        captions: Number of captions.
+        duplicate_captions: Number of captions that repeat an earlier one.
+        truncated_captions: Number of captions with more tokens than the model reads.
+        truncated_share: Fraction of such captions.
+        skipped: The message of each skipped row.
         intervals: 95 % intervals of `metrics`; None without resamples.
-        checked: Whether a second implementation has found the same `metrics`.
-        published: Published results of this protocol, if there are any and the data are complete.
-        against: The other model, if there is one.
-        differences: Of the two models' metrics.
-        seconds: Wall-clock time, loading included.
-        versions: Of the libraries.
+        checked: Whether a second implementation gave the same `metrics`; None if it did not run.
+        published: Published results of the protocol; None if there are none or the data are incomplete.
+        against: Results of the other model; None if there is none.
+        differences: Differences between the metrics of both models.
+        seconds: Wall-clock time, with loading.
+        versions: Versions of the libraries.
     """
 
     protocol: str
@@ -87,14 +87,14 @@ class EvaluationReport(ModelResult):
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values by name; what was not asked for is left out."""
-        values = {**_given(self), "split": self.split}
+        """Return the report as plain values by name, without the tests that were not run."""
+        values = {**_without_none(self), "split": self.split}
         if self.robustness is not None:
             values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
         if self.localization is not None:
             values["published_localization"] = PUBLISHED_LOCALIZATION
         if self.against is not None:
-            values["against"] = _given(self.against)
+            values["against"] = _without_none(self.against)
         if self.differences is not None:
             values["differences"] = {
                 key: {**asdict(value), "certain": value.certain} for key, value in self.differences.items()
@@ -102,11 +102,11 @@ class EvaluationReport(ModelResult):
         return values
 
     def to_json(self) -> str:
-        """The report as JSON, as `fastgoal evaluate --output` writes it."""
+        """Return the report as JSON, as `fastgoal evaluate` writes it."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
-        """The report for a terminal."""
+        """Return the report for a terminal."""
         lines = [f"{name:<10}{value}" for name, value in _facts(self)]
         for title, head, rows in _tables(self):
             widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
@@ -115,12 +115,12 @@ class EvaluationReport(ModelResult):
                 cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
                 lines.append("  ".join(cells).rstrip())
         if self.skipped:
-            lines += ["", f"{len(self.skipped):,} rows were left out:"]
+            lines += ["", f"{len(self.skipped):,} rows were skipped:"]
             lines += [f"  {message}" for message in self.skipped]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
-        """The report as Markdown."""
+        """Return the report as Markdown."""
         lines = [f"# {self.model} on {self.protocol_title}", ""]
         lines += [f"- {name}: {value}" for name, value in _facts(self)]
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
@@ -129,12 +129,12 @@ class EvaluationReport(ModelResult):
             lines += ["", f"## {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
             lines += [_line(row) for row in rows]
         if self.skipped:
-            lines += ["", f"## {len(self.skipped):,} rows were left out", ""]
+            lines += ["", f"## {len(self.skipped):,} rows were skipped", ""]
             lines += [f"- {message}" for message in self.skipped]
         return "\n".join(lines) + "\n"
 
 
-def _given(result: ModelResult) -> dict[str, Any]:
+def _without_none(result: ModelResult) -> dict[str, Any]:
     return {key: value for key, value in asdict(result).items() if value is not None}
 
 
@@ -143,22 +143,24 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on, as (name, value)."""
     data = report.data
     data += f", split {report.split}" if report.split else ""
     data += f", the first {report.limit:,} rows" if report.limit else ""
-    cut = f"{report.truncated_captions:,} ({report.truncated_share:.1%})"
+    truncated = f"{report.truncated_captions:,} ({report.truncated_share:.1%})"
     lines = [
         ("model", report.model),
         ("protocol", f"{report.protocol_title} ({report.protocol})"),
         ("data", data),
         ("images", f"{report.images:,}"),
-        ("captions", f"{report.captions:,}, of which {cut} were cut at {report.max_text_length} tokens"),
+        ("captions", f"{report.captions:,}, {truncated} truncated to {report.max_text_length} tokens"),
     ]
     if report.duplicate_captions:
-        lines.append(("repeated", f"{report.duplicate_captions:,} captions occur before; equal ones tie, against us"))
+        lines.append(
+            ("repeated", f"{report.duplicate_captions:,} captions repeat an earlier one; ties count against the model")
+        )
     if report.checked:
-        lines.append(("checked", "the metric retrieval_recall finds the same recalls and ranks"))
+        lines.append(("checked", "the metric retrieval_recall gives the same recalls and ranks"))
     if report.remark:
         lines.append(("note", report.remark))
     speed = report.images / report.seconds
@@ -167,33 +169,33 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
 
 
 def _tables(report: EvaluationReport) -> Iterator[Table]:
-    """The report's numbers as tables of (title, head, rows)."""
-    measured: list[tuple[str, ModelResult]] = [("this model", report)]
+    """Yield the numbers of the report as tables of (title, head, rows)."""
+    results: list[tuple[str, ModelResult]] = [("this model", report)]
     if report.against is not None:
-        measured.append(("the other model", report.against))
+        results.append(("the other model", report.against))
     yield _recall_table(report)
     if report.published:
         yield _published_table(report, report.published)
     if report.against is not None and report.differences is not None:
         yield _difference_table(report.against.model, report.differences)
     if report.joint is not None:
-        yield _joint_table(report.joint, measured)
+        yield _joint_table(report.joint, results)
     if report.robustness is not None:
-        yield _robustness_table(report.robustness, measured)
+        yield _robustness_table(report.robustness, results)
     if report.localization is not None:
-        yield _localization_table(report.localization, measured)
+        yield _localization_table(report.localization, results)
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
 
 
 def _scale(name: str) -> tuple[int, int]:
-    """What a metric is multiplied with for people, and its digits: recalls are in percent, ranks as they are."""
+    """Return the factor and the digits of a metric in tables: recalls are in percent."""
     return (100, 2) if "R@" in name else (1, 1)
 
 
@@ -203,7 +205,7 @@ def _recall_table(report: EvaluationReport) -> Table:
     for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
         row = [_words(name)]
         scale, digits = _scale(name)
-        for key in (f"{way}_{name}" for way in DIRECTIONS):
+        for key in (f"{direction}_{name}" for direction in DIRECTIONS):
             if key not in report.metrics:
                 row.append("-")
                 continue
@@ -218,18 +220,20 @@ def _recall_table(report: EvaluationReport) -> Table:
 
 
 def _published_table(report: EvaluationReport, published: list[PublishedRow]) -> Table:
-    rows = [[f"{report.model} (measured here)", *(_percent(report.metrics[f"{way}_R@1"]) for way in DIRECTIONS)]]
+    own = (_percent(report.metrics[f"{direction}_R@1"]) for direction in DIRECTIONS)
+    rows = [[f"{report.model} (measured here)", *own]]
     for row in published:
         name = f"{row.model} (published, {row.source})"
         rows.append([name, f"{row.text_to_image:.2f}", f"{row.image_to_text:.2f}"])
-    return f"R@1 beside published results of {report.protocol_title}, in percent", ["", *map(_words, DIRECTIONS)], rows
+    title = f"R@1 and published results of {report.protocol_title}, in percent"
+    return title, ["", *map(_words, DIRECTIONS)], rows
 
 
 def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
     rows = []
     for key, value in differences.items():
-        way = next(way for way in DIRECTIONS if key.startswith(way))
-        name = key.removeprefix(f"{way}_")
+        direction = next(direction for direction in DIRECTIONS if key.startswith(direction))
+        name = key.removeprefix(f"{direction}_")
         scale, digits = _scale(name)
         interval = "-"
         if value.interval is not None:
@@ -237,7 +241,7 @@ def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
             interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append(
             [
-                f"{_words(name)}, {_words(way)}",
+                f"{_words(name)}, {_words(direction)}",
                 f"{scale * value.ours:.{digits}f}",
                 f"{scale * value.theirs:.{digits}f}",
                 f"{scale * value.difference:+.{digits}f}",
@@ -246,46 +250,45 @@ def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
                 f"{value.only_ours:,} / {value.only_theirs:,}" if scale == 100 else "",
             ]
         )
-    head = ["", "this model", "the other", "difference", "95 % interval", "differs", "found by this / other only"]
-    return f"Against {other}, on the same queries", head, rows
+    head = ["", "this model", "the other", "difference", "95 % interval", "excludes 0", "only this / only the other"]
+    return f"Compared with {other}, on the same queries", head, rows
 
 
-def _joint_table(joint: dict[str, float], measured: list[tuple[str, ModelResult]]) -> Table:
+def _joint_table(joint: dict[str, float], results: list[tuple[str, ModelResult]]) -> Table:
     rows = []
     for key in joint:
-        way = next(way for way in DIRECTIONS if way in key)
-        pairs = "own counterpart only" if "_own_" in key else "own picture's pairs"
-        values = [_percent(which.joint[key]) for _, which in measured if which.joint]
-        rows.append([f"mAP@{key.split('@')[1]}, {_words(way)}, {pairs}", *values])
+        direction = next(direction for direction in DIRECTIONS if direction in key)
+        right = "own counterpart only" if "_own_" in key else "all pairs of the image"
+        values = [_percent(result.joint[key]) for _, result in results if result.joint]
+        rows.append([f"mAP@{key.split('@')[1]}, {_words(direction)}, {right}", *values])
     title = "Joint test: global and local pairs in one gallery, in percent"
-    return title, ["", *(name for name, _ in measured)], rows
+    return title, ["", *(name for name, _ in results)], rows
 
 
-def _robustness_table(changes: dict[str, Change], measured: list[tuple[str, ModelResult]]) -> Table:
+def _robustness_table(changes: dict[str, Change], results: list[tuple[str, ModelResult]]) -> Table:
     rows = []
-    for how, change in changes.items():
-        drops = [_percent(which.robustness[how].drop) for _, which in measured if which.robustness]
+    for name, change in changes.items():
+        drops = [_percent(result.robustness[name].drop) for _, result in results if result.robustness]
         rows.append([change.what, f"{change.changed:,}", *drops])
     for name, drop in PUBLISHED_FALSE_SENTENCE.items():
-        empty = [""] * (len(measured) - 1)
+        empty = [""] * (len(results) - 1)
         rows.append([f"{name}, one false sentence (published, on other data)", "", f"{drop:.2f}", *empty])
-    title = "Drop of R@1 with changed captions, mean of both directions, in points"
-    return title, ["", "captions changed", *(name for name, _ in measured)], rows
+    title = "Robustness: drop of R@1 with changed captions, mean of both directions, in points"
+    return title, ["", "captions changed", *(name for name, _ in results)], rows
 
 
-def _localization_table(found: Localization, measured: list[tuple[str, ModelResult]]) -> Table:
-    rates = [(name, which.localization.hit_rate) for name, which in measured if which.localization]
-    rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", found.chance)]]
+def _localization_table(own: Localization, results: list[tuple[str, ModelResult]]) -> Table:
+    rates = [(name, result.localization.hit_rate) for name, result in results if result.localization]
+    rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", own.chance)]]
     for name, values in PUBLISHED_LOCALIZATION.items():
         rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
     title = (
-        f"Sentences that find their boxes among the first k of {found.patches} patches, in percent;"
-        f" {found.sentences:,} sentences, {found.outside:,} more outside of the crop"
+        f"Localization: sentences whose boxes cover one of the first k of {own.patches} patches, in percent;"
+        f" {own.sentences:,} sentences, {own.outside:,} others left out because their boxes are outside the crop"
     )
-    order = [*found.chance.values()]
-    if any(value < chance for _, rate in rates for value, chance in zip(rate.values(), order, strict=True)):
+    if any(value < own.chance[k] for _, rate in rates for k, value in rate.items()):
         title += (
-            ". A row below random order: its sentences point away from the patches that they speak of, as may be with"
-            " a CLIP that was trained on whole images alone; its retrieval can be good all the same"
+            ". A model below random order can still have good retrieval: if it was trained on full images only, its"
+            " sentences may be least similar to the patches that they describe"
         )
-    return title, ["", *(f"top {k}" for k in found.hit_rate)], rows
+    return title, ["", *(f"top {k}" for k in own.hit_rate)], rows

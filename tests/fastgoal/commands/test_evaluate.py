@@ -49,12 +49,12 @@ def test_everything_on_a_pairs_data_set(tiny_clip, wider_clip, pairs_folder, tmp
     assert difference["difference"] == pytest.approx(ours - theirs)
     assert difference["only_ours"] - difference["only_theirs"] == round(12 * (ours - theirs))
     markdown = output.with_suffix(".md").read_text()
-    for title in ("Retrieval, 95 %", "Against", "Joint test", "Drop of R@1", "Sentences that find"):
+    for title in ("Retrieval, 95 %", "Compared with", "Joint test", "Robustness", "Localization"):
         assert f"## {title}" in markdown
     assert "(published, on other data)" in markdown
     printed = capsys.readouterr().out
     assert "Joint test: global and local pairs" in printed
-    assert "the metric retrieval_recall finds the same recalls and ranks" in printed
+    assert "the metric retrieval_recall gives the same" in printed
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_published_rows_stand_beside_ours(tiny_clip, folder, monkeypatch, capsys
 
 def test_duplicate_captions_are_counted(tiny_clip, folder, capsys):
     assert run(tiny_clip, folder) == 0
-    assert "1 captions occur before; equal ones tie, against us" in capsys.readouterr().out
+    assert "1 captions repeat an earlier one" in capsys.readouterr().out
 
 
 def test_bad_input(tiny_clip, folder, tmp_path, capsys):

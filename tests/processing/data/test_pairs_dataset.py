@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastgoal.processing.data.pairs_dataset import COLUMNS, PairsFolder, best_pair, features
+from fastgoal.processing.data.pairs_dataset import COLUMNS, PairsFolder, features
 
 
 def row(number):
@@ -108,13 +108,3 @@ def test_what_is_no_such_folder_is_named(tmp_path):
     empty = Path(shutil.copytree(write(tmp_path / "none", [0]), tmp_path / "copy"))
     with pytest.raises(ValueError, match="has 1 parquet files and not one row in them"):
         PairsFolder(empty)
-
-
-def test_the_pair_for_training():
-    assert best_pair(row(0), "row 0") == {"sentence": 1, "region": 0, "score": 0.5, "best": True}
-    for wrong in ({"caption": "A."}, {**row(0), "pairs": []}, {**row(0), "pairs": None}, {**row(0), "regions": None}):
-        with pytest.raises(ValueError, match=r"^row 3 has no local pairs\. Make them with `fastgoal pairs"):
-            best_pair(wrong, "row 3")
-    unmarked = {**row(0), "pairs": [{"sentence": 0, "region": 0, "score": 0.2, "best": False}]}
-    with pytest.raises(ValueError, match="row 4 has no best pair among its 1"):
-        best_pair(unmarked, "row 4")

@@ -1,4 +1,4 @@
-"""`fastgoal.evaluate`, what the command is a shell of."""
+"""`fastgoal.evaluate`, the function behind the command."""
 
 import json
 import sys
@@ -79,7 +79,7 @@ def test_the_check_finds_a_wrong_number(loaded, pictures):
     metrics = encoded.ranks().summary((1, 2))
     check_again(encoded, metrics, (1, 2))
     metrics["text_to_image_mean_rank"] += 0.25
-    with pytest.raises(ValueError, match=r"finds other numbers than ours.*text_to_image_mean_rank"):
+    with pytest.raises(ValueError, match=r"`check` .*text_to_image_mean_rank"):
         check_again(encoded, metrics, (1, 2))
 
 

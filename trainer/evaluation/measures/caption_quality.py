@@ -1,4 +1,4 @@
-"""Quality of captions as a CLIP sees it: how near they lie to their images, the check of FAST-GOAL's paper."""
+"""Caption quality as a model sees it: the mean cosine of images and captions, as in FAST-GOAL's paper."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from fastgoal.processing.data.statistics import histogram, nice_edges
 from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.images import load_image
 
-PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper, under Long-CLIP-L, 1,000 pairs each
+PUBLISHED_COSINES = {"GLIT100k": 0.2434, "DOCCI": 0.2448}  # FAST-GOAL's paper: with Long-CLIP-L, 1,000 pairs each
 BATCH = 64  # rows decoded at a time
 
 
@@ -30,24 +30,26 @@ def mean_cosine(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Mean cosine of images and their whole captions under a CLIP.
+    """Compute the mean cosine similarity of images and their full captions, with 95 % interval and histogram.
 
-    Beside it stands the mean cosine of the same images with the caption of another image of the sample: what is left
-    without any content in common.
+    For comparison, the result holds the mean cosine of the same images with the caption of another image of the sample.
 
     Args:
-        folder: The data.
-        model: A CLIP, on its device, which the result calls `name`.
-        processor: Its processor.
-        sample: Rows to draw at random with `seed`; all of them if there are fewer.
+        folder: The pairs dataset.
+        model: Any supported model, on its device.
+        processor: The model's processor.
+        name: Name of the model in the result.
+        sample: Number of rows to draw at random; all rows if there are fewer.
+        seed: Seed of the draw.
+        progress: Show a progress bar.
 
     Returns:
-        `model`, `tokens` (that it reads), `rows`, `mean`, `interval` (95 %, from the standard error), `mismatched`
-        (None with a single row), `histogram`, `mismatched_histogram`, and `broken`: what is wrong with images that
-        were left out.
+        `model`, `tokens` (text length of the model), `rows`, `mean`, `interval` (from the standard error),
+        `mismatched`, `histogram`, `mismatched_histogram`, `published` and `broken`, the messages of images that cannot
+        be read. With a single row, the interval and the mismatched values are None.
 
     Raises:
-        ValueError: None of the images drawn can be read.
+        ValueError: None of the drawn images can be read.
     """
     check_positive(sample=sample)
     drawn = random.Random(seed).sample(range(len(folder)), min(sample, len(folder)))
@@ -69,15 +71,17 @@ def mean_cosine(
         images.append(embed_images(model, processor, [image for image, _ in batch]))
         texts.append(embed_texts(model, processor, [caption for _, caption in batch]))
     if not images:
-        raise ValueError(f"none of the {len(drawn)} images drawn for the cosine can be read; {broken[0]}")
+        raise ValueError(
+            f"None of the {len(drawn)} images drawn for the cosine can be read. The first error: {broken[0]}"
+        )
     image_embeds, text_embeds = torch.cat(images), torch.cat(texts)
     cosines = (image_embeds * text_embeds).sum(dim=1).double().numpy()
-    # With a single row there is no caption of another image, and no spread.
+    # A single row has no caption of another image, and no standard error.
     several = len(cosines) > 1
     others = (image_embeds * text_embeds.roll(1, 0)).sum(dim=1).double().numpy()
     mean, half = float(cosines.mean()), 1.96 * float(cosines.std(ddof=1 if several else 0)) / math.sqrt(len(cosines))
-    together = np.concatenate([cosines, others])
-    edges = nice_edges(float(together.min()), float(together.max()))
+    both = np.concatenate([cosines, others])
+    edges = nice_edges(float(both.min()), float(both.max()))
     return {
         "model": name,
         "tokens": text_positions(model),

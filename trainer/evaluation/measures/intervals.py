@@ -1,6 +1,6 @@
-"""How sure a retrieval result is: bootstrap intervals, and the paired comparison of two models on the same queries.
+"""Bootstrap intervals of retrieval results, and the paired comparison of two models on the same queries.
 
-What is drawn again is the image with all its captions, as captions of one image succeed and fail together.
+Resamples draw images with all their captions, as the captions of one image succeed and fail together.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .retrieval import DIRECTIONS, Ranks
 
 
 class Interval(NamedTuple):
-    """The middle 95 % of a metric over resamples: `low` to `high`."""
+    """The middle 95 % of a metric over resamples, from `low` to `high`."""
 
     low: float
     high: float
@@ -26,10 +26,12 @@ class Difference:
     """One metric of two models on the same queries.
 
     Attributes:
+        ours: Value of the first model.
+        theirs: Value of the second model.
         difference: `ours - theirs`.
-        interval: 95 % interval of the difference, both models resampled together; None without resamples.
-        only_ours: Queries that only the first model gets right; 0 for ranks.
-        only_theirs: Queries that only the second gets right, likewise.
+        interval: 95 % interval of the difference, with the same resamples for both models; None without resamples.
+        only_ours: Number of queries that only the first model answers correctly; 0 for mean and median ranks.
+        only_theirs: Number of queries that only the second model answers correctly; 0 for mean and median ranks.
     """
 
     ours: float
@@ -41,100 +43,101 @@ class Difference:
 
     @property
     def certain(self) -> bool | None:
-        """Whether the interval leaves out 0; None without one."""
+        """Whether the interval excludes 0; None without an interval."""
         return None if self.interval is None else self.interval.low > 0 or self.interval.high < 0
 
 
 def bootstrap_intervals(
     ranks: Ranks, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % percentile intervals of recall@k, mean rank and median rank, both ways.
+    """Compute 95 % percentile intervals of recall@k, mean rank and median rank in both directions.
 
     Args:
-        ranks: Of `retrieval_ranks`.
-        ks: As for `retrieval_metrics`, whose keys are returned.
-        resamples: How often the images are drawn again, with replacement.
-        seed: Of the random numbers; the same seed gives the same intervals.
+        ranks: Ranks from `retrieval_ranks`.
+        ks: Values of k, as for `retrieval_metrics`. The keys of the result are the same.
+        resamples: Number of times that the images are drawn with replacement.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: `resamples` is less than 2.
     """
-    sums = _Resampler(ranks, ks)
-    return dict(zip(sums.keys, _intervals(sums.resampled(resamples, seed)), strict=True))
+    sampler = _Resampler(ranks, ks)
+    return dict(zip(sampler.keys, _intervals(sampler.resampled(resamples, seed)), strict=True))
 
 
 def compare(
     ours: Ranks, theirs: Ranks, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
-    """The metrics of two models on the same images and captions, with intervals of their differences.
+    """Compare the metrics of two models on the same images and captions, with intervals of the differences.
 
-    The models' embeddings may have different widths: only ranks are compared. With `resamples` 0 there are no
+    Only ranks are compared, so the embeddings of the models may have different widths. With `resamples=0` there are no
     intervals.
 
     Raises:
         ValueError: The ranks belong to different captions or images, or `resamples` is 1 or negative.
     """
-    asked, theirs_asked = ((len(ranks.text_to_image), len(ranks.image_to_text)) for ranks in (ours, theirs))
-    if asked != theirs_asked or not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()):
+    queries, other_queries = ((len(ranks.text_to_image), len(ranks.image_to_text)) for ranks in (ours, theirs))
+    if queries != other_queries or not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()):
         raise ValueError(
-            f"the first model was asked {asked[0]} captions of {asked[1]} images and the second {theirs_asked[0]} of"
-            f" {theirs_asked[1]}, or in another order; a paired comparison needs the same queries."
+            "`ours` and `theirs` must belong to the same queries in the same order, got"
+            f" {queries[0]} captions of {queries[1]} images and {other_queries[0]} of {other_queries[1]}."
         )
-    mine, others = _Resampler(ours, ks), _Resampler(theirs, ks)
-    intervals: list[Interval] | list[None] = [None] * len(mine.keys)
+    first, second = _Resampler(ours, ks), _Resampler(theirs, ks)
+    intervals: list[Interval] | list[None] = [None] * len(first.keys)
     if resamples != 0:
-        intervals = _intervals(mine.resampled(resamples, seed) - others.resampled(resamples, seed))
+        intervals = _intervals(first.resampled(resamples, seed) - second.resampled(resamples, seed))
     result = {}
-    for key, first, second, interval in zip(mine.keys, mine.values(), others.values(), intervals, strict=True):
+    for key, value, other_value, interval in zip(first.keys, first.values(), second.values(), intervals, strict=True):
         only = (0, 0)
         if "_R@" in key:
-            right, theirs_right = _right(ours, key), _right(theirs, key)
-            only = (int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum()))
-        result[key] = Difference(first, second, first - second, interval, *only)
+            correct, other_correct = _correct(ours, key), _correct(theirs, key)
+            only = (int((correct & ~other_correct).sum()), int((other_correct & ~correct).sum()))
+        result[key] = Difference(value, other_value, value - other_value, interval, *only)
     return result
 
 
-def _right(ranks: Ranks, key: str) -> Tensor:
-    """Which queries count for a recall such as `text_to_image_R@5`."""
-    way, k = key.split("_R@")
-    rank: Tensor = getattr(ranks, way).cpu()
+def _correct(ranks: Ranks, key: str) -> Tensor:
+    """Return which queries count for a recall such as `text_to_image_R@5`."""
+    direction, k = key.split("_R@")
+    rank: Tensor = getattr(ranks, direction).cpu()
     return (rank > 0) & (rank <= int(k))
 
 
 class _Resampler:
-    """The metrics of a test whose images are drawn again.
+    """The metrics of a retrieval test with its images resampled.
 
-    Recalls and mean ranks are ratios of sums over images, so that a resample is one product with the images' counts. A
-    median rank is found in the sorted ranks, each counted as often as its image was drawn.
+    Recalls and mean ranks are ratios of sums over images, so a resample is one product with the counts of the images. A
+    median rank is read from the sorted ranks, each counted as often as its image was drawn.
     """
 
     def __init__(self, ranks: Ranks, ks: Sequence[int]) -> None:
         image = ranks.image_to_text.cpu()
-        asked = image.nonzero().flatten()  # 0 stands for an image that was not asked for
+        is_query = image.nonzero().flatten()  # 0 is the rank of an image that is not a query
         text = ranks.text_to_image.cpu()
-        none = torch.zeros(len(image), dtype=torch.float64)
+        zeros = torch.zeros(len(image), dtype=torch.float64)
         self.keys: list[str] = []
         sums, counts = [], []
         self.sorted: list[tuple[Tensor, Tensor]] = []  # ranks in order, and the image of each
-        questions = ((text, ranks.text_to_image_owner.cpu(), len(image)), (image[asked], asked, len(text)))
-        for way, (found, owner, candidates) in zip(DIRECTIONS, questions, strict=True):
-            values = {f"{way}_R@{k}": (found <= k).double() for k in ks if k <= candidates}
-            values[f"{way}_mean_rank"] = found.double()
+        queries = ((text, ranks.text_to_image_owner.cpu(), len(image)), (image[is_query], is_query, len(text)))
+        for direction, (rank, owner, candidates) in zip(DIRECTIONS, queries, strict=True):
+            values = {f"{direction}_R@{k}": (rank <= k).double() for k in ks if k <= candidates}
+            values[f"{direction}_mean_rank"] = rank.double()
             self.keys += values
-            sums += [none.index_add(0, owner, value) for value in values.values()]
-            counts += [none.index_add(0, owner, torch.ones(len(found), dtype=torch.float64))] * len(values)
-            order = found.argsort()
-            self.sorted.append((found[order].double(), owner[order]))
-        self.keys += [f"{way}_median_rank" for way in DIRECTIONS]
+            sums += [zeros.index_add(0, owner, value) for value in values.values()]
+            counts += [zeros.index_add(0, owner, torch.ones(len(rank), dtype=torch.float64))] * len(values)
+            order = rank.argsort()
+            self.sorted.append((rank[order].double(), owner[order]))
+        self.keys += [f"{direction}_median_rank" for direction in DIRECTIONS]
         self.table = torch.stack([*sums, *counts], dim=1)  # (images, 2 x metrics without the medians)
 
     def values(self) -> list[float]:
+        """Return the metrics without resampling."""
         return self._metrics(torch.ones(len(self.table), dtype=torch.int64)).tolist()
 
     def resampled(self, resamples: int, seed: int) -> Tensor:
-        """`(resamples, metrics)`; the same draws for the same seed and number of images."""
+        """Return `(resamples, metrics)`; the draws depend on the seed and on the number of images alone."""
         if isinstance(resamples, bool) or resamples < 2:
-            raise ValueError(f"resamples is {resamples!r}; it must be an integer of at least 2.")
+            raise ValueError(f"`resamples` must be an integer of at least 2, got {resamples!r}.")
         generator = torch.Generator().manual_seed(seed)
         images = len(self.table)
         results = []
@@ -144,7 +147,7 @@ class _Resampler:
         return torch.stack(results)
 
     def _metrics(self, times: Tensor) -> Tensor:
-        """`(metrics,)` of a draw with each image so many times; NaN where no query was drawn."""
+        """Return `(metrics,)` with each image drawn `times` times; NaN if no query was drawn."""
         sums = times.double() @ self.table
         half = len(sums) // 2
         medians = [_median(ranks, times[owners]) for ranks, owners in self.sorted]
@@ -152,7 +155,7 @@ class _Resampler:
 
 
 def _median(values: Tensor, times: Tensor) -> Tensor:
-    """Median of sorted values, each taken so many times; the mean of the middle two where their number is even."""
+    """Return the median of sorted values, each taken `times` times; of an even number the mean of the middle two."""
     reached = times.cumsum(0)
     count = int(reached[-1]) if len(reached) else 0
     if count == 0:
@@ -162,6 +165,6 @@ def _median(values: Tensor, times: Tensor) -> Tensor:
 
 
 def _intervals(values: Tensor) -> list[Interval]:
-    """Of `(resamples, metrics)`, the middle 95 % of each metric."""
+    """Return the middle 95 % of each metric of `(resamples, metrics)`."""
     low, high = torch.nanquantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0).tolist()
     return [Interval(*ends) for ends in zip(low, high, strict=True)]

@@ -1,7 +1,7 @@
-"""How a model bears captions that were changed: a false sentence put in, sentences shuffled or dropped, text cut off.
+"""Retrieval with changed captions: a false sentence inserted, sentences shuffled or dropped, text truncated.
 
-FAST-GOAL reports the mean drop of R@1 with one false sentence in each caption; how the sentence is chosen and placed
-the paper does not say. Ours comes from the caption of another image and goes to any place between sentences.
+FAST-GOAL reports the mean drop of R@1 with one false sentence in each caption, and does not say how the sentence is
+chosen and placed. Here it comes from the caption of another image and goes to a random position between sentences.
 """
 
 import random
@@ -11,29 +11,30 @@ from typing import Any
 
 from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.sentences import split_sentences
+from fastgoal.processing.tokens import count_truncated
 
 from .embeddings import EncodedSource
 from .retrieval import DIRECTIONS, Ranks, retrieval_ranks
 
-SHORT = 77  # tokens of the original CLIP
+SHORT = 77  # text length of the original CLIP, in tokens
 
 CHANGES = {
-    "inserted": "one sentence of another image put in",
-    "shuffled": "sentences in another order",
-    "dropped": "one sentence left out",
-    "truncated": f"cut at {SHORT} tokens",
+    "inserted": "one sentence of another image inserted",
+    "shuffled": "sentences shuffled",
+    "dropped": "one sentence dropped",
+    "truncated": f"truncated to {SHORT} tokens",
 }
 
 
 @dataclass(frozen=True)
 class Change:
-    """The result for captions changed in one way.
+    """The result for captions that were changed in one way.
 
     Attributes:
-        what: The change in words.
-        metrics: Recall and ranks with them.
-        drop: R@1 of the captions as they are, less R@1 with the changed ones, the mean of both directions (fraction).
-        changed: Captions that the change could be made to (a single sentence can be neither shuffled nor dropped).
+        what: Description of the change.
+        metrics: Recall and ranks with the changed captions.
+        drop: R@1 with the original captions minus R@1 with the changed ones, the mean of both directions (a fraction).
+        changed: Number of captions that were changed. A single sentence can be neither shuffled nor dropped.
     """
 
     what: str
@@ -43,51 +44,50 @@ class Change:
 
 
 def change_captions(
-    captions: Sequence[str], text_to_image: Sequence[int], how: str, seed: int = 0, language: str = "en"
+    captions: Sequence[str], text_to_image: Sequence[int], change: str, seed: int = 0, language: str = "en"
 ) -> list[str]:
-    """Captions changed in one way; what cannot be changed stays as it is.
+    """Change captions in one way. Captions that cannot be changed stay the same.
 
     Args:
-        captions: One or more of each image.
-        text_to_image: The image of each caption; a false sentence never comes from the same image.
-        how: `inserted`, `shuffled` or `dropped`.
-        seed: The same seed changes the same captions in the same way.
-        language: Of the captions, by its code.
+        captions: One or more captions of each image.
+        text_to_image: The image of each caption. A false sentence never comes from the same image.
+        change: `inserted`, `shuffled` or `dropped`.
+        seed: Seed of the changes.
+        language: Language code of the captions.
 
     Raises:
-        ValueError: `how` is something else.
+        ValueError: `change` has another value.
     """
-    if how not in ("inserted", "shuffled", "dropped"):
-        raise ValueError(f"how is {how!r}; it must be 'inserted', 'shuffled' or 'dropped'.")
+    if change not in ("inserted", "shuffled", "dropped"):
+        raise ValueError(f"`change` must be inserted, shuffled or dropped, got {change!r}.")
     sentences = [[sentence.text for sentence in split_sentences(caption, language)] for caption in captions]
     changed = list(captions)
     for number, parts in enumerate(sentences):
-        draw = random.Random(f"{seed} {how} {number}")
-        if how == "inserted":
-            false = _sentence_of_another(draw, number, sentences, text_to_image)
+        generator = random.Random(f"{seed} {change} {number}")
+        if change == "inserted":
+            false = _sentence_of_another_image(generator, number, sentences, text_to_image)
             if false is not None:
-                parts = [*parts]
-                parts.insert(draw.randint(0, len(parts)), false)
-                changed[number] = " ".join(parts)
+                position = generator.randint(0, len(parts))
+                changed[number] = " ".join([*parts[:position], false, *parts[position:]])
         elif len(parts) > 1:
             order = list(range(len(parts)))
-            if how == "dropped":
-                del order[draw.randrange(len(parts))]
-            while how == "shuffled" and order == sorted(order):
-                draw.shuffle(order)
+            if change == "dropped":
+                del order[generator.randrange(len(parts))]
+            while change == "shuffled" and order == sorted(order):
+                generator.shuffle(order)
             changed[number] = " ".join(parts[index] for index in order)
     return changed
 
 
-def _sentence_of_another(
-    draw: random.Random, number: int, sentences: list[list[str]], text_to_image: Sequence[int]
+def _sentence_of_another_image(
+    generator: random.Random, number: int, sentences: list[list[str]], text_to_image: Sequence[int]
 ) -> str | None:
-    """A sentence of another image that the caption does not have itself; None if none of many tries finds one."""
+    """Return a sentence of another image that the caption does not contain; None if 100 draws give none."""
     for _ in range(100):
-        other = draw.randrange(len(sentences))
+        other = generator.randrange(len(sentences))
         if text_to_image[other] == text_to_image[number] or not sentences[other]:
             continue
-        sentence = draw.choice(sentences[other])
+        sentence = generator.choice(sentences[other])
         if sentence not in sentences[number]:
             return sentence
     return None
@@ -102,25 +102,27 @@ def measure_robustness(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Change]:
-    """Retrieval with changed captions, for each of `CHANGES`; arguments as for `encode_source`.
+    """Measure retrieval with captions changed in each way of `CHANGES`.
 
-    `encoded` are the images, and the captions as they are, `ranks` the ranks of these; `seed` is that of the changes.
+    Args:
+        encoded: Images and original captions.
+        ranks: Ranks of the original captions.
+        seed: Seed of the changes. See `encode_source` for the other arguments.
     """
     captions, text_to_image = encoded.captions, encoded.text_to_image
     image_embeds = encoded.image_embeds.to(model.device)
-    whole = ranks.summary((1,))
+    original = ranks.summary((1,))
     results = {}
-    for how, what in CHANGES.items():
-        length = None
-        if how == "truncated":
-            texts, length = captions, SHORT
-            ids = processor.tokenizer(captions, truncation=False, padding=False, verbose=False)["input_ids"]
-            changed = sum(len(row) > SHORT for row in ids)
+    for change, description in CHANGES.items():
+        texts, length = captions, None
+        if change == "truncated":
+            length = SHORT
+            changed = count_truncated(captions, processor.tokenizer, SHORT)
         else:
-            texts = change_captions(captions, text_to_image, how, seed, getattr(processor, "language", "en"))
+            texts = change_captions(captions, text_to_image, change, seed, getattr(processor, "language", "en"))
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))
         embeds = embed_texts(model, processor, texts, 4 * batch_size, max_length=length, progress=progress)
         metrics = retrieval_ranks(image_embeds, embeds.to(model.device), text_to_image).summary((1, 5, 10))
-        drops = [whole[f"{way}_R@1"] - metrics[f"{way}_R@1"] for way in DIRECTIONS]
-        results[how] = Change(what, metrics, sum(drops) / 2, changed)
+        drops = [original[f"{direction}_R@1"] - metrics[f"{direction}_R@1"] for direction in DIRECTIONS]
+        results[change] = Change(description, metrics, sum(drops) / 2, changed)
     return results

@@ -177,7 +177,7 @@ class TestCommand:
 
     def test_skip(self, tiny_clip, broken_folder, tmp_path, capsys):
         assert self.run(tiny_clip, broken_folder, "--on-error", "skip", "--output", tmp_path / "report.json") == 0
-        assert "2 rows were left out:\n" in capsys.readouterr().out
+        assert "2 rows were skipped:\n" in capsys.readouterr().out
         assert len(json.loads((tmp_path / "report.json").read_text())["skipped"]) == 2
 
     def test_stop(self, tiny_clip, broken_folder, tmp_path, capsys):

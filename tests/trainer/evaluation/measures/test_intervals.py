@@ -66,7 +66,7 @@ def test_interval_of_a_median_rank():
 def test_same_seed_same_interval():
     ranks = ranks_of([1, 2, 3, 1], [1, 1, 2, 4])
     assert bootstrap_intervals(ranks, seed=3) == bootstrap_intervals(ranks, seed=3)
-    with pytest.raises(ValueError, match="resamples is 1"):
+    with pytest.raises(ValueError, match=r"`resamples` .* got 1"):
         bootstrap_intervals(ranks, resamples=1)
 
 
@@ -91,5 +91,5 @@ def test_models_of_different_widths_can_be_compared_but_not_different_queries():
     assert set(compare(wide, narrow, ks=(1,))) == {
         f"{way}_{name}" for way in ("text_to_image", "image_to_text") for name in ("R@1", "mean_rank", "median_rank")
     }
-    with pytest.raises(ValueError, match="asked 5 captions of 5 images and the second 4 of 4"):
+    with pytest.raises(ValueError, match="5 captions of 5 images and 4 of 4"):
         compare(wide, retrieval_ranks(torch.eye(4), torch.eye(4)))

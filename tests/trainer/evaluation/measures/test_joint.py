@@ -4,9 +4,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPProcessor
 
-from fastgoal.trainer.evaluation.measures.joint import joint_map
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.embedding import embed_images, embed_texts
+from fastgoal.trainer.evaluation.measures import joint
+from fastgoal.trainer.evaluation.measures.embeddings import encode_source
+from fastgoal.trainer.evaluation.measures.joint import evaluate_joint, joint_map
 from fastgoal.trainer.evaluation.measures.ranks import unit_rows
+from fastgoal.trainer.evaluation.protocols.registry import open_protocol
 
 
 def brute_force(images, texts, group, is_global, k):
@@ -67,10 +74,10 @@ def test_known_answers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"text_embeds": torch.eye(2, 3)}, "an item has one image and one text"),
+        ({"text_embeds": torch.eye(2, 3)}, "`image_embeds` and `text_embeds`"),
         ({"image_embeds": torch.full((2, 2), math.nan)}, "NaN"),
-        ({"group": [0]}, r"group.* shape \(1,\)"),
-        ({"group": [0, 0]}, "group 0 has two global items, 0 and 1"),
+        ({"group": [0]}, r"`group` .* got \(1,\)"),
+        ({"group": [0, 0]}, "`group` 0 has two global items, 0 and 1"),
         ({"k": 0}, "`k` must"),
         ({"chunk_size": 0}, "`chunk_size` must"),
     ],
@@ -79,3 +86,68 @@ def test_errors(arguments, message):
     base = {"image_embeds": torch.eye(2), "text_embeds": torch.eye(2), "group": [0, 1], "is_global": [True, True]}
     with pytest.raises(ValueError, match=message):
         joint_map(**{**base, **arguments})
+
+
+class TestEvaluateJoint:
+    """The local items are the pairs that the evaluated model sees, by score."""
+
+    FIRST, LAST = "A red square.", "A blue square."
+    CAPTION = f"{FIRST} {'A gray wall. ' * 8}{LAST}"
+
+    def source(self, **changes):
+        start = self.CAPTION.index(self.LAST)
+        row = {
+            "image": Image.new("RGB", (40, 40), "gray"),
+            "caption": self.CAPTION,
+            "sentences": [{"start": 0, "end": len(self.FIRST)}, {"start": start, "end": len(self.CAPTION)}],
+            "regions": [{"box": [0.0, 0.0, 10.0, 20.0]}, {"box": [10.0, 10.0, 40.0, 40.0]}],
+            # The flag names the pair that another model saw.
+            "pairs": [
+                {"sentence": 0, "region": 1, "score": 0.2, "best": False},
+                {"sentence": 1, "region": 0, "score": 0.9, "best": True},
+                {"sentence": 0, "region": 0, "score": 0.1, "best": False},
+            ],
+            **changes,
+        }
+        return open_protocol("folder", [row])
+
+    @pytest.mark.parametrize(("length", "sentence", "crop"), [(77, FIRST, (30, 30)), (248, LAST, (10, 20))])
+    def test_a_model_of_77_tokens_and_one_of_248(self, tiny_clip, monkeypatch, length, sentence, crop):
+        model = FastGoalCLIPModel.from_base(str(tiny_clip), max_text_length=length)
+        processor = FastGoalProcessor.from_base(str(tiny_clip), max_text_length=length)
+        source = self.source()
+        encoded = encode_source(model, processor, source)
+        used = []
+
+        def recorded(embed):
+            return lambda *args, **options: used.append(args[2]) or embed(*args, **options)
+
+        monkeypatch.setattr(joint, "embed_images", recorded(embed_images))
+        monkeypatch.setattr(joint, "embed_texts", recorded(embed_texts))
+        found = evaluate_joint(model, processor, source, encoded)
+        crops, sentences = used
+        assert (sentences, [image.size for image in crops]) == ([sentence], [crop])
+        # The same numbers from the two images and the two texts themselves.
+        images = embed_images(model, processor, [Image.new("RGB", size, "gray") for size in ((40, 40), crop)])
+        texts = embed_texts(model, processor, [self.CAPTION, sentence])
+        assert found == joint_map(images, texts, [0, 0], [True, False])
+        # A plain processor stays unchanged and gives the same.
+        plain = CLIPProcessor.from_pretrained(tiny_clip)
+        plain.tokenizer.model_max_length = 9
+        assert evaluate_joint(model, plain, source, encoded) == found
+        assert plain.tokenizer.model_max_length == 9
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"pairs": []}, r"data row 0 .*no local pairs.*`fastgoal pairs`"),
+            ({"sentences": [{"start": 0, "end": 999}] * 2}, "data row 0 .*999"),
+        ],
+    )
+    def test_broken_rows_are_named(self, tiny_clip, changes, message):
+        model = FastGoalCLIPModel.from_base(str(tiny_clip), max_text_length=77)
+        processor = FastGoalProcessor.from_base(str(tiny_clip), max_text_length=77)
+        source = self.source(**changes)
+        encoded = encode_source(model, processor, source)
+        with pytest.raises(ValueError, match=message):
+            evaluate_joint(model, processor, source, encoded)

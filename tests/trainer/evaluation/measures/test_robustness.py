@@ -21,7 +21,7 @@ def test_inserted_is_one_sentence_of_another_image():
 
 
 def test_shuffled_and_dropped():
-    shuffled, dropped = (change_captions(CAPTIONS, OWNER, how) for how in ("shuffled", "dropped"))
+    shuffled, dropped = (change_captions(CAPTIONS, OWNER, change) for change in ("shuffled", "dropped"))
     for before, order, less in zip(CAPTIONS, shuffled, dropped, strict=True):
         assert sorted(sentences(order)) == sorted(sentences(before))
         if len(sentences(before)) == 1:
@@ -34,5 +34,5 @@ def test_shuffled_and_dropped():
 def test_the_seed_decides():
     assert change_captions(CAPTIONS, OWNER, "inserted", 1) == change_captions(CAPTIONS, OWNER, "inserted", 1)
     assert change_captions(["A. B."], [0], "inserted") == ["A. B."]  # there is no other image
-    with pytest.raises(ValueError, match="how is 'turned'"):
+    with pytest.raises(ValueError, match=r"`change` .* got 'turned'"):
         change_captions(CAPTIONS, OWNER, "turned")
