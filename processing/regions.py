@@ -16,6 +16,7 @@ from .geometry import Box, check_size
 
 # Of the boxes that stay, where no detector has limits of its own.
 LIMITS = {"min_score": 0.25, "min_area": 0.01, "max_area": 0.80}
+MIN_SCORE, MIN_AREA, MAX_AREA = LIMITS.values()
 
 
 @dataclass(frozen=True)

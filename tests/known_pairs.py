@@ -2,16 +2,19 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
 from fastgoal.processing.data.pairs_dataset import features
+from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.regions import default_regions
 from fastgoal.processing.sentences import split_sentences
 
 SIZE = (80, 60)
+DETECTOR = DetectorSpec("ultralytics", "yolo11n.pt", "yolo11n.pt#0123")
 LONG = "One long caption with many words that stands here for a photograph of a street. " * 4
 
 
@@ -75,7 +78,7 @@ def write(folder, rows, shards=2, schema=None):
         pyarrow.parquet.write_table(table, folder / f"data/train-{number:05d}-of-{shards:05d}.parquet")
     skipped = [{"row": 7, "reason": "metadata.jsonl line 8 (7.jpg): it is broken."}]
     manifest = {
-        "settings": {"model": "owner/clip@abc", "detector": "yolo11n.pt#0123"},
+        "settings": {"model": "owner/clip@abc", "detector": asdict(DETECTOR)},
         "source": "/somewhere/photographs",
         "versions": {"fastgoal": "0.1.0"},
         "summary": {"images": len(rows), "skipped": skipped},

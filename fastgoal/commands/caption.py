@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.captions import CaptionSettings, build_captions
     from fastgoal.processing.builders.cluster import open_engine
     from fastgoal.processing.checkpoints.devices import choose_dtype
-    from fastgoal.processing.checkpoints.fingerprints import mark_weights
+    from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
     from fastgoal.processing.data.image_folder import open_images
 
     ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         if args.server is None:
             device = engine.choose_device(args.device)
             dtype = choose_dtype(args.dtype, device, bfloat16=True)
-            mark, sampled_batch = mark_weights(model), batch_size if args.temperature > 0 else None
+            mark, sampled_batch = checkpoint_fingerprint(model), batch_size if args.temperature > 0 else None
 
             def load() -> Any:
                 return Captioner.load(model, device, dtype, prompt=prompt, **ways)

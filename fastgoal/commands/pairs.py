@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.cluster import open_engine
     from fastgoal.processing.builders.pairs import PairSettings, build_pairs
     from fastgoal.processing.checkpoints.devices import choose_dtype
-    from fastgoal.processing.checkpoints.fingerprints import check_detector_file, mark_weights
+    from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint
     from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.detectors.load import describe_detector
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             source,
             args.output,
             PairSettings(
-                mark_weights(model),
+                checkpoint_fingerprint(model),
                 detector,
                 dtype,
                 args.split,

@@ -1,4 +1,4 @@
-"""What `auto` stands for here: the device and the number format of a model, and who reads its images."""
+"""The device and dtype of a model, and the number of processes that read its images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,11 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def choose_device(device: "str | torch.device | None" = None) -> str:
-    """The name of a device, or a `ValueError` if it cannot be used; None and `auto`: the accelerator, else the CPU."""
+    """Return the name of a device; None and `auto` stand for the accelerator, or the CPU without one.
+
+    Raises:
+        ValueError: The device cannot be used.
+    """
     import torch
 
     if device in (None, "auto"):
@@ -20,20 +24,26 @@ def choose_device(device: "str | torch.device | None" = None) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={str(device)!r} cannot be used here: {reason} Use auto, cpu, or a device that is there."
+            f"`device` must be auto, cpu or a device of this machine, got {str(device)!r}: {reason}"
         ) from None
     return str(device)
 
 
 def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
-    """The name of a number format, a `ValueError` for one not in `DTYPES`; `auto` is a half one on CUDA, else float32.
+    """Return the name of a dtype; `auto` stands for half precision on CUDA, else for float32.
 
-    With `bfloat16` it is that one where the GPU has it, for models whose numbers may outgrow float16.
+    Args:
+        dtype: One of `DTYPES`.
+        device: Name of the device.
+        bfloat16: Prefer bfloat16 where the GPU has it, for models with values out of the range of float16.
+
+    Raises:
+        ValueError: There is no such dtype.
     """
     import torch
 
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if dtype != "auto":
         return dtype
     if not device.startswith("cuda"):
@@ -42,7 +52,7 @@ def choose_dtype(dtype: str, device: str, bfloat16: bool = False) -> str:
 
 
 def choose_workers(workers: int | None, model: Any) -> int:
-    """Processes that read images: as asked, else 4, and none beside a model on the CPU, which needs its cores."""
+    """Return the number of processes that read images: by default 4, and 0 for a model on the CPU, which needs it."""
     if workers is not None:
         return workers
     return 0 if model.device.type == "cpu" else 4

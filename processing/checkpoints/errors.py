@@ -1,4 +1,4 @@
-"""What goes wrong when files of others are loaded, in a line that says which they are and what to do.
+"""Errors of libraries that load files, as one line that names the files and says what to do.
 
 Imports nothing heavy.
 """
@@ -10,42 +10,42 @@ from pathlib import Path
 from fastgoal.processing.texts import shortened
 
 LFS_POINTER = b"version https://git-lfs"
-DAMAGED = "Its files are damaged, missing or do not belong together: make or download them again."
+DAMAGED = "Its files are damaged, missing or do not fit together: create or download them again."
 
 
 @contextmanager
-def loading(what: str, name: str = "", way_out: str = DAMAGED) -> Iterator[None]:
-    """Turn whatever the libraries raise over files into a `ValueError` of one line.
+def loading(label: str, name: str = "", way_out: str = DAMAGED) -> Iterator[None]:
+    """Turn any error of a library in the block into a `ValueError` of one line.
 
     Args:
-        what: What is loaded, in words that begin the message: `--model clip/`.
-        name: The folder or file, which is looked at for what often is the reason.
-        way_out: What to do, for any other reason.
+        label: What is loaded; the message begins with it: "`model=clip/`".
+        name: The folder or file; if it holds a pointer of git-lfs, the message says so.
+        way_out: What to do, for other reasons.
     """
     try:
         yield
-    except Exception as error:  # files that are damaged make the libraries raise nearly anything
-        if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # torch's, and Python's
+    except Exception as error:  # damaged files make the libraries raise nearly anything
+        if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):  # of torch and of Python
             raise
         pointer = lfs_pointer(Path(name)) if name else None
         if pointer is not None:
-            way_out = f"{pointer.name} is but a pointer of git-lfs: fetch the file itself with `git lfs pull`."
+            way_out = f"{pointer.name} is only a pointer of git-lfs: fetch the file with `git lfs pull`."
         if isinstance(error, ImportError):
-            known = [name for name in ("sentencepiece", "protobuf") if name in str(error).lower()]
-            way_out = f"Install the package that it needs{': pip install ' + ' '.join(known) if known else ''}."
-        kind = "" if isinstance(error, OSError | ValueError) and str(error) else f"{type(error).__name__}: "
-        raise ValueError(f"{what} cannot be loaded: {kind}{first_line(error)} {way_out}".rstrip()) from error
+            packages = [package for package in ("sentencepiece", "protobuf") if package in str(error).lower()]
+            way_out = f"Install the package it needs{': pip install ' + ' '.join(packages) if packages else ''}."
+        error_type = "" if isinstance(error, OSError | ValueError) and str(error) else f"{type(error).__name__}: "
+        raise ValueError(f"{label} cannot be loaded: {error_type}{first_line(error)} {way_out}".rstrip()) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short and with a full stop; its second line too, where the first only announces it."""
+    """Return the first line of an error, shortened, with a full stop; also the second line if the first ends in ":"."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = shortened(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0], 300)
     return text if text[-1] in ".!?" else text + "."
 
 
 def lfs_pointer(path: Path) -> Path | None:
-    """The first file of weights, in a folder or by itself, that is only a pointer of git-lfs."""
+    """Return the first file of weights, in a folder or by itself, that is only a pointer of git-lfs."""
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")]) if path.is_dir() else [path]
     for file in files:
         if file.is_file():

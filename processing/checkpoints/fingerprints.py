@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import loading
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
+_EXPECTED = "Name a folder written by `save_pretrained`, or a Hub id."
 SAMPLED_VALUES = 1024
 
 
 def fingerprint(weights: "Mapping[str, torch.Tensor]", texts: Iterable[str] = ()) -> str:
-    """Return a hash of weights in memory, such as `model.state_dict()`; use `mark_weights` for files.
+    """Return a hash of weights in memory, such as `model.state_dict()`; use `checkpoint_fingerprint` for files.
 
     Every value counts, on any device and in any dtype: a sum over the bits of all values as float32, which does not
     depend on their order, and some values of each weight in order. That takes one pass over the memory.
@@ -44,60 +45,40 @@ def fingerprint(weights: "Mapping[str, torch.Tensor]", texts: Iterable[str] = ()
     return digest.hexdigest()
 
 
-def mark_weights(name: str, what: str = "model") -> str:
-    """A name that changes when the files behind it change: file name and hash here, id and revision for the Hub.
+def checkpoint_fingerprint(name: str, argument: str = "model") -> str:
+    """Return a name that changes when the files of a checkpoint change; use `fingerprint` for weights in memory.
+
+    Args:
+        name: File, folder or Hub id.
+        argument: Name of the argument that `name` was given for, for messages.
+
+    Returns:
+        `NAME#HASH` with the last part of the path for files here, `OWNER/NAME@REVISION` for the Hub.
 
     Raises:
-        ValueError: There are no weights, or the Hub has no answer; calls it `what`.
+        ValueError: There are no weights, or the Hub does not have them.
     """
-    path = Path(name)
+    label, path = f"`{argument}={name}`", Path(name)
     if path.is_file():
         return f"{path.name}#{hash_files([path])}"
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json", ".txt"))
         if not any(file.suffix in WEIGHTS for file in files):
-            raise ValueError(
-                f"'{name}' has no weights in it (no .safetensors or .bin file). Expected a folder written by "
-                "save_pretrained, or a Hub id."
-            )
+            raise ValueError(f"{label} has no weights (no .safetensors or .bin file). {_EXPECTED}")
         return f"{path.resolve().name}#{hash_files(files)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"'{name}' does not exist. Expected a folder written by save_pretrained, or a Hub id.")
+        raise ValueError(f"{label} does not exist. {_EXPECTED}")
     from transformers.utils.hub import cached_file, extract_commit_hash
     from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-    with loading(f"the {what} '{name}'", way_out="It is no folder here, and the Hub has no answer."):
+    with loading(label, way_out="There is no such folder, and the Hub did not answer."):
         file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
         revision = extract_commit_hash(file or cached_file(name, ADAPTER_CONFIG_NAME), None)
     return f"{name}@{revision}" if revision else name
 
 
-def check_detector_file(detector: str, *data_folders: str) -> None:
-    """Refuse a pickled detector that lies inside a data folder: it may have come with somebody else's data."""
-    if not detector.lower().endswith(PICKLES):
-        return
-    for folder in data_folders:
-        for resolve in (os.path.abspath, os.path.realpath):
-            if Path(resolve(detector)).is_relative_to(resolve(folder)) and os.path.isdir(folder):
-                raise ValueError(
-                    f"detector='{detector}' lies inside the data folder '{folder}'. Such a file is a pickle that runs "
-                    "code when it is loaded, so one that came with data is refused. If you know where it is from and "
-                    "trust it, move it to another place and name it there."
-                )
-
-
-def refuse_not_finite(tensors: Iterable[tuple[str, Any]], what: str) -> None:
-    """Raise `ValueError` if a weight is infinite or no number; `tensors` are torch's by their names."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
-                f"{what} has weights that are infinite or no numbers (in {name}) and is of no use. Make or download it "
-                "again; of a training of your own take an earlier checkpoint, or train with a lower rate."
-            )
-
-
 def hash_files(paths: Iterable[Path]) -> str:
-    """Names, sizes and 16 evenly spaced blocks of 64 kB of some files as one hash: large files are not read in full."""
+    """Hash the names, sizes and 16 evenly spaced blocks of 64 kB of files. Large files are not read in full."""
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
@@ -107,3 +88,26 @@ def hash_files(paths: Iterable[Path]) -> str:
                 file.seek(max(0, size - 2**16) * block // 15)
                 digest.update(file.read(2**16))
     return digest.hexdigest()[:32]
+
+
+def check_detector_file(detector: str, *data_folders: str) -> None:
+    """Raise `ValueError` for a pickled detector inside a data folder, which may have come with the data."""
+    if not detector.lower().endswith(PICKLES):
+        return
+    for folder in data_folders:
+        for resolve in (os.path.abspath, os.path.realpath):
+            if Path(resolve(detector)).is_relative_to(resolve(folder)) and os.path.isdir(folder):
+                raise ValueError(
+                    f"`detector={detector}` is inside the data folder '{folder}'. Such a file is a pickle, which can "
+                    "run code when it is loaded. If you trust its source, move the file out of that folder."
+                )
+
+
+def refuse_not_finite(tensors: "Iterable[tuple[str, torch.Tensor]]", label: str) -> None:
+    """Raise `ValueError`, which calls the checkpoint `label`, if a weight is NaN or infinite."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{label} has weights that are NaN or infinite (in {name}). Download or create it again. After your "
+                "own training, use an earlier checkpoint, or train with a lower learning rate."
+            )

@@ -1,6 +1,6 @@
-"""Loading any checkpoint that is known here, or saying in a line what is wrong with it and what to do.
+"""Loading any supported checkpoint or adapter, or saying in one line what is wrong with it and what to do.
 
-Code that comes with a checkpoint is never run, and nobody is asked whether it should be.
+Code that comes with a checkpoint is never run.
 """
 
 from pathlib import Path
@@ -31,7 +31,8 @@ def check_model(name: str, argument: str = "model") -> Any:
     Raises:
         ValueError: The configuration cannot be loaded, or the model's family is not supported.
     """
-    label, way_out = f"`{argument}={name}`", _way_out(name)
+    label = f"`{argument}={name}`"
+    way_out = DAMAGED if Path(name).is_dir() else "Name a folder written by `save_pretrained`, or a Hub id."
     if is_adapter(name):
         with loading(label, name):
             name, label, way_out = about_base(name, label)
@@ -49,20 +50,23 @@ def load_model(
     stretch: bool = False,
     max_text_length: int | None = None,
 ) -> tuple[FastGoalModel, FastGoalProcessor]:
-    """The model of a checkpoint or adapter (a folder or a Hub id), ready to be asked, and its processor.
+    """Load a checkpoint, or an adapter merged into its base model, and its processor.
 
     Args:
-        name: Folder or Hub id.
-        device: As for `choose_device`.
-        dtype: As for `choose_dtype`.
+        name: Folder or Hub id of the model or adapter.
+        device: Name of a device as for `choose_device`.
+        dtype: Name of a dtype as for `choose_dtype`.
         argument: Name of the argument that `name` was given for, for messages.
         stretch: Stretch the text positions to `max_text_length`, as `FastGoalModel.from_base` does. An adapter keeps
             its own length.
-        max_text_length: Tokens that a stretched model reads; by default the most that its family allows.
+        max_text_length: Number of tokens that a stretched model reads; by default the most that its family allows.
+
+    Returns:
+        The model in eval mode, on its device, and the processor.
 
     Raises:
-        ValueError: The device is not there, or the checkpoint is of no family that is known, is damaged, lacks weights,
-            has some that are no numbers, needs a package that is not there, or cannot be reached.
+        ValueError: The device is not available, or the checkpoint cannot be loaded, is damaged, is missing weights, has
+            weights that are NaN or infinite, or belongs to a family that is not supported.
     """
     device = choose_device(device)
     torch_dtype: Any = getattr(torch, choose_dtype(dtype, device))
@@ -73,32 +77,29 @@ def load_model(
         model_class = FastGoalModel.class_for(check_model(name, argument))
         with loading(label, name):
             if stretch:
-                model = FastGoalModel.from_base(name, max_text_length, dtype=torch_dtype)
+                model = model_class.from_base(name, max_text_length, dtype=torch_dtype)
             else:
                 model = load_whole(model_class, name, dtype=torch_dtype)
     with loading(f"the tokenizer and image processor of {label}", name):
         processor = load_processor(name, stretch, max_text_length)
         processor.require_family(family_of(model))
-        words, known = len(processor.tokenizer), model.config.text_config.vocab_size
-        if words > known:
-            raise ValueError(f"the tokenizer has {words} tokens and the model knows {known}: they are of two models")
+        tokens, vocabulary = len(processor.tokenizer), model.config.text_config.vocab_size
+        if tokens > vocabulary:
+            raise ValueError(f"the tokenizer has {tokens} tokens, and the model has embeddings for {vocabulary}.")
     refuse_not_finite(model.named_parameters(), label)
     return model.to(device).eval(), processor
 
 
 def load_processor(name: str, stretch: bool = False, max_text_length: int | None = None) -> FastGoalProcessor:
-    """The processor of a checkpoint, for its own text length or another; raises what the libraries raise.
+    """Load the processor of a checkpoint, for its own text length or for that of a stretched model.
 
-    Where there are no tokens, of which they make an empty tokenizer, it is a `ValueError`.
+    The arguments are those of `load_model`. Errors are those of transformers.
+
+    Raises:
+        ValueError: The tokenizer has no tokens: transformers makes an empty one if its files are missing.
     """
-    processor: FastGoalProcessor
     if stretch:
-        processor = FastGoalProcessor.from_base(name, max_text_length)
-    else:
-        processor = FastGoalProcessor.from_pretrained(name, trust_remote_code=False)
+        return FastGoalProcessor.from_base(name, max_text_length)
+    processor: FastGoalProcessor = FastGoalProcessor.from_pretrained(name, trust_remote_code=False)
     require_tokens(processor.tokenizer)
     return processor
-
-
-def _way_out(name: str) -> str:
-    return DAMAGED if Path(name).is_dir() else "Name the folder of a model that save_pretrained wrote, or a Hub id."

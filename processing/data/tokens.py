@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.checkpoints.errors import loading
-from fastgoal.processing.checkpoints.fingerprints import mark_weights
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 
 TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
 # All of OpenAI's CLIPs, and most others, share one tokenizer.
@@ -76,7 +76,7 @@ def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | N
         for place in (Path(), *([] if folder is None else [folder.resolve().parent])):
             beside = place / matcher.partition("#")[0]
             with contextlib.suppress(ValueError, OSError):
-                if beside.is_dir() and mark_weights(str(beside)) == matcher:
+                if beside.is_dir() and checkpoint_fingerprint(str(beside)) == matcher:
                     return TokenCounter(str(beside))
     # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
     found_again = "/" in matcher and "#" not in matcher

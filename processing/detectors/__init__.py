@@ -1,1 +1,1 @@
-"""Detectors: what proposes regions beside the five default ones, all four kinds behind one `load_detector`."""
+"""Detectors, which propose regions in addition to the five default ones, behind one `load_detector`."""

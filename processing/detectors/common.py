@@ -1,4 +1,4 @@
-"""What the kinds of detectors share: which inputs go together, and regions inside the image."""
+"""What the detectors share: which inputs share a forward pass, and regions inside the image."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -9,10 +9,10 @@ from fastgoal.processing.regions import Region, clip_box
 
 
 def batches_of_one_shape(shapes: Sequence[Hashable], device: torch.device) -> list[list[int]]:
-    """The numbers of the inputs of each forward: those of one shape, and on a CPU each goes alone.
+    """Return the indices of the inputs of each forward pass: those of one shape, or one at a time on a CPU.
 
-    There YOLO is no faster in batches, but their buffers are of other sizes each time: the heap gets full of holes that
-    are never given back, hundreds of megabytes after some hundred photographs.
+    On a CPU, YOLO is not faster in batches, and buffers of changing sizes fragment the heap: memory grows by hundreds
+    of megabytes over some hundred photographs.
     """
     if device.type == "cpu":
         return [[index] for index in range(len(shapes))]
@@ -29,7 +29,7 @@ def regions_inside(
     image_size: tuple[int, int],
     source: str,
 ) -> list[Region]:
-    """Regions of one image, clipped to it; boxes with no area inside or with a NaN are left out."""
+    """Return the regions of one image, clipped to it; boxes with a NaN or without an area inside it are dropped."""
     regions = []
     for box, score, label in zip(boxes, scores, labels, strict=True):
         clipped = clip_box(box, image_size) if all(map(math.isfinite, box)) else None

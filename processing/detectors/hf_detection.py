@@ -1,4 +1,4 @@
-"""Object-detection models of transformers, such as YOLOS (the paper's), DETR or RT-DETR."""
+"""Object-detection models of transformers, such as YOLOS (used by the paper), DETR or RT-DETR."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,28 +17,33 @@ from .common import batches_of_one_shape, regions_inside
 from .spec import DetectorSpec
 
 Prepared = tuple[Mapping[str, torch.Tensor], tuple[int, int], Mapping[int, str]]
-"""The model's inputs for an image, its (width, height), and names by the labels that the model gives."""
+"""Inputs of the model for an image, the (width, height) of the image, and the names of the model's labels."""
 
 
-def load_parts(name: str, model_kind: Any, processor_kind: Any) -> tuple[Any, Any]:
-    """A detector's model, in eval mode, and its processor; a `ValueError` of a line for files that are not in order."""
-    with loading(f"--detector {name}", name):
-        model = load_whole(model_kind, name, trust_remote_code=False).eval()
-        processor = processor_kind.from_pretrained(name, trust_remote_code=False)
-    refuse_not_finite(model.named_parameters(), f"--detector {name}")
+def load_parts(name: str, model_class: Any, processor_class: Any) -> tuple[Any, Any]:
+    """Load the model of a detector, in eval mode, and its processor.
+
+    Raises:
+        ValueError: The files are damaged, or weights are missing, NaN or infinite.
+    """
+    label = f"`detector={name}`"
+    with loading(label, name):
+        model = load_whole(model_class, name, trust_remote_code=False).eval()
+        processor = processor_class.from_pretrained(name, trust_remote_code=False)
+    refuse_not_finite(model.named_parameters(), label)
     return model, processor
 
 
 class TransformersDetector:
-    """Any object-detection model of transformers; a `Detector`.
+    """A `Detector` that runs an object-detection model of transformers.
 
     Args:
-        model: From `AutoModelForObjectDetection`, in eval mode and on its device.
+        model: An `AutoModelForObjectDetection` in eval mode, on its device.
         processor: Its image processor.
-        spec: Its description; `min_score` is the smallest confidence of a region.
+        spec: Its description.
 
     Raises:
-        ValueError: The processor is none of such a detector.
+        ValueError: The processor does not belong to such a detector.
     """
 
     classes: tuple[Any, Any] = (AutoModelForObjectDetection, AutoImageProcessor)
@@ -47,48 +52,48 @@ class TransformersDetector:
     def __init__(self, model: Any, processor: Any, spec: DetectorSpec) -> None:
         if not hasattr(processor, self.post_process):
             raise ValueError(
-                f"`processor` must have {self.post_process}, got {type(processor).__name__}: give the processor of the "
-                "detector."
+                f"`processor` must have the method {self.post_process}, got a {type(processor).__name__}. Use the "
+                "processor of the detector."
             )
         self.model, self.processor, self.spec = model, processor, spec
 
     @classmethod
     def load(cls, name: str, spec: DetectorSpec, device: torch.device) -> "TransformersDetector":
-        """The detector of a folder or Hub id; a `ValueError` if it cannot be loaded."""
+        """Load the detector of a folder or Hub id. Raise `ValueError` if it cannot be loaded."""
         model, processor = load_parts(name, *cls.classes)
         return cls(model.to(device), processor, spec)
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> Prepared | None:
-        """See `Detector`."""
+        """Prepare an image; see `Detector`."""
         upright = load_image(image)
         names = getattr(self.model.config, "id2label", None) or {}
         return self.processor(images=upright, return_tensors="pt"), upright.size, names
 
     @torch.no_grad()
     def detect(self, prepared: Sequence[Prepared]) -> list[list[Region]]:
-        """See `Detector`; images whose inputs have the same shapes may share a forward.
+        """Detect regions; see `Detector`. Images with inputs of the same shapes may share a forward pass.
 
-        Nothing is padded: YOLOS has no mask for it, and the regions of an image would depend on the others.
+        Nothing is padded: YOLOS has no mask for padding, and the regions of an image would depend on the others.
         """
         regions: list[list[Region]] = [[] for _ in prepared]
         shapes = [tuple((key, value.shape) for key, value in inputs.items()) for inputs, _, _ in prepared]
-        for group in batches_of_one_shape(shapes, self.model.device):
-            alike = [prepared[index] for index in group]
+        for indices in batches_of_one_shape(shapes, self.model.device):
+            items = [prepared[index] for index in indices]
             batch = {
-                key: torch.cat([inputs[key] for inputs, _, _ in alike]).to(self.model.device) for key in alike[0][0]
+                key: torch.cat([inputs[key] for inputs, _, _ in items]).to(self.model.device) for key in items[0][0]
             }
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
-            for index, found in zip(group, self._regions(self.model(**batch), alike), strict=True):
-                regions[index] = found
+            for index, of_image in zip(indices, self._regions(self.model(**batch), items), strict=True):
+                regions[index] = of_image
         return regions
 
     def _regions(self, outputs: Any, prepared: Sequence[Prepared]) -> list[list[Region]]:
-        """The regions of each image in the outputs of a forward."""
-        found = getattr(self.processor, self.post_process)(
-            outputs, threshold=self.spec.min_score, target_sizes=[(height, width) for _, (width, height), _ in prepared]
-        )
+        """Return the regions of each image from the outputs of a forward pass."""
+        sizes = [(height, width) for _, (width, height), _ in prepared]
+        post_process = getattr(self.processor, self.post_process)
+        results = post_process(outputs, threshold=self.spec.min_score, target_sizes=sizes)
         regions = []
-        for result, (_, size, names) in zip(found, prepared, strict=True):
+        for result, (_, size, names) in zip(results, prepared, strict=True):
             labels = [str(names.get(label, label)) for label in result["labels"].tolist()]
             regions.append(self._inside(result["boxes"].tolist(), result["scores"].tolist(), labels, size))
         return regions

@@ -1,6 +1,6 @@
-"""A detector by its name, whatever its kind: its description, and the detector itself.
+"""Loading a detector of any kind by its name, and describing it without loading it.
 
-A new kind is a file with a `Detector`, an entry in `LOADERS`, and a line in `_checkpoint_kind` that knows it.
+To add a kind, write a file with a `Detector`, add it to `LOADERS`, and recognize its checkpoints in `_checkpoint_kind`.
 """
 
 import os
@@ -14,8 +14,8 @@ from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, MODEL_FOR_OBJECT_DET
 
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checkpoints.errors import loading
-from fastgoal.processing.checkpoints.fingerprints import mark_weights
-from fastgoal.processing.regions import Detector
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
+from fastgoal.processing.regions import MAX_AREA, MIN_AREA, MIN_SCORE, Detector
 
 from .hf_detection import TransformersDetector
 from .open_vocabulary import MIN_SCORES, OpenVocabularyDetector
@@ -31,10 +31,10 @@ LOADERS: dict[str, Callable[[str, DetectorSpec, torch.device], Detector]] = {
     "sam": SamDetector,
 }
 
-_FORMS = (
-    'Allowed are "none", a local ultralytics file that ends in .pt (yolo11n.pt), or a folder or Hub id of a '
-    "transformers object detector (hustvl/yolos-tiny), an open-vocabulary one (google/owlv2-base-patch16-ensemble) "
-    "or a SAM (facebook/sam-vit-base)."
+_ALLOWED = (
+    'Allowed are "none", an ultralytics file that ends in .pt (yolo11n.pt), and a folder or Hub id of an object '
+    "detector of transformers (hustvl/yolos-tiny), of an open-vocabulary detector (google/owlv2-base-patch16-ensemble) "
+    "or of a SAM (facebook/sam-vit-base)."
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,26 +43,26 @@ def describe_detector(
     name: str | os.PathLike[str] | None,
     *,
     min_score: float | None = None,
-    min_area: float = 0.01,
-    max_area: float = 0.80,
+    min_area: float = MIN_AREA,
+    max_area: float = MAX_AREA,
 ) -> DetectorSpec:
-    """What `load_detector` would load; reads a checkpoint's configuration and hashes its weights, but loads none.
+    """Describe what `load_detector` would load. This reads a configuration and hashes files, but loads no weights.
 
-    Weights that ultralytics publishes (`yolo11n.pt`) and that are not here are downloaded by it.
+    Weights that ultralytics publishes (`yolo11n.pt`) are downloaded by ultralytics if they are missing.
 
     Args:
         name: As for `load_detector`, or `column:NAME` for boxes in a column of the data.
-        min_score: Lowest score of a region; by default 0.25, and 0.1 for OWL, whose scores are low.
-        min_area: Smallest region (of a SAM: smallest mask) as a share of the image.
-        max_area: Largest region (of a SAM: largest mask) as a share of the image.
+        min_score: Lowest score of a region; 0.25 by default, and 0.1 for OWL, which gives low scores.
+        min_area: Area of the smallest region (for SAM: mask) as a fraction of the image.
+        max_area: Area of the largest region (for SAM: mask) as a fraction of the image.
 
     Raises:
         FileNotFoundError: The `.pt` file does not exist and cannot be downloaded.
-        ValueError: For any other name, a checkpoint that is no detector, or a limit out of range.
+        ValueError: There is no such detector, or a limit is out of range.
     """
     text = "none" if name is None else os.fspath(name)
     if not text:
-        raise ValueError(f"`name` is empty. {_FORMS}")
+        raise ValueError(f"`detector` must not be empty. {_ALLOWED}")
     path, kind, label, weights, model_type = Path(text), "none", "", "", ""
     if text.startswith("column:"):
         kind, label = "column", text.removeprefix("column:")
@@ -72,16 +72,16 @@ def describe_detector(
             if not path.is_file():
                 fetch_weights(path)
         else:
-            config = _configuration(text)
+            config = _read_config(text)
             kind, model_type = _checkpoint_kind(config, text), config.model_type
-        mark = mark_weights(text, "detector")
         label = path.name if path.is_file() else path.resolve().name if path.is_dir() else text
-        weights = mark if mark != label else ""
+        fingerprint = checkpoint_fingerprint(text, "detector")
+        weights = fingerprint if fingerprint != label else ""
     return DetectorSpec(
         kind,
         label,
         weights,
-        min_score=MIN_SCORES.get(model_type, 0.25) if min_score is None else min_score,
+        min_score=MIN_SCORES.get(model_type, MIN_SCORE) if min_score is None else min_score,
         min_area=min_area,
         max_area=max_area,
         max_phrases=MAX_PHRASES if kind == "open_vocabulary" else None,
@@ -89,48 +89,47 @@ def describe_detector(
 
 
 def load_detector(
-    name: str | os.PathLike[str] | None,
-    device: str | torch.device | None = None,
-    **limits: Any,
+    name: str | os.PathLike[str] | None, device: str | torch.device | None = None, **limits: Any
 ) -> Detector | None:
-    """Loads a detector by name; weights that ultralytics publishes are downloaded by it where they are not here.
+    """Load a detector by its name.
 
-    Loading an ultralytics `.pt` file may run code that is in the file, see `UltralyticsDetector`.
+    Loading an ultralytics `.pt` file may run code in the file; see `UltralyticsDetector`.
 
     Args:
-        name: "none" or None for no detector; a local file that ends in `.pt` for ultralytics; a folder or the Hub id
-            (`owner/name`) of a transformers object detector, an open-vocabulary detector or a SAM.
-        device: Where it runs; None takes a GPU if there is one.
+        name: "none" or None for no detector; an ultralytics file that ends in `.pt`, which ultralytics downloads if it
+            is missing and published; a folder or the Hub id (`owner/name`) of an object detector of transformers, an
+            open-vocabulary detector or a SAM.
+        device: Device of the model; by default a GPU if there is one.
         **limits: `min_score`, `min_area` and `max_area` as for `describe_detector`.
 
     Returns:
-        The detector, its description in `spec`; or None for "none".
+        The detector, with its description in `spec`; None for "none".
 
     Raises:
         FileNotFoundError: The `.pt` file does not exist and cannot be downloaded.
-        ValueError: For any other name, a file that is no detector, or "column:NAME", which names boxes of the data.
-        ImportError: ultralytics is needed and missing.
+        ValueError: There is no such detector, or the name is "column:NAME", which names boxes in the data.
+        ImportError: ultralytics is needed and not installed.
     """
     spec = describe_detector(name, **limits)
     if spec.kind == "none":
         return None
     if spec.kind == "column":
         raise ValueError(
-            f"`name` is 'column:{spec.name}', which is no detector but a column of boxes in the data: the command "
-            f"`fastgoal pairs` reads it; in Python give the boxes to `propose_regions`. {_FORMS}"
+            f"`detector` must not be a column here, got 'column:{spec.name}'. Only `fastgoal pairs` reads boxes from a "
+            f"column; in Python pass them to `FastGoalProcessor.propose_regions`. {_ALLOWED}"
         )
     return LOADERS[spec.kind](os.fspath(name or ""), spec, torch.device(choose_device(device)))
 
 
-def _configuration(name: str) -> Any:
-    """The configuration of a folder's or Hub id's checkpoint."""
+def _read_config(name: str) -> Any:
+    """Read the configuration of the checkpoint in a folder or with a Hub id."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"The detector folder {name} has no config.json, so it holds no model. {_FORMS}")
+            raise ValueError(f"`detector={name}` has no config.json, so it is not a model. {_ALLOWED}")
     elif path.exists() or not _HUB_ID.fullmatch(name):
-        raise ValueError(f"`name` is an unknown detector: {name!r}. {_FORMS}")
-    with loading(f"--detector {name}", name, _FORMS):
+        raise ValueError(f"`detector` must be the name of a detector, got {name!r}. {_ALLOWED}")
+    with loading(f"`detector={name}`", name, _ALLOWED):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
@@ -141,4 +140,4 @@ def _checkpoint_kind(config: Any, name: str) -> str:
         return "sam"
     if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         return "transformers"
-    raise ValueError(f"{name!r} is no detector but a model of type {config.model_type!r}. {_FORMS}")
+    raise ValueError(f"`detector={name}` is a model of type {config.model_type!r}, not a detector. {_ALLOWED}")

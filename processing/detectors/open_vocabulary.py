@@ -1,4 +1,4 @@
-"""Regions from open-vocabulary detection: boxes of what the caption names, by a zero-shot detector of transformers."""
+"""Open-vocabulary detection: boxes of the objects that a caption names, by a zero-shot detector of transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,32 +9,32 @@ from torchvision.ops import box_convert
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from fastgoal.processing.images import load_image
-from fastgoal.processing.regions import Region, merge_regions
+from fastgoal.processing.regions import MIN_SCORE, Region, merge_regions
 
 from .hf_detection import Prepared, TransformersDetector
 from .phrases import MAX_PHRASES, noun_phrases
 
-# The lowest score by default; OWL's scores are low, and 0.1 is the threshold that transformers has for it.
-MIN_SCORES = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": 0.25, "mm-grounding-dino": 0.25}
-# OWL gives a box for every patch of the image: those of one phrase that overlap by more are one object.
+MIN_SCORES = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": MIN_SCORE, "mm-grounding-dino": MIN_SCORE}
+"""Default lowest score by model type. OWL gives low scores, and 0.1 is its threshold in transformers."""
+# OWL gives a box for every patch of the image. Boxes of one phrase that overlap by more than this are one object.
 SAME_OBJECT_IOU = 0.5
 
 
 class OpenVocabularyDetector(TransformersDetector):
-    """Looks for the noun phrases of an image's caption (`noun_phrases`); a `Detector`.
+    """A `Detector` that looks for the noun phrases of an image's caption (`noun_phrases`).
 
-    A region's label is the phrase, and its score the model's for that phrase. The model is an OWL-ViT, OWLv2 or (MM)
-    Grounding DINO; its description says how many phrases of a caption are looked for.
+    The label of a region is the phrase, and its score is the score of the model for that phrase. The model is an
+    OWL-ViT, OWLv2 or (MM) Grounding DINO; `spec.max_phrases` limits the number of phrases.
     """
 
     classes = (AutoModelForZeroShotObjectDetection, AutoProcessor)
     post_process = "post_process_grounded_object_detection"
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> Prepared | None:
-        """The inputs for an image and its caption, None if that has no phrase; a `ValueError` without a caption."""
+        """Prepare an image and its caption; None if the caption has no phrase. Raise `ValueError` without a caption."""
         if caption is None:
             raise ValueError(
-                f"`captions` must be given: the detector {self.spec.name} looks for what the captions name."
+                f"`captions` must be given for the detector {self.spec.name}, which looks for their phrases."
             )
         phrases = noun_phrases(caption, self.spec.max_phrases or MAX_PHRASES)
         if not phrases:
@@ -44,10 +44,10 @@ class OpenVocabularyDetector(TransformersDetector):
         return inputs, upright.size, dict(enumerate(phrases))
 
     def _regions(self, outputs: Any, prepared: Sequence[Prepared]) -> list[list[Region]]:
-        """Of OWL, which scores phrases, as for any detector; Grounding DINO scores each token of "a cat. a dog."."""
+        """Return the regions of each image. OWL scores phrases, Grounding DINO scores each token of "a cat. a dog."."""
         if "grounding-dino" not in self.model.config.model_type:
             return super()._regions(outputs, prepared)
-        # A phrase has the score of its best token.
+        # The score of a phrase is that of its best token.
         ids = torch.cat([inputs["input_ids"] for inputs, _, _ in prepared])  # (images, tokens)
         tokenizer = self.processor.tokenizer
         stops = ids == tokenizer.convert_tokens_to_ids(".")
@@ -55,7 +55,7 @@ class OpenVocabularyDetector(TransformersDetector):
         phrase_of_token = stops.cumsum(dim=1)
         scores = outputs.logits[:, :, : ids.shape[1]].float().sigmoid().cpu()  # (images, queries, tokens)
         best, tokens = scores.masked_fill((stops | special)[:, None], 0.0).max(dim=2)
-        corners = box_convert(outputs.pred_boxes.float().cpu(), "cxcywh", "xyxy")  # shares of the image
+        corners = box_convert(outputs.pred_boxes.float().cpu(), "cxcywh", "xyxy")  # fractions of the image
         regions = []
         for i, (_, (width, height), phrases) in enumerate(prepared):
             keep = best[i] > self.spec.min_score
@@ -67,7 +67,7 @@ class OpenVocabularyDetector(TransformersDetector):
     def _inside(
         self, boxes: list[list[float]], scores: list[float], labels: list[str], image_size: tuple[int, int]
     ) -> list[Region]:
-        """Regions clipped to the image, of each phrase those that are different objects, the likeliest first."""
+        """Return regions clipped to the image, by phrase and score; boxes of one object are merged."""
         by_phrase: dict[str, list[Region]] = {}
         inside = super()._inside(boxes, scores, labels, image_size)
         for region in sorted(inside, key=lambda region: -region.score):

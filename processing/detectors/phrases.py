@@ -1,35 +1,35 @@
 """The noun phrases of an English caption, as queries for an open-vocabulary detector.
 
-A rule without a tagger: a caption falls apart at punctuation, numbers and words that are in no noun phrase (articles,
-prepositions, pronouns, verbs of captions, adverbs); what lies between is a phrase. A query for something that is not
-there costs little, for a detector finds nothing then; a thing that is not asked for is lost. So the rule rather gives a
-phrase too many. Captions in other languages have few of its words in them and give phrases of no use, or none.
+This is a rule without a tagger: it splits a caption at punctuation, numbers and words that are not part of a noun
+phrase (articles, prepositions, pronouns, verbs that captions use, adverbs), and takes the parts as phrases. It rather
+gives too many phrases: a query for something that is not in the image costs little, but an object that is not asked for
+is lost. Captions in other languages give useless phrases or none.
 """
 
 import re
 
 MAX_PHRASES = 16
-# A longer run of words has a verb in it that the rule does not know, or is no English.
+# A longer run of words contains a verb that the rule does not know, or is not English.
 MAX_WORDS = 5
 
 
-def noun_phrases(caption: str, most: int = MAX_PHRASES) -> list[str]:
-    """The first noun phrases of a caption, `most` of them; none if the caption names no thing.
+def noun_phrases(caption: str, max_phrases: int = MAX_PHRASES) -> list[str]:
+    """Return the first noun phrases of a caption, without repetitions, in order.
 
-    They are different ones, in lower case and in order, of 1 to 5 words without articles and numbers: "brown dog".
+    They are in lower case and have 1 to 5 words without articles and numbers: "brown dog".
     """
     phrases: dict[str, None] = {}
     for run in _runs(_TOKEN.findall(caption.lower().replace("’", "'"))):
-        # "The wall is white", "a man dressed in": nothing to look for.
+        # "The wall is white", "a man dressed in": not part of a phrase.
         while run and (run[-1] in ADJECTIVES or _is_participle(run[-1])):
             run.pop()
         if 1 <= len(run) <= MAX_WORDS and run[-1] not in PLACES:
             phrases[" ".join(run)] = None
-    return list(phrases)[:most]
+    return list(phrases)[:max_phrases]
 
 
 def _runs(tokens: list[str]) -> list[list[str]]:
-    """Words that stand side by side, cut at those that are in no noun phrase."""
+    """Return runs of words, split at words that are not part of a noun phrase."""
     runs: list[list[str]] = [[]]
     previous = ""
     for token in tokens:
@@ -71,7 +71,7 @@ DETERMINERS = _words(
 )
 ADJECTIVES = _words(
     "red green blue yellow orange purple pink brown black white grey gray beige tan golden silver dark bright pale",
-    "colorful colorful big large huge small little tiny tall short long wide narrow thick thin low high deep shallow",
+    "colorful colourful big large huge small little tiny tall short long wide narrow thick thin low high deep shallow",
     "old new young ancient modern vintage rustic antique traditional rusty dirty clean wet dry empty full open round",
     "square rectangular oval circular curved straight flat steep smooth rough soft hard heavy bare fluffy furry leafy",
     "wooden metallic plastic woolen ornate decorative simple plain elegant beautiful pretty lovely nice cute cozy",
@@ -79,16 +79,16 @@ ADJECTIVES = _words(
     "hot cold warm cool outdoor indoor urban rural main upper lower central nearby distant visible similar matching",
     "adjacent clustered additional entire whole overall available casual formal sleek shiny glossy transparent",
 )
-# Where something is in a picture, and how much of it there is.
+# Positions in an image, quantities, and other words that are not objects.
 PLACES = _words(
     "image images picture pictures photo photos photograph photographs photography scene scenes view views shot",
-    "background foreground middle center center left right side sides top bottom front back corner corners edge edges",
+    "background foreground middle center centre left right side sides top bottom front back corner corners edge edges",
     "end ends distance direction position area areas part parts portion section sections rest surroundings setting",
-    "environment atmosphere ambiance mood appearance focus perspective angle contrast color color colors colors",
+    "environment atmosphere ambiance mood appearance focus perspective angle contrast color colour colors colours",
     "group groups pair pairs couple row rows number lot lots set sets bunch collection variety series types type kind",
     "kinds piece pieces way time day something someone nothing everything anything everyone others it",
 )
-# Prepositions, conjunctions, pronouns, and verbs that captions are full of and that are rarely nouns.
+# Prepositions, conjunctions, pronouns, and verbs that are frequent in captions and rarely nouns.
 OTHER_WORDS = _words(
     "of in on at by for with without from to into onto upon over under above below beneath underneath beside besides",
     "between among amongst amid around round about across along alongside through throughout toward towards against",

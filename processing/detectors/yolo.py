@@ -1,4 +1,4 @@
-"""Detectors of the package ultralytics: YOLO or RT-DETR weights in a local `.pt` file."""
+"""Detectors of the package ultralytics: YOLO or RT-DETR weights in a `.pt` file."""
 
 import atexit
 import contextlib
@@ -31,33 +31,33 @@ from .spec import DetectorSpec
 
 logger = transformers_logging.get_logger(__name__)
 
-# Detectors of transformers without ultralytics' license, in words that end a message.
-APACHE = "or a detector of transformers under Apache-2.0: hustvl/yolos-base (the paper's), PekingU/rtdetr_v2_r18vd"
+# Detectors of transformers under another license than ultralytics, to end a message.
+APACHE = "or a detector of transformers under Apache-2.0, such as hustvl/yolos-base or PekingU/rtdetr_v2_r18vd"
 
 
 class UltralyticsDetector:
-    """A detector of the package ultralytics (AGPL-3.0): YOLO or RT-DETR weights in a local `.pt` file.
+    """A `Detector` that runs a model of the package ultralytics (AGPL-3.0): YOLO or RT-DETR weights in a `.pt` file.
 
-    **A `.pt` file is a pickle, and loading a pickle can run any code that its maker put in.** Load only files whose
-    maker you trust, and never one that came with somebody else's dataset. Where the installed ultralytics can load
-    with a list of allowed classes only, that is switched on, unless the environment variable ULTRALYTICS_SAFE_LOAD says
-    otherwise or ultralytics was imported before.
+    **A `.pt` file is a pickle, and loading a pickle can run any code in it.** Load only files from a source that you
+    trust, never one that came with a dataset. If the installed ultralytics can restrict loading to a list of classes,
+    this is switched on, unless the environment variable ULTRALYTICS_SAFE_LOAD is set or ultralytics was imported
+    before.
 
-    ultralytics is imported here and kept quiet: it installs nothing, sends no usage statistics from this
-    process, neither reads nor writes the user's ultralytics settings (unless YOLO_CONFIG_DIR names a place for them),
-    and the environment, the number of torch threads and numpy's print options stay as they were.
+    ultralytics is imported without its side effects: it installs nothing, sends no usage statistics, and neither reads
+    nor writes the user's settings (unless YOLO_CONFIG_DIR names a folder for them); the environment, the number of
+    torch threads and the print options of numpy stay unchanged.
 
     Args:
-        weights: the local file, a `.pt` that exists.
-        spec: its description; `min_score` is the smallest confidence of a region.
-        device: where it runs.
+        weights: Path of an existing `.pt` file.
+        spec: Its description.
+        device: Device of the model.
 
     Raises:
-        ValueError: if the file is no ultralytics model or gives no boxes.
-        ImportError: if ultralytics is missing.
+        ValueError: The file is not an ultralytics model, or the model does not detect boxes.
+        ImportError: ultralytics is not installed.
     """
 
-    image_size = 640  # pixels to which the longer side of each image is resized
+    image_size = 640  # pixels of the longer side of each image
 
     def __init__(self, weights: str, spec: DetectorSpec, device: torch.device) -> None:
         path = Path(weights)
@@ -65,35 +65,35 @@ class UltralyticsDetector:
         yolo = _import_ultralytics().YOLO
         try:
             with _quiet(), _same_environment():
-                # An absolute path is never taken for the name of a file to download.
+                # ultralytics may download a file of a relative name.
                 self.model = yolo(str(path.resolve()))
                 task = str(self.model.task)
         except MemoryError:
             raise
         except Exception as error:  # an unpickler raises whatever the file makes it raise
             raise ValueError(
-                f"The detector file {path} is no ultralytics model that can be loaded: {first_line(error)} Give a .pt "
-                "file that ultralytics saved. If you trust a file of custom classes, set ULTRALYTICS_SAFE_LOAD=false."
+                f"`detector={path}` is not an ultralytics model that can be loaded: {first_line(error)} Name a .pt "
+                "file that ultralytics saved. If you trust a file with custom classes, set ULTRALYTICS_SAFE_LOAD=false."
             ) from error
         if task not in ("detect", "segment", "pose"):
             raise ValueError(
-                f"The detector file {path} has the task {task!r}, which gives no boxes: give one of the tasks detect, "
-                "segment or pose."
+                f"`detector={path}` must be a model for detect, segment or pose, which give boxes, got the task "
+                f"{task!r}."
             )
-        refuse_not_finite(self.model.model.named_parameters(), f"--detector {weights}")
-        # An RT-DETR stretches every image to a square by itself; a YOLO wants a frame around it.
+        refuse_not_finite(self.model.model.named_parameters(), f"`detector={weights}`")
+        # RT-DETR stretches every image to a square itself; YOLO needs a letterbox.
         self.stride = None if "RTDETR" in type(self.model).__name__ else max(32, int(max(self.model.model.stride)))
-        # The first call sets the model up and changes the number of threads, and with it the last bits of its boxes.
+        # The first call sets up the model and changes the number of threads, which affects the last bits of its boxes.
         self.detect([self.prepare(Image.new("RGB", (64, 4)))])
 
     def prepare(self, image: Image.Image, caption: str | None = None) -> "Letterboxed":
-        """The image as the model sees it; see `Detector`."""
-        # The model's own step takes the smallest frame for one image alone but a square for several of different sizes:
-        # slower, and the boxes of an image would depend on its neighbors in the batch.
+        """Resize and pad an image; see `Detector`."""
+        # ultralytics pads a single image as little as possible, and a batch of different sizes to squares: this is
+        # slower, and the boxes of an image would depend on the other images.
         return letterbox(load_image(image), self.image_size, self.stride)
 
     def detect(self, prepared: Sequence["Letterboxed"]) -> list[list[Region]]:
-        """See `Detector`; which images share a forward says `batches_of_one_shape`."""
+        """Detect regions; see `Detector`. Images share forward passes as in `batches_of_one_shape`."""
         regions: list[list[Region]] = [[] for _ in prepared]
         for group in batches_of_one_shape([item.pixels.shape for item in prepared], self.device):
             with _quiet():
@@ -118,55 +118,55 @@ class UltralyticsDetector:
 
 
 def fetch_weights(path: Path) -> None:
-    """Let ultralytics download weights that it publishes, by their plain name, into the working folder.
+    """Let ultralytics download weights that it publishes into the working folder.
 
     Raises:
-        FileNotFoundError: It publishes no such file, downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE), or it
-            did not arrive; says what to do.
-        ImportError: ultralytics is missing; likewise.
+        FileNotFoundError: ultralytics does not publish this file, downloads are switched off (YOLO_OFFLINE,
+            HF_HUB_OFFLINE), or the download failed.
+        ImportError: ultralytics is not installed.
     """
-    missing = f"the detector file {path} does not exist"
+    missing = f"`detector={path}` does not exist"
     if path.name != str(path):
-        raise FileNotFoundError(f"{missing}. Name a file that is there, {APACHE}.")
+        raise FileNotFoundError(f"{missing}. Name an existing file, {APACHE}.")
     if find_spec("ultralytics") is None:
         raise ImportError(
-            f"{missing}, and the package ultralytics, which would download it, is missing: pip install "
-            f"'fastgoal[yolo]', {APACHE}."
+            f"{missing}, and ultralytics, which could download it, is not installed: pip install 'fastgoal[yolo]', "
+            f"{APACHE}."
         )
     if is_offline_mode() or os.environ.get("YOLO_OFFLINE", "").lower() in ("1", "true"):
         raise FileNotFoundError(
-            f"{missing}, and downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE). Put it here from "
+            f"{missing}, and downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE). Download it from "
             f"https://github.com/ultralytics/assets/releases, {APACHE}."
         )
     _import_ultralytics()
     from ultralytics.utils import downloads
 
     if path.name not in downloads.GITHUB_ASSETS_NAMES:
-        raise FileNotFoundError(f"{missing}, and ultralytics publishes none of this name. Name another, {APACHE}.")
+        raise FileNotFoundError(f"{missing}, and ultralytics does not publish it. Name another file, {APACHE}.")
     logger.warning(
-        f"{path} is not here: ultralytics downloads it into this folder. Its weights are under AGPL-3.0 "
+        f"ultralytics downloads {path} into this folder. Its weights are under AGPL-3.0 "
         "(https://ultralytics.com/license), and a .pt file is a pickle, which can run code when it is loaded."
     )
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:  # it appears when it is whole
+    # In a folder of its own, so that an incomplete file never has the final name.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         try:
-            found = downloads.attempt_download_asset(str(Path(folder) / path.name))
-            os.replace(found, path)
-        except Exception as error:  # of the network, in whatever words
+            os.replace(downloads.attempt_download_asset(str(Path(folder) / path.name)), path)
+        except Exception as error:  # whatever the network raises
             raise FileNotFoundError(
-                f"{missing}, and ultralytics could not download it: {first_line(error)} Try again, put it here from "
+                f"{missing}, and ultralytics could not download it: {first_line(error)} Try again, download it from "
                 f"https://github.com/ultralytics/assets/releases, {APACHE}."
             ) from error
 
 
 @dataclass(frozen=True)
 class Letterboxed:
-    """An image in a grey frame.
+    """An image, resized and padded with grey.
 
     Attributes:
-        pixels: `(height, width, 3)` uint8, blue first.
+        pixels: `(height, width, 3)` uint8, in the order blue, green, red.
         image_size: (width, height) of the original image.
-        scale: pixels of the frame per pixel of the original, (x, y).
-        offset: where the image begins in the frame, (left, top).
+        scale: Size relative to the original, (x, y).
+        offset: Padding at the (left, top).
     """
 
     pixels: np.ndarray
@@ -175,14 +175,14 @@ class Letterboxed:
     offset: tuple[int, int]
 
     def original_boxes(self, boxes: list[list[float]]) -> list[list[float]]:
-        """Boxes (x1, y1, x2, y2) in the frame, brought to pixels of the original image."""
+        """Convert boxes (x1, y1, x2, y2) in the padded image to pixels of the original image."""
         return [[(value - self.offset[i % 2]) / self.scale[i % 2] for i, value in enumerate(box)] for box in boxes]
 
 
 def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
-    """Resize an image so that its longer side is `size` and pad the other one to a multiple of `stride`, as YOLO does.
+    """Resize an image so that its longer side is `size`, and pad the other to a multiple of `stride`, as YOLO does.
 
-    `size` is rounded up to a multiple of `stride`; where that is None, the image stays as it is, without a frame.
+    `size` is rounded up to a multiple of `stride`. Without a `stride` the image is not changed.
     """
     if stride is None:
         return Letterboxed(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]), image.size, (1.0, 1.0), (0, 0))
@@ -191,30 +191,29 @@ def letterbox(image: Image.Image, size: int, stride: int | None) -> Letterboxed:
     width, height = (max(1, round(side * scale)) for side in image.size)
     pixels = np.asarray(image)
     if (width, height) != image.size:
-        # PIL's filter differs from the one that YOLO models are trained with.
+        # YOLO models are trained with the filter of OpenCV, which differs from PIL's.
         pixels = importlib.import_module("cv2").resize(pixels, (width, height))
-    across, down = math.ceil(width / stride) * stride, math.ceil(height / stride) * stride
-    left, top = (across - width) // 2, (down - height) // 2
-    frame = np.full((down, across, 3), 114, dtype=np.uint8)
+    padded_width, padded_height = math.ceil(width / stride) * stride, math.ceil(height / stride) * stride
+    left, top = (padded_width - width) // 2, (padded_height - height) // 2
+    frame = np.full((padded_height, padded_width, 3), 114, dtype=np.uint8)
     frame[top : top + height, left : left + width] = pixels[:, :, ::-1]
     return Letterboxed(frame, image.size, (width / image.width, height / image.height), (left, top))
 
 
 def _import_ultralytics() -> Any:
-    """Imports ultralytics without the settings file, DNS look-ups, messages and global changes that come with it."""
+    """Import ultralytics without its settings file, DNS look-ups, messages and changes of global state."""
     if "ultralytics" not in sys.modules:
-        # ultralytics creates or migrates its settings file at import; a folder that lasts as long as the process keeps
-        # it away from the user's.
-        own = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "ULTRALYTICS_SAFE_LOAD": "true"}
+        # ultralytics creates or migrates its settings file when it is imported: give it a temporary folder for that.
+        variables = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "ULTRALYTICS_SAFE_LOAD": "true"}
         if "YOLO_CONFIG_DIR" not in os.environ:
-            own["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fastgoal-ultralytics-")
-            atexit.register(shutil.rmtree, own["YOLO_CONFIG_DIR"], ignore_errors=True)
+            variables["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fastgoal-ultralytics-")
+            atexit.register(shutil.rmtree, variables["YOLO_CONFIG_DIR"], ignore_errors=True)
         numpy_options = np.get_printoptions()
         disabled = logging.root.manager.disable
         with _same_environment():
-            for key, value in own.items():
+            for key, value in variables.items():
                 os.environ.setdefault(key, value)
-            logging.disable(logging.WARNING)  # its logger is set up by the import itself and then announces the file
+            logging.disable(logging.WARNING)  # the import logs that it creates the file
             try:
                 importlib.import_module("ultralytics")
             except ImportError as error:
@@ -224,7 +223,7 @@ def _import_ultralytics() -> Any:
             finally:
                 logging.disable(disabled)
                 np.set_printoptions(**numpy_options)
-    for module in ("ultralytics.utils.events", "ultralytics.hub.utils"):  # newer and older home of the statistics
+    for module in ("ultralytics.utils.events", "ultralytics.hub.utils"):  # newer and older versions
         with contextlib.suppress(ImportError, AttributeError):
             importlib.import_module(module).events.enabled = False
     return sys.modules["ultralytics"]
@@ -232,7 +231,7 @@ def _import_ultralytics() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences ultralytics below errors; it also sets the number of torch threads, which is put back."""
+    """Silence ultralytics except for errors, and restore the number of torch threads, which it changes."""
     logger = logging.getLogger("ultralytics")
     level, threads = logger.level, torch.get_num_threads()
     logger.setLevel(logging.ERROR)
@@ -246,7 +245,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _same_environment() -> Iterator[None]:
-    """Puts the environment variables back: ultralytics sets OMP_NUM_THREADS=1 and others for the whole process."""
+    """Restore the environment variables: ultralytics sets OMP_NUM_THREADS=1 and others for the whole process."""
     environment = dict(os.environ)
     try:
         yield

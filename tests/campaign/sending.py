@@ -204,7 +204,7 @@ def cases() -> Iterator[Case]:
             sample=name == "LICENSE",
         )
     spoiled: dict[str, tuple[Callable[[Path], Any], str]] = {
-        "NaN": (lambda model: SPOILED["NaN"](model), "infinite or no numbers"),
+        "NaN": (lambda model: SPOILED["NaN"](model), "NaN or infinite"),
         "cut": (SPOILED["cut"], "damaged"),
         "a token in the card": (lambda model: (model / "README.md").write_text("hf_" + "a" * 34), "access token"),
         "a token in the settings": (settings(lambda config: config.update(x="hf_" + "b" * 34)), "access token"),

@@ -15,7 +15,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import main
 from fastgoal.hub_cards.push import Pushed, choose_files, describe_push, find_repo_type, push, refuse_secret
 from fastgoal.processing.checkpoints.adapters import add_adapter, describe_base, write_base
-from fastgoal.processing.checkpoints.fingerprints import mark_weights
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.trainer.run import main as train
 from tests.squares import write_pairs
@@ -112,7 +112,7 @@ def test_an_adapter_finds_its_base_on_the_hub(online, run, trained, tmp_path):
     files = online.repos["me/lora"].files
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= files.keys()
     assert "handler.py" not in files
-    assert mark_weights("me/lora") == f"me/lora@{online.repos['me/lora'].revision}"
+    assert checkpoint_fingerprint("me/lora") == f"me/lora@{online.repos['me/lora'].revision}"
     assert check_model("me/lora").model_type == "clip"
     loaded, _ = load_model("me/lora", "cpu")
     inputs = processor(text=["a red cup"])

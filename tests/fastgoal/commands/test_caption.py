@@ -115,7 +115,7 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
     assert "'absent/model/x' does not exist" in error(*options(photographs, output, "absent/model/x"))
     assert "lies inside the folder of images" in error(*options(photographs, photographs / "out", tiny_vlm))
     assert "lies inside the folder of images" in error(*options(photographs, photographs, tiny_vlm))
-    assert "device='nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")
+    assert "'nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")
     assert "--batch-size must be at least 1" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
     assert "plain folder of images" in error(*options(photographs, output, tiny_vlm), "--split", "test")
     assert "No such file" in error(*options(photographs, output, tiny_vlm), "--prompt-file", tmp_path / "absent.txt")

@@ -103,14 +103,14 @@ def test_wrong_input_is_one_line(data, tiny_clip, tmp_path, capsys):
         return line
 
     (tmp_path / "empty").mkdir()
-    assert "has no weights in it" in error(data, "--model", tmp_path / "empty", "--detector", "none")
+    assert "has no weights" in error(data, "--model", tmp_path / "empty", "--detector", "none")
     assert "does not exist" in error(data, "--model", tmp_path / "absent", "--detector", "none")
     assert "Expected a folder with metadata.jsonl" in error(
         tmp_path / "empty", "--model", tiny_clip, "--detector", "none"
     )
     assert "no column 'text'" in error(data, "--model", tiny_clip, "--detector", "none", "--caption-column", "text")
     assert "no column 'objects'" in error(data, "--model", tiny_clip, "--detector", "column:objects")
-    assert "device='nonsense'" in error(data, "--model", tiny_clip, "--detector", "none", "--device", "nonsense")
+    assert "nonsense" in error(data, "--model", tiny_clip, "--detector", "none", "--device", "nonsense")
     assert "absent.pt" in error(data, "--model", tiny_clip, "--detector", tmp_path / "absent.pt")
 
 
@@ -120,7 +120,7 @@ def test_a_pickle_inside_the_data_is_refused(data, tiny_clip, tmp_path, capsys, 
         weights.parent.mkdir(parents=True)
         weights.write_bytes(b"anything")
         assert call(data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", weights) == 2
-        assert "runs code when it is loaded" in capsys.readouterr().err.replace("\n", " ")
+        assert "code when it is loaded" in capsys.readouterr().err.replace("\n", " ")
     link = tmp_path / "link.pt"
     link.symlink_to(data / "models/yolo.pt")
     with pytest.raises(ValueError, match="inside the data folder"):

@@ -153,7 +153,7 @@ def test_the_prompt_asks_for_what_the_paper_describes():
         assert word in PROMPT
 
 
-@pytest.mark.parametrize(("change", "words"), [(None, "is missing"), (float("nan"), "infinite or no numbers")])
+@pytest.mark.parametrize(("change", "words"), [(None, "is missing"), (float("nan"), "NaN or infinite")])
 def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_vlm, tmp_path, change, words):
     folder = shutil.copytree(tiny_vlm, tmp_path / "vlm")
     weights = load_file(folder / "model.safetensors")

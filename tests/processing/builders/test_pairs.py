@@ -374,23 +374,6 @@ def test_wrong_settings(wrong):
         PairSettings(model="x", **wrong)
 
 
-def test_a_folder_that_version_0_1_began_is_continued(made, tmp_path):
-    output = tmp_path / "pairs"
-    run(made.folder, output)
-    (output / "data/train-00001-of-00003.parquet").unlink()
-    path = output / "fastgoal_pairs.json"
-    manifest = json.loads(path.read_text())
-    limits = {"min_score": 0.25, "min_area": 0.01, "max_area": 0.8}
-    manifest["settings"] = {**manifest["settings"], "detector": "yolo11n.pt#0123", **limits}
-    path.write_text(json.dumps(manifest))
-    (output / ".fastgoal/lock").write_text(json.dumps({"pid": os.getpid(), "started": "x", "host": "elsewhere"}))
-    with pytest.raises(ValueError, match="of the detector, kind was 'ultralytics' and is now 'halves'"):
-        run(made.folder, output, unused)
-    settings = replace(SETTINGS, detector=DetectorSpec("ultralytics", "yolo11n.pt", "yolo11n.pt#0123"))
-    assert run(made.folder, output, settings=settings)["shards_made"] == 1
-    assert rows_of(output) == rows_of(made.output)
-
-
 def test_captions_that_name_nothing_are_counted(tmp_path, load):
     folder = make_folder(tmp_path / "data", 3, {1: {"caption": "Red, nothing else. It is blue."}})
     summary = run(folder, tmp_path / "pairs")

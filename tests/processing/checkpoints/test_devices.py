@@ -7,7 +7,7 @@ def test_auto_and_none_are_the_accelerator(monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert choose_device() == choose_device("auto") == "cpu"
     assert choose_device("cpu") == "cpu"
-    with pytest.raises(ValueError, match=r"device='abacus' cannot be used here: .* Use auto, cpu"):
+    with pytest.raises(ValueError, match=r"`device` must be auto, cpu or a device.*'abacus'"):
         choose_device("abacus")
 
 
@@ -16,5 +16,5 @@ def test_number_formats(monkeypatch):
     assert choose_dtype("auto", "cuda:1") == "float16"
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert choose_dtype("auto", "cuda", bfloat16=True) == "bfloat16"
-    with pytest.raises(ValueError, match="dtype is 'half'; it must be one of auto, float32"):
+    with pytest.raises(ValueError, match=r"`dtype` must be one of auto, float32.*'half'"):
         choose_dtype("half", "cpu")

@@ -42,7 +42,7 @@ def test_pointers_are_named(tmp_path):
     for place in (tmp_path, pointer):
         assert lfs_pointer(place) == pointer
         with (
-            pytest.raises(ValueError, match=r"model\.safetensors is but a pointer of git-lfs"),
+            pytest.raises(ValueError, match=r"model\.safetensors .*git-lfs"),
             loading("it", str(place)),
         ):
             raise RuntimeError("header too large")

@@ -1,11 +1,11 @@
-"""Names that change with the files behind them, and weights that are no numbers."""
+"""Fingerprints of weights and files, and weights that are NaN or infinite."""
 
 import shutil
 
 import pytest
 import torch
 
-from fastgoal.processing.checkpoints.fingerprints import fingerprint, mark_weights, refuse_not_finite
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint, fingerprint, refuse_not_finite
 
 
 def test_a_fingerprint_depends_on_every_value_and_not_on_the_dtype():
@@ -25,25 +25,23 @@ def test_a_fingerprint_depends_on_every_value_and_not_on_the_dtype():
 
 def test_a_name_changes_with_its_files(tiny_clip, tmp_path):
     folder = shutil.copytree(tiny_clip, tmp_path / "clip")
-    mark = mark_weights(str(folder))
+    mark = checkpoint_fingerprint(str(folder))
     assert mark.startswith("clip#")
-    assert mark_weights(str(folder)) == mark
+    assert checkpoint_fingerprint(str(folder)) == mark
     (folder / "config.json").write_text("{}")
-    assert mark_weights(str(folder)) != mark
+    assert checkpoint_fingerprint(str(folder)) != mark
 
 
-@pytest.mark.parametrize("what", ["model", "detector"])
-def test_what_the_hub_has_no_answer_for_is_named(what):
-    with pytest.raises(
-        ValueError, match=rf"the {what} 'owner/nothing' cannot be loaded: .*and the Hub has no"
-    ) as error:
-        mark_weights("owner/nothing", what)
+@pytest.mark.parametrize("argument", ["model", "detector"])
+def test_a_missing_repository_is_named(argument):
+    with pytest.raises(ValueError, match=rf"`{argument}=owner/nothing` cannot be loaded: .*Hub") as error:
+        checkpoint_fingerprint("owner/nothing", argument)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_named(value):
+def test_weights_that_are_not_finite_are_named(value):
     whole = [("a", torch.zeros(3)), ("ids", torch.tensor([1, 2]))]
     refuse_not_finite(whole, "it")
-    with pytest.raises(ValueError, match=r"it has weights that are infinite or no numbers \(in b\)"):
+    with pytest.raises(ValueError, match=r"it has weights that are NaN or infinite \(in b\)"):
         refuse_not_finite([*whole, ("b", torch.tensor([0.0, value], dtype=torch.bfloat16))], "it")

@@ -113,7 +113,7 @@ def test_weights_are_never_made_up_in_python_either(clip):
 
 def test_names_that_are_nowhere(tmp_path):
     for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
-        with pytest.raises(ValueError, match=rf"`model={name}` cannot be loaded: .*Name the folder of a model"):
+        with pytest.raises(ValueError, match=rf"`model={name}` cannot be loaded: .*Name a folder"):
             load_model(name, "cpu")
 
 

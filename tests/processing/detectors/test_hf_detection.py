@@ -105,7 +105,7 @@ def test_transformers_results_do_not_depend_on_the_batch(yolos_folder: Path, mon
 
 def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> None:
     model = YolosForObjectDetection.from_pretrained(yolos_folder)
-    with pytest.raises(ValueError, match="`processor` must have post_process_object_detection, got object"):
+    with pytest.raises(ValueError, match=r"`processor` must have .*post_process_object_detection, got a object"):
         TransformersDetector(model, object(), DetectorSpec("transformers", "mine"))
 
 
@@ -122,7 +122,7 @@ def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> N
         ),
         (
             lambda weights: weights["vit.layernorm.weight"].fill_(float("nan")),
-            r"no numbers \(in vit.layernorm.weight\)",
+            r"NaN or infinite \(in vit.layernorm.weight\)",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_weights_are_neither_made_up_nor_taken_as_nan(yolos_folder, tmp_path, sp
     weights = load_file(folder / "model.safetensors")
     spoil(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"--detector {folder}.*{words}") as error:
+    with pytest.raises(ValueError, match=rf"`detector={folder}`.*{words}") as error:
         load_detector(folder, device="cpu")
     assert "\n" not in str(error.value)
 
@@ -139,5 +139,5 @@ def test_weights_are_neither_made_up_nor_taken_as_nan(yolos_folder, tmp_path, sp
 def test_a_pointer_in_place_of_the_weights(yolos_folder, tmp_path):
     folder = shutil.copytree(yolos_folder, tmp_path / "yolos")
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ValueError, match=rf"--detector {folder} cannot be loaded: .*pointer of git-lfs"):
+    with pytest.raises(ValueError, match=rf"`detector={folder}` cannot be loaded: .*pointer of git-lfs"):
         load_detector(folder, device="cpu")

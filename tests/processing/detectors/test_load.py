@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from fastgoal.processing.checkpoints.fingerprints import mark_weights
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
 
@@ -17,26 +17,26 @@ def test_no_detector(name: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["yolo11n", "weights.onnx", "a/b/c", "https://example.com/yolo", "./none"])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown detector.*Allowed are \"none\".*\.pt.*folder.*Hub id"):
+    with pytest.raises(ValueError, match=r"name of a detector.*Allowed are \"none\".*\.pt.*folder.*Hub id"):
         load_detector(name)
-    with pytest.raises(ValueError, match="`name` is empty"):
+    with pytest.raises(ValueError, match="`detector` must not be empty"):
         load_detector("")
 
 
 def test_a_column_is_for_the_pairs_command() -> None:
-    with pytest.raises(ValueError, match="`fastgoal pairs` reads it"):
+    with pytest.raises(ValueError, match="`fastgoal pairs` reads"):
         load_detector("column:boxes")
 
 
 def test_missing_weights_are_not_downloaded_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt does not exist, and downloads are.*rtdetr_v2_r18vd"):
+    with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt` does not exist, .*downloads.*rtdetr_v2_r18vd"):
         load_detector("yolo11n.pt")
     with monkeypatch.context() as patched:
         patched.setattr("fastgoal.processing.detectors.yolo.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'fastgoal\[yolo\]', or a detector .*yolos-base"):
             load_detector("yolo11n.pt")
-    with pytest.raises(FileNotFoundError, match=r"elsewhere/yolo11n\.pt does not exist\. Name a file that is there"):
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/yolo11n\.pt` does not exist"):
         load_detector("elsewhere/yolo11n.pt")
     assert not list(tmp_path.iterdir())
 
@@ -45,10 +45,10 @@ def test_folders_without_a_detector(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_detector(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(ValueError, match=r"is no detector but a model of type 'clip'\. Allowed are"):
+    with pytest.raises(ValueError, match=r"type 'clip'.*Allowed are"):
         load_detector(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "yolos"}')
-    with pytest.raises(ValueError, match="has no weights in it"):
+    with pytest.raises(ValueError, match="has no weights"):
         load_detector(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "none of these"}')
     with pytest.raises(ValueError, match="cannot be loaded: The checkpoint you are trying to load has model type"):
@@ -59,7 +59,7 @@ def test_folders_without_a_detector(tmp_path: Path) -> None:
 def test_limits_are_fractions(tmp_path: Path, limits: dict[str, float]) -> None:
     (tmp_path / "a.pt").touch()
     for call in (describe_detector, load_detector):
-        with pytest.raises(ValueError, match=rf"{next(iter(limits))}=.*; expected .* from 0 to 1|0 <= min_area"):
+        with pytest.raises(ValueError, match=rf"`{next(iter(limits))}`.*(from 0 to 1|0 <= min_area)"):
             call(tmp_path / "a.pt", **limits)  # type: ignore[operator]
 
 
@@ -83,15 +83,10 @@ def test_a_checkpoint_says_its_kind(tmp_path: Path, model_type: str, kind: str, 
     folder = tmp_path / "it"
     AutoConfig.for_model(model_type).save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"not looked into")
-    mark = mark_weights(str(folder))
+    mark = checkpoint_fingerprint(str(folder))
     phrases = 16 if kind == "open_vocabulary" else None
     assert describe_detector(folder) == DetectorSpec(kind, "it", mark, min_score, max_phrases=phrases)
     assert describe_detector(f"{folder}/", min_score=0.7).min_score == 0.7
-    # A manifest that was written as one text means the same detector.
-    text = f"sam:{mark} masks 0.01-0.8" if kind == "sam" else f"{mark}, at most 16 phrases" if phrases else mark
-    if kind != "transformers" or model_type == "yolos":
-        old = DetectorSpec.from_settings({"detector": text, "min_score": min_score, "min_area": 0.01, "max_area": 0.8})
-        assert old == describe_detector(folder)
 
 
 def test_a_file_of_ultralytics_is_described_by_its_bytes(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_captions_are_needed(owlv2, tiny_clip):
         find_regions(detector, [picture], [CAPTION, CAPTION])
     processor = FastGoalProcessor.from_base(str(tiny_clip))
     processor.detector = detector
-    with pytest.raises(ValueError, match=r"`captions` must be given: the detector owlv2 looks for"):
+    with pytest.raises(ValueError, match=r"`captions` must be given for the detector owlv2"):
         processor.propose_regions([picture])
 
 

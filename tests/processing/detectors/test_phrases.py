@@ -41,7 +41,7 @@ def test_a_long_caption_gives_its_first_phrases():
     names = ["cat", "dog", "cow", "hen", "pig"]
     caption = ". ".join(f"A {name} and the {name}" for name in names)
     assert noun_phrases(caption) == names
-    assert noun_phrases(caption, most=3) == names[:3]
+    assert noun_phrases(caption, max_phrases=3) == names[:3]
     assert len(noun_phrases(", ".join(a + b for a in "bcdfg" for b in ("at", "en", "ip", "og", "un")))) == 16
 
 

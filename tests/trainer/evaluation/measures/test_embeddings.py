@@ -204,7 +204,7 @@ class TestCommand:
             ((tiny_clip, data, "--caption-column", "text"), "'text'"),
             ((other, data), "type 'bert'"),
             ((half, data), "weights of a FastGoalCLIPModel"),
-            ((tiny_clip, data, "--device", "abacus"), "device='abacus'"),
+            ((tiny_clip, data, "--device", "abacus"), "'abacus'"),
             ((tiny_clip, data, "--batch-size", 0), "--batch-size must be a positive integer, got 0"),
             ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
         ]:
