@@ -1,9 +1,9 @@
-"""The losses as pure tensor functions, and the one list of them: `LossWeights`, `TERMS` and `FastGoalLosses`.
+"""The losses as pure tensor functions, and the only lists of them: `LossWeights` and `TERMS`.
 
-No model, no process group, no state. Embeddings may come normalized or not. In a run of several processes each one
-computes the losses of its own rows, the contrastive ones against the rows of all (`WholeBatch`). A new loss is a
-function, a weight, a term and a field of `FastGoalLosses`; configuration, objectives, log, model card and trainer go by
-these.
+There is no model, process group or state here. Embeddings need not be normalized. With several processes each one
+computes the losses of its own rows, the contrastive ones against the rows of all (`WholeBatch`). To add a loss, add a
+function, a weight and a term: configurations, outputs, training arguments, objectives, the log and the model card
+derive from these.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,23 @@ from transformers.utils import ModelOutput
 from .sparc_fastgoal import sparc_losses
 
 LOGITS_AT_ONCE = 2**22
-"""A matrix of more logits is never whole in memory: a part of so many is computed, and again for the backward pass."""
+"""Maximum number of logits in memory. Larger matrices are computed in parts, and again in the backward pass."""
 
 
 @dataclass(frozen=True)
 class WholeBatch:
-    """The rows of all processes, some of which are this one's: what its share of a loss is computed against.
+    """The rows of all processes, which a process contrasts its own rows with.
 
     Attributes:
-        rows: As `loss_rows` names them: the embeddings that are contrasted, `(all rows, dim)`, and masks of valid rows.
-        first: Number among them of this process's first row; its others follow.
+        rows: Rows by the names of `loss_rows`: the embeddings that are contrasted, `(all rows, dim)`, and masks.
+        first: Index of this process's first row; its other rows follow.
     """
 
     rows: Mapping[str, torch.Tensor]
     first: int
 
     def count(self, mask: str) -> torch.Tensor | int:
-        """How many rows are valid, by the mask of this name; all where there is none."""
+        """Return the number of rows that a mask marks as valid; all rows without the mask."""
         return self.rows[mask].sum() if mask in self.rows else len(next(iter(self.rows.values())))
 
 
@@ -46,21 +46,19 @@ def clip_loss(
     all_texts: torch.Tensor | None = None,
     first: int = 0,
 ) -> torch.Tensor:
-    """Symmetric InfoNCE of CLIP: row i of the images belongs to row i of the texts.
-
-    Used for the global loss over (image, caption) and for the local one over (region crop, sentence).
+    """Compute CLIP's symmetric InfoNCE (arXiv 2103.00020), where row i of the images matches row i of the texts.
 
     Args:
         image_embeds: `(batch, dim)`.
         text_embeds: `(batch, dim)`.
-        logit_scale: The factor itself (`model.logit_scale.exp()`), a scalar.
-        all_images: Images of all processes, `(rows, dim)`, where `image_embeds` are those from `first` on.
-        all_texts: Their texts, likewise.
-        first: See `all_images`.
+        logit_scale: The scale itself (`model.logit_scale.exp()`), scalar.
+        all_images: Images of all processes, `(rows, dim)`; `image_embeds` are its rows from `first` on.
+        all_texts: Texts of all processes, `(rows, dim)`; `text_embeds` are its rows from `first` on.
+        first: Index of this process's first row in them.
 
     Returns:
-        Scalar. When all embeddings are alike it is `log(batch)`; of no rows it is 0. With the rows of all processes it
-        is this one's share: the shares add up to the loss.
+        Scalar; `log(batch)` if all embeddings are equal, 0 without rows. With the rows of all processes it is this
+        process's share, and the shares add up to the loss.
     """
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     every_image = images if all_images is None else F.normalize(all_images, dim=-1)
@@ -78,19 +76,19 @@ def sigmoid_loss(
     all_texts: torch.Tensor | None = None,
     first: int = 0,
 ) -> torch.Tensor:
-    """SigLIP's loss (arXiv 2303.15343, equation 1): each image and each text by themselves, a pair or none.
+    """Compute SigLIP's sigmoid loss (arXiv 2303.15343, equation 1): each image and text is classified as pair or not.
 
     Args:
         image_embeds: `(batch, dim)`.
-        text_embeds: `(batch, dim)`; row i belongs to row i of the images.
-        logit_scale: The factor itself, a scalar.
-        logit_bias: Is added to the scaled cosines, a scalar.
-        all_texts: Texts of all processes, `(rows, dim)`, where `text_embeds` are those from `first` on.
-        first: See `all_texts`.
+        text_embeds: `(batch, dim)`; row i matches row i of the images.
+        logit_scale: The scale itself (`model.logit_scale.exp()`), scalar.
+        logit_bias: Bias of the logits, scalar.
+        all_texts: Texts of all processes, `(rows, dim)`; `text_embeds` are its rows from `first` on.
+        first: Index of this process's first row in it.
 
     Returns:
-        Scalar, the mean over the rows of `sum_j softplus(-z_ij logit_ij)`, where `z` is 1 for a pair and -1 for others;
-        of no rows it is 0. With the texts of all processes it is this one's share: the shares add up to the loss.
+        Scalar, the mean over rows of `sum_j softplus(-z_ij logit_ij)`, where `z` is 1 for a pair and -1 otherwise; 0
+        without rows. With the texts of all processes it is this process's share, and the shares add up to the loss.
     """
     images = F.normalize(image_embeds, dim=-1)
     every_text = F.normalize(text_embeds if all_texts is None else all_texts, dim=-1)
@@ -99,7 +97,7 @@ def sigmoid_loss(
 
 
 def _cross_entropy(some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor) -> torch.Tensor:
-    """Sum over some rows of the cross-entropy of finding a row's own one, number `start` + i, `among` all."""
+    """Sum the cross-entropy over rows, where row i matches row `start` + i of `among`."""
     labels = torch.arange(start, start + len(some), device=some.device)
     return F.cross_entropy((scale * some @ among.T).float(), labels, reduction="sum")
 
@@ -107,7 +105,7 @@ def _cross_entropy(some: torch.Tensor, among: torch.Tensor, start: int, scale: t
 def _binary_cross_entropy(
     some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over all pairs of some rows and all others of the cross-entropy of telling whether they belong together."""
+    """Sum the binary cross-entropy over all pairs of rows, where row i matches row `start` + i of `among`."""
     logits = (scale * some @ among.T + bias).float()
     return F.softplus(logits).sum() - logits.diagonal(start).sum()
 
@@ -115,7 +113,7 @@ def _binary_cross_entropy(
 def _sum_in_parts(
     part: Callable[..., torch.Tensor], rows: torch.Tensor, among: torch.Tensor, first: int, *logits: torch.Tensor
 ) -> torch.Tensor:
-    """A sum over rows, of `part` of as many of them as `LOGITS_AT_ONCE` allows; a scalar."""
+    """Sum `part` over rows, as many at a time as `LOGITS_AT_ONCE` allows."""
     size = max(1, LOGITS_AT_ONCE // max(1, len(among)))
     if len(rows) <= size:
         return part(rows, among, first, *logits)
@@ -132,18 +130,18 @@ def token_similarity_loss(
     valid: torch.Tensor | None = None,
     count: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """One half of token similarity learning (FAST-GOAL's L_TSL): `mean((cos(token, target) - 1) ** 2)`.
+    """Compute one half of FAST-GOAL's token similarity learning (arXiv 2605.26615): `mean((cos(token, target) - 1)^2)`.
 
-    Only matching rows count, and gradients flow into both arguments, as in the paper.
+    There are no negatives, and gradients flow into both arguments, as in the paper.
 
     Args:
-        token_embeds: Projected mean of the global tokens of each row's region or sentence, `(batch, dim)`.
+        token_embeds: Projected mean of the patches or tokens of each row's region or sentence, `(batch, dim)`.
         target_embeds: Embeddings of the region's crop or of the sentence by itself, `(batch, dim)`.
-        valid: `(batch,)` bool; False leaves a row out (its region or sentence has no tokens).
-        count: As for `mean_of_rows`.
+        valid: `(batch,)` bool; False for rows whose region or sentence has no tokens.
+        count: As in `mean_of_rows`.
 
     Returns:
-        Scalar; 0 (with a gradient of 0) when no row is valid.
+        Scalar; 0 (with a gradient of 0) if no row is valid.
     """
     cosine = F.cosine_similarity(token_embeds.float(), target_embeds.float(), dim=-1)
     return mean_of_rows((cosine - 1) ** 2, valid, count)
@@ -152,11 +150,11 @@ def token_similarity_loss(
 def mean_of_rows(
     values: torch.Tensor, valid: torch.Tensor | None = None, count: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Mean over the valid rows, scalar; 0 (with a gradient of 0) when there are none.
+    """Return the mean over the valid rows, scalar; 0 (with a gradient of 0) if there are none.
 
     With `count`, the number of valid rows of all processes, it is this process's share of the mean over all.
     """
-    # `where` rather than a product: a row without tokens may hold anything, and NaN * 0 is NaN.
+    # Not a product: a row without tokens may be NaN, and NaN * 0 is NaN.
     kept = values if valid is None else torch.where(valid, values, torch.zeros_like(values))
     if count is None:
         count = len(values) if valid is None else valid.sum()
@@ -192,18 +190,28 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A part of the loss, a scalar, of rows that count by themselves or are held each against all others."""
+    """A part of the loss.
 
-    name: str  # field of `FastGoalLosses`, and column of the log
-    weight: str  # field of `LossWeights`
-    needs: tuple[str, ...]  # among the rows of `loss_rows`; without them it is left out
+    Attributes:
+        name: Name in outputs and in the log.
+        weight: Name of its weight in `LossWeights`; two terms may share one.
+        needs: Names of the rows of `loss_rows` that it is computed from. Without them the term is left out.
+        compute: Function of these rows.
+        valid: Name of the mask of valid rows, if there may be one.
+        contrasts: Whether each row is contrasted with the rows of all processes.
+        is_extra: Whether it costs something, and is therefore only reported if it has a weight.
+    """
+
+    name: str
+    weight: str
+    needs: tuple[str, ...]
     compute: Callable[..., torch.Tensor]
-    valid: str | None = None  # the mask of the rows that count, which the rows may not have
+    valid: str | None = None
     contrasts: bool = False
-    is_extra: bool = False  # not reported where it has no weight, as it would cost something
+    is_extra: bool = False
 
-    def is_computed(self, rows: Mapping[str, torch.Tensor], weights: "LossWeights") -> bool:
-        """Whether the rows allow it, and it is asked for."""
+    def is_computed(self, rows: Mapping[str, torch.Tensor], weights: LossWeights) -> bool:
+        """Return whether the rows allow it and it is wanted."""
         return all(name in rows for name in self.needs) and bool(not self.is_extra or getattr(weights, self.weight))
 
     def share(
@@ -213,7 +221,7 @@ class LossTerm:
         whole: WholeBatch | None,
         logit_bias: torch.Tensor | None,
     ) -> Any:
-        """The loss of the rows or, with the whole batch, their share of it."""
+        """Compute the loss of the rows, or with `whole` their share of the loss of all processes."""
         own, valid = [rows[name] for name in self.needs], rows.get(self.valid or "")
         if not self.contrasts:
             return self.compute(*own, valid, *(() if whole is None else (whole.count(self.valid or ""),)))
@@ -237,7 +245,7 @@ def _contrast(
     all_texts: torch.Tensor,
     first: int,
 ) -> torch.Tensor:
-    """The contrastive loss: SigLIP's where there is a bias, else CLIP's."""
+    """Compute SigLIP's contrastive loss if there is a bias, else CLIP's."""
     if logit_bias is None:
         return clip_loss(images, texts, logit_scale, all_images, all_texts, first)
     return sigmoid_loss(images, texts, logit_scale, logit_bias, all_texts, first)
@@ -258,11 +266,11 @@ TERMS = (
     _contrast_of("loss_token_text", "token_weight", _SENTENCES, valid="sentence_valid", is_extra=True),
     _contrast_of("loss_short", "short_weight", ("image_embeds", "short_text_embeds"), is_extra=True),
 )
-"""All there are, in the order in which they are summed and logged."""
+"""All terms, in the order in which they are added and logged."""
 
 
 def contrasted(weights: LossWeights) -> set[str]:
-    """The rows that every process needs of all others."""
+    """Return the names of the rows that processes need of each other."""
     terms = [term for term in TERMS if term.contrasts and (not term.is_extra or getattr(weights, term.weight))]
     return {name for term in terms for name in term.needs}
 
@@ -283,17 +291,17 @@ def loss_rows(
     region_mask: torch.Tensor | None = None,
     sentence_mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What the losses need of a batch, one row per sample: to be gathered over processes, or put together of pieces.
+    """Return what the losses are computed from, tensors with one row per sample that can be gathered or concatenated.
 
     Args:
-        embeds: Embeddings under the names of `FastGoalOutput`, which may be one.
-        logit_scale: The factor itself, a scalar.
+        embeds: Embeddings by the names of `FastGoalOutput`; may be one.
+        logit_scale: The scale itself, scalar.
         region_mask: `(batch, patches)`, as the model takes it.
-        sentence_mask: `(batch, tokens)`, likewise.
+        sentence_mask: `(batch, tokens)`, as the model takes it.
 
     Returns:
-        The embeddings that some term needs; `region_valid` and `sentence_valid`, False where the mask is empty; of the
-        embeddings of patches and tokens `sparc_rows`, each row's loss, and `sparc_valid`, False where there is no word.
+        The embeddings that terms need; `region_valid` and `sentence_valid`, False for empty masks; and computed from
+        patches and tokens, `sparc_rows`, SPARC's loss of each row, and `sparc_valid`, False for rows without words.
     """
     rows = {name: embeds.get(name) for term in TERMS for name in term.needs}
     for side, mask in (("region", region_mask), ("sentence", sentence_mask)):
@@ -313,21 +321,25 @@ def fast_goal_loss(
     whole: WholeBatch | None = None,
     logit_bias: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The weighted sum of the losses, `w_global L_global + w_local L_local + w_tsl L_TSL`, and of those of `TERMS`.
+    """Compute the weighted sum of all losses of `TERMS` that the rows allow, and its parts.
+
+    >>> rows = {"image_embeds": torch.ones(4, 8), "text_embeds": torch.ones(4, 8)}
+    >>> round(fast_goal_loss(rows, torch.tensor(100.0))["loss_global"].item(), 4)  # log(4)
+    1.3863
 
     Args:
-        rows: As `loss_rows` gives them. A missing one leaves out the terms that need it; without a mask all are valid.
-        logit_scale: The factor itself, a scalar.
-        weights: FAST-GOAL's by default.
-        whole: The rows of all processes, where `rows` are only those of one.
-        logit_bias: SigLIP's bias, a scalar: the contrastive losses are then `sigmoid_loss`, else `clip_loss`.
+        rows: Rows as `loss_rows` returns them. Terms with missing rows are left out; without a mask all rows are valid.
+        logit_scale: The scale itself (`model.logit_scale.exp()`), scalar.
+        weights: Weights of the losses, FAST-GOAL's by default.
+        whole: The rows of all processes, if there are several.
+        logit_bias: SigLIP's bias, scalar. With it, the contrastive losses are `sigmoid_loss`, else `clip_loss`.
 
     Returns:
-        `loss` (the weighted sum) and the unweighted parts that could be computed, by the names of `TERMS`; scalars.
-        With `whole` they are this process's shares, which add up over the processes.
+        `loss`, the weighted sum, and the unweighted parts by the names of `TERMS`; scalars. With `whole` they are this
+        process's shares, which add up over the processes.
 
     Raises:
-        ValueError: There is nothing that a loss could be made of.
+        ValueError: No loss can be computed from the rows.
     """
     weights = weights or LossWeights()
     parts, weighted = {}, []
@@ -335,13 +347,13 @@ def fast_goal_loss(
         if not term.is_computed(rows, weights):
             continue
         part = parts[term.name] = term.share(rows, logit_scale, whole, logit_bias)
-        # A term of weight 0 is left out rather than multiplied: it then costs no backward pass.
+        # A term of weight 0 is left out of the sum and costs no backward pass.
         if weight := getattr(weights, term.weight):
             weighted.append(weight * part)
     if not parts:
         raise ValueError(
-            "`rows` must hold at least `image_embeds` and `text_embeds` (or their local counterparts), got "
-            f"{sorted(rows)}."
+            "`rows` must have at least `image_embeds` and `text_embeds`, or `local_image_embeds` and "
+            f"`local_text_embeds`, got {sorted(rows)}."
         )
     loss = torch.stack(weighted).sum() if weighted else 0.0 * next(iter(parts.values()))
     return {"loss": loss, **parts}

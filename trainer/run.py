@@ -1,20 +1,18 @@
-"""Fine-tune a CLIP for long captions: parse, load, train, save, push.
+"""Fine-tune a model for long captions: parse the settings, load, train, save and push. `fastgoal train` runs this.
 
-    accelerate launch trainer/run.py CONFIG.yaml
-    accelerate launch trainer/run.py --model openai/clip-vit-base-patch16 --train_data pairs/ --output_dir fast-goal
-    accelerate launch trainer/run.py CONFIG.yaml --learning_rate 1.0e-5
-
-`fastgoal train` is the same.
+fastgoal train CONFIG.yaml
+fastgoal train --model openai/clip-vit-base-patch16 --train_data pairs/ --output_dir fast-goal
+accelerate launch trainer/run.py CONFIG.yaml --learning_rate 1.0e-5
 """
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
-# `accelerate launch trainer/run.py` puts this folder first on the path, where a file could shadow a library.
+# Run as a script, Python puts this folder first on the path, where a file could shadow a library.
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
 
@@ -38,76 +36,68 @@ from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 logger = logging.get_logger(__name__)
 
 
+def _option(text: str, default: Any = MISSING, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
 @dataclass
 class RunArguments:
-    """What to train, and on which data."""
+    """The model and the data of a training."""
 
-    model: str = field(
-        metadata={
-            "help": "CLIP, MetaCLIP 2 or SigLIP to start from: a folder or a Hub id.",
-            "metavar": "CLIP",
-            "aliases": "--model_name_or_path",
-        }
+    model: str = _option(
+        "Model to start from: folder or Hub id of a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 model, or of an adapter.",
+        metavar="MODEL",
+        aliases="--model_name_or_path",
     )
-    train_data: str = field(
-        metadata={
-            "help": "Dataset to train on: what `fastgoal pairs` wrote.",
-            "metavar": "DIR",
-            "aliases": "--dataset_name",
-        }
+    train_data: str = _option(
+        "Dataset to train on: a folder that `fastgoal pairs` wrote, or any dataset of images and captions for an "
+        "objective without local pairs.",
+        metavar="DATA",
+        aliases="--dataset_name",
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Dataset for the evaluations, of the same kind."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column with the image, where it is not found by itself."}
+    eval_data: str | None = _option("Dataset to evaluate on.", None)
+    image_column: str | None = _option("Name of the image column. Detected by default.", None)
+    caption_column: str | None = _option("Name of the caption column. Detected by default.", None)
+    max_text_length: int | None = _option(
+        "Maximum text length in tokens: 77 to 248, and 64 to 256 for SigLIP. Defaults to the maximum.", None
     )
-    caption_column: str | None = field(
-        default=None, metadata={"help": "Column with the caption, where it is not found by itself."}
+    streaming: bool = _option(
+        "Whether to stream the training data from parquet or tar (WebDataset) shards instead of loading them. Does not "
+        "work with `hard_negatives`, `train_sampling_strategy`, `image_column` and `caption_column`.",
+        False,
     )
-    max_text_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens the model shall read: 77 to 248, of a SigLIP 64 to 256; as many as it can by default."
-        },
+    shuffle_window: int = _option(
+        "Number of rows of a stream that each worker holds in memory to shuffle them. Shards are shuffled too.", 1000
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the training data row after row from their shards, parquet or tar (webdataset), which need "
-            "not fit on the disk. Without hard_negatives, train_sampling_strategy, and columns of other names."
-        },
-    )
-    shuffle_window: int = field(
-        default=1000, metadata={"help": "Rows of a stream that each worker holds and mixes; shards are mixed anyway."}
-    )
-    allow_outside_files: bool = field(
-        default=False, metadata={"help": "Read image files that rows name outside of the data's folder, too."}
-    )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
-    license: str | None = field(default=None, metadata={"help": "License of the model, for its card, as in `mit`."})
-    card_images: bool = field(
-        default=True, metadata={"help": "Put three training pictures with their pairs, and examples, into the card."}
-    )
+    allow_outside_files: bool = _option("Whether rows may name image files outside the dataset's folder.", False)
+    max_train_rows: int | None = _option("Train on the first N rows only.", None)
+    max_eval_rows: int | None = _option("Evaluate on the first N rows only.", None)
+    license: str | None = _option("License of the model for its card, such as mit.", None)
+    card_images: bool = _option("Whether to show a few training and evaluation images on the model card.", True)
 
     def __post_init__(self) -> None:
         for name in ("max_train_rows", "max_eval_rows", "shuffle_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.streaming:
+            for name in ("max_train_rows", "image_column", "caption_column"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"`{name}` cannot be combined with `streaming`, got {value}.")
 
 
 class RunParser(Parser, HfArgumentParser):
-    """The settings of a run as flags."""
+    """The parser of the settings of a training."""
 
 
-KINDS = (RunArguments, FastGoalTrainingArguments)
-MAPPINGS = {name for kind in KINDS for name, hint in get_type_hints(kind).items() if "dict" in str(hint)}
+ARGUMENTS = (RunArguments, FastGoalTrainingArguments)
+MAPPINGS = {name for arguments in ARGUMENTS for name, hint in get_type_hints(arguments).items() if "dict" in str(hint)}
 
 
 def run_parser(prog: str = "run.py") -> RunParser:
     """Return the parser of a training's settings."""
-    usage = "%(prog)s [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]"
-    return RunParser([*KINDS], prog=prog, usage=usage)
+    usage = "%(prog)s [CONFIG.yaml] [--model MODEL] [--train_data DATA] [options]"
+    return RunParser([*ARGUMENTS], prog=prog, usage=usage)
 
 
 def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArguments, FastGoalTrainingArguments]:
@@ -132,11 +122,7 @@ def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArgu
 def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> int:
     """Run a training and return the exit code."""
     run, args = parse(sys.argv[1:] if argv is None else argv, parser)
-    if run.streaming and run.max_train_rows is not None:
-        raise ValueError("--max_train_rows is for data that are read by number; a stream trains for --max_steps.")
-    if run.streaming and (run.image_column or run.caption_column):
-        raise ValueError("--image_column and --caption_column are for data read by number, not for --streaming.")
-    _refuse_strangers(args.world_size)
+    _refuse_separate_processes(args.world_size)
     output, is_first = Path(args.output_dir), args.process_index == 0
     checkpoint = _checkpoint(args)
     if is_first:
@@ -147,13 +133,13 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
         return _train(run, args, checkpoint)
 
 
-def _refuse_strangers(world_size: int) -> None:
-    """Raise `ValueError` where processes were launched together and do not know of each other, as without GPUs."""
+def _refuse_separate_processes(world_size: int) -> None:
+    """Raise `ValueError` if several processes were launched that do not work together, as without GPUs."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and world_size == 1:
         raise ValueError(
-            f"{launched} processes were launched, and each would train by itself: this machine has no GPUs for them. "
-            "Launch one, or on the CPU several with `accelerate launch --cpu` and --use_cpu."
+            f"{launched} processes were launched, and each would train by itself, since this machine has no GPUs for "
+            f"them. Use `fastgoal train --num_processes {launched} --use_cpu true` for processes on the CPU."
         )
 
 
@@ -180,11 +166,11 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         card=CardOptions(run.model, run.license, run.card_images),
         max_text_length=run.max_text_length,
     )
-    begun_at = step_of(checkpoint) if checkpoint else 0
+    start = step_of(checkpoint) if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
-    if checkpoint and result.global_step == begun_at:
-        logger.warning(f"{checkpoint} is the end of this training: nothing was left to train.")
+    if checkpoint and result.global_step == start:
+        logger.warning(f"{checkpoint} is the end of this training. Nothing was left to train.")
     else:
         trainer.save_state()
         trainer.log_metrics("train", result.metrics)
@@ -208,7 +194,7 @@ def _source(data: str, run: RunArguments) -> Source:
 
 
 def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
-    """The checkpoint to go on from: a folder, or with `true` the newest in the output folder, if there is one."""
+    """Return the checkpoint to resume from: a folder, or with `true` the newest one of the output folder if any."""
     wanted = args.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":
         return None
@@ -216,7 +202,7 @@ def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
         return require_checkpoint(Path(wanted))
     newest = newest_checkpoint(Path(args.output_dir))
     if newest is None:
-        logger.warning(f"{args.output_dir} has no checkpoint to go on from; training starts from the beginning.")
+        logger.warning(f"{args.output_dir} has no complete checkpoint. The training starts from the beginning.")
     return newest
 
 

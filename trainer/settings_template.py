@@ -1,50 +1,46 @@
-"""A file of settings to begin with, each with what it means and its default."""
+"""Write a settings file to start from: every setting with its help text and its default."""
 
 import textwrap
 from dataclasses import MISSING, fields
 from typing import Any
 
 import yaml
+from transformers import TrainingArguments
 
 from .run import RunArguments
 from .training_arguments import RECIPES, FastGoalTrainingArguments
 
-# Of transformers' settings those that most trainings touch.
+# Settings of `TrainingArguments` that most trainings need.
 USUAL = (
     *("bf16", "gradient_accumulation_steps", "max_steps", "seed"),
     *("save_strategy", "save_steps", "eval_strategy", "report_to", "push_to_hub", "hub_model_id"),
 )
+GIVEN = {"model": "openai/clip-vit-base-patch16", "train_data": "pairs/", "output_dir": "fast-goal"}
 
 
 def commented_settings(recipe: str) -> str:
-    """A file of settings to begin with: what must be given, and all else of this method with its default as a comment.
+    """Return a settings file with the settings that must be given, and all others commented out with their defaults.
 
     Args:
-        recipe: Whose values are shown where a setting has none of its own.
+        recipe: The recipe to use, and to show the defaults of.
     """
-    given: dict[str, Any] = {"model": "openai/clip-vit-base-patch16", "train_data": "pairs/", "output_dir": "fast-goal"}
-    if recipe != "paper":
-        given["recipe"] = recipe
-    own = [
-        field
-        for field in fields(FastGoalTrainingArguments)
-        if field.name in vars(FastGoalTrainingArguments)["__annotations__"]
-    ]
-    every = {field.name: field for field in [*fields(RunArguments), *own]}
-    usual = {field.name: field for field in fields(FastGoalTrainingArguments) if field.name in USUAL}
+    given: dict[str, Any] = GIVEN if recipe == "paper" else {**GIVEN, "recipe": recipe}
+    theirs = TrainingArguments.__dataclass_fields__
+    every = {setting.name: setting for setting in fields(FastGoalTrainingArguments)}
+    own = {name: setting for name, setting in every.items() if theirs.get(name) is not setting}
+    own |= {name: every[name] for name in USUAL}
+    del own["remove_unused_columns"]  # it has one allowed value
     lines = [
-        "# Settings of a training: `fastgoal train config.yaml`, or `accelerate launch trainer/run.py config.yaml`."
+        "# Settings of a training. Run it with `fastgoal train config.yaml`.",
+        "# Settings that are commented out show their defaults. Write numbers such as 5e-6 with a dot: 5.0e-6.",
+        "",
     ]
-    lines += ["# What is commented out has the value that is shown. Numbers like 5e-6 need a dot: 5.0e-6.", ""]
-    for name, field in {**every, **usual}.items():
-        if name == "remove_unused_columns":
-            continue
-        default = RECIPES[recipe].get(name, field.default) if field.default in (None, MISSING) else field.default
+    for setting in [*fields(RunArguments), *own.values()]:
+        name, default = setting.name, setting.default
+        if default is None or default is MISSING:
+            default = RECIPES[recipe].get(name)
         value = yaml.safe_dump({name: given.get(name, default)}).rstrip()
-        text = str(field.metadata.get("help", "")).replace("`", "")
-        lines += [
-            *(f"# {line}" for line in textwrap.wrap(text, 100, break_on_hyphens=False)),
-            value if name in given else f"# {value}",
-            "",
-        ]
+        text = str(setting.metadata.get("help", "")).replace("`", "")
+        lines += [f"# {line}" for line in textwrap.wrap(text, 100, break_on_hyphens=False)]
+        lines += [value if name in given else f"# {value}", ""]
     return "\n".join(lines)

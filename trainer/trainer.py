@@ -392,7 +392,7 @@ class FastGoalTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The objective of this process's rows among those of all; the mean over the processes is that of the batch."""
+        """Return the loss of this process's rows against those of all; its mean over processes is that of the batch."""
         outputs = self._forward(model, inputs)
         parts = self.loss_parts(outputs, inputs)
         if model.training:
@@ -405,7 +405,7 @@ class FastGoalTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of one batch, in pieces with `mini_batch_size`."""
+        """Run the forward and backward pass of a batch, in mini-batches with `mini_batch_size`."""
         if inputs is self._last_batch and isinstance(self.train_dataset, Sized) and not self.args.dataloader_drop_last:
             self._last_rows = len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size) or None
         try:
@@ -415,21 +415,21 @@ class FastGoalTrainer(Trainer):
         finally:
             self._last_rows = None
 
-    def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], chunk: int) -> torch.Tensor:
+    def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
         model.train()
         logit_scales: list[torch.Tensor] = []
 
-        def embed(piece: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        def embed(batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
             with self.compute_loss_context_manager():
-                outputs = self._forward(model, piece)
+                outputs = self._forward(model, batch)
                 logit_scales.append(outputs.logit_scale)
-                return self.loss_rows(outputs, piece), self._logit_terms(outputs)
+                return self.loss_rows(outputs, batch), self._logit_terms(outputs)
 
         # The Trainer divides the loss of a normal step by this number.
         scale = 1 / self.current_gradient_accumulation_steps
         parts = cached_backward(
             inputs,
-            chunk,
+            size,
             embed,
             self._loss_of_rows,
             backward=self.accelerator.backward,
@@ -442,21 +442,22 @@ class FastGoalTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
+        """Draw the batches of an update, and remember whether the last one ends an epoch."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # The Trainer draws all batches of an update before the first is used: only the last can be the epoch's last.
+        # All batches of an update are drawn before the first is used, so only the last can be the epoch's last.
         ended = bool(batches) and self.accelerator.gradient_state.end_of_dataloader
         self._last_batch = batches[-1] if ended else None
         return batches, items
 
     def _forward(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
-        # Training on region crops alone leaves images and captions out.
+        # If only region crops and sentences are trained, whole images and captions skip the towers.
         names = inputs if self.objective.needs_global or not model.training else LOCAL_INPUTS
         tokens = {"return_token_embeds": True} if self.objective.needs_tokens else {}
         return model(**{name: inputs[name] for name in names if name in inputs}, **tokens)
 
     def loss_rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the loss needs of the rows of this process, one row per sample: embeddings, masks, losses of rows."""
-        # SPARC's losses of rows want full precision; all else gets it when the rows are together.
+        """Return what the losses of this process's rows are computed from, tensors with one row per sample."""
+        # SPARC's losses are computed here and need full precision; the others get it in `_loss_of_rows`.
         full = {
             name: outputs[name].float() for name in ("patch_embeds", "token_embeds", "logit_scale") if name in outputs
         }
@@ -468,15 +469,17 @@ class FastGoalTrainer(Trainer):
     def loss_parts(
         self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor], gather: bool = True
     ) -> dict[str, torch.Tensor]:
-        """The loss and its parts by name, of this process's rows among those of all, or by themselves without `gather`.
+        """Return the loss and its parts by name; their means over processes are those of the whole batch.
 
-        `outputs` are the model's for `inputs`, the batch of this process. The mean over the processes is the loss of
-        the whole batch.
+        Args:
+            outputs: Outputs of the model for `inputs`.
+            inputs: The batch of this process.
+            gather: Whether to contrast with the rows of all processes, or with this process's rows only.
         """
         return self._loss_of_rows(self.loss_rows(outputs, inputs), *self._logit_terms(outputs), gather=gather)
 
     def _logit_terms(self, outputs: Mapping[str, Any]) -> list[torch.Tensor]:
-        """What the losses make logits of cosines with: the scale, and for sigmoid losses the bias."""
+        """Return the logit scale, and for sigmoid losses the bias."""
         return [outputs["logit_scale"], *([outputs["logit_bias"]] if self.is_sigmoid else [])]
 
     def _loss_of_rows(
@@ -490,12 +493,12 @@ class FastGoalTrainer(Trainer):
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
             scale, *bias = (value.float() for value in logit_terms)
             parts = fast_goal_loss(rows, scale, self.objective.weights, whole, *bias)
-        # Gradients, and the losses in the log, are averaged over the processes: shares of a sum are multiplied for it.
+        # Gradients and logged losses are averaged over processes, and these are shares of a sum.
         return parts if whole is None else {name: value * self.args.world_size for name, value in parts.items()}
 
     @property
     def _even_batches(self) -> bool:
-        """Whether batches are known to be of one size in all processes: accelerate and our streams see to it."""
+        """Whether all processes have batches of the same size, as accelerate and our streams ensure."""
         return self.accelerator.even_batches and isinstance(self.train_dataset, Sized | StreamData)
 
     def _full_precision(self) -> torch.autocast:
@@ -510,11 +513,11 @@ class FastGoalTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
-        """Loss of one evaluation batch, and its image and caption embeddings for the retrieval metrics."""
+        """Return the loss of an evaluation batch, and its image and text embeddings for the retrieval metrics."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = self._forward(model, inputs)
-            # Over this process's rows alone: the last batches of the processes need not be of one number.
+            # Without gathering: processes may have different numbers of rows or batches in the end.
             parts = self.loss_parts(outputs, inputs, gather=False)
         for name, value in parts.items():
             if name != "loss":
@@ -523,10 +526,11 @@ class FastGoalTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         embeds = tuple(cast(torch.Tensor, outputs[name]).float() for name in ("image_embeds", "text_embeds"))
-        # The Trainer computes metrics only where there are labels: any will do.
+        # The Trainer computes metrics only if there are labels, of any value.
         return loss, embeds, torch.zeros(len(embeds[0]), device=loss.device)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and add the means of the loss parts to the metrics."""
         self._eval_parts.clear()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -536,13 +540,13 @@ class FastGoalTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means of the loss parts since the last line."""
+        """Log, and add the means of the loss parts since the last line."""
         if "loss" in logs and self._part_steps:
             sums = self.accelerator.reduce(torch.stack([*self._part_sums.values()]), "mean") / self._part_steps
             means = {name: round(value, 4) for name, value in zip(self._part_sums, sums.tolist(), strict=True)}
             logs = {**logs, **means, "logit_scale": round(self._logit_scale.item(), 2)}
             self._part_sums, self._part_steps = {}, 0
-        if "train_loss" in logs:  # what no line was logged for yet is this process's share
+        if "train_loss" in logs:  # the steps since the last line are this process's share
             loss = torch.tensor(logs["train_loss"], device=self.args.device)
             logs["train_loss"] = self.accelerator.reduce(loss, "mean").item()
         super().log(logs, start_time)
@@ -550,7 +554,7 @@ class FastGoalTrainer(Trainer):
     def _note_parts(
         self, parts: dict[str, torch.Tensor], logit_scale: torch.Tensor, outputs: Mapping[str, Any] | None = None
     ) -> None:
-        # The Trainer waits for the loss at every step, too.
+        # This waits for the device, as the Trainer does at every step.
         if not (parts["loss"].is_meta or torch.isfinite(parts["loss"])):
             values = {name: value.item() for name, value in parts.items()}
             output = Path(self.args.output_dir or ".")

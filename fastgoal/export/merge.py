@@ -1,4 +1,4 @@
-"""An adapter's weights added to those of its base: a CLIP as any other, that needs neither."""
+"""Merge an adapter into its base: the result is a model like any other, and needs neither."""
 
 import os
 
@@ -12,23 +12,23 @@ from .model_folder import require_new_folder, write_model_folder
 
 
 def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None) -> int:
-    """Write an adapter and its base as one folder that `AutoModel.from_pretrained` loads.
+    """Merge an adapter into its base and write a folder that `AutoModel.from_pretrained` loads.
 
     Args:
-        adapter: Folder or Hub id of what a training with `lora_r` wrote.
+        adapter: Folder or Hub id of an adapter that a training wrote.
         output: Folder to write, new or empty.
-        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+        base: Folder or Hub id of the base model, if it is not where the adapter says.
 
     Returns:
-        Tokens that the model reads.
+        Number of tokens that the model reads.
 
     Raises:
-        ValueError: There is no adapter, it is damaged, or the base is not the one that it was trained on.
+        ValueError: `adapter` is not an adapter or damaged, or it was trained on another base.
         ImportError: peft is not installed.
     """
     path = require_new_folder(output)
     if not is_adapter(adapter):
-        raise ValueError(f"{adapter} is no adapter that `fastgoal train --lora_r` wrote.")
+        raise ValueError(f"`adapter={adapter}` is not an adapter. Name a folder that a training with `lora_r` wrote.")
     model = load_adapter(adapter, "adapter", base)
     refuse_not_finite(model.named_parameters(), f"`adapter={adapter}`")
     with loading(f"the tokenizer and image processor of {adapter}", adapter):

@@ -1,6 +1,6 @@
-"""Adapters: LoRA weights beside a CLIP that stays as it is, by peft (https://huggingface.co/docs/peft).
+"""Adapters: LoRA weights next to a model with frozen weights, by peft (https://huggingface.co/docs/peft).
 
-Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which says of what they are an adapter.
+Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which describes the base model.
 """
 
 import copy
@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
+from fastgoal.modeling_fastgoal.configuration_fastgoal import LossSettings
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.files import write_json
@@ -26,28 +27,29 @@ from .fingerprints import fingerprint
 
 BASE_FILE = "fastgoal_base.json"
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 PEFT_FIELDS = (
     *("r", "lora_alpha", "target_modules", "exclude_modules", "lora_dropout", "use_rslora", "use_dora"),
     *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
 )
 """Fields of a `peft.LoraConfig` that a training may set."""
-# What peft notes there by itself.
+# Fields that peft fills in.
 PEFT_NOTES = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
-TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """Of what an adapter is one.
+    """The base model of an adapter, and the losses that the adapter was trained with.
 
     Attributes:
-        base: Folder or Hub id of the CLIP.
-        fingerprint: Of the CLIP's weights, once it reads `max_text_length` tokens.
-        max_text_length: Tokens that it reads.
+        base: Folder or Hub id of the base model.
+        fingerprint: Fingerprint of its weights, once it reads `max_text_length` tokens.
+        max_text_length: Number of tokens that it reads.
         image_size: Side of its input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         family: Label of its family.
+        losses: The values of `LossSettings` in the configuration of the trained model.
     """
 
     base: str
@@ -56,16 +58,21 @@ class AdapterBase:
     image_size: int
     patch_size: int
     dim: int
-    family: str = "CLIP"
+    family: str
+    losses: dict[str, Any]
 
 
 def require_peft() -> Any:
-    """The package peft; an `ImportError` that says how to get it."""
+    """Return the package peft.
+
+    Raises:
+        ImportError: It is not installed.
+    """
     try:
         import peft
     except ImportError as error:
         raise ImportError(
-            "adapters need the package peft; install it with: pip install 'fastgoal[adapters]'"
+            "Adapters need the package peft. Install it with: pip install 'fastgoal[adapters]'"
         ) from error
     return peft
 
@@ -170,22 +177,22 @@ def peft_settings(config: Any) -> dict[str, Any]:
 
 
 def frozen_parameters(model: nn.Module, freeze: str | None, freeze_layers: int) -> list[str]:
-    """Names of the parameters that are not trained.
+    """Return the names of the parameters to freeze.
 
     Args:
-        model: A CLIP.
-        freeze: `vision` or `text`: the whole tower with its projection.
-        freeze_layers: Of both towers what comes before the layers, and so many of the first layers.
+        model: The model.
+        freeze: `vision` or `text`: the whole tower and its projection.
+        freeze_layers: Number of first layers of both towers, with the embeddings before them.
 
     Raises:
-        ValueError: A tower has not so many layers.
+        ValueError: A tower has fewer layers.
     """
     towers: Any = {"vision": model.vision_model, "text": model.text_model}
     for name, tower in towers.items():
         if freeze_layers > len(tower.encoder.layers):
             raise ValueError(
-                f"`freeze_layers` must be at most {len(tower.encoder.layers)}, the layers of the {name} tower, got "
-                f"{freeze_layers}."
+                f"`freeze_layers` must be at most {len(tower.encoder.layers)}, the number of layers of the {name} "
+                f"tower, got {freeze_layers}."
             )
     layers = "|".join(map(str, range(freeze_layers)))
     first = rf"\w+_model\.(embeddings\.|pre_layrnorm\.|encoder\.layers\.({layers})\.).*" if freeze_layers else r"(?!)"
@@ -195,7 +202,7 @@ def frozen_parameters(model: nn.Module, freeze: str | None, freeze_layers: int) 
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether a model is one of peft's, with weights of its own around another model."""
+    """Return whether a model is one of peft's, which wraps another model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
@@ -205,12 +212,12 @@ def base_of(model: Any) -> Any:
 
 
 def adapted_layers(model: Any) -> list[str]:
-    """Names of the layers of a model of peft that have an adapter."""
+    """Return the names of the layers that have an adapter."""
     return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
 def is_adapter(name: str | os.PathLike[str]) -> bool:
-    """Whether a folder or repository of the Hub holds an adapter and no model."""
+    """Return whether a folder or a repository of the Hub holds an adapter and not a model."""
     if os.path.isdir(name):
         folder = Path(name)
         return (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
@@ -218,7 +225,7 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
         return False
     try:
         return find_adapter_config_file(os.fspath(name)) is not None and _file(name, "config.json") is None
-    except (OSError, ValueError):  # there is nothing of this name, which whoever loads it says better
+    except (OSError, ValueError):  # it does not exist, which loading it explains better
         return False
 
 
@@ -229,74 +236,83 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def describe_base(model: Any, base: str | None = None) -> AdapterBase:
-    """Of what an adapted model is an adapter.
+    """Describe the base of a model of peft.
 
     Args:
-        model: Of peft.
-        base: Folder or Hub id of the CLIP; what peft knows by default.
+        model: The model of peft.
+        base: Folder or Hub id of the base model; the one that peft knows by default.
     """
-    clip = model.get_base_model()
+    inner = base_of(model)
+    config, vision = inner.config, inner.config.vision_config
     base = base or model.peft_config[model.active_adapter].base_model_name_or_path or ""
-    vision = clip.config.vision_config
     return AdapterBase(
-        base=_absolute(base),
-        fingerprint=base_fingerprint(clip),
-        max_text_length=text_positions(clip),
+        base=os.path.abspath(base) if os.path.isdir(base) else base,
+        fingerprint=base_fingerprint(inner),
+        max_text_length=text_positions(inner),
         image_size=vision.image_size,
         patch_size=vision.patch_size,
-        dim=embedding_width(clip),
-        family=family_of(clip).label,
+        dim=embedding_width(inner),
+        family=family_of(inner).label,
+        losses={setting.name: getattr(config, setting.name) for setting in fields(LossSettings)},
     )
 
 
 def write_base(folder: Path, base: AdapterBase) -> None:
-    """Put `fastgoal_base.json` into an adapter's folder."""
+    """Write `fastgoal_base.json` into an adapter's folder."""
     write_json(folder / BASE_FILE, asdict(base))
 
 
 def read_base(name: str | os.PathLike[str]) -> AdapterBase:
-    """What `fastgoal_base.json` of a folder or repository says; raises what reading and such files raise."""
+    """Read `fastgoal_base.json` of a folder or repository; raise what reading it raises."""
     path = _file(name, BASE_FILE)
     if path is None:
-        raise ValueError(f"it has no {BASE_FILE}, which says of what it is an adapter")
+        raise ValueError(f"{BASE_FILE}, which describes the base model, is missing")
     return AdapterBase(**json.loads(Path(path).read_bytes()))
 
 
-def about_base(name: str, what: str, base: str | None = None) -> tuple[str, str, str]:
-    """Where an adapter's base is, what messages call it, and what to do where it cannot be loaded.
+def about_base(name: str, label: str, base: str | None = None) -> tuple[str, str, str]:
+    """Return the name of an adapter's base, its label for messages, and what to do if it cannot be loaded.
 
     Args:
         name: Folder or Hub id of the adapter.
-        what: What messages call that.
-        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+        label: Label of the adapter in messages.
+        base: Folder or Hub id of the base model, if it is not where the adapter says.
     """
-    place = base or read_base(name).base
-    way_out = f"The adapter needs the CLIP that it was trained on: name it with `fastgoal merge {name} --base CLIP`."
-    return place, f"{place}, the base of {what},", way_out
+    base_name = base or read_base(name).base
+    way_out = (
+        f"The adapter needs the model that it was trained on. Name it with `fastgoal merge {name} --output DIR --base "
+        "MODEL`."
+    )
+    return base_name, f"{base_name}, the base of {label},", way_out
 
 
 def load_adapter(name: str, argument: str = "model", base: str | None = None) -> FastGoalModel:
-    """The CLIP with an adapter's weights added to its own, in float32 on the CPU.
+    """Load an adapter and merge it into its base, in float32 on the CPU.
 
     Args:
         name: Folder or Hub id of the adapter.
         argument: Name of the argument that `name` was given for, for messages.
-        base: Folder or Hub id of the CLIP where it is not where the adapter says.
+        base: Folder or Hub id of the base model, if it is not where the adapter says.
+
+    Returns:
+        The model, with the loss settings of the adapter's training in its configuration.
 
     Raises:
-        ValueError: The adapter or its base is damaged, or the base is another one than it was trained on.
+        ValueError: The adapter or its base is damaged, or the adapter was trained on another base.
         ImportError: peft is not installed.
     """
     peft = require_peft()
     label = f"`{argument}={name}`"
     with loading(label, name):
         known = read_base(name)
-        place, what, way_out = about_base(name, label, base)
-    with loading(what, place, way_out):
-        model = FastGoalModel.from_base(place, known.max_text_length, trust_remote_code=False)
+        base_name, base_label, way_out = about_base(name, label, base)
+    with loading(base_label, base_name, way_out):
+        model = FastGoalModel.from_base(base_name, known.max_text_length, trust_remote_code=False)
     if base_fingerprint(model) != known.fingerprint:
-        raise ValueError(f"{place} is not the CLIP that {label} was trained on: its weights are others. {way_out}")
+        raise ValueError(f"{base_name} is not the model that {label} was trained on: its weights differ. {way_out}")
     with loading(label, name):
+        for setting in fields(LossSettings):
+            setattr(model.config, setting.name, known.losses[setting.name])
         adapted = peft.PeftModel.from_pretrained(model, name)
         _refuse_missing(adapted, name)
         merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)
@@ -304,22 +320,18 @@ def load_adapter(name: str, argument: str = "model", base: str | None = None) ->
 
 
 def _refuse_missing(adapted: Any, name: str) -> None:
-    """Raise `ValueError` where an adapter's file lacks weights: peft leaves those at zero."""
+    """Raise `ValueError` if an adapter's file lacks weights, which peft would leave at zero."""
     from safetensors import safe_open
 
     file = _file(name, "adapter_model.safetensors")
     if file is None:
-        raise ValueError("it has no adapter_model.safetensors")
+        raise ValueError("adapter_model.safetensors is missing")
     with safe_open(file, "pt") as opened:
-        found = set(opened.keys())
-    kind = adapted.active_adapter
-    wanted = {key.replace(f".{kind}.", ".") for key in adapted.state_dict() if "lora_" in key}
-    if missing := sorted(wanted - found):
-        raise ValueError(f"it has not the weights of its settings: {missing[0]} is missing")
-
-
-def _absolute(name: str) -> str:
-    return os.path.abspath(name) if os.path.isdir(name) else name
+        stored = set(opened.keys())
+    adapter = adapted.active_adapter
+    expected = {key.replace(f".{adapter}.", ".") for key in adapted.state_dict() if "lora_" in key}
+    if missing := sorted(expected - stored):
+        raise ValueError(f"{missing[0]} is missing in adapter_model.safetensors")
 
 
 def _file(name: str | os.PathLike[str], file: str) -> str | None:

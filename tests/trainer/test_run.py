@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel
 
-from fastgoal.trainer.run import _refuse_strangers, main, parse
+from fastgoal.trainer.run import _refuse_separate_processes, main, parse
 
 FAST = "learning_rate: 1.0e-3\nmax_steps: 2\nper_device_train_batch_size: 4\nuse_cpu: true\ndataloader_num_workers: 0\n"
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -57,7 +57,7 @@ def test_wrong_settings_are_two_lines(tmp_path, capsys, text, flags, message):
         parse([config(tmp_path, text), *flags])
     assert stop.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
-    assert usage.endswith("[CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]")
+    assert usage.endswith("[CONFIG.yaml] [--model MODEL] [--train_data DATA] [options]")
     assert message in error
 
 
@@ -111,9 +111,9 @@ def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path):
 
 def test_processes_that_do_not_know_of_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    _refuse_strangers(2)
-    with pytest.raises(ValueError, match=r"2 processes were launched, and each would train by itself: .*no GPUs"):
-        _refuse_strangers(1)
+    _refuse_separate_processes(2)
+    with pytest.raises(ValueError, match=r"2 processes .*no GPUs.*fastgoal train --num_processes 2"):
+        _refuse_separate_processes(1)
 
 
 def test_a_process_that_stops_ends_the_others(tiny_clip, rows, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from fastgoal.trainer.run import KINDS, parse
+from fastgoal.trainer.run import ARGUMENTS, parse
 from fastgoal.trainer.settings_template import commented_settings
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -18,7 +18,7 @@ def test_the_written_file_is_one_of_settings(tmp_path, recipe):
     assert (run.train_data, args.recipe) == ("pairs/", recipe)
     # With every comment that is a setting taken for one, nothing changes: the values shown are those in force.
     shown = [re.sub(r"^# (\w+: (?!null).+)$", r"\1", line) for line in text.splitlines()]
-    known = {field.name for kind in KINDS for field in fields(kind)}
+    known = {field.name for arguments in ARGUMENTS for field in fields(arguments)}
     shown = [line if line.partition(":")[0] in known else "" for line in shown]
     assert sum(map(bool, shown)) > 30
     (tmp_path / "all.yaml").write_text("\n".join(shown))

@@ -1,1 +1,1 @@
-"""What lets a batch be larger than a device: gathering over processes, and gradient caching."""
+"""Training with batches larger than a device: gathering over processes, gradient caching, and sharded weights."""

@@ -166,9 +166,9 @@ def state(**changes):
 def test_a_line_says_what_runs(monkeypatch):
     assert describe(state(), 64) == "1 process on cpu, float32, 64 pairs a step"
     ddp = state(num_processes=2, distributed_type=DistributedType.MULTI_CPU, mixed_precision="bf16")
-    assert describe(ddp, 64) == "2 processes on cpu, all weights in each (DDP), bfloat16, 128 pairs a step (2 x 64)"
+    assert describe(ddp, 64) == "2 processes on cpu, data parallel (DDP), bfloat16, 128 pairs a step (2 x 64)"
     sharded = state(num_processes=2, distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    assert "weights in shards (FSDP2)" in describe(sharded, 1)
+    assert "sharded weights (FSDP2)" in describe(sharded, 1)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "(DDP) (not FSDP, which was asked for" in describe(ddp, 64)
+    assert "(DDP) (not FSDP" in describe(ddp, 64)
     assert "asked for" not in describe(sharded, 1)
