@@ -124,7 +124,7 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert main(["merge", str(folder), "--output", str(output)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
     assert main(["merge", str(output), "--output", str(tmp_path / "again")]) == 2
-    assert "is no adapter" in capsys.readouterr().err
+    assert "is not an adapter" in capsys.readouterr().err
 
 
 def test_an_adapter_of_an_adapter_is_refused(made, pairs, tmp_path, capsys):
@@ -174,10 +174,10 @@ def other_base(adapter, clip, **changes):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / BASE_FILE).unlink(), f"has no {BASE_FILE}"),
+        (lambda folder: (folder / BASE_FILE).unlink(), f"{BASE_FILE}.* is missing"),
         (lambda folder: (folder / BASE_FILE).write_text("{"), "cannot be loaded"),
         (lambda folder: (folder / BASE_FILE).write_text("[]"), "cannot be loaded"),
-        (lambda folder: other_base(folder, None, fingerprint="0"), "its weights are others.*fastgoal merge .* --base"),
+        (lambda folder: other_base(folder, None, fingerprint="0"), "not the model .*fastgoal merge .* --base"),
         (lambda folder: other_base(folder, None, base="/nowhere"), "/nowhere, the base of `model=.*--base"),
         (lambda folder: weights_of(folder, lambda state: state.pop(min(state))), "is missing"),
         (lambda folder: weights_of(folder, lambda s: s[min(s)].fill_(float("nan"))), "NaNs detected"),
@@ -202,7 +202,7 @@ def test_only_one_of_a_base_on_the_hub_is_sent(adapter):
     with pytest.raises(ValueError, match=r"adapter.*folder on this machine.*fastgoal merge"):
         push(adapter, "me/lora", dry_run=True)
     other_base(adapter, None, base="openai/clip-vit-base-patch16")
-    sent = push(adapter, "me/lora", dry_run=True).sent
+    sent = push(adapter, "me/lora", dry_run=True).files
     assert {"adapter_config.json", "adapter_model.safetensors", BASE_FILE} <= {*sent}
     assert "training_args.bin" not in sent
     assert sent == choose_files(adapter, "model")[0]
