@@ -350,7 +350,7 @@ class FastGoalModel(_Base):
             vision_model_output=whole,
         )
 
-    def _losses(self, embeds: Any, scale: torch.Tensor, bias: Any, *masks: Any) -> dict[str, torch.Tensor]:
+    def _losses(self, embeds: Any, scale: torch.Tensor, bias: Any, *masks: Any) -> dict[str, Any]:
         """Return the losses of a batch by name, as the configuration weighs them."""
         used_bias = bias if is_sigmoid(self, self.config.contrastive) else None
         return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias)

@@ -186,12 +186,12 @@ class FastGoalTrainer(Trainer):
         self.is_sigmoid = is_sigmoid(model, args.contrastive)
         default_limit = 0.0 if self.is_sigmoid else 100.0
         self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
-        model = prepare_weights(model, args, self.is_sigmoid, peft_config)
         self._peft_settings = peft_settings(peft_config)
-        refuse_foreign_optimizer(optimizers[0], model)
-        write_losses(model, self.objective.weights, args.contrastive)
+        prepared: Any = prepare_weights(model, args, self.is_sigmoid, peft_config)
+        refuse_foreign_optimizer(optimizers[0], prepared)
+        write_losses(prepared, self.objective.weights, args.contrastive)
         super().__init__(
-            model=model,
+            model=prepared,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
@@ -291,7 +291,7 @@ class FastGoalTrainer(Trainer):
             raise ValueError(f"{output} has no complete checkpoint to resume from. Leave out `resume_from_checkpoint`.")
         return str(newest)
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Overridden for exact resume. The Trainer would add a step to a training that ended in the middle of an epoch,
         # and a stream resumes at its own row, where nothing is left to skip.
         if self.state.global_step >= self.state.max_steps:
@@ -299,7 +299,7 @@ class FastGoalTrainer(Trainer):
             return
         if isinstance(self.train_dataset, StreamData):
             kwargs["steps_trained_in_current_epoch"] = 0
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; with FSDP, scalars that are not sharded get a group of their own."""
