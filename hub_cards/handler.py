@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 LARGEST_FILE = 32 * 2**20  # bytes of an image
 MOST_PIXELS = 2**26  # of all images of a request
-LARGEST_RATIO = 100  # of an image's sides: the shorter one is brought to the model's size before the rest is cut off
+LARGEST_RATIO = 200  # of the sides of an image: the shorter one is resized to the model's size before cropping
 MOST = 64  # images or texts in a request
 MOST_CHARACTERS = 100_000  # in all texts of a request
 # What clients send beside `inputs` when they ask for embeddings.

@@ -1,5 +1,4 @@
-"""Files and folders that appear whole or not at all, are refused before the work where they cannot be written, and
-have one writer at a time."""
+"""Writing files and folders: complete or not at all, by one process at a time, and checked before the work starts."""
 
 import json
 import os
@@ -14,11 +13,11 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-# The names of files and folders in the making, of which a process that was killed leaves some.
+# Names of incomplete files and folders; a process that is killed leaves some of them.
 DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 HOLDER = "run.json"
-# The folder in a folder that we write for locks, drafts and what a run that goes on needs.
 WORK_FOLDER = ".fastgoal"
+"""Name of the folder, inside an output folder, for locks, drafts and what a resumed run needs."""
 
 
 def prepare_output(path: Path, argument: str = "output") -> None:
@@ -39,16 +38,19 @@ def prepare_output(path: Path, argument: str = "output") -> None:
 
 
 def lies_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
-    """Whether a path is in a folder when all links are followed."""
+    """Return whether a path is in a folder, with all links followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 @contextmanager
 def whole_file(path: Path, work: Path | None = None) -> Iterator[BinaryIO]:
-    """A file in the folder `work` that is renamed to `path`, complete and on the disk, when the block ends well.
+    """Open a file for writing, which gets the name `path` when the block ends without an error.
 
-    Readers see the old file or the new one, never a part, and an error leaves nothing behind. Without `work`, which
-    must be on the same disk, it is written beside `path`.
+    Readers see the old file or the complete new one, and an error leaves nothing behind.
+
+    Args:
+        path: The file.
+        work: Folder of the incomplete file, on the same disk; by default that of `path`.
     """
     draft = draft_beside(path, work)
     with write_errors(path):
@@ -70,9 +72,9 @@ def whole_file(path: Path, work: Path | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that is renamed to `path`, complete and on the disk, when the block ends well.
+    """Create a folder, which gets the name `path` when the block ends without an error; an error leaves nothing behind.
 
-    An error leaves nothing behind. `path` must not exist, or be an empty folder.
+    `path` must not exist, or be an empty folder.
     """
     draft = draft_beside(path)
     with write_errors(path):
@@ -86,7 +88,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def put_folder(draft: Path, path: Path) -> None:
-    """Rename a folder, all of it on the disk, to `path`; what stood there is taken away."""
+    """Write a folder to the disk and rename it to `path`, which it replaces."""
     for folder, _, names in os.walk(draft, topdown=False):
         for name in names:
             _sync(Path(folder, name))
@@ -104,9 +106,13 @@ def put_folder(draft: Path, path: Path) -> None:
 
 
 def merge_folder(draft: Path, path: Path, last: str, replaced: re.Pattern[str]) -> None:
-    """Move all files of a folder into `path`, each in place of the one there, and the file `last` at the end.
+    """Move all files of a folder into the folder `path`, which may have files of the same names.
 
-    Files of `path` whose names `replaced` matches and that the draft does not have are taken away before that.
+    Args:
+        draft: The folder with the new files.
+        path: The folder that gets them.
+        last: Name of the file that is moved last.
+        replaced: Pattern of names in `path`: matching files that are not in `draft` are deleted before the last move.
     """
     files = [file.relative_to(draft) for file in sorted(draft.rglob("*")) if file.is_file()]
     path.mkdir(parents=True, exist_ok=True)
@@ -122,27 +128,27 @@ def merge_folder(draft: Path, path: Path, last: str, replaced: re.Pattern[str]) 
 
 
 def sweep_drafts(folder: Path) -> None:
-    """Take away what processes that were killed left half written in a folder that this one holds."""
+    """Delete the incomplete files that killed processes left in a folder that this process holds."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if DRAFT.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def draft_beside(path: Path, work: Path | None = None) -> Path:
-    """A name that nobody can tell beforehand, in the folder `work` or beside `path`, for what shall become `path`."""
+    """Return a random name, in the folder `work` or that of `path`, for an incomplete file or folder."""
     return (work or path.parent) / f".{path.name[:40]}.{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager
 def hold_folder(work: Path, again: bool = False) -> Iterator[None]:
-    """Be the only writer of a folder for the length of the block; the system lets go of it when the process ends.
+    """Be the only writer of a folder during the block. The system releases the lock when the process ends.
 
     Args:
-        work: Where `run.lock` and `run.json`, which says who holds it, lie; made if need be.
-        again: Whether this process may hold it already.
+        work: Folder of `run.lock` and of `run.json`, which names the holder; created if needed.
+        again: Whether this process may already hold it.
 
     Raises:
-        ValueError: Another process holds it; names that one.
+        ValueError: Another process holds the folder; the message names it.
         OSError: The folder cannot be written.
     """
     path, holder = work / "run.lock", work / HOLDER
@@ -152,10 +158,10 @@ def hold_folder(work: Path, again: bool = False) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            # Where the file system has no locks, the file is the lock, and a run that was killed may leave it.
+            # On a file system without locks the file itself is the lock, and a run that is killed may leave it.
             raise ValueError(
-                f"{_holder_in_words(holder)} writes this folder. Wait for it, stop it, or use another folder. If "
-                f"that run is over all the same, delete {path}."
+                f"{_describe_holder(holder)} writes this folder. Wait for it, stop it, or use another folder. If that "
+                f"run has ended, delete {path}."
             ) from None
     try:
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, work)
@@ -167,42 +173,42 @@ def hold_folder(work: Path, again: bool = False) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, work: Path | None = None) -> None:
-    """Write a file as `whole_file` does."""
+    """Write a text file with `whole_file`."""
     with whole_file(path, work) as file, write_errors(path):
         file.write(text.encode())
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text; a `ValueError` that says where it stands and what is wrong with it."""
+def parse_json(text: str | bytes, name: str) -> Any:
+    """Parse JSON. Raise `ValueError`, which begins with `name`, for anything else."""
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not text in UTF-8: {error}.") from None
+        raise ValueError(f"{name} is not text in UTF-8: {error}.") from None
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from None
+        raise ValueError(f"{name} is not JSON: {error}.") from None
     except RecursionError:
-        raise ValueError(f"{where} is JSON with too many lists or objects inside of each other.") from None
+        raise ValueError(f"{name} is JSON with too many nested lists or objects.") from None
 
 
 def write_json(path: Path, value: Any, work: Path | None = None) -> None:
-    """Write a value as a file of JSON, as `whole_file` does."""
+    """Write a value as a JSON file with `whole_file`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", work)
 
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Let an `OSError` of the block say which file could not be written, and what to do."""
+    """Add the file and the way out to the message of an `OSError` in the block."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"could not write {path}: {error}. What is finished is kept; make room (or write access) and run the same "
-            "command again: it continues where it stopped."
+            f"Could not write {path}: {error}. Finished work is kept: make room (or get write access) and run the same "
+            "command again, which continues where it stopped."
         ) from error
 
 
 def _sync(path: Path) -> None:
-    """Make what was written to a file, or renamed in a folder, last through a power cut, where the system allows it."""
+    """Flush a file or folder to the disk, where the system supports it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -211,9 +217,9 @@ def _sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def _holder_in_words(holder: Path) -> str:
+def _describe_holder(holder: Path) -> str:
     try:
-        found = json.loads(holder.read_bytes())
-        return f"process {found['pid']} on the machine '{found['host']}'"
+        record = json.loads(holder.read_bytes())
+        return f"process {record['pid']} on the machine '{record['host']}'"
     except (OSError, ValueError, KeyError, TypeError):
         return "another run"

@@ -1,10 +1,10 @@
-"""Texts that can be written and tokenized, and short ones of long ones."""
+"""Checks of texts, and shortening them for messages."""
 
 from collections.abc import Iterable
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written: it holds no half of a character, which JSON and command lines let through."""
+    """Return whether a text can be encoded. An unpaired surrogate cannot; JSON and command lines may contain one."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -13,13 +13,13 @@ def is_unicode(text: str) -> bool:
 
 
 def check_texts(texts: Iterable[str]) -> None:
-    """Raise `ValueError` that names the first text which is no valid Unicode."""
+    """Raise `ValueError` for the first text with an unpaired surrogate; the message gives its number."""
     for number, text in enumerate(texts):
         if isinstance(text, str) and not is_unicode(text):
             shown = text.encode("ascii", "backslashreplace").decode()[:100]
-            raise ValueError(f"text {number} is no valid Unicode, it holds half of a character: {shown!r}.")
+            raise ValueError(f"Text {number} contains an unpaired surrogate, which is not valid Unicode: {shown!r}.")
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters, where possible cut between words; dots stand for the rest."""
-    return text if len(text) <= most else (text[:most].rsplit(" ", 1)[0] or text[:most]) + " ..."
+def shortened(text: str, length: int) -> str:
+    """Shorten a text to `length` characters, between words if possible, and append dots for the rest."""
+    return text if len(text) <= length else (text[:length].rsplit(" ", 1)[0] or text[:length]) + " ..."

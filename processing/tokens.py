@@ -1,6 +1,6 @@
-"""Texts as token ids: padded as the model wants them, and where each token stands in its text.
+"""Token ids of texts, padded as the model needs them, and the spans of tokens in their texts.
 
-This file travels with a checkpoint.
+This file is saved with every checkpoint.
 """
 
 import string
@@ -14,69 +14,65 @@ SIGLIP_TOKENS = 64
 
 
 def padding_of(tokenizer: Any) -> bool | str:
-    """The `padding` of a call of the tokenizer: to the longest text, or to the length of the model.
+    """Return the argument `padding` for a tokenizer: True (the longest text), or "max_length" for SigLIP.
 
-    The latter where the tokenizer is SigLIP's, which gives no mask: the model attends to padding, and a text's
-    embedding is what stands at the last position.
+    The text tower of SigLIP attends to padding, and so its tokenizer gives no attention mask; see `Family.pools_last`.
     """
     return True if "attention_mask" in tokenizer.model_input_names else "max_length"
 
 
 def pad_ids(tokenizer: Any, ids: Sequence[Sequence[int]], are_short: bool = False) -> dict[str, torch.Tensor]:
-    """`input_ids` `(texts, tokens)` and, where the model takes one, `attention_mask` of texts that are tokenized.
+    """Pad token ids to `input_ids` `(texts, tokens)` and, if the model takes one, `attention_mask`.
 
     Args:
-        tokenizer: The model's.
-        ids: Of each text.
-        are_short: They are sentences or short captions to train on: of SigLIP these are padded to the 64 tokens that it
-            read before it was stretched, where they fit, as pipelines pad labels. That costs a quarter, and a model so
-            trained understands short texts padded to 64 and to its own length.
+        tokenizer: Tokenizer of the model.
+        ids: Token ids of each text.
+        are_short: Whether the texts are sentences or short captions for training. For SigLIP they are padded to 64
+            tokens if they fit, its length before it was stretched, as pipelines pad labels. This costs a quarter of the
+            time, and the trained model understands short texts padded to 64 tokens and to its own length.
     """
     if padding_of(tokenizer) is True:
         return dict(tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt"))
     length = tokenizer.model_max_length
     if are_short and max(map(len, ids), default=0) <= SIGLIP_TOKENS:
         length = min(length, SIGLIP_TOKENS)
-    found = tokenizer.pad({"input_ids": list(ids)}, padding="max_length", max_length=length, return_tensors="pt")
-    return dict(found)
+    return dict(tokenizer.pad({"input_ids": list(ids)}, padding="max_length", max_length=length, return_tensors="pt"))
 
 
 def tokens_with_spans(tokenizer: Any, texts: Sequence[str], truncation: bool = True) -> Mapping[str, list[Any]]:
-    """`input_ids`, `offset_mapping` and `special_tokens_mask` of texts, not padded.
+    """Tokenize texts to `input_ids`, `offset_mapping` and `special_tokens_mask`, without padding.
 
     Raises:
-        ValueError: The tokenizer cannot tell where its tokens stand.
+        ValueError: The tokenizer does not know the spans of its tokens.
     """
-    more = {"truncation": truncation, "return_attention_mask": False, "verbose": False}
+    options = {"truncation": truncation, "return_attention_mask": False, "verbose": False}
     if tokenizer.is_fast:
-        return dict(tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, **more))
+        return dict(tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, **options))
     if not hasattr(tokenizer, "canonicalize_text"):
-        raise ValueError(
-            f"a {type(tokenizer).__name__} cannot tell where its tokens stand in a caption: take a fast tokenizer."
-        )
-    encoded: dict[str, list[Any]] = {"input_ids": tokenizer(list(texts), **more)["input_ids"]}
+        raise ValueError(f"A {type(tokenizer).__name__} does not know the spans of its tokens. Use a fast tokenizer.")
+    encoded: dict[str, list[Any]] = {"input_ids": tokenizer(list(texts), **options)["input_ids"]}
     spans = [_siglip_spans(tokenizer, text, ids) for text, ids in zip(texts, encoded["input_ids"], strict=True)]
-    encoded["offset_mapping"] = [[*found, (0, 0)] for found in spans]
-    encoded["special_tokens_mask"] = [[0] * len(found) + [1] for found in spans]
+    encoded["offset_mapping"] = [[*of_text, (0, 0)] for of_text in spans]
+    encoded["special_tokens_mask"] = [[0] * len(of_text) + [1] for of_text in spans]
     return encoded
 
 
 def _siglip_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Where the tokens of SigLIP's tokenizer stand, EOS left out: it reads texts in lower case without punctuation."""
-    # As `canonicalize_text` does it, with the place of every character that is left.
+    """Return the spans of the tokens of SigLIP's tokenizer, which reads lower case without punctuation; without EOS."""
+    # The same as `canonicalize_text`, with the index of every character that is kept.
     lowered = [(low, i) for i, char in enumerate(text) for low in (char.lower() if tokenizer.do_lower_case else char)]
     kept: list[tuple[str, int]] = []
-    for char, place in lowered:
+    for char, index in lowered:
         if char in string.punctuation:
             continue
         if not (char.isspace() or char == "▁"):
-            kept.append((char, place))
+            kept.append((char, index))
         elif not kept or kept[-1][0] != " ":
-            kept.append((" ", place))
+            kept.append((" ", index))
     if kept and kept[-1][0] == " ":
         kept.pop()
-    # The tokenizer puts a mark for the first word's start in front, and a word that it cuts off again before that.
-    places = [place for _, place in kept]
+    # The tokenizer prepends a mark for the start of the first word, and before it a token that it removes again.
+    indices = [index for _, index in kept]
     front = tokenizer.unk_token + "▁"
     spans: list[tuple[int, int]] = []
     start = -len(front)
@@ -84,49 +80,49 @@ def _siglip_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[i
         first, last = max(start, 0), start + len(surface) - 1
         start += len(surface)
         if first <= last:
-            spans.append((places[first], places[last] + 1))
-        else:  # a mark alone, or the second half of what was one character
-            here = places[first] if first < len(places) else len(text)
-            spans.append((here, here))
+            spans.append((indices[first], indices[last] + 1))
+        else:  # a mark alone, or the rest of a character
+            index = indices[first] if first < len(indices) else len(text)
+            spans.append((index, index))
     return spans[tokenizer.unk_token_length :][: len(ids) - 1]
 
 
 def _surfaces(model: Any, text: str) -> list[str]:
-    """The parts of a text that become the pieces of a sentencepiece model."""
+    """Return the parts of a text that become the pieces of a sentencepiece model."""
     try:
-        found = model.encode(text, return_type="proto")
-    except TypeError:  # before 0.2.2
-        found = model.encode(text, out_type="immutable_proto")
-    return [piece.surface for piece in found.pieces]
+        encoded = model.encode(text, return_type="proto")
+    except TypeError:  # before version 0.2.2
+        encoded = model.encode(text, out_type="immutable_proto")
+    return [piece.surface for piece in encoded.pieces]
 
 
 def span_masks(
     caption: str, spans: Sequence[tuple[int, int]], offsets: torch.Tensor, special: torch.Tensor
 ) -> torch.Tensor:
-    """Which tokens of a caption lie in which of its spans, `(spans, tokens)` bool.
+    """Return which tokens of a caption lie in each of its spans, `(spans, tokens)` bool.
 
     Args:
         caption: The text.
         spans: (start, end) in characters.
-        offsets: `(tokens, 2)`, where each token stands in the text.
+        offsets: `(tokens, 2)`, the span of each token in the text.
         special: `(tokens,)`, 1 for BOS, EOS and padding.
 
     Raises:
-        ValueError: A span does not lie in the caption.
+        ValueError: A span is not part of the caption.
     """
     for start, end in spans:
         if not 0 <= start < end <= len(caption):
             raise ValueError(
-                f"`start` and `end` must be a span of the caption's {len(caption)} characters, got {start}, {end}."
+                f"`start` and `end` must be a span of the {len(caption)} characters of the caption, got {start}, {end}."
             )
     bounds = torch.tensor(spans).reshape(-1, 2)
     return (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1]) & (special == 0)
 
 
 def require_tokens(tokenizer: Any) -> None:
-    """Raise `ValueError` for a tokenizer without tokens, as transformers makes where their files are missing."""
+    """Raise `ValueError` for a tokenizer without tokens; transformers makes one if the files are missing."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError("there are no tokens: tokenizer.json, or vocab.json and merges.txt, is missing.")
+        raise ValueError("the tokenizer has no tokens: tokenizer.json, or vocab.json and merges.txt, is missing.")
 
 
 def count_truncated(texts: Sequence[str], tokenizer: Any, limit: int) -> int:

@@ -21,6 +21,7 @@ from PIL import Image
 
 import fastgoal.hub_cards.handler
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing import images
 
 SOURCE = Path(fastgoal.hub_cards.handler.__file__).read_text(encoding="utf-8")
 IMAGE = Image.radial_gradient("L").convert("RGB").resize((60, 40))
@@ -125,7 +126,7 @@ def header(width, height):
         ({"inputs": ["a cup"] * 65}, "may have 64 entries"),
         ({"inputs": ["x" * 2_000_000] * 64}, "may have 100,000 characters together"),
         ({"inputs": {"text": "half \ud800"}}, "valid Unicode"),
-        ({"inputs": {"image": header(20_000, 1)}}, "20000 x 1 pixels; one side may be 100 times"),
+        ({"inputs": {"image": header(20_000, 1)}}, "20000 x 1 pixels; one side may be 200 times"),
         ({"inputs": {"image": header(1, 65_000)}}, "1 x 65000 pixels"),
         ({"inputs": {"image": header(9_000, 9_000)}}, "67,108,864 pixels together"),
         ({"inputs": {"image": [header(6_000, 6_000)] * 2}}, "67,108,864 pixels together"),
@@ -154,6 +155,10 @@ def header(width, height):
 def test_requests_that_cannot_be_answered(handler, request_, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         handler(request_)
+
+
+def test_images_may_be_as_long_as_everywhere():
+    assert fastgoal.hub_cards.handler.LARGEST_RATIO == images.LARGEST_RATIO
 
 
 def test_an_error_that_nobody_thought_of_is_one_of_the_request(handler, monkeypatch):

@@ -175,7 +175,7 @@ def test_sentence_cut_off_by_truncation_has_no_tokens(processor):
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 4), (3, 3), (5, 2), (0, 100)])
 def test_spans_out_of_range(processor, start, end):
-    with pytest.raises(ValueError, match="span of the caption's 5 characters"):
+    with pytest.raises(ValueError, match="span of the 5 characters"):
         processor.sentence_mask("abcde", start, end)
 
 
@@ -239,7 +239,7 @@ def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):
     folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     for path in [path for path in folder.iterdir() if path.name.startswith(("tok", "voc", "mer"))]:
         path.unlink()
-    with pytest.raises(ValueError, match=r"there are no tokens: tokenizer.json, or vocab.json and merges.txt"):
+    with pytest.raises(ValueError, match=r"no tokens: tokenizer.json, or vocab.json"):
         FastGoalProcessor.from_base(str(folder))
 
 

@@ -78,7 +78,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         file.write(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
-    with pytest.raises(OSError, match=r"could not write .* it continues where it stopped"):
+    with pytest.raises(OSError, match=r"Could not write .* continues where it stopped"):
         write_json(tmp_path / "a.json", {}, tmp_path / "absent")
 
 

@@ -90,7 +90,7 @@ def test_saved_data_sets_that_are_damaged(tmp_path, spoil):
         ('{"file_name": "a.png", "caption": "' + "\ud800" + '"}', "'caption' is no valid text"),
         ('{"file_name": "a\\ud800.png", "caption": "a"}', "is no file name"),
         ('{"file_name": "a\\u0000.png", "caption": "a"}', "is no file name .*null"),
-        ('{"file_name": "a.png", "caption": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1 is JSON with too many lists"),
+        ('{"file_name": "a.png", "caption": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1 is JSON with too many nested"),
         ('{"file_name": "a.png", "caption": "a", "x": ' + "9" * 5000 + "}", "line 1 is not JSON: Exceeds the limit"),
         ('{"file_name": "a.png", "caption": [["a"]]}', r"'caption'\[0\] is \['a'\]; expected text"),
         ('{"file_name": ["a.png"], "caption": "a"}', r"'file_name' is \['a.png'\]; expected a file name"),
