@@ -26,6 +26,7 @@ from fastgoal.trainer.batches.rows import PairData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import hold_output, newest_checkpoint, refuse_output, require_checkpoint, step_of
+from fastgoal.trainer.cli.launch import STARTED, launch, starts_processes
 from fastgoal.trainer.cli.parser import Parser
 from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
 from fastgoal.trainer.cli.terminal import run_cleanly
@@ -72,11 +73,19 @@ class RunArguments:
     allow_outside_files: bool = _option("Whether rows may name image files outside the dataset's folder.", False)
     max_train_rows: int | None = _option("Train on the first N rows only.", None)
     max_eval_rows: int | None = _option("Evaluate on the first N rows only.", None)
+    num_processes: int | None = _option(
+        "Number of processes to start: one per GPU, or CPU processes with `use_cpu`. Defaults to one process.", None
+    )
+    accelerate_config: str | None = _option(
+        "Configuration of the processes: cpu, one_gpu, many_gpus, fsdp, or a file that `accelerate config` wrote.",
+        None,
+        metavar="NAME_OR_FILE",
+    )
     license: str | None = _option("License of the model for its card, such as mit.", None)
     card_images: bool = _option("Whether to show a few training and evaluation images on the model card.", True)
 
     def __post_init__(self) -> None:
-        for name in ("max_train_rows", "max_eval_rows", "shuffle_window"):
+        for name in ("max_train_rows", "max_eval_rows", "shuffle_window", "num_processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -107,21 +116,33 @@ def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArgu
         SystemExit: An argument is invalid; as in argparse, two lines are printed on stderr and the exit code is 2.
     """
     parser = parser or run_parser()
-    flags = list(argv)
     try:
-        given = [flag.partition("=")[0][2:] for flag in flags if flag.startswith("--")]
-        refuse_two_names(given, parser, "the command line")
-        if flags and flags[0].endswith((".yaml", ".yml")):
-            flags = [*flags_of(Path(flags[0]), parser, MAPPINGS), *flags[1:]]
-        run, training = parser.parse_args_into_dataclasses(flags)
+        run, training = parser.parse_args_into_dataclasses(expand_file(argv, parser))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return run, training
 
 
+def expand_file(argv: Sequence[str], parser: RunParser) -> list[str]:
+    """Replace a settings file at the start of `argv` by its flags."""
+    given = [flag.partition("=")[0][2:] for flag in argv if flag.startswith("--")]
+    refuse_two_names(given, parser, "the command line")
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return [*flags_of(Path(argv[0]), parser, MAPPINGS), *argv[1:]]
+    return list(argv)
+
+
 def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> int:
     """Run a training and return the exit code."""
-    run, args = parse(sys.argv[1:] if argv is None else argv, parser)
+    argv, parser = sys.argv[1:] if argv is None else argv, parser or run_parser()
+    try:
+        given = parser.parse_args(expand_file(argv, parser))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if starts_processes(given.num_processes, given.accelerate_config):
+        parse([*argv, "--use_cpu", "true"], parser)  # report invalid settings once, without occupying a GPU
+        return launch(argv, given.num_processes, given.accelerate_config, given.use_cpu)
+    run, args = parse(argv, parser)
     _refuse_separate_processes(args.world_size)
     output, is_first = Path(args.output_dir), args.process_index == 0
     checkpoint = _checkpoint(args)
@@ -207,4 +228,5 @@ def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cleanly(run_parser, main))
+    main_parser = run_parser("fastgoal train" if STARTED in os.environ else "run.py")
+    sys.exit(run_cleanly(lambda: main_parser, lambda: main(parser=main_parser)))

@@ -28,7 +28,7 @@ def flags_of(path: Path, parser: Parser, mappings: Collection[str] = ()) -> list
         ValueError: The file is not such YAML, or a setting is unknown, repeated or nested; the message names the file.
         OSError: The file cannot be read.
     """
-    settings = _read(path)
+    settings = read_yaml(path)
     known = {key: action for key in settings if (action := parser.option(key)) is not None}
     if unknown := sorted(settings.keys() - known):
         names = [option[2:] for option in parser._option_string_actions]
@@ -83,7 +83,7 @@ class _SettingsLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = read_regular(path)
     except OSError as error:

@@ -6,6 +6,7 @@ This module imports nothing heavy: every `fastgoal` command and the run script u
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from .parser import Parser
 _CONTROL = re.compile(
     r"\x1b\[[0-9;]*m|\x1b\[A|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
+
+
+PEER_ENDED = 1  # exit code of a process that stopped because another process of the same training did
 
 
 class Terminal:
@@ -59,6 +63,12 @@ def any_text() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def is_peer_lost(error: BaseException) -> bool:
+    """Return whether an error says that another process of a distributed training ended."""
+    is_distributed = os.environ.get("WORLD_SIZE", "1") != "1"
+    return is_distributed and isinstance(error, RuntimeError) and bool(re.search(r"\bgloo\b|NCCL|TCPStore", str(error)))
+
+
 def run_cleanly(
     parser: Callable[[], Parser], work: Callable[[], int], show_traceback: Callable[[], bool] = lambda: False
 ) -> int:
@@ -94,6 +104,10 @@ def run_cleanly(
             expected = isinstance(error, ValueError | OSError | ImportError | MemoryError)
             of_wandb = type(error).__module__.startswith("wandb.")  # not logged in, for example
             out_of_memory = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+            if is_peer_lost(error):
+                time.sleep(1)
+                sys.stderr.write(f"{parser().prog}: error: another process of this training ended first.\n")
+                return PEER_ENDED
             if show_traceback() or not (expected or out_of_memory or of_wandb):
                 raise
             reason = str(error)
@@ -102,5 +116,7 @@ def run_cleanly(
                 reason = f"out of memory: reduce the batch size{details}."
             if of_wandb:
                 reason = f"wandb: {reason} Set WANDB_MODE=offline to log without an account, or `report_to=none`."
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                time.sleep(1)  # if all processes have this error, the first one reports it, and then this one is ended
             sys.stderr.write(f"{parser().prog}: error: {parser().with_flags(reason)}\n")
             return 2
