@@ -9,6 +9,7 @@ import pytest
 
 from fastgoal import cli
 from fastgoal.cli import COMMANDS, build_parser, main
+from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
 LIGHT = """
 import sys
@@ -106,8 +107,7 @@ def test_no_command_shows_the_help(capsys):
         (
             ["evaluate", "--model", "m", "--data", "d", "--protocol", "doci"],
             "fastgoal evaluate --model CLIP --data DATA [options]",
-            "--protocol must be one of docci, dci-7805, dci-7602, dci-2k, urban1k, sharegpt4v-1k, "
-            "coco-5k, flickr30k-1k, folder, got 'doci': did you mean docci?",
+            f"--protocol must be one of {', '.join(PROTOCOLS)}, got 'doci': did you mean docci?",
         ),
         (
             ["gallery", "--model", "m", "--data", "d", "--top_k", "0"],
@@ -116,7 +116,7 @@ def test_no_command_shows_the_help(capsys):
         ),
         (
             ["train", "--model", "m", "--learning_rat", "1"],
-            "fastgoal train [CONFIG.yaml] [--model CLIP] [--train_data DIR] [options]",
+            "fastgoal train [CONFIG.yaml] [--model MODEL] [--train_data DATA] [options]",
             "unknown option --learning_rat: did you mean --learning_rate?",
         ),
     ],
