@@ -4,12 +4,11 @@ import argparse
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
-from .options import add
+from .options import add, flags_of
 
 HELP = "evaluate image-text retrieval (recall@k in both directions) with a named protocol"
 
@@ -38,7 +37,6 @@ examples:
       --protocol docci --data docci/
   fastgoal evaluate --model outputs/ --data pairs/ --joint --localization
 """
-_FIELDS = dataclasses.fields(EvaluationOptions)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,21 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="report.json", help="write the report to this JSON file and to a .md file"
     )
-    for field in _FIELDS:
-        arguments: dict[str, Any] = {"default": field.default, **field.metadata}
-        if field.type is bool:
-            arguments["action"] = "store_true"
-        elif "int" in str(field.type):
-            arguments |= {"type": int, "metavar": "N"}
-        else:
-            arguments["metavar"] = "NAME"
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+    add(parser, *flags_of(EvaluationOptions))
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.files import prepare_output, write_text
 
-    options = EvaluationOptions(**{field.name: getattr(args, field.name) for field in _FIELDS})
+    options = EvaluationOptions(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(EvaluationOptions)}
+    )
     if args.output is not None:
         prepare_output(args.output)
         if args.output.suffix == ".md":

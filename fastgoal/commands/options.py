@@ -5,12 +5,12 @@
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.checkpoints.devices import DTYPES
-from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
+from fastgoal.trainer.evaluation.options import EvaluationOptions
 
 
 def number(lowest: float, highest: float | None = None, kind: Callable[[str], float] = int) -> Callable[[str], float]:
@@ -41,7 +41,24 @@ def text_file(name: str) -> str:
     return text
 
 
+def flags_of(options: type) -> dict[str, dict[str, Any]]:
+    """Return the flag of each field of a dataclass such as `EvaluationOptions`, with its arguments for argparse."""
+    flags = {}
+    for field in dataclasses.fields(options):
+        arguments: dict[str, Any] = {"default": field.default, **field.metadata}
+        lowest = arguments.pop("lowest", None)
+        if field.type is bool:
+            arguments["action"] = "store_true"
+        elif "int" in str(field.type):
+            arguments |= {"metavar": "N", "type": int if lowest is None else number(lowest)}
+        elif not 0 < len(arguments.get("choices", ())) < 4:  # otherwise the choices stand in the help
+            arguments["metavar"] = "NAME"
+        flags[f"--{field.name.replace('_', '-')}"] = arguments
+    return flags
+
+
 SHARED: dict[str, dict[str, Any]] = {
+    **flags_of(EvaluationOptions),
     "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP, MetaCLIP 2 or SigLIP, a folder or a Hub id"},
     "--against": {"metavar": "CLIP", "help": "compare with this checkpoint"},
     "--data": {
@@ -51,29 +68,9 @@ SHARED: dict[str, dict[str, Any]] = {
         " dataset, a folder of parquet files as `fastgoal pairs` writes, or a Hub dataset",
     },
     "--output": {"required": True, "metavar": "DIR", "help": "folder to write, new or to be continued"},
-    "--protocol": {
-        "choices": tuple(PROTOCOLS),
-        "default": "folder",
-        "metavar": "NAME",
-        "help": "what is tested how, see `fastgoal evaluate --help`",
-    },
-    "--allow-outside-files": {
-        "action": "store_true",
-        "help": "read image files that rows or links name outside of the data's folder, too",
-    },
-    "--split": {"metavar": "NAME", "help": "split of the dataset, where it has several"},
-    "--image-column": {"metavar": "NAME", "help": "column with the image (default: found by itself)"},
-    "--caption-column": {"metavar": "NAME", "help": "column with the caption (default: found by itself)"},
-    "--limit": {"type": number(1), "metavar": "N", "help": "only the first N rows"},
     "--language": {
         "metavar": "CODE",
         "help": "of the captions, for splitting them into sentences: de, fr, zh, ar... (default: en)",
-    },
-    "--batch-size": {"type": number(1), "default": 32, "metavar": "N", "help": "images in a forward"},
-    "--num-workers": {
-        "type": number(0),
-        "metavar": "N",
-        "help": "processes that read images (default: 4, and none beside a model on the CPU)",
     },
     "--workers": {
         "type": number(1),
@@ -83,22 +80,6 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "--ray": {"metavar": "HOST:PORT", "help": "share the work in this Ray cluster; 'auto': the one of this machine"},
     "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "how many answers to show"},
-    "--device": {
-        "default": "auto",
-        "help": "cpu, cuda, cuda:1, mps ... (default: auto, the accelerator if there is one)",
-    },
-    "--dtype": {
-        "choices": DTYPES,
-        "default": "float32",
-        "metavar": "TYPE",
-        "help": f"number format of the model: {', '.join(DTYPES)}",
-    },
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the random numbers"},
-    "--on-error": {
-        "choices": ("stop", "skip"),
-        "default": "stop",
-        "help": "at a row that cannot be used: stop, or leave it out and list it",
-    },
     "--html": {"metavar": "out.html", "help": "write a page here; it needs no other file"},
     "folder": {"metavar": "DIR", "help": "what `fastgoal pairs` wrote"},
     "repo": {"metavar": "REPO", "help": "OWNER/NAME on the Hub; made if it does not exist"},

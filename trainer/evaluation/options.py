@@ -4,21 +4,18 @@ Imports nothing heavy: the command builds its flags from the fields.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastgoal.processing.checkpoints.devices import DTYPES
-from fastgoal.processing.checks import check_positive
 
 from .measures.cutoffs import KS, check_ks
 from .protocols.registry import PROTOCOLS
 
-ON_ERROR = ("stop", "skip")
 
-
-def _option(default: Any, help: str, **arguments: Any) -> Any:
-    """Return a field with its help; `arguments` are further arguments of `ArgumentParser.add_argument`."""
-    return field(default=default, metadata={"help": help, **arguments})
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    """Return a field with its help and, where there are such, the `lowest` value or the `choices` that are allowed."""
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,9 @@ class EvaluationOptions:
         ValueError: An option has a value that is not allowed.
     """
 
-    protocol: str = _option("folder", "evaluation protocol, see below", choices=tuple(PROTOCOLS))
+    protocol: str = _option(
+        "folder", "evaluation protocol; `fastgoal evaluate --help` lists them", choices=tuple(PROTOCOLS)
+    )
     joint: bool = _option(False, "also run GOAL's joint test, mAP@10 (requires a dataset written by `fastgoal pairs`)")
     robustness: bool = _option(
         False,
@@ -42,32 +41,35 @@ class EvaluationOptions:
     localization: bool = _option(False, "also measure how often a sentence finds its boxes (top 5, 10, 15 patches)")
     check: bool = _option(False, "compute recalls and ranks again with a second implementation; stop if they differ")
     split: str | None = _option(None, "split of the dataset, if it has several")
-    image_column: str | None = _option(None, "column with the images (default: the only image column)")
+    image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
     caption_column: str | None = _option(None, "column with the captions (default: caption or captions)")
     boxes_column: str = _option("boxes", "column with the boxes for the localization test")
     allow_outside_files: bool = _option(False, "also read image files outside the data folder")
-    limit: int | None = _option(None, "use only the first N rows")
-    on_error: str = _option("stop", "what to do with a row that cannot be read: stop, or skip it", choices=ON_ERROR)
-    batch_size: int = _option(32, "images per forward pass")
+    limit: int | None = _option(None, "use only the first N rows", lowest=1)
+    on_error: str = _option(
+        "stop", "at a row that cannot be read, stop, or skip it and list it", choices=("stop", "skip")
+    )
+    batch_size: int = _option(32, "images per forward pass", lowest=1)
     num_workers: int | None = _option(
-        None, "number of processes that read images (default: 4, or 0 if the model is on the CPU)"
+        None, "number of processes that read images (default: 4, or 0 if the model is on the CPU)", lowest=0
     )
     device: str = _option("auto", "cpu, cuda, cuda:1, mps, ...; auto uses the accelerator if there is one")
     dtype: str = _option("float32", f"data type of the model: {', '.join(DTYPES)}", choices=DTYPES)
     ks: Sequence[int] = _option(KS, f"values of k for recall@k (default: {' '.join(map(str, KS))})", nargs="+")
-    resamples: int = _option(1000, "bootstrap resamples for the 95 %% intervals; 0 disables the intervals")
+    resamples: int = _option(1000, "bootstrap resamples for the 95 %% intervals; 0 disables the intervals", lowest=0)
     seed: int = _option(0, "seed of the resamples and of the changed captions")
 
     def __post_init__(self) -> None:
-        for name, choices in (("protocol", tuple(PROTOCOLS)), ("on_error", ON_ERROR), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            if value not in choices:
+        for option in fields(self):
+            name, value = option.name, getattr(self, option.name)
+            choices, lowest = option.metadata.get("choices"), option.metadata.get("lowest")
+            if choices and value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-        check_positive(batch_size=self.batch_size, limit=self.limit)
+            if option.type not in (int, int | None) or value is option.default:
+                continue
+            if type(value) is not int or (lowest is not None and value < lowest):
+                bound = "" if lowest is None else f" of at least {lowest}"
+                raise ValueError(f"`{name}` must be an integer{bound}, got {value!r}.")
+        if self.resamples == 1:
+            raise ValueError("`resamples` must be 0 or an integer of at least 2, got 1.")
         check_ks(self.ks)
-        if self.num_workers is not None and (type(self.num_workers) is not int or self.num_workers < 0):
-            raise ValueError(f"`num_workers` must be 0 or a positive integer, got {self.num_workers!r}.")
-        if type(self.resamples) is not int or self.resamples < 0 or self.resamples == 1:
-            raise ValueError(f"`resamples` must be 0 or an integer of at least 2, got {self.resamples!r}.")
-        if type(self.seed) is not int:
-            raise ValueError(f"`seed` must be an integer, got {self.seed!r}.")

@@ -33,7 +33,7 @@ def test_an_error_names_the_option_and_the_value(name, value):
     assert repr(value) in str(error.value)
 
 
-def test_options_are_no_dictionary():
+def test_other_options_are_refused():
     with pytest.raises(TypeError, match="`options` must be an EvaluationOptions, got 'docci'"):
         fastgoal.evaluate("model", "data", "docci")
 

@@ -205,7 +205,7 @@ class TestCommand:
             ((other, data), "type 'bert'"),
             ((half, data), "weights of a FastGoalCLIPModel"),
             ((tiny_clip, data, "--device", "abacus"), "'abacus'"),
-            ((tiny_clip, data, "--batch-size", 0), "--batch-size must be a positive integer, got 0"),
+            ((tiny_clip, data, "--batch-size", 0), "--batch-size must be at least 1, got 0"),
             ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
         ]:
             assert self.run(*arguments) == 2, arguments
