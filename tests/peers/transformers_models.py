@@ -33,20 +33,25 @@ ROWS, TOKENS, SIDE, PATCH = 4, 7, 30, 5
 
 
 def source_of(version: str, folder: Path) -> Path:
-    """The source archive of a version of transformers."""
+    """Download the source archive of a version of transformers and return its path."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
     command += ["--no-binary", ":all:"]
-    # pip also tries to build what it has fetched, which may fail for want of setuptools: the archive is there then.
+    # pip also tries to build the archive, which may fail without setuptools, after the download.
     subprocess.run([*command, f"transformers=={version}", "-d", str(folder)], check=False)
     return next(folder.glob("transformers-*.tar.gz"))
 
 
-def load_mixin(source: Path, work: Path) -> Any:
-    """`ModelTesterMixin`, with empty classes for its parts about exporting and generating, which archives lack."""
-    if source.is_file():
-        with tarfile.open(source) as archive:
-            archive.extractall(work, filter="data")
-        source = next(path for path in work.iterdir() if path.is_dir())
+def unpacked(source: Path, work: Path) -> Path:
+    """Return the folder of a source, extracting it into `work` if it is an archive."""
+    if source.is_dir():
+        return source
+    with tarfile.open(source) as archive:
+        archive.extractall(work, filter="data")
+    return next(work.glob("transformers-*/"))
+
+
+def load_mixin(source: Path) -> Any:
+    """Return `ModelTesterMixin`, with empty classes for the parts that archives lack."""
     package = types.ModuleType("transformers_tests")
     package.__path__ = [str(source / "tests")]
     sys.modules["transformers_tests"] = package
@@ -62,14 +67,14 @@ def load_mixin(source: Path, work: Path) -> Any:
 class Tester:
     """Makes configurations and inputs for the tests of a family."""
 
-    def __init__(self, kind: Any, more: dict[str, Any], text: dict[str, Any], local: bool):
-        self.kind, self.more, self.text, self.local = kind, more, text, local
+    def __init__(self, model_class: Any, more: dict[str, Any], text: dict[str, Any], local: bool):
+        self.model_class, self.more, self.text, self.local = model_class, more, text, local
         self.batch_size, self.seq_length, self.is_training = ROWS, TOKENS, False
 
     def get_config(self) -> Any:
         text = {**TOWER, **self.more, **self.text, "vocab_size": 99, "max_position_embeddings": 64}
         vision = {**TOWER, **self.more, "image_size": SIDE, "patch_size": PATCH}
-        return self.kind.config_class(text_config=text, vision_config=vision, **self.more)
+        return self.model_class.config_class(text_config=text, vision_config=vision, **self.more)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         def ids() -> torch.Tensor:
@@ -87,27 +92,32 @@ class Tester:
         return self.get_config(), inputs
 
 
-def outcomes(mixin: Any, kind: Any, more: Any, text: Any, local: bool, part: str) -> dict[str, str]:
-    """What becomes of every test, by its name: `passed`, `skipped`, or the last line of the error."""
+def test_class(mixin: Any, model_class: Any, more: Any, text: Any, local: bool) -> Any:
+    """Return the tests of a model class."""
 
     class ModelTest(mixin, unittest.TestCase):  # type: ignore[misc, valid-type]
-        all_model_classes = (kind,)
+        all_model_classes = (model_class,)
         has_attentions = False
         test_resize_embeddings = False
         test_attention_outputs = False
 
         def setUp(self) -> None:
-            self.model_tester = Tester(kind, more, text, local)
+            self.model_tester = Tester(model_class, more, text, local)
             torch.manual_seed(0)
 
-    found: dict[str, str] = {}
-    for name in unittest.TestLoader().getTestCaseNames(ModelTest):
-        if part in name:
-            result = unittest.TestResult()
-            ModelTest(name).run(result)
-            wrong = [*result.failures, *result.errors]
-            found[name] = wrong[0][1].strip().splitlines()[-1] if wrong else "skipped" if result.skipped else "passed"
-    return found
+    return ModelTest
+
+
+def outcomes_of(tests: Any, part: str) -> dict[str, str]:
+    """Run the tests with `part` in their names; return `passed`, `skipped` or the last line of the error by name."""
+    outcomes: dict[str, str] = {}
+    names = [name for name in unittest.TestLoader().getTestCaseNames(tests) if part in name]
+    for name in names:
+        result = unittest.TestResult()
+        unittest.TestSuite([tests(name)]).run(result)
+        wrong = [*result.failures, *result.errors]
+        outcomes[name] = wrong[0][1].strip().splitlines()[-1] if wrong else "skipped" if result.skipped else "passed"
+    return outcomes
 
 
 def main() -> int:
@@ -118,16 +128,17 @@ def main() -> int:
     args = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        mixin = load_mixin(args.source or source_of(transformers.__version__, Path(folder)), Path(folder))
+        work = Path(folder)
+        mixin = load_mixin(unpacked(args.source or source_of(transformers.__version__, work), work))
         for family in args.family:
             name, more, text = FAMILIES[family]
             ours = getattr(fastgoal, name)
             plain = ours.__bases__[-1]
-            expected = outcomes(mixin, plain, more, text, False, args.k)
+            expected = outcomes_of(test_class(mixin, plain, more, text, False), args.k)
             for local in (False, True):
-                got = outcomes(mixin, ours, more, text, local, args.k)
-                lost = {test: got[test] for test, how in expected.items() if how == "passed" != got[test]}
-                counts = [list(how.values()).count("passed") for how in (expected, got)]
+                got = outcomes_of(test_class(mixin, ours, more, text, local), args.k)
+                lost = {test: got[test] for test, outcome in expected.items() if outcome == "passed" != got[test]}
+                counts = [list(outcomes.values()).count("passed") for outcomes in (expected, got)]
                 title = f"{name}{' with local pairs' if local else ''}"
                 print(f"{title}: {counts[1]} of {len(got)} passed, {plain.__name__}: {counts[0]}")
                 for test, error in lost.items():

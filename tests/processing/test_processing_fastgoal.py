@@ -107,8 +107,8 @@ def test_long_captions_are_cut_with_one_warning(processor, caplog, monkeypatch):
     assert got["input_ids"].shape == (3, 248)
     messages = [record.getMessage() for record in caplog.records if "captions" in record.getMessage()]
     assert messages == [
-        "2 of 3 captions have more than 248 tokens and were cut there.",
-        "3 of 3 captions have more than 5 tokens and were cut there.",
+        "2 of 3 captions have more than 248 tokens and were truncated.",
+        "3 of 3 captions have more than 5 tokens and were truncated.",
     ]
 
 

@@ -279,7 +279,7 @@ def test_tensors_of_other_kinds_under_other_names(tiny_clip, tmp_path, change, w
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"), (b"hello", "make|must be saved again")],
+    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"), (b"hello", "create|must be saved again")],
 )
 def test_no_file_of_weights_brings_advice_to_run_it(tiny_clip, tmp_path, suffix, content, words):
     path = tmp_path / f"weights{suffix}"
