@@ -1,4 +1,4 @@
-"""Recall@k and ranks between images and captions as an `evaluate` metric; needs numpy only, so it can be a Space."""
+"""Recall@k and ranks between images and captions as a metric of `evaluate`. It needs numpy only, as in a Space."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +8,19 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """\
-Recall@k, mean and median rank of text-to-image and image-to-text retrieval by cosine. Any number of captions an image;
-ties count against the model.
+Recall@k, mean rank and median rank of text-to-image and image-to-text retrieval by cosine similarity. Images may have
+any number of captions. Ties count against the model.
 """
 
 _INPUTS = """\
 Args:
-    predictions: (captions, width) embeddings of the captions, of any scale.
+    predictions: (captions, width) embeddings of the captions. They need not be normalized.
     references: (captions,) the index of each caption's image.
-    image_embeds: (images, width) embeddings of the images, of any scale.
-    ks: the k of recall@k; a k greater than the number of candidates is left out.
-    chunk_size: queries compared at a time; changes memory and speed, never the result.
+    image_embeds: (images, width) embeddings of the images. They need not be normalized.
+    ks: values of k for recall@k. A k larger than the number of candidates is left out.
+    chunk_size: captions compared at a time. It affects memory and speed, not the result.
 Returns:
-    text_to_image_R@k and image_to_text_R@k for each k (0 to 1), and of both directions mean_rank and median_rank.
+    text_to_image_R@k and image_to_text_R@k for each k (0 to 1), and mean_rank and median_rank of both directions.
 """
 
 _TIE = 1e-9
@@ -46,13 +46,16 @@ class RetrievalRecall(evaluate.Metric):
         chunk_size: int = 512,
     ) -> dict[str, float]:
         if image_embeds is None:
-            raise ValueError("image_embeds is None; give the images' embeddings, (images, width).")
+            raise ValueError("`image_embeds` must be the embeddings of the images, (images, width), got None.")
         texts, images = _unit_rows(predictions, "predictions"), _unit_rows(image_embeds, "image_embeds")
         owner = np.asarray(references, dtype=np.int64)
         if texts.shape[1] != images.shape[1]:
-            raise ValueError(f"predictions have width {texts.shape[1]} and image_embeds {images.shape[1]}.")
+            raise ValueError(
+                "`predictions` and `image_embeds` must have the same width, got"
+                f" {texts.shape[1]} and {images.shape[1]}."
+            )
         if owner.min() < 0 or owner.max() >= len(images):
-            raise ValueError(f"references must be image indices from 0 to {len(images) - 1}.")
+            raise ValueError(f"`references` must be image indices from 0 to {len(images) - 1}.")
         of_text = (texts * images[owner]).sum(1)
         of_image = np.full(len(images), -np.inf)
         np.maximum.at(of_image, owner, of_text)
@@ -78,7 +81,7 @@ class RetrievalRecall(evaluate.Metric):
 def _unit_rows(values: Any, name: str) -> Any:
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
-        raise ValueError(f"{name} has shape {rows.shape}; it must be (rows, width) and not empty.")
+        raise ValueError(f"`{name}` must be a non-empty matrix (rows, width), got shape {rows.shape}.")
     if not np.isfinite(rows).all():
-        raise ValueError(f"{name} has NaN or infinite values.")
+        raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

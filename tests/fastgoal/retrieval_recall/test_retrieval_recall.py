@@ -10,26 +10,33 @@ from fastgoal import retrieval_metrics
 FOLDER = str(Path(fastgoal.__file__).parent / "retrieval_recall")
 
 
-def test_same_numbers_as_ours(tmp_path):
+@pytest.fixture(scope="module")
+def compute(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("metric")
+    # A metric is loaded for one computation, in memory: it writes no files.
+    return lambda **inputs: evaluate.load(FOLDER, cache_dir=str(cache), keep_in_memory=True).compute(**inputs)
+
+
+def test_same_numbers_as_ours(compute):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 4, (12, 3), generator=generator).float()  # few values: many ties
     texts = torch.randint(1, 4, (30, 3), generator=generator).float()
     owner = torch.randint(0, 12, (30,), generator=generator)
-    metric = evaluate.load(FOLDER, cache_dir=str(tmp_path))
-    found = metric.compute(
+    metrics = compute(
         predictions=texts.tolist(), references=owner.tolist(), image_embeds=images.tolist(), ks=[1, 5, 20]
     )
-    expected = retrieval_metrics(images, texts, owner, ks=(1, 5, 20))
-    assert found == pytest.approx(expected, abs=1e-12)
+    assert metrics == pytest.approx(retrieval_metrics(images, texts, owner, ks=(1, 5, 20)), abs=1e-12)
 
 
-def test_errors(tmp_path):
-    metric = evaluate.load(FOLDER, cache_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="image_embeds is None"):
-        metric.compute(predictions=[[1.0, 0.0]], references=[0])
-    with pytest.raises(ValueError, match="width 2 and image_embeds 3"):
-        metric.compute(predictions=[[1.0, 0.0]], references=[0], image_embeds=[[1.0, 0.0, 0.0]])
-    with pytest.raises(ValueError, match="indices from 0 to 0"):
-        metric.compute(predictions=[[1.0, 0.0]], references=[1], image_embeds=[[1.0, 0.0]])
-    with pytest.raises(ValueError, match="NaN"):
-        metric.compute(predictions=[[1.0, 0.0]], references=[0], image_embeds=[[float("nan"), 0.0]])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_embeds": None}, "`image_embeds` .* got None"),
+        ({"image_embeds": [[1.0, 0.0, 0.0]]}, "`predictions` and `image_embeds` .* 2 and 3"),
+        ({"references": [1]}, "`references` .* 0 to 0"),
+        ({"image_embeds": [[float("nan"), 0.0]]}, "`image_embeds` .* NaN"),
+    ],
+)
+def test_errors(compute, changes, message):
+    with pytest.raises(ValueError, match=message):
+        compute(**{"predictions": [[1.0, 0.0]], "references": [0], "image_embeds": [[1.0, 0.0]], **changes})

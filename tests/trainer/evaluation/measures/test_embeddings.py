@@ -5,19 +5,18 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import one_hot
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPProcessor
 
 from fastgoal import EvaluationOptions, evaluate
-from fastgoal.cli import main
 from fastgoal.processing.data.sources import load_source
 from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 
-STEP = 20  # image i is grey of level STEP * i
+STEP = 20  # image i is gray of level STEP * i
 CLASSES = 12
 
 
 class OneHotClip:
-    """A CLIP that reads the number of a grey image, and of a caption ("number 3 ..."), and answers with a one-hot."""
+    """A model that reads the number of a gray image, and of a caption ("number 3 ..."), and answers with a one-hot."""
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -54,12 +53,7 @@ def processor(tiny_clip):
     return CLIPProcessor.from_pretrained(tiny_clip)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_clip):
-    return CLIPModel.from_pretrained(tiny_clip)
-
-
-def grey(number):
+def gray(number):
     return Image.new("RGB", (40, 36), (STEP * number,) * 3)
 
 
@@ -68,7 +62,7 @@ def write_folder(folder, rows):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
         for number, captions in rows:
-            grey(number).save(folder / f"{number}.png")
+            gray(number).save(folder / f"{number}.png")
             column = "captions" if isinstance(captions, list) else "caption"
             file.write(json.dumps({"file_name": f"{number}.png", column: captions}) + "\n")
     return folder
@@ -112,7 +106,7 @@ def test_truncated_captions_are_counted(processor, tmp_path):
 
 @pytest.fixture
 def broken_folder(tmp_path):
-    """Four rows: a good one, a torn picture, a missing one, and a good one."""
+    """Four rows: a good one, a truncated image, a missing one, and a good one."""
     folder = write_folder(tmp_path / "data", [(i, f"number {i}") for i in range(4)])
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:30])
     (folder / "2.png").unlink()
@@ -144,69 +138,3 @@ def test_nothing_left_to_evaluate(processor, tmp_path):
         encode_source(OneHotClip(processor), processor, source, on_error="skip")
     with pytest.raises(ValueError, match=r"`on_error`.*stop.*skip.*'ignore'"):
         encode_source(OneHotClip(processor), processor, source, on_error="ignore")
-
-
-class TestCommand:
-    """`fastgoal evaluate` with real, tiny weights."""
-
-    def run(self, model, data, *arguments):
-        return main(["evaluate", "--model", str(model), "--data", str(data), "--device", "cpu", *map(str, arguments)])
-
-    def test_table_and_report(self, tiny_clip, model, processor, tmp_path, capsys):
-        data = write_folder(tmp_path / "data", [(i, [f"grey of level {i}", f"picture {i}"]) for i in range(6)])
-        output = tmp_path / "new" / "report.json"
-        assert self.run(tiny_clip, data, "--output", output, "--batch-size", 4, "--resamples", 0) == 0
-        report = json.loads(output.read_text(encoding="utf-8"))
-        assert sorted(path.name for path in output.parent.iterdir()) == ["report.json", "report.md"]
-        expected = encode_source(model, processor, load_source(str(data))).ranks().summary()
-        assert report["metrics"] == expected
-        assert (report["images"], report["captions"], report["max_text_length"]) == (6, 12, 77)
-        assert (report["truncated_share"], report["skipped"], report["dtype"]) == (0.0, [], "float32")
-        printed = capsys.readouterr().out
-        assert "images    6\n" in printed
-        (line,) = [line for line in printed.splitlines() if line.startswith("R@5 ")]
-        percents = [100 * expected[f"{direction}_R@5"] for direction in ("text_to_image", "image_to_text")]
-        assert [float(value) for value in line.replace("%", "").split()[1:]] == pytest.approx(percents, abs=0.01)
-        (line,) = [line for line in printed.splitlines() if line.startswith("R@10 ")]
-        assert line.split()[1] == "-"
-
-    def test_bfloat16(self, tiny_clip, tmp_path):
-        data = write_folder(tmp_path / "data", [(i, f"picture {i}") for i in range(3)])
-        assert self.run(tiny_clip, data, "--dtype", "bfloat16", "--output", tmp_path / "report.json") == 0
-        assert json.loads((tmp_path / "report.json").read_text())["dtype"] == "bfloat16"
-
-    def test_skip(self, tiny_clip, broken_folder, tmp_path, capsys):
-        assert self.run(tiny_clip, broken_folder, "--on-error", "skip", "--output", tmp_path / "report.json") == 0
-        assert "2 rows were skipped:\n" in capsys.readouterr().out
-        assert len(json.loads((tmp_path / "report.json").read_text())["skipped"]) == 2
-
-    def test_stop(self, tiny_clip, broken_folder, tmp_path, capsys):
-        assert self.run(tiny_clip, broken_folder, "--output", tmp_path / "report.json") == 2
-        errors = capsys.readouterr().err
-        assert "fastgoal evaluate: error: " in errors
-        assert "line 2 (1.png)" in errors
-        assert not (tmp_path / "report.json").exists()
-
-    def test_wrong_input(self, tiny_clip, tmp_path, capsys):
-        data = write_folder(tmp_path / "data", [(0, "number 0")])
-        other = tmp_path / "bert"
-        other.mkdir()
-        (other / "config.json").write_text('{"model_type": "bert"}')
-        half = tmp_path / "half"
-        CLIPModel.from_pretrained(tiny_clip).save_pretrained(half)
-        from safetensors.torch import load_file, save_file
-
-        weights = load_file(half / "model.safetensors")
-        save_file({k: v for k, v in weights.items() if "vision" not in k}, half / "model.safetensors", {"format": "pt"})
-        for arguments, message in [
-            ((tiny_clip, tmp_path / "nothing"), str(tmp_path / "nothing")),
-            ((tiny_clip, tmp_path), "metadata.jsonl"),
-            ((tiny_clip, data, "--caption-column", "text"), "'text'"),
-            ((other, data), "type 'bert'"),
-            ((half, data), "weights of a FastGoalCLIPModel"),
-            ((tiny_clip, data, "--device", "abacus"), "'abacus'"),
-            ((tiny_clip, data, "--batch-size", 0), "--batch-size must be at least 1, got 0"),
-            ((tiny_clip, data, "--output", tmp_path), f"--output {tmp_path} is a folder"),
-        ]:
-            assert self.run(*arguments) == 2, arguments
-            assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ def ranks_of(text, image, owner=None):
 def test_interval_of_a_share_is_the_binomial_one():
     """100 images, half of them right: the share of a resample has the standard deviation 0.05."""
     ranks = ranks_of([1, 2] * 50, [1] * 100)
-    interval = bootstrap_intervals(ranks, ks=(1,), resamples=4000)["text_to_image_R@1"]
+    interval = bootstrap_intervals(ranks, ks=(1,), resamples=2000)["text_to_image_R@1"]
     assert interval.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
     assert interval.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
     always = bootstrap_intervals(ranks, ks=(1,))["image_to_text_R@1"]
@@ -58,7 +58,7 @@ def test_resamples_are_the_metrics_of_the_images_drawn():
 def test_interval_of_a_median_rank():
     """The median of 100 ranks 1 to 100: its interval is that of the 40th to the 60th, by the binomial distribution."""
     ranks = list(range(1, 101))
-    interval = bootstrap_intervals(ranks_of(ranks, ranks), resamples=4000)["image_to_text_median_rank"]
+    interval = bootstrap_intervals(ranks_of(ranks, ranks), resamples=2000)["image_to_text_median_rank"]
     assert interval.low == pytest.approx(40.5, abs=1.5)
     assert interval.high == pytest.approx(60.5, abs=1.5)
 

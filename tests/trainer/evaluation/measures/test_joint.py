@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPProcessor
@@ -39,6 +39,7 @@ def brute_force(images, texts, group, is_global, k):
     return metrics
 
 
+@settings(max_examples=50)
 @given(
     locals_of=st.lists(st.integers(0, 3), min_size=1, max_size=6),
     seed=st.integers(0, 1000),

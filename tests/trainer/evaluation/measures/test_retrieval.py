@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
@@ -86,6 +86,7 @@ def test_median_of_an_even_number_of_ranks_lies_between_the_middle_two():
     assert metrics["text_to_image_median_rank"] == 1.5
 
 
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(0, 4), min_size=1, max_size=12).filter(any),
     seed=st.integers(0, 1000),
