@@ -65,7 +65,7 @@ def test_in_a_browser(address, images, size):
 
 
 def test_search_and_explain(models, images):
-    answers = search_folder(models[0], "A red square.", most=5)
+    answers = search_folder(models[0], "A red square.", top_k=5)
     scores = [float(label.split()[0]) for _, label in answers]
     assert scores == sorted(scores, reverse=True)
     assert {label.split()[1] for _, label in answers} <= {path.name for path in images.glob("*.png")}
