@@ -1,1 +1,1 @@
-"""Checkpoints in other forms: conversion, merging of adapters, ONNX."""
+"""Model conversion, merging of adapters, and ONNX export."""

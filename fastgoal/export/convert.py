@@ -1,7 +1,7 @@
-"""Other projects' CLIP weights as a folder of ours: GOAL's `.pth`, Long-CLIP's `.pt`, open_clip state dicts.
+"""Convert CLIP weights of other projects to a model folder: GOAL's `.pth`, Long-CLIP's `.pt`, open_clip's files.
 
-Only tensors are read. Pickles are opened with `weights_only=True`, which never runs what they hold, and every name in
-a file is either used, known not to be a weight, or reported.
+Only tensors are read. Pickles are opened with `weights_only=True`, which never runs code in them. Every name in a file
+is used, known not to be a weight, or reported.
 """
 
 import os
@@ -21,21 +21,21 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 
-_NO_STATE_DICT = (
-    "A TorchScript archive or a whole pickled model must be saved again by the program that made it: "
+_SAVE_AGAIN = (
+    "Save a TorchScript archive or a whole pickled model again with the program that wrote it: "
     "`torch.save(model.state_dict(), 'weights.pt')`."
 )
-# Keys under which training programs put the weights beside their optimizer and the like.
+# Keys under which training programs store the weights next to the state of the optimizer.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Tensors that are no weights: tables and masks that every model makes for itself.
+# Buffers that every model creates itself.
 NOT_WEIGHTS = re.compile(r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)")
 
-# Modules, each with a weight and perhaps a bias.
+# Modules with a weight and possibly a bias.
 _MODULES = {
     "token_embedding": "text_model.embeddings.token_embedding",
     "ln_final": "text_model.final_layer_norm",
     "visual.conv1": "vision_model.embeddings.patch_embedding",
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # this is how transformers spells it
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # the spelling of transformers
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection",
 }
@@ -44,16 +44,16 @@ _PARAMETERS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
 }
-# Stored as (width, dim) and used as `x @ matrix`, where a linear layer stores (dim, width).
+# Stored as (width, dim) for `x @ matrix`; a linear layer stores (dim, width).
 _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-# What other models have and CLIP has not, by names that only they use: no base can fit them.
-_STRANGERS = {
-    r"visual\.(layer[1-4]\.\d+\.conv1|attnpool\.).*": "the ResNet image tower of CLIP RN50 and its like",
-    r"text_decoder\..*|logit_scale_caption|visual\.attn_pool\..*": "a CoCa, with a text decoder or a pooler of its own",
-    r"vision_model\.head\.probe|visual\.trunk\.attn_pool\..*": "an image tower with a pooling head, such as SigLIP's",
+# Names that only unsupported models have.
+_UNSUPPORTED = {
+    r"visual\.(layer[1-4]\.\d+\.conv1|attnpool\.).*": "a ResNet image tower, as in CLIP RN50",
+    r"text_decoder\..*|logit_scale_caption|visual\.attn_pool\..*": "a CoCa with a text decoder or an attention pooler",
+    r"vision_model\.head\.probe|visual\.trunk\.attn_pool\..*": "an image tower with a pooling head, as in SigLIP",
     r"visual\.(trunk\.)?(blocks\.\d+\.(attn\.(q_bias|q_proj\..*)|mlp\.w\d+\..*)|rope\..*)": "an EVA image tower",
     r"visual\.trunk\..*": "an image tower of timm",
-    r"text\.transformer\.(encoder|embeddings)\..*|text\.proj\..*": "a text tower of transformers, such as a BERT",
+    r"text\.transformer\.(encoder|embeddings)\..*|text\.proj\..*": "a text tower of transformers, such as BERT",
 }
 _LAYERS = {
     "ln_1": "layer_norm1",
@@ -67,15 +67,15 @@ _BLOCK = re.compile(r"(?P<visual>visual\.)?transformer\.resblocks\.(?P<layer>\d+
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` made.
+    """The result of `convert`.
 
     Attributes:
-        layout: `transformers` (GOAL), `long-clip` or `open_clip` (and OpenAI's), by the names in the file.
-        tensors: Tensors of the file that became weights.
-        ignored: Entries of the file that are no weights, such as masks or an optimizer's state.
-        dropped: Tensors that have no place in the model, left out because the caller asked for it.
-        positions: Text positions in the file.
-        max_text_length: Text positions of the model that was written.
+        layout: Layout of the names in the file: `transformers` (GOAL), `long-clip`, or `open_clip` (also OpenAI's).
+        tensors: Number of tensors that became weights.
+        ignored: Entries that are not weights, such as masks or the state of an optimizer.
+        dropped: Tensors that do not belong to the model, with `drop_unmatched`.
+        positions: Number of text positions in the file.
+        max_text_length: Number of text positions of the written model.
     """
 
     layout: str
@@ -97,16 +97,16 @@ def convert(
 
     Args:
         file: `.safetensors`, or a PyTorch file with a state dict (`.pt`, `.pth`, `.bin`).
-        base: CLIP checkpoint of the same shape, a folder or a Hub id: gives the configuration (number of heads,
-            activation...), tokenizer and image processor. Its weights are not used.
+        base: Folder or Hub id of a CLIP checkpoint of the same shape. It provides the configuration (number of heads,
+            activation, ...), the tokenizer, and the image processor, but no weights.
         output: Folder to write, new or empty.
-        max_text_length: Tokens the model shall read, for a file of 77 positions.
-        drop_unmatched: Leave tensors out that have no place in the model, instead of stopping.
+        max_text_length: Number of tokens that the model reads. Files of more than 77 positions keep theirs.
+        drop_unmatched: Drop tensors that do not belong to the model instead of raising an error.
 
     Raises:
-        ValueError: The file is no state dict, holds other objects than tensors, or does not fit the base; the message
-            lists the names or shapes.
-        FileNotFoundError: There is no such file.
+        ValueError: The file does not hold a state dict of plain tensors, or does not fit the base. The message lists
+            the names or shapes.
+        FileNotFoundError: The file does not exist.
     """
     from transformers import CLIPModel
 
@@ -119,120 +119,118 @@ def convert(
     config = check_model(base, "base")
     if family_of(config) is not CLIP:
         raise ValueError(
-            f"`base={base}` is of type {config.model_type!r}, and files can only be made into CLIPs: a SigLIP or a "
-            "MetaCLIP 2 of the Hub needs no conversion, `fastgoal train --model` takes it as it is."
+            f"`base={base}` is a {family_of(config).label}, and only CLIP weights can be converted. Models on the"
+            " Hub need no conversion: use them directly, for example with `fastgoal train --model`."
         )
     with loading(f"the tokenizer and image processor of `base={base}`", base):
         processor = load_processor(base, stretch=True)
     state, ignored = read_state_dict(file)
-    for pattern, what in _STRANGERS.items():
-        if found := next((name for name in state if re.fullmatch(pattern, name)), None):
+    for pattern, part in _UNSUPPORTED.items():
+        if unsupported := next((name for name in state if re.fullmatch(pattern, name)), None):
             raise ValueError(
-                f"file='{file}' holds {what} ({found}), which no CLIP of transformers has: no base can fit it. Only "
-                "CLIPs whose two towers are transformers (ViT-B/32 to ViT-bigG-14) can be converted."
+                f"`file={file}` has {part} ({unsupported}), which the CLIP model of transformers does not support. Only"
+                " CLIP models with two transformer towers (ViT-B/32 to ViT-bigG-14) can be converted."
             )
     try:
         state, layout = clip_names(state)
     except ValueError as error:
-        raise ValueError(f"file='{file}': {error}") from None
+        raise ValueError(f"`file={file}`: {error}") from None
     positions = config.text_config.max_position_embeddings
     if TEXT_POSITIONS in state:
         table = state[TEXT_POSITIONS]
         if table.ndim != 2 or len(table) < 2:
             raise ValueError(
-                f"file='{file}': the text positions have the shape {tuple(table.shape)}, not (tokens, width)."
+                f"`file={file}`: the text positions must have the shape (tokens, width), got {tuple(table.shape)}."
             )
         positions = len(table)
     config.text_config.max_position_embeddings = positions
-    with loading(f"--base {base}", base):
+    with loading(f"`base={base}`", base):
         clip = CLIPModel(config)
     expected = {name: tensor.shape for name, tensor in clip.state_dict().items()}
     dropped = _check(state, expected, str(file), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
-    # Only CLIP's positions can be stretched: a text tower of others was stretched before, or keeps what it has.
+    # Only CLIP's own positions can be stretched.
     model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP.positions else positions)
     length = model.config.text_config.max_position_embeddings
     processor.tokenizer.model_max_length = length
-    refuse_not_finite(model.state_dict().items(), f"'{file}'")
+    refuse_not_finite(model.state_dict().items(), f"`file={file}`")
     origin = f"{Path(file).name} ({layout} layout)"
     write_model_folder(output, model, processor, base_model=base, converted_from=origin)
     return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
 
 
 def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors of a file by name, and the names of its entries that are no weights.
-
-    A pickle is never executed: only tensors and plain containers are accepted.
+    """Read the tensors of a file by name, and the names of its entries that are not weights.
 
     Raises:
-        ValueError: The file cannot be read as that.
-        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, or holds anything else than tensors and plain containers.
+        FileNotFoundError: The file does not exist.
     """
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"file='{path}' does not exist or is a folder; name a file with CLIP weights.")
+        raise FileNotFoundError(f"`file={path}` does not exist or is a folder. Name a file of CLIP weights.")
     content: Any
     if path.suffix == ".safetensors":
-        with loading(f"file='{path}'", str(path)):
+        with loading(f"`file={path}`", str(path)):
             content = load_file(path)
     else:
-        with loading(f"file='{path}'", str(path), _NO_STATE_DICT):
+        with loading(f"`file={path}`", str(path), _SAVE_AGAIN):
             content = _unpickle(path)
     ignored: list[str] = []
     for _ in WRAPPERS:
         inner = [name for name in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
         if not inner:
             break
-        wrapper = inner[0]
-        ignored += [str(name) for name in content if name != wrapper]
-        content = content[wrapper]
+        ignored += [str(name) for name in content if name != inner[0]]
+        content = content[inner[0]]
     if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
         is_dict = isinstance(content, Mapping)
         got = f"a dict with the keys {[*map(str, content)][:8]}" if is_dict else type(content).__name__
-        raise ValueError(f"file='{path}' holds no state dict: expected tensors by name, got {got}.")
+        raise ValueError(f"`file={path}` must hold a state dict, tensors by name, got {got}.")
     state: dict[str, torch.Tensor] = {}
     for name, value in content.items():
-        # Wrappers of several GPUs and of torch.compile put their own names in front.
+        # Data-parallel wrappers and torch.compile add prefixes.
         bare = re.sub(r"^(module\.|_orig_mod\.)+", "", str(name))
         if not isinstance(value, torch.Tensor) or NOT_WEIGHTS.fullmatch(bare):
             ignored.append(str(name))
             continue
         if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.device.type != "cpu":
-            raise ValueError(f"file='{path}': {name} is no tensor of plain numbers ({value.layout}, {value.dtype}).")
+            raise ValueError(
+                f"`file={path}`: {name} must be a dense tensor of real numbers, got {value.layout}, {value.dtype} on"
+                f" {value.device}."
+            )
         state[bare] = value
     return state, ignored
 
 
 def _unpickle(path: Path) -> Any:
-    """Tensors and plain containers; torch's words for all else are replaced, as they advise to run what is in there."""
+    """Load tensors and plain containers. The error replaces torch's, which recommends running the file's code."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError("it is no file of torch, or holds other objects than tensors, none of which was run") from None
+        raise ValueError("it is not a PyTorch file, or holds objects other than tensors, which were not run") from None
 
 
 def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    """The same weights under the names and in the shapes of transformers' `CLIPModel`.
-
-    Names that are not known stay as they are.
+    """Rename and reshape weights as transformers' `CLIPModel` has them. Unknown names stay unchanged.
 
     Args:
-        state: Weights of GOAL (transformers' names already), Long-CLIP, open_clip or OpenAI.
+        state: Weights of GOAL (which has the names of transformers), Long-CLIP, open_clip, or OpenAI.
 
     Returns:
-        The weights, and the layout they had: `transformers`, `long-clip` or `open_clip`.
+        The weights and the layout that they had: `transformers`, `long-clip`, or `open_clip`.
 
     Raises:
-        ValueError: A fused tensor does not divide into query, key and value, or a table of Long-CLIP is missing.
+        ValueError: A fused tensor does not divide into query, key, and value, or a table of Long-CLIP is missing.
     """
     if any(name.startswith(("text_model.", "vision_model.")) for name in state):
         return dict(state), "transformers"
     named: dict[str, torch.Tensor] = {}
-    # open_clip's models with a text tower of their own put `text.` in front of its names.
+    # Models of open_clip with a separate text tower have the prefix `text.`.
     source = {name.removeprefix("text."): tensor for name, tensor in state.items()}
     if len(source) < len(state):
-        raise ValueError("The file has the text tower's weights twice, with and without `text.` in front.")
+        raise ValueError("the file has the weights of the text tower twice, with and without the prefix `text.`.")
     layout = "open_clip"
     stretched = source.pop("positional_embedding_res", None)
     if stretched is not None:
@@ -240,10 +238,10 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         kept = source.get("positional_embedding")
         if kept is None or kept.shape != stretched.shape or kept.ndim != 2:
             raise ValueError(
-                "`positional_embedding_res` needs a `positional_embedding` of its shape "
-                f"{tuple(stretched.shape)} beside it, got {None if kept is None else tuple(kept.shape)}."
+                f"`positional_embedding` must have the shape of `positional_embedding_res`, {tuple(stretched.shape)}, "
+                f"got {None if kept is None else tuple(kept.shape)}."
             )
-        # CLIP's first rows are in one table, and the stretched rest in the other.
+        # One table has CLIP's first positions, and the other one the stretched rest.
         source["positional_embedding"] = torch.cat([kept[:KEPT_POSITIONS], stretched[KEPT_POSITIONS:]])
     for name, tensor in source.items():
         block = _BLOCK.fullmatch(name)
@@ -254,52 +252,52 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         elif name == "logit_scale" and tensor.numel() == 1:
             named[name] = tensor.reshape(())
         else:
-            module, _, kind = name.rpartition(".")
-            named[f"{_MODULES[module]}.{kind}" if module in _MODULES else _PARAMETERS.get(name, name)] = tensor
+            module, _, parameter = name.rpartition(".")
+            named[f"{_MODULES[module]}.{parameter}" if module in _MODULES else _PARAMETERS.get(name, name)] = tensor
     return named, layout
 
 
 def _layer(name: str, block: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One tensor of a transformer block; the fused attention input becomes three."""
+    """Rename a tensor of a transformer block; split the fused input projection of the attention into three."""
     tower = "vision_model" if block["visual"] else "text_model"
     prefix = f"{tower}.encoder.layers.{block['layer']}"
     rest = block["rest"]
     if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
         if tensor.ndim == 0 or len(tensor) % 3:
-            raise ValueError(f"`{name}` must hold query, key and value in 3 equal parts, got {tuple(tensor.shape)}.")
-        kind = rest.removeprefix("attn.in_proj_")
+            raise ValueError(f"`{name}` must hold query, key, and value in 3 equal parts, got {tuple(tensor.shape)}.")
+        parameter = rest.removeprefix("attn.in_proj_")
         parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{prefix}.self_attn.{letter}_proj.{kind}": part.contiguous() for letter, part in parts}
-    module, _, kind = rest.rpartition(".")
-    return {f"{prefix}.{_LAYERS[module]}.{kind}" if module in _LAYERS else name: tensor}
+        return {f"{prefix}.self_attn.{letter}_proj.{parameter}": part.contiguous() for letter, part in parts}
+    module, _, parameter = rest.rpartition(".")
+    return {f"{prefix}.{_LAYERS[module]}.{parameter}" if module in _LAYERS else name: tensor}
 
 
 def _check(
     state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], file: str, base: str, drop_unmatched: bool
 ) -> list[str]:
-    """Compare names and shapes with the model's; returns the names that have no place in it."""
+    """Compare names and shapes with those of the model, and return the names that do not belong to it."""
     unmatched = sorted(set(state) - set(expected))
     missing = sorted(set(expected) - set(state))
     shapes = [
-        f"{name} is {tuple(state[name].shape)} and must be {tuple(shape)}"
+        f"{name} must be {tuple(shape)}, got {tuple(state[name].shape)}"
         for name, shape in expected.items()
         if name in state and state[name].shape != shape
     ]
     problems = []
     if shapes:
-        problems.append(f"{len(shapes)} wrong shapes: {_few(shapes)}")
+        problems.append(f"Wrong shapes ({len(shapes)}): {_first(shapes)}.")
     if missing:
-        problems.append(f"{len(missing)} weights are missing: {_few(missing)}")
+        problems.append(f"Missing weights ({len(missing)}): {_first(missing)}.")
     if unmatched and (problems or not drop_unmatched):
-        problems.append(f"{len(unmatched)} names have no place in it: {_few(unmatched)}")
+        problems.append(f"Unknown names ({len(unmatched)}): {_first(unmatched)}.")
     if not problems:
         return unmatched
-    way_out = "To leave these out, say so with drop_unmatched (--drop-unmatched)."
+    way_out = "To drop the unknown names, set `drop_unmatched=True`."
     if shapes or missing:
-        way_out = "Name the CLIP that the weights were trained from as the base."
-    raise ValueError(f"file='{file}' does not fit a CLIP like base={base!r}. {'. '.join(problems)}. {way_out}")
+        way_out = "Set `base` to the CLIP model that the weights were trained from."
+    raise ValueError(f"`file={file}` does not fit `base={base}`. {' '.join(problems)} {way_out}")
 
 
-def _few(items: list[str], limit: int = 20) -> str:
+def _first(items: list[str], limit: int = 20) -> str:
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return "; ".join(items[:limit]) + rest

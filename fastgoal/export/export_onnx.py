@@ -1,8 +1,9 @@
-"""Both towers as ONNX files, checked against PyTorch."""
+"""Export both towers of a model to ONNX, checked against PyTorch."""
 
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +16,76 @@ from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.files import draft_beside, merge_folder, sweep_drafts
 
 TOLERANCE = 1e-4
-# Weights beside an .onnx file of an earlier export, which the new one need not have.
+# Weights that an earlier export stored next to its .onnx files, and that the new one may not have.
 DATA_FILES = re.compile(r"(vision|text)_model\.onnx\.data")
 
 
-class _Tower(nn.Module):
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-
-
-class _ImageTower(_Tower):
+class _ImageTower(nn.Module):
     """Pixels to normalized embeddings."""
 
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.clip.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+        return nn.functional.normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
 
 
-class _TextTower(_Tower):
+class _TextTower(nn.Module):
     """Token ids to normalized embeddings."""
 
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        features = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        features = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return nn.functional.normalize(features.pooler_output, dim=-1)
 
 
-def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
-    """Write `vision_model.onnx` and `text_model.onnx`, with any number of rows and, for texts, of tokens.
+@dataclass(frozen=True)
+class _Export:
+    """A tower, the names of its inputs and output, its dynamic shapes, and samples to trace and check it with."""
 
-    The first takes `pixel_values` `(images, 3, height, width)` and gives `image_embeds`; the second takes `input_ids`
-    and `attention_mask` `(texts, tokens)` and gives `text_embeds`; embeddings are normalized. Of a SigLIP it takes
-    `input_ids` alone, which are padded to the model's length.
+    name: str
+    tower: nn.Module
+    inputs: list[str]
+    output: str
+    shapes: tuple[Any, ...]
+    samples: list[tuple[torch.Tensor, ...]]
+
+
+def export_onnx(model: str, output: str | os.PathLike[str]) -> dict[str, float]:
+    """Write `vision_model.onnx` and `text_model.onnx`, for any number of rows and of tokens.
+
+    `vision_model.onnx` maps `pixel_values` `(images, 3, height, width)` to `image_embeds` `(images, dim)`.
+    `text_model.onnx` maps `input_ids` and `attention_mask`, `(texts, tokens)`, to `text_embeds` `(texts, dim)`. For
+    SigLIP, it takes only `input_ids`, padded to the model's length. Embeddings are normalized.
 
     Args:
-        name: Folder or Hub id of a CLIP checkpoint.
-        output: Folder for the two files; made if need be.
+        model: Folder or Hub id of a model.
+        output: Folder for the two files.
 
     Returns:
         Largest difference from PyTorch by file name, over batches and lengths other than the traced ones.
 
     Raises:
         ImportError: ONNX is not installed.
-        ValueError: The checkpoint is no CLIP, or ONNX Runtime's embeddings differ by more than 1e-4; the file is then
-            not left behind.
+        ValueError: The model cannot be loaded, or the embeddings of ONNX Runtime differ by more than 1e-4. In that case
+            nothing is written.
     """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}. ONNX export needs more packages: pip install 'fastgoal[onnx]'") from error
-    clip, _ = load_model(name, "cpu")
-    clip.set_attn_implementation("eager")
-    config: Any = clip.config
+    loaded, _ = load_model(model, "cpu")
+    loaded.set_attn_implementation("eager")
+    config: Any = loaded.config
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
 
+    has_mask = not family_of(loaded).pools_last
     size, length = config.vision_config.image_size, text_positions(config)
     generator = torch.Generator().manual_seed(0)
 
@@ -77,67 +93,58 @@ def export_onnx(name: str, output: str | os.PathLike[str]) -> dict[str, float]:
         return (torch.randn(rows, 3, size, size, generator=generator),)
 
     def tokens(rows: int, width: int) -> tuple[torch.Tensor, ...]:
-        """Random ids with an end, each row one token shorter than the one before it, and padded."""
-        end = end_of_text(clip)
+        """Return random ids with EOS and padding; each row is one token shorter than the one before it."""
         ids = torch.randint(config.text_config.vocab_size, (rows, width), generator=generator)
         mask = torch.ones_like(ids)
         for row in range(rows):
-            ids[row, width - 1 - row :] = end
+            ids[row, width - 1 - row :] = end_of_text(loaded)
             mask[row, width - row :] = 0
-        return (ids,) if siglip else (ids, mask)
+        return (ids, mask) if has_mask else (ids,)
 
-    siglip = family_of(clip).pools_last
-    names = ["input_ids"] if siglip else ["input_ids", "attention_mask"]
+    names = ["input_ids", "attention_mask"] if has_mask else ["input_ids"]
     rows, width = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("tokens", min=2, max=length)
-    towers: list[tuple[str, nn.Module, list[str], str, Any, list[tuple[torch.Tensor, ...]]]] = [
-        ("vision_model", _ImageTower(clip), ["pixel_values"], "image_embeds", ({0: rows},), [pixels(2), pixels(3)]),
-        (
-            "text_model",
-            _TextTower(clip),
-            names,
-            "text_embeds",
-            tuple({0: rows, 1: width} for _ in names),
-            [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)],
-        ),
+    image_samples = [pixels(2), pixels(3)]
+    text_samples = [tokens(2, min(16, length)), tokens(3, length), tokens(1, 7)]
+    shapes = tuple({0: rows, 1: width} for _ in names)
+    exports = [
+        _Export("vision_model", _ImageTower(loaded), ["pixel_values"], "image_embeds", ({0: rows},), image_samples),
+        _Export("text_model", _TextTower(loaded), names, "text_embeds", shapes, text_samples),
     ]
     sweep_drafts(output)
     draft = draft_beside(output / "onnx")
     draft.mkdir()
     try:
-        differences = _write_towers(towers, draft)
+        differences = {f"{export.name}.onnx": _write(export, draft) for export in exports}
         merge_folder(draft, output, last="text_model.onnx", replaced=DATA_FILES)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return differences
 
 
-def _write_towers(towers: list[Any], folder: Path) -> dict[str, float]:
-    """Write the files, and compare each with PyTorch."""
+def _write(export: _Export, folder: Path) -> float:
+    """Write the file of a tower, and return its largest difference from PyTorch."""
     import onnxruntime
 
-    differences = {}
-    for tower, module, inputs, result, shapes, samples in towers:
-        path = folder / f"{tower}.onnx"
+    path = folder / f"{export.name}.onnx"
+    with torch.no_grad():
+        torch.onnx.export(
+            export.tower.eval(),
+            export.samples[0],
+            str(path),
+            input_names=export.inputs,
+            output_names=[export.output],
+            dynamic_shapes=export.shapes,
+            dynamo=True,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = 0.0
+    for sample in export.samples:
         with torch.no_grad():
-            torch.onnx.export(
-                module.eval(),
-                samples[0],
-                str(path),
-                input_names=inputs,
-                output_names=[result],
-                dynamic_shapes=shapes,
-                dynamo=True,
-                verbose=False,
-            )
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        difference = 0.0
-        for sample in samples:
-            with torch.no_grad():
-                expected = module(*sample)
-            feed = {key: tensor.numpy() for key, tensor in zip(inputs, sample, strict=True)}
-            got = torch.from_numpy(session.run([result], feed)[0])
-            difference = max(difference, (got - expected).abs().max().item())
-        if not difference <= TOLERANCE:
-            raise ValueError(f"{path.name} differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}.")
-        differences[path.name] = difference
-    return differences
+            expected = export.tower(*sample)
+        feed = {name: tensor.numpy() for name, tensor in zip(export.inputs, sample, strict=True)}
+        result = torch.from_numpy(session.run([export.output], feed)[0])
+        difference = max(difference, (result - expected).abs().max().item())
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{path.name} differs from PyTorch by {difference:.2g}, and the limit is {TOLERANCE:g}.")
+    return difference

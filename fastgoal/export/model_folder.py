@@ -1,4 +1,4 @@
-"""A model's folder, whole or not at all: weights, processor, card and handler."""
+"""Write a model folder, complete or not at all: weights, processor, card, and handler."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ from fastgoal.processing.files import whole_folder
 
 
 def require_new_folder(output: str | os.PathLike[str]) -> Path:
-    """The folder's absolute path; a `ValueError` where it exists and is not empty."""
+    """Return the absolute path of a folder, or raise `ValueError` if it exists and is not empty."""
     path = Path(output).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"output='{path}' exists and is not an empty folder. Choose a new folder.")
+        raise ValueError(f"`output={path}` must be a new or empty folder. Choose another folder.")
     return path
 
 
 def write_model_folder(output: Path, model: Any, processor: Any, **facts: Any) -> None:
-    """Save a model and its processor with a card of these facts, and `handler.py`."""
+    """Save a model and its processor with `handler.py` and a card with these facts."""
     with whole_folder(output) as draft:
         model.save_pretrained(draft)
         processor.save_pretrained(draft)

@@ -1,4 +1,4 @@
-"""Files of other projects, built from random models: every weight arrives, nothing is dropped silently or executed."""
+"""Convert files of other projects, made of random models: every weight arrives, nothing is dropped or executed."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ POSITIONS = "text_model.embeddings.position_embedding.weight"
 
 @pytest.fixture(scope="module")
 def clip(tiny_clip):
-    """Other weights than those of the base, so that a weight that does not arrive is seen."""
+    """A model with other weights than the base, so that a weight that does not arrive shows."""
     config = CLIPModel.from_pretrained(tiny_clip).config
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -31,7 +31,7 @@ def clip(tiny_clip):
 
 
 def openai_layout(state):
-    """The names and shapes of OpenAI's CLIP, written down a second time and from the other side."""
+    """Return the weights with the names and shapes of OpenAI's CLIP: the inverse of the conversion."""
     old = {
         "logit_scale": state["logit_scale"],
         "positional_embedding": state[POSITIONS],
@@ -90,10 +90,10 @@ def test_open_clip(clip, tiny_clip, tmp_path):
     assert done.ignored == ["epoch", "module.attn_mask"]
 
 
-def test_open_clip_with_a_text_tower_of_its_own(clip, tiny_clip, tmp_path):
+def test_open_clip_with_a_separate_text_tower(clip, tiny_clip, tmp_path):
     state = clip.state_dict()
     file = openai_layout(state)
-    # There the projections may be linear layers, which are not transposed.
+    # Its projections may be linear layers, which are not transposed.
     del file["text_projection"]
     file["text_projection.weight"] = state["text_projection.weight"]
     own = ("visual.", "logit_scale")
@@ -107,7 +107,7 @@ def test_long_clip(clip, tiny_clip, tmp_path):
     state = clip.state_dict()
     file = openai_layout(state)
     table = torch.randn(248, 32)
-    # What Long-CLIP reads of each table; the rest of them is never used.
+    # Long-CLIP reads these parts of the tables and never uses the rest.
     file["positional_embedding"] = torch.cat([table[:20], torch.full((228, 32), 9.0)])
     file["positional_embedding_res"] = torch.cat([torch.full((20, 32), 9.0), table[20:]])
     torch.save({name: tensor.half() for name, tensor in file.items()}, tmp_path / "longclip-B.pt")
@@ -135,15 +135,15 @@ def test_other_positions_are_kept(clip, tiny_clip, tmp_path):
     assert FastGoalProcessor.from_pretrained(tmp_path / "out").tokenizer.model_max_length == 64
 
 
-def test_names_without_a_place_stop_it_and_are_listed(clip, tiny_clip, tmp_path, capsys):
+def test_unknown_names_are_refused_and_listed(clip, tiny_clip, tmp_path, capsys):
     file = {**openai_layout(clip.state_dict()), "cross_net.gate": torch.ones(2), "logit_bias": torch.ones(1)}
     torch.save(file, tmp_path / "more.pt")
     command = ["convert", str(tmp_path / "more.pt"), "--base", str(tiny_clip), "--output", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "2 names have no place in it: cross_net.gate; logit_bias." in capsys.readouterr().err
+    assert "(2): cross_net.gate; logit_bias." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*command, "--drop-unmatched"]) == 0
-    assert "left out, as you asked: cross_net.gate, logit_bias" in capsys.readouterr().out
+    assert "cross_net.gate, logit_bias" in capsys.readouterr().out
     check(tmp_path / "out", stretched(clip.state_dict()))
 
 
@@ -152,9 +152,9 @@ def test_missing_weights_and_wrong_shapes_are_named(clip, tiny_clip, tmp_path):
     del file["visual.ln_pre.bias"]
     file["token_embedding.weight"] = torch.zeros(10, 32)
     torch.save(file, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"token_embedding\.weight is \(10, 32\) and must be \(514, 32\)") as caught:
+    with pytest.raises(ValueError, match=r"token_embedding\.weight must be \(514, 32\), got \(10, 32\)") as caught:
         convert(tmp_path / "other.pt", str(tiny_clip), tmp_path / "out", drop_unmatched=True)
-    assert "1 weights are missing: vision_model.pre_layrnorm.bias" in str(caught.value)
+    assert "(1): vision_model.pre_layrnorm.bias" in str(caught.value)
 
 
 class Hostile:
@@ -169,16 +169,16 @@ class Hostile:
 def test_a_hostile_pickle_does_not_run(tiny_clip, tmp_path, save):
     trap = tmp_path / "it ran"
     save({"state_dict": {"logit_scale": torch.ones(())}, "extra": Hostile(trap)}, tmp_path / "hostile.pt")
-    with pytest.raises(ValueError, match="none of which was run"):
+    with pytest.raises(ValueError, match="not run"):
         convert(tmp_path / "hostile.pt", str(tiny_clip), tmp_path / "out")
     assert not trap.exists()
-    # The trap works: whoever unpickles the file springs it.
+    # The trap works when the file is unpickled.
     if save is not torch.save:
         pickle.loads((tmp_path / "hostile.pt").read_bytes())
         assert trap.exists()
 
 
-def test_files_that_are_no_state_dicts(tiny_clip, tmp_path):
+def test_files_without_a_state_dict_are_refused(tiny_clip, tmp_path):
     for name, content in (("text.pt", b"not a model"), ("text.safetensors", b"not a model"), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
@@ -194,7 +194,7 @@ def test_files_that_are_no_state_dicts(tiny_clip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "part"),
     [
         ("visual.layer1.0.conv1.weight", "ResNet"),
         ("text_decoder.resblocks.0.ln_1.weight", "CoCa"),
@@ -206,20 +206,20 @@ def test_files_that_are_no_state_dicts(tiny_clip, tmp_path):
         ("text.transformer.encoder.layer.0.output.dense.weight", "BERT"),
     ],
 )
-def test_models_that_no_base_can_fit_are_named(tiny_clip, tmp_path, name, what):
+def test_unsupported_models_are_named(tiny_clip, tmp_path, name, part):
     save_file({name: torch.zeros(3, 3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=rf"holds .*{what}.*\({re.escape(name)}\).*no base can fit it"):
+    with pytest.raises(ValueError, match=rf"other\.safetensors.*{part}.*\({re.escape(name)}\)"):
         convert(tmp_path / "other.safetensors", str(tiny_clip), tmp_path / "out", drop_unmatched=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_files_is_not_written_into(tiny_clip, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not an empty folder"):
+    with pytest.raises(ValueError, match="`output=.*empty folder"):
         convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path)
 
 
-def test_what_fails_half_way_leaves_nothing(clip, tiny_clip, tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_nothing(clip, tiny_clip, tmp_path, monkeypatch):
     save_file(CLIPModel.from_pretrained(tiny_clip).state_dict(), tmp_path / "weights.safetensors")
 
     def fails(*args):
@@ -242,18 +242,18 @@ OPENAI = {"visual.proj": torch.zeros(4, 4), "transformer.resblocks.0.ln_1.weight
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({POSITIONS: torch.zeros(0, 16)}, r"text positions have the shape \(0, 16\)"),
-        ({POSITIONS: torch.tensor(1.0)}, r"text positions have the shape \(\)"),
-        ({"logit_scale": torch.zeros(2)}, r"logit_scale is \(2,\) and must be \(\)"),
-        ({"logit_scale": torch.tensor(1.0 + 2.0j)}, r"logit_scale is no tensor of plain numbers .*complex64"),
+        ({POSITIONS: torch.zeros(0, 16)}, r"text positions.*\(0, 16\)"),
+        ({POSITIONS: torch.tensor(1.0)}, r"text positions.*\(\)"),
+        ({"logit_scale": torch.zeros(2)}, r"logit_scale must be \(\), got \(2,\)"),
+        ({"logit_scale": torch.tensor(1.0 + 2.0j)}, "logit_scale.*complex64"),
         (
             {"visual_projection.weight": torch.eye(16).to_sparse()},
-            "visual_projection.weight is no tensor of plain numbers",
+            "visual_projection.weight.*sparse",
         ),
-        ({"visual_projection.weight": torch.zeros(2, device="meta")}, "visual_projection.weight is no tensor of plain"),
+        ({"visual_projection.weight": torch.zeros(2, device="meta")}, "visual_projection.weight.*meta"),
     ],
 )
-def test_tensors_of_other_kinds_are_named(clip, tiny_clip, tmp_path, change, words):
+def test_unusable_tensors_are_named(clip, tiny_clip, tmp_path, change, words):
     torch.save({**CLIPModel.from_pretrained(tiny_clip).state_dict(), **change}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=words) as error:
         convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path / "new")
@@ -264,13 +264,16 @@ def test_tensors_of_other_kinds_are_named(clip, tiny_clip, tmp_path, change, wor
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"logit_scale": torch.zeros(2)}, "does not fit a CLIP"),
-        ({"transformer.resblocks.0.attn.in_proj_weight": torch.tensor(1.0)}, "must hold query, key and value"),
-        ({"positional_embedding": torch.tensor(1.0), "positional_embedding_res": torch.tensor(1.0)}, "of its shape"),
-        ({"positional_embedding": torch.zeros(0, 4)}, r"text positions have the shape \(0, 4\)"),
+        ({"logit_scale": torch.zeros(2)}, "`file=.*does not fit `base="),
+        ({"transformer.resblocks.0.attn.in_proj_weight": torch.tensor(1.0)}, "in_proj_weight.*query"),
+        (
+            {"positional_embedding": torch.tensor(1.0), "positional_embedding_res": torch.tensor(1.0)},
+            "`positional_embedding_res`",
+        ),
+        ({"positional_embedding": torch.zeros(0, 4)}, r"text positions.*\(0, 4\)"),
     ],
 )
-def test_tensors_of_other_kinds_under_other_names(tiny_clip, tmp_path, change, words):
+def test_unusable_tensors_of_openai_are_named(tiny_clip, tmp_path, change, words):
     torch.save({**OPENAI, **change}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=words):
         convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path / "new")
@@ -279,9 +282,9 @@ def test_tensors_of_other_kinds_under_other_names(tiny_clip, tmp_path, change, w
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"), (b"hello", "create|must be saved again")],
+    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"), (b"hello", "Save|create")],
 )
-def test_no_file_of_weights_brings_advice_to_run_it(tiny_clip, tmp_path, suffix, content, words):
+def test_no_message_recommends_running_a_file(tiny_clip, tmp_path, suffix, content, words):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as error:
@@ -290,5 +293,5 @@ def test_no_file_of_weights_brings_advice_to_run_it(tiny_clip, tmp_path, suffix,
 
 
 def test_a_base_of_another_family_is_refused(tiny_bases, tmp_path):
-    with pytest.raises(ValueError, match="of type 'siglip', and files can only be made into CLIPs"):
+    with pytest.raises(ValueError, match="`base=.*SigLIP"):
         convert(tmp_path / "file.pt", str(tiny_bases["siglip"]), tmp_path / "out")

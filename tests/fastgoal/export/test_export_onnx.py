@@ -1,4 +1,4 @@
-"""Both towers in ONNX Runtime against PyTorch, with other numbers of rows and tokens than were traced."""
+"""Compare both towers in ONNX Runtime with PyTorch, for other numbers of rows and tokens than were traced."""
 
 import builtins
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ needs_onnx = pytest.mark.skipif(
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_both_towers(tiny_clip, tmp_path, capsys):
     import onnxruntime
 
@@ -39,7 +40,7 @@ def test_both_towers(tiny_clip, tmp_path, capsys):
         torch.testing.assert_close(torch.from_numpy(got), expected[result], atol=1e-4, rtol=0)
 
 
-def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_an_import_error_says_what_to_install(monkeypatch, tmp_path, capsys):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -57,15 +58,15 @@ def test_a_model_of_the_hub_needs_an_output_folder(capsys):
     assert "--output" in capsys.readouterr().err
 
 
-def test_what_fails_half_way_leaves_the_files_of_before(tiny_clip, tmp_path, monkeypatch):
-    (tmp_path / "vision_model.onnx").write_bytes(b"of before")
-    (tmp_path / ".onnx.0123456789abcdef.tmp").mkdir()  # of an export that was killed
+def test_a_failed_export_keeps_the_earlier_files(tiny_clip, tmp_path, monkeypatch):
+    (tmp_path / "vision_model.onnx").write_bytes(b"earlier")
+    (tmp_path / ".onnx.0123456789abcdef.tmp").mkdir()  # left by a killed export
 
-    def fails(towers, folder):
+    def fails(export, folder):
         (folder / "vision_model.onnx").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("fastgoal.export.export_onnx._write_towers", fails)
+    monkeypatch.setattr("fastgoal.export.export_onnx._write", fails)
     with pytest.raises(OSError, match="No space left"):
         export_onnx(str(tiny_clip), tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"vision_model.onnx": b"of before"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"vision_model.onnx": b"earlier"}
