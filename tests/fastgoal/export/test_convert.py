@@ -215,7 +215,7 @@ def test_unsupported_models_are_named(tiny_clip, tmp_path, name, part):
 
 def test_a_folder_with_files_is_not_written_into(tiny_clip, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="`output=.*empty folder"):
+    with pytest.raises(ValueError, match=r"`output=.*empty folder"):
         convert(tmp_path / "weights.pt", str(tiny_clip), tmp_path)
 
 
@@ -293,5 +293,5 @@ def test_no_message_recommends_running_a_file(tiny_clip, tmp_path, suffix, conte
 
 
 def test_a_base_of_another_family_is_refused(tiny_bases, tmp_path):
-    with pytest.raises(ValueError, match="`base=.*SigLIP"):
+    with pytest.raises(ValueError, match=r"`base=.*SigLIP"):
         convert(tmp_path / "file.pt", str(tiny_bases["siglip"]), tmp_path / "out")
