@@ -1,11 +1,17 @@
-"""FLISM (FAST-GOAL, arXiv 2605.26615): from images and captions to local pairs, as methods of the processor.
+"""FLISM (FAST-GOAL, arXiv 2605.26615): from images and captions to local pairs.
 
-They do not travel with a checkpoint: finding pairs needs the package.
+`find_pairs` is the only implementation. The methods of `FastGoalProcessor` call it for images in memory, and
+`builders/pairs.py` for whole datasets. Nothing here travels with a checkpoint: finding pairs needs the package.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -13,23 +19,143 @@ from PIL import Image
 from .embedding import TOKENS_PER_CROP, embed_crops, embed_texts
 from .images import load_image
 from .matching import LocalPair, pair_row, pair_up
-from .pixels import PixelReader
-from .regions import LIMITS, Detector, Region, default_regions, filter_regions, find_regions, merge_regions
+from .pixels import OpenImage, PixelReader
+from .regions import MAX_AREA, MIN_AREA, MIN_SCORE, Detector, Region, candidate_regions, detect_prepared, find_regions
 from .sentences import Sentence, split_sentences
+
+T = TypeVar("T")
+
+# The detector gets a quarter as many images at a time as there are crops in a forward pass of the model.
+CROPS_PER_IMAGE = 4
+
+
+@dataclass
+class FlismRow:
+    """An image and its caption, ready for `find_pairs`.
+
+    Attributes:
+        image: Upright RGB, from `load_image` or `PixelReader.open`.
+        sentences: The caption's sentences, at least one.
+        regions: The image's candidates; None for those that `candidate_regions` makes of the detections.
+        prepared: What `Detector.prepare` returned; None if there is nothing to detect.
+    """
+
+    image: OpenImage
+    caption: str
+    sentences: Sequence[Sentence]
+    regions: Sequence[Region] | None = None
+    prepared: Any = None
+
+
+Row = TypeVar("Row", bound=FlismRow)
+
+
+class Clock:
+    """Seconds spent in each stage. The time of a stage inside another one counts for the inner one only."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._stage, self._since = "", time.perf_counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        outer = self._enter(stage)
+        try:
+            yield
+        finally:
+            self._enter(outer)
+
+    def timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and count the time to get each one for `stage`."""
+        iterator, end = iter(items), object()
+        while True:
+            with self(stage):
+                item: Any = next(iterator, end)
+            if item is end:
+                return
+            yield item
+
+    def read(self) -> Counter[str]:
+        """Return the seconds up to now."""
+        self._enter(self._stage)
+        return self.seconds.copy()
+
+    def _enter(self, stage: str) -> str:
+        now = time.perf_counter()
+        self.seconds[self._stage] += now - self._since  # type: ignore[assignment]
+        outer, self._stage, self._since = self._stage, stage, now
+        return outer
+
+
+def find_pairs(
+    processor: Any,
+    model: Any,
+    rows: Iterable[Row],
+    texts: Iterable[str],
+    batch_size: int = 64,
+    limits: Mapping[str, float] | None = None,
+    parallel: Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]] = lambda run, items, _: map(
+        run, items
+    ),
+    clock: Clock | None = None,
+) -> Iterator[tuple[Row, Sequence[Region], list[LocalPair]]]:
+    """Match every sentence of every row to the region that shows it best (FLISM, steps 2 to 4).
+
+    The sentences are embedded first, all together. Rows are taken only when their images are needed; detections and
+    crops of several images share a batch.
+
+    Args:
+        processor: The model's `FastGoalProcessor`, with its `detector`.
+        model: Any supported model.
+        rows: Images with their captions and sentences.
+        texts: All sentences of the rows.
+        batch_size: Crops in a forward pass, as many sentences of 32 tokens, and a quarter as many images for the
+            detector.
+        limits: `min_score`, `min_area` and `max_area` of detections; by default the detector's own.
+        parallel: Applies a function to items in order, with at most this many results waiting, for example in threads.
+        clock: Counts the seconds of the stages `sentences`, `detect`, `crop` and `image`.
+
+    Yields:
+        Each row with its candidate regions and one pair per sentence, exactly one of them `best`.
+    """
+    clock, detector = clock or Clock(), processor.detector
+    limits = detector.spec.box_limits if limits is None and detector is not None else limits or {}
+    images_at_once = max(1, batch_size // CROPS_PER_IMAGE)
+    reader, stream = PixelReader(processor.image_processor), iter(rows)
+
+    def with_regions() -> Iterator[tuple[Row, Sequence[Region]]]:
+        while chunk := list(islice(stream, images_at_once)):
+            with clock("detect"):
+                detections = detect_prepared(detector, [row.prepared for row in chunk])
+                candidates = [
+                    candidate_regions(found, row.image.size, **limits) if row.regions is None else row.regions
+                    for row, found in zip(chunk, detections, strict=True)
+                ]
+            yield from zip(chunk, candidates, strict=True)
+
+    def crop(item: tuple[Row, Sequence[Region]]) -> tuple[tuple[Row, Sequence[Region]], torch.Tensor]:
+        row, regions = item
+        return item, reader.read([(row.image, region.box) for region in regions])
+
+    with clock("sentences"):
+        unique = list(dict.fromkeys(texts))
+        embeds = embed_texts(model, processor, unique, batch_size, tokens_per_text=TOKENS_PER_CROP) if unique else []
+        text_embeds = dict(zip(unique, embeds, strict=True))
+    items = with_regions()
+    crops = clock.timed("crop", parallel(crop, items, images_at_once) if parallel else map(crop, items))
+    for (row, regions), crop_embeds in clock.timed("image", embed_crops(model, reader, crops, batch_size)):
+        similarity = torch.stack([text_embeds[sentence.text] for sentence in row.sentences]) @ crop_embeds.T
+        yield row, regions, pair_up(processor, row.caption, row.sentences, regions, row.image.size, similarity)
 
 
 class Flism:
-    """The methods of `FastGoalProcessor` that find local pairs; its masks say what of them a model sees."""
+    """The methods of `FastGoalProcessor` that find local pairs."""
 
     detector: Detector | None
     language: str
-    image_processor: Any
-    tokenizer: Any
-    sentence_masks: Any
-    region_mask: Any
 
     def split_sentences(self, caption: str) -> list[Sentence]:
-        """Split a caption into sentences with exact spans; see `processing.sentences`."""
+        """Split a caption into sentences with exact spans; see `fastgoal.split_sentences`."""
         return split_sentences(caption, self.language)
 
     def propose_regions(
@@ -41,36 +167,37 @@ class Flism:
         max_area: float | None = None,
         captions: Sequence[str] | None = None,
     ) -> list[list[Region]]:
-        """Candidate regions of each image: the detector's (or the given ones), filtered, and the five default ones.
+        """Return the candidate regions of each image (FLISM, step 2).
 
-        Near-duplicates are merged; the four quadrants and the center box are always added (FLISM, step 2).
+        They are the detector's regions, filtered, with near-duplicates merged, and always the five default ones: the
+        four quadrants and the center.
 
         Args:
             images: PIL images, upright.
-            boxes: Regions known already, a list per image; the detector is then not asked.
+            boxes: Regions to use instead of the detector's, one list per image.
             min_score: Lowest score of a region; by default the detector's own limit, or 0.25.
-            min_area: Least share of the image's area; by default the detector's own limit, or 0.01.
-            max_area: Greatest share of the image's area; by default the detector's own limit, or 0.80.
-            captions: One per image, for a detector that looks for what they name; others do without.
+            min_area: Smallest region as a fraction of the image; by default the detector's own limit, or 0.01.
+            max_area: Largest region as a fraction of the image; by default the detector's own limit, or 0.80.
+            captions: One per image, for a detector that looks for the objects that they name.
 
         Returns:
-            A list of regions per image: the proposed ones in their order, the five default ones last.
+            A list of regions per image: the proposed ones in their order, then the default ones.
 
         Raises:
-            TypeError: One image instead of a list.
-            ValueError: `boxes` does not have one list per image, or captions are needed and missing.
+            TypeError: A list is expected, and one image or text is given.
+            ValueError: `boxes` or `captions` does not have one entry per image.
         """
         _check_lists(images=images, captions=captions)
         if boxes is None:
             boxes = [[] for _ in images] if self.detector is None else find_regions(self.detector, images, captions)
         if len(boxes) != len(images):
-            raise ValueError(f"`boxes` must have one list of regions per image, {len(images)}, got {len(boxes)}.")
+            raise ValueError(f"`boxes` must hold one list of regions per image, {len(images)}, got {len(boxes)}.")
+        limits = {"min_score": MIN_SCORE, "min_area": MIN_AREA, "max_area": MAX_AREA}
         given = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
-        limits = LIMITS if self.detector is None else self.detector.spec.box_limits
-        limits = limits | {name: value for name, value in given.items() if value is not None}
+        limits |= {} if self.detector is None else self.detector.spec.box_limits
+        limits |= {name: value for name, value in given.items() if value is not None}
         return [
-            [*merge_regions(filter_regions(candidates, image.size, **limits)), *default_regions(image.size)]
-            for image, candidates in zip(images, boxes, strict=True)
+            candidate_regions(proposed, image.size, **limits) for image, proposed in zip(images, boxes, strict=True)
         ]
 
     def match(
@@ -84,49 +211,38 @@ class Flism:
     ) -> list[list[LocalPair]]:
         """Match every sentence of every caption to the region that shows it best (FLISM, steps 1 to 4).
 
+            pairs = processor.match([image], ["A brown dog. A red ball lies next to it."], model)
+            print(pairs[0][1].sentence.text, pairs[0][1].region.box)
+
         Args:
             images: PIL images, upright.
             captions: One per image.
-            model: A CLIP (`get_image_features`, `get_text_features`), for the cosine of crops and sentences.
-            regions: Candidates per image; `propose_regions` by default.
-            sentences: Sentences per caption; `split_sentences` by default.
-            batch_size: Crops (and sentences) in a forward, of as many images as that takes.
+            model: Any supported model; it scores crops and sentences.
+            regions: Candidates per image; by default those of `propose_regions`.
+            sentences: Sentences per caption; by default those of `split_sentences`.
+            batch_size: Crops in a forward pass, and as many sentences of 32 tokens.
 
         Returns:
             For each image one pair per sentence, in order; exactly one is `best`.
 
         Raises:
-            TypeError: One image or caption instead of a list.
+            TypeError: A list is expected, and one image or text is given.
             ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
         """
         _check_lists(images=images, captions=captions)
-        regions = self.propose_regions(images, captions=captions) if regions is None else regions
         sentences = [self.split_sentences(caption) for caption in captions] if sentences is None else sentences
-        lengths = {"images": images, "captions": captions, "regions": regions, "sentences": sentences}
+        candidates = [None] * len(images) if regions is None else regions
+        lengths = {"images": images, "captions": captions, "regions": candidates, "sentences": sentences}
         if len({len(value) for value in lengths.values()}) > 1:
             got = {name: len(value) for name, value in lengths.items()}
             raise ValueError(f"`match` needs one caption, list of regions and list of sentences per image, got {got}.")
-        for i, (candidates, spans) in enumerate(zip(regions, sentences, strict=True)):
+        for i, (some, spans) in enumerate(zip(candidates, sentences, strict=True)):
             if not spans:
                 raise ValueError(f"The caption of image {i} has no sentence: {captions[i]!r}. Give it a caption.")
-            if not candidates:
-                raise ValueError(f"Image {i} has no candidate region. `propose_regions` always gives five.")
-        if not images:
-            return []
-        reader = PixelReader(self.image_processor)
-        crops = (
-            (None, reader.read([(image, region.box) for region in candidates]))
-            for image, candidates in zip(images, regions, strict=True)
-        )
-        embeds = [embeds for _, embeds in embed_crops(model, reader, crops, batch_size)]
-        texts = embed_texts(
-            model, self, [s.text for spans in sentences for s in spans], batch_size, tokens_per_text=TOKENS_PER_CROP
-        )
-        text_embeds = texts.split([len(spans) for spans in sentences])
-        return [
-            self.pair_sentences(captions[i], sentences[i], regions[i], images[i].size, text_embeds[i] @ embeds[i].T)
-            for i in range(len(images))
-        ]
+            if some is not None and not some:
+                raise ValueError(f"Image {i} has no candidate region. `propose_regions` always returns five.")
+        rows = (self._row(*values) for values in zip(images, captions, sentences, candidates, strict=True))
+        return [pairs for _, _, pairs in find_pairs(self, model, rows, _texts(sentences), batch_size)]
 
     def pair_rows(
         self,
@@ -136,22 +252,22 @@ class Flism:
         file_names: Sequence[str] | None = None,
         batch_size: int = 64,
     ) -> list[dict[str, Any]]:
-        """Rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them: `match` from images to data.
+        """Return rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them.
 
-            rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies beside it."], model)
+            rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies next to it."], model)
 
         Args:
-            images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. A row keeps its image so.
+            images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. Rows keep them unchanged.
             captions: One per image.
-            model: A CLIP, as for `match`.
-            file_names: What messages call the images; by default their files, or their numbers.
-            batch_size: Crops in a forward, and images that are held decoded.
+            model: Any supported model, as for `match`.
+            file_names: Names of the images for messages; by default those of their files, or their numbers.
+            batch_size: Crops in a forward pass. At most about as many images are decoded at a time.
 
         Returns:
-            For each image its row, see `pair_row`.
+            One row per image; see `pair_row`.
 
         Raises:
-            TypeError: One image or caption instead of a list.
+            TypeError: A list is expected, and one image or text is given.
             ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
         """
         _check_lists(images=images, captions=captions, file_names=file_names)
@@ -163,41 +279,29 @@ class Flism:
         for name, caption, spans in zip(names, captions, sentences, strict=True):
             if not spans:
                 raise ValueError(f"{name}: the caption {caption!r} has no sentence. Give it a caption.")
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
-            given, texts = images[part], captions[part]
-            loaded = [load_image(image, name) for image, name in zip(given, names[part], strict=True)]
-            regions = self.propose_regions(loaded, captions=texts)
-            pairs = self.match(loaded, texts, model, regions, sentences[part], batch_size)
-            sizes = [image.size for image in loaded]
-            rows += map(pair_row, given, names[part], texts, sizes, sentences[part], regions, pairs)
-        return rows
+        given = zip(images, captions, sentences, names, strict=True)
+        rows = (self._row(load_image(image, name), caption, spans) for image, caption, spans, name in given)
+        found = find_pairs(self, model, rows, _texts(sentences), batch_size)
+        return [
+            pair_row(image, name, row.caption, row.image.size, row.sentences, regions, pairs)
+            for image, name, (row, regions, pairs) in zip(images, names, found, strict=True)
+        ]
 
-    def pair_sentences(
-        self,
-        caption: str,
-        sentences: Sequence[Sentence],
-        regions: Sequence[Region],
-        image_size: tuple[int, int],
-        similarity: torch.Tensor,
-    ) -> list[LocalPair]:
-        """The last step of `match` for one image: `pair_up` with what this processor lets the model see.
+    def _row(
+        self, image: Any, caption: str, sentences: Sequence[Sentence], regions: Sequence[Region] | None = None
+    ) -> FlismRow:
+        prepared = None
+        if regions is None and self.detector is not None:
+            prepared = self.detector.prepare(image, caption)
+        return FlismRow(image, caption, sentences, regions, prepared)
 
-        `image_size` is the (width, height) of the upright image, `similarity` `(sentences, regions)` cosines.
-        """
-        tokens = self.sentence_masks(caption, [(s.start, s.end) for s in sentences])
-        seen = {(s.start, s.end): bool(mask.any()) for s, mask in zip(sentences, tokens, strict=True)}
-        return pair_up(
-            sentences,
-            regions,
-            similarity,
-            visible=lambda s, r: seen[s.start, s.end] and bool(self.region_mask(r.box, image_size).any()),
-        )
+
+def _texts(sentences: Iterable[Iterable[Sentence]]) -> Iterator[str]:
+    return (sentence.text for spans in sentences for sentence in spans)
 
 
 def _check_lists(**arguments: Any) -> None:
-    """Refuse one image or one text where a list of them is meant."""
+    """Raise `TypeError` where one image or text is given in place of a list."""
     for name, values in arguments.items():
         if isinstance(values, str | bytes | os.PathLike | Mapping | Image.Image):
             one = type(values).__name__
@@ -205,6 +309,6 @@ def _check_lists(**arguments: Any) -> None:
 
 
 def _name(image: Any, number: int) -> str:
-    """What to call an image: its file, or else its number."""
+    """Return the name of an image for messages: its file, or its number."""
     path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", image)
     return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"image {number}"

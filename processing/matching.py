@@ -19,10 +19,10 @@ class LocalPair:
     Attributes:
         sentence: The sentence, with its span in the caption.
         region: The region, its box in pixels of the original image.
-        score: Cosine of the sentence's embedding and the region crop's.
-        best: Whether this is the image's pair for training: the highest score among those the model can see.
-        sentence_index: Place of the sentence among the caption's sentences.
-        region_index: Place of the region among the image's candidates.
+        score: Cosine of the embeddings of the sentence and of the region's crop.
+        best: Whether this is the image's best pair; see `best_pair`.
+        sentence_index: Index of the sentence in the caption.
+        region_index: Index of the region among the image's candidates.
     """
 
     sentence: Sentence
@@ -34,23 +34,27 @@ class LocalPair:
 
 
 def pair_up(
+    processor: Any,
+    caption: str,
     sentences: Sequence[Sentence],
     regions: Sequence[Region],
+    image_size: tuple[int, int],
     similarity: torch.Tensor,
-    visible: Callable[[Sentence, Region], bool],
 ) -> list[LocalPair]:
-    """Give each sentence its most similar region and mark the image's best pair.
+    """Pair each sentence with its most similar region, and mark the image's best pair.
 
     Args:
-        similarity: Cosines, `(sentences, regions)`; of equal ones the first region wins.
-        visible: Whether the model sees both sides of a pair: some token of the sentence is left after truncation,
-            some patch of the region inside the crop. One that it does not see is best only if all are like that.
+        processor: The model's `FastGoalProcessor`, which tells what of each pair the model sees.
+        image_size: (width, height) of the upright image.
+        similarity: Cosines, `(sentences, regions)`. Of equal ones the first region wins.
 
     Returns:
-        One pair per sentence, in order, exactly one of them `best`.
+        One pair per sentence, in order; exactly one is `best`.
     """
     scores, chosen = (values.tolist() for values in similarity.float().max(dim=1))
-    best = rank_pairs(scores, lambda i: visible(sentences[i], regions[chosen[i]]), 1)[0]
+    readable = processor.sentence_masks(caption, [(s.start, s.end) for s in sentences]).any(dim=1).tolist()
+    is_visible = _visibility(processor, image_size, readable)
+    best = rank_pairs(scores, lambda index: is_visible(index, regions[chosen[index]].box), 1)[0]
     return [
         LocalPair(sentence, regions[chosen[i]], scores[i], i == best, i, chosen[i])
         for i, sentence in enumerate(sentences)
@@ -88,16 +92,19 @@ def rank_row_pairs(
         image_size: (width, height) of the upright image.
         count: The number of pairs wanted; None for all.
     """
+    is_visible, pairs = _visibility(processor, image_size, readable), row.pairs
+    scores = [pair["score"] for pair in pairs]
+    boxes = [row.regions[pair["region"]]["box"] for pair in pairs]
+    ranked = rank_pairs(scores, lambda index: is_visible(pairs[index]["sentence"], boxes[index]), count)
+    return [pairs[index] for index in ranked]
+
+
+def _visibility(
+    processor: Any, image_size: tuple[int, int], readable: Sequence[bool]
+) -> Callable[[int, Sequence[float]], bool]:
+    """Return a function that tells whether the model sees a sentence, by its index, and a box."""
     transform, patch_size = ImageTransform.of(processor.image_processor, image_size), processor.require_patch_size()
-
-    def is_visible(index: int) -> bool:
-        pair = row.pairs[index]
-        return (
-            readable[pair["sentence"]]
-            and patch_span(row.regions[pair["region"]]["box"], transform, patch_size) is not None
-        )
-
-    return [row.pairs[index] for index in rank_pairs([pair["score"] for pair in row.pairs], is_visible, count)]
+    return lambda sentence, box: readable[sentence] and patch_span(box, transform, patch_size) is not None
 
 
 def best_pair(row: Any, processor: Any, image_size: tuple[int, int]) -> Mapping[str, Any]:
@@ -126,7 +133,7 @@ def pair_row(
     regions: Sequence[Region],
     pairs: Sequence[LocalPair],
 ) -> dict[str, Any]:
-    """A row of a pairs dataset, as the collator reads it; `size` is the (width, height) of the upright image."""
+    """Return a row of a pairs dataset, as the collator reads it; `size` is the (width, height) of the upright image."""
     return {
         "image": image,
         "file_name": file_name,

@@ -32,7 +32,7 @@ except ImportError:  # in a saved folder, without the package
     family_of = target_length = text_positions = _missing
 
     class Flism:  # type: ignore[no-redef]
-        split_sentences = propose_regions = match = pair_rows = pair_sentences = _missing
+        split_sentences = propose_regions = match = pair_rows = _missing
 
 
 logger = logging.get_logger(__name__)

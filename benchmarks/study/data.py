@@ -43,7 +43,7 @@ class StudyData:
     """
 
     def __init__(self, scenes: Sequence[Crowd], processor: FastGoalProcessor, model: Any):
-        self.scenes = scenes
+        self.scenes, self.processor = scenes, processor
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
         self.pixels = Pixels((scene.image for scene in scenes), image_processor)
         self.regions = [candidates(scene, processor) for scene in scenes]
@@ -87,10 +87,12 @@ class StudyData:
         allowed = [i for i, region in enumerate(candidates) if region.source in sources]
         allowed = allowed or [i for i, region in enumerate(candidates) if region.source == "default"]
         pairs = pair_up(
+            self.processor,
+            self.scenes[index].caption,
             self.sentences[index],
             [candidates[i] for i in allowed],
+            self.scenes[index].image.size,
             self.similarity[index][:, allowed],
-            visible=lambda sentence, region: True,  # `ranked` asks for that
         )
         return [replace(pair, region_index=allowed[pair.region_index]) for pair in pairs]
 

@@ -1,9 +1,7 @@
 """`fastgoal caption`: long captions for a folder of images, written by an image-text-to-text model."""
 
 import argparse
-import os
-from contextlib import ExitStack, closing
-from pathlib import Path
+from inspect import signature
 from typing import Any
 
 from .options import add, number, text_file
@@ -105,91 +103,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_places(args.images, args.output)
-    check_server(args)
-
     from tqdm.auto import tqdm
 
-    from fastgoal.processing.builders.caption_server import ServerCaptioner
-    from fastgoal.processing.builders.captioner import PROMPT, Captioner
-    from fastgoal.processing.builders.captions import CaptionSettings, build_captions
-    from fastgoal.processing.builders.cluster import open_engine
-    from fastgoal.processing.checkpoints.devices import choose_dtype
-    from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
-    from fastgoal.processing.data.image_folder import open_images
+    from fastgoal.processing.builders.captions import build_captions
 
-    ways = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
-    images = open_images(args.images, args.image_column, args.split, args.allow_outside_files)
-    model, prompt = args.model, args.prompt_file or PROMPT
-    batch_size = args.batch_size or (32 if args.server else 8)
-    with ExitStack() as open_ones:
-        engine = open_ones.enter_context(open_engine(args.workers, args.ray))
-        if args.server is None:
-            device = engine.choose_device(args.device)
-            dtype = choose_dtype(args.dtype, device, bfloat16=True)
-            mark, sampled_batch = checkpoint_fingerprint(model), batch_size if args.temperature > 0 else None
-
-            def load() -> Any:
-                return Captioner.load(model, device, dtype, prompt=prompt, **ways)
-        else:
-            # Another address of the same model continues the folder.
-            mark, dtype, sampled_batch = model, "the server's", None
-            asked = {"at_once": batch_size, "api_key": read_key(args), "timeout": args.timeout}
-
-            def load() -> Any:
-                captioner = ServerCaptioner(args.server, model, prompt, **ways, **asked)
-                return open_ones.enter_context(closing(captioner))
-
-        settings = CaptionSettings(
-            model=mark,
-            prompt=prompt,
-            **ways,
-            seed=args.seed,
-            dtype=dtype,
-            split=args.split,
-            limit=args.limit,
-            sampled_batch=sampled_batch,
-        )
-        summary = build_captions(
-            images,
-            args.output,
-            settings,
-            load,
-            on_error=args.on_error,
-            batch_size=batch_size,
-            show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"),
-            engine=engine,
-        )
+    options = {name: value for name, value in vars(args).items() if name in signature(build_captions).parameters}
+    if args.prompt_file is not None:
+        options["prompt"] = args.prompt_file
+    summary = build_captions(**options, show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"))
     print(describe(summary, args.output, args.max_new_tokens))
     return 0
-
-
-def check_server(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
-    if args.server is None and args.api_key_env is not None:
-        raise ValueError("--api-key-env is for --server, which is not given.")
-    if args.server is not None and (args.workers, args.ray) != (None, None):
-        raise ValueError("--server needs no --workers and no --ray: this process asks, --batch-size images at once.")
-    if args.server is not None and (args.device, args.dtype) != ("auto", "auto"):
-        raise ValueError("--device and --dtype are for a model that runs here; with --server leave them out.")
-
-
-def read_key(args: argparse.Namespace) -> str | None:
-    """The server's key, if one is named."""
-    if args.api_key_env is None:
-        return None
-    key = os.environ.get(args.api_key_env, "").strip()
-    if not key:
-        raise ValueError(f"--api-key-env {args.api_key_env}: there is no such environment variable, or it is empty.")
-    return key
-
-
-def check_places(images: str, output: str) -> None:
-    """Refuse an output inside the folder of images: the next run would take what lies there for new images."""
-    if Path(images).is_dir() and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(images)):
-        raise ValueError(
-            f"output='{output}' lies inside the folder of images '{images}'; choose a place outside of it."
-        )
 
 
 def describe(summary: dict[str, Any], output: str, limit: int) -> str:

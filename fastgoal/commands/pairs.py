@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from inspect import signature
 from typing import Any
 
 from .options import add, number
@@ -90,73 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastgoal.processing.builders.cluster import open_engine
-    from fastgoal.processing.builders.pairs import PairSettings, build_pairs
-    from fastgoal.processing.checkpoints.devices import choose_dtype
-    from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint
-    from fastgoal.processing.data.sources import load_source
-    from fastgoal.processing.detectors.load import describe_detector
+    from fastgoal.processing.builders.pairs import build_pairs
 
-    check_detector_file(args.detector, args.source, args.output)
-    limits = {name: getattr(args, name) for name in ("min_score", "min_area", "max_area")}
-    detector = describe_detector(args.detector, **limits)
-    if args.regions == "sam" and detector.kind != "sam":
-        raise ValueError(
-            f"regions='sam' needs a SAM checkpoint, got detector='{args.detector}'. Name a folder or a Hub id, for "
-            "example --detector facebook/sam-vit-huge."
-        )
-    model, regions = args.model, None if detector.kind == "column" else args.detector
-    source = load_source(
-        args.source,
-        args.image_column,
-        args.caption_column,
-        args.split,
-        allow_outside_files=args.allow_outside_files,
-    )
-    with open_engine(args.workers, args.ray) as engine:
-        device = engine.choose_device(args.device)
-        dtype = choose_dtype(args.dtype, device)
-        summary = build_pairs(
-            source,
-            args.output,
-            PairSettings(
-                checkpoint_fingerprint(model),
-                detector,
-                dtype,
-                args.split,
-                args.limit,
-                args.shard_size,
-                args.store_size,
-                args.boxes,
-                args.language,
-            ),
-            lambda: load_matcher(model, regions, device, dtype, args.language, **limits),
-            on_error=args.on_error,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            engine=engine,
-        )
+    options = {name: value for name, value in vars(args).items() if name in signature(build_pairs).parameters}
+    summary = build_pairs(**options)
     print(describe(summary, args.output))
-    output, clip = shlex.quote(str(args.output)), shlex.quote(model)
-    print(f"Next: fastgoal train --model {clip} --train_data {output} --output_dir fast-goal")
+    output, model = shlex.quote(str(args.output)), shlex.quote(args.model)
+    print(f"Next: fastgoal train --model {model} --train_data {output} --output_dir fast-goal")
     return 0
-
-
-def load_matcher(
-    name: str, detector: str | None, device: str, dtype: str, language: str = "en", **limits: Any
-) -> tuple[Any, Any]:
-    """The CLIP `name`, stretched to long sentences, and its processor with the detector and the language set.
-
-    `limits` are those of `load_detector`.
-    """
-    from fastgoal.processing.checkpoints.load import load_model
-    from fastgoal.processing.detectors.load import load_detector
-
-    # The detector first: a wrong name there is a quicker answer than loading a large CLIP.
-    regions = load_detector(detector, device, **limits)
-    model, processor = load_model(name, device, dtype, stretch=True)
-    processor.detector, processor.language = regions, language
-    return model, processor
 
 
 def describe(summary: dict[str, Any], output: str) -> str:

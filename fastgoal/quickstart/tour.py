@@ -54,9 +54,8 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.hub_cards.card_images import pairs_sheet
     from fastgoal.hub_cards.wording import count
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
-    from fastgoal.processing.builders.pairs import PairSettings, build_pairs
+    from fastgoal.processing.builders.pairs import build_pairs
     from fastgoal.processing.data.sources import load_source
-    from fastgoal.processing.detectors.spec import DetectorSpec
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import EpochLines, quiet_trainer
     from fastgoal.trainer.batches.rows import PairData
@@ -85,8 +84,9 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         summary = build_pairs(
             sources["train"],
             output / "pairs",
-            PairSettings(model="quickstart base", detector=DetectorSpec("column", "boxes")),
-            lambda: (model, processor),
+            model,
+            "column:boxes",
+            processor=processor,
             progress=sys.stderr.isatty(),
         )
         pairs = PairData(str(output / "pairs"))

@@ -1,8 +1,8 @@
-"""Captions from a server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, Inference Providers.
+"""Captions from a server with OpenAI's chat completions: vLLM, SGLang, llama.cpp, Inference Providers.
 
-One thread keeps many requests going with `huggingface_hub.AsyncInferenceClient`. A server that is busy, restarts or
-limits rates is asked again, later and later; one that refuses an image makes it a bad row; any other answer ends the
-run, which can be continued.
+One thread sends many concurrent requests with `huggingface_hub.AsyncInferenceClient`. Requests to a server that is
+busy, restarts or limits rates are repeated at growing intervals. An image that the server refuses becomes a bad row.
+Any other answer ends the run, which can be continued.
 """
 
 import asyncio
@@ -27,35 +27,36 @@ from .captioner import PROMPT, Caption, RefusedError, whole_sentences
 
 logger = logging.get_logger(__name__)
 
-# What a server that is busy or about to restart answers, and what it says about one image that it cannot take.
+# The answers of a server that is busy or restarts, and of one that refuses an image.
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
 REFUSED = {400, 413, 415, 422}
 REFUSALS_AT_START = 10
-# Models read images at about this size or smaller.
+# Models read images of about this size or smaller.
 LONGEST_SIDE = 2048
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 SECONDS_BETWEEN_WARNINGS = 30
-# Some servers leave a model's thoughts in its answer.
+# Some servers leave the model's reasoning in the answer.
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class ServerCaptioner:
-    """Asks a server for captions, many at once.
+    """Request captions from a server, many at once.
 
     Args:
-        url: Of the server, such as `http://localhost:8000`; `/v1/chat/completions` is added where it is not there.
-        model: Its name for the model.
-        prompt: Text that asks for the caption, put after the image.
+        url: URL of the server, such as `http://localhost:8000`; `/v1/chat/completions` is added where it is missing.
+        model: The server's name for the model.
+        prompt: The text that asks for a caption, placed after the image.
         max_new_tokens: Longest caption in tokens.
-        temperature: 0 always takes the likeliest token; above 0 samples.
-        top_p: When sampling, from the likeliest tokens that have this share of the probability.
-        at_once: Requests on their way at the same time.
-        api_key: Sent as a bearer token. Without one the word EMPTY is, and never the token of a Hub account.
-        timeout: Seconds after which an answer is given up and asked for again.
-        patience: Seconds for which a server that fails is asked again; a twentieth of it where none is reached at all.
+        temperature: 0 for greedy decoding; above 0 for sampling.
+        top_p: Sample from the most likely tokens up to this total probability.
+        at_once: Number of concurrent requests.
+        api_key: Sent as a bearer token. Without it the word EMPTY is sent, and never the token of a Hub account.
+        timeout: Seconds after which a request is repeated.
+        patience: Seconds for which requests to a server that fails are repeated; a twentieth of that if the server was
+            never reached.
 
     Raises:
-        ValueError: The URL is none.
+        ValueError: `url` is not a URL.
     """
 
     def __init__(
@@ -73,31 +74,31 @@ class ServerCaptioner:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"server='{url}'; expected a URL such as http://localhost:8000.")
+            raise ValueError(f"`server` must be a URL such as http://localhost:8000, got {url!r}.")
         self.url, self.model, self.prompt, self.patience = url, model, prompt, patience
         self.sampling = temperature > 0
         self.request: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
         if self.sampling:
             self.request["top_p"] = top_p
-        # Without a key the client would take the Hub's, and send it to whoever this is.
+        # Without a key the client would send the token of the Hub account.
         self._client = _Client(base_url=url, api_key=api_key or "EMPTY", timeout=timeout)
         self._free = asyncio.Semaphore(at_once)
         self._answered = self._refused = 0
-        self._reached = False  # whether anything has answered, be it that it is busy
+        self._reached = False  # whether the server has answered anything
         self._pause_until = self._warned = 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="captions", daemon=True).start()
 
     def submit(self, image: Image.Image, seed: int = 0) -> "Future[Caption]":
-        """Begin to ask about an RGB image. Returns at once; the seed counts when sampling.
+        """Start a request about an RGB image, and return its future at once. The seed is for sampling.
 
-        The future's `result` raises `RefusedError` if the server does not take this image, `ValueError` if it answers
-        something else than captions, and `OSError` if it is not there or goes on failing.
+        The future's `result` raises `RefusedError` if the server refuses the image, `ValueError` if it does not answer
+        with captions, and `OSError` if it cannot be reached or keeps failing.
         """
         return asyncio.run_coroutine_threadsafe(self._ask(_data_url(image), seed), self._loop)
 
     def close(self) -> None:
-        """Give up what is on its way."""
+        """Cancel all requests."""
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -109,9 +110,9 @@ class ServerCaptioner:
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
 
-    async def _ask(self, picture: str, seed: int) -> Caption:
+    async def _ask(self, image_url: str, seed: int) -> Caption:
         question = [
-            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "image_url", "image_url": {"url": image_url}},
             {"type": "text", "text": self.prompt},
         ]
         request = {**self.request, "seed": seed} if self.sampling else self.request
@@ -130,13 +131,13 @@ class ServerCaptioner:
                         raise self._refusal(error) from None
                     reason, wait = _said(error), _retry_after(error.response.headers.get("Retry-After"))
                 except InferenceTimeoutError:
-                    reason, wait = "no answer in time.", 0.0
+                    reason, wait = "the request timed out.", 0.0
                 except (HTTPError, OSError) as error:  # the connection failed
                     reason, wait = f"{type(error).__name__}: {error}.", 0.0
                 except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-                    raise self._nonsense(repr(error)) from None
+                    raise self._unexpected(repr(error)) from None
                 self._count_failure(reason, since)
-                # Said to one, meant for all; and whatever it says, not all at once.
+                # All requests wait as long as the server asked one of them to.
                 self._pause_until = max(self._pause_until, time.monotonic() + min(wait, self.patience))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -145,50 +146,51 @@ class ServerCaptioner:
             text, finish = choice.message.content or "", choice.finish_reason
             text = _THOUGHTS.sub("", text).strip()
         except (TypeError, AttributeError, IndexError) as error:
-            raise self._nonsense(repr(error)) from None
+            raise self._unexpected(repr(error)) from None
         self._reached = True
         self._answered += 1
         return Caption(whole_sentences(text), "length") if finish == "length" else Caption(text, "stop")
 
     def _refusal(self, error: HfHubHTTPError) -> ValueError:
-        """What an answer means that asking again would not change."""
+        """Return the error for an answer that would not change if the request were repeated."""
         status, said = error.response.status_code, _said(error)
         if status in REFUSED:
             self._refused += 1
             if self._answered or self._refused < REFUSALS_AT_START:
-                return RefusedError(f"the server does not take this image: {said}")
-            return ValueError(f"server='{self.url}' takes none of the first {self._refused} images: {said}")
+                return RefusedError(f"the server refuses this image: {said}")
+            return ValueError(f"`server={self.url}` refuses all of the first {self._refused} images: {said}")
         if status in (401, 403):
             return ValueError(
-                f"server='{self.url}' wants a key, or another one: {said} Name the environment variable that holds it "
-                "with --api-key-env."
+                f"`server={self.url}` does not accept the key, or needs one: {said} Name the environment variable that "
+                "holds it with `api_key_env`."
             )
         return ValueError(
-            f"server='{self.url}' has no such model or address ('{self.model}'): {said} Check --server and --model."
+            f"`server={self.url}` does not know the address or the model '{self.model}': {said} Check `server` and "
+            "`model`."
         )
 
-    def _nonsense(self, what: str) -> ValueError:
+    def _unexpected(self, reason: str) -> ValueError:
         return ValueError(
-            f"server='{self.url}' does not answer as OpenAI's chat completions do: {what}. Check the address."
+            f"`server={self.url}` does not answer like OpenAI's chat completions: {reason}. Check the address."
         )
 
     def _count_failure(self, reason: str, since: float) -> None:
-        """Warn now and then; raise `OSError` when there is no patience left."""
+        """Log a warning now and then, and raise `OSError` when patience has run out."""
         now = time.monotonic()
-        # Who was never reached is more likely misspelt than busy.
+        # The address of a server that was never reached is probably wrong.
         patience = self.patience if self._reached else self.patience / 20
         if now - since > patience:
             raise ConnectionError(
-                f"server='{self.url}' has not answered for {now - since:.0f} s: {reason} What is finished is kept; the "
-                "same command continues."
+                f"`server={self.url}` has not answered for {now - since:.0f} s: {reason} Finished captions are kept: "
+                "the same call continues."
             )
         if now - self._warned > SECONDS_BETWEEN_WARNINGS:
             self._warned = now
-            logger.warning(f"The server {self.url} is asked again: {reason}")
+            logger.warning(f"Repeating requests to {self.url}: {reason}")
 
 
 class _Client(AsyncInferenceClient):
-    """A client for a server that was named: HF_HUB_OFFLINE keeps from the Hub, and not from this one."""
+    """A client that HF_HUB_OFFLINE does not block, since the server is not the Hub."""
 
     async def _get_async_client(self) -> Any:
         session = await super()._get_async_client()
@@ -197,7 +199,7 @@ class _Client(AsyncInferenceClient):
 
 
 def _data_url(image: Image.Image) -> str:
-    """The picture in a URL; only pixels, nothing else that its file says."""
+    """Return the image as a data URL, with its pixels only and none of its metadata."""
     if max(image.size) > LONGEST_SIDE:
         image = image.copy()
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
@@ -207,13 +209,13 @@ def _data_url(image: Image.Image) -> str:
 
 
 def _said(error: HfHubHTTPError) -> str:
-    """Status and beginning of an answer, in one line."""
+    """Return status and beginning of an answer in one line."""
     text = error.response.text if error.response.is_stream_consumed else ""
     return f"{error.response.status_code} {' '.join(text.split())[:300]}".strip()
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that the header asks to wait, given as a number or a date; 0 where it does not say."""
+    """Return the seconds that a Retry-After header asks to wait, as a number or a date; 0 without one."""
     try:
         seconds = float(value or 0)
         return seconds if 0 < seconds < math.inf else 0.0

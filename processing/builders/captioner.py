@@ -1,7 +1,7 @@
-"""Writes long captions with any image-text-to-text checkpoint of transformers: LLaVA, Qwen-VL, SmolVLM and the like.
+"""Write long captions with an image-text-to-text model of transformers, such as LLaVA, Qwen-VL or SmolVLM.
 
-The model is asked with its own chat template where it has one, else with the plain prompt after its image token. A
-caption that stops at the token limit is cut back to its last whole sentence.
+The prompt goes through the model's chat template where it has one, and otherwise follows its image token. A caption
+that reaches the token limit is cut back to its last whole sentence.
 """
 
 import copy
@@ -19,7 +19,7 @@ from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.sentences import split_sentences
 
-# Asks for what GLIT100k's captions hold (FAST-GOAL, section on the dataset): what can be seen, and nothing else.
+# Asks for captions like those of GLIT100k (FAST-GOAL, section on the dataset): all that is visible and nothing else.
 PROMPT = (
     "Describe this picture in detail for a reader who cannot see it. Begin with the scene as a whole. Then go through "
     "what it shows: the objects, with their colors, materials and shapes, how many there are, and where each one is "
@@ -33,10 +33,10 @@ _CLOSED = re.compile("[.!?…。！？][\"'”’»)\\]*]*$")
 
 @dataclass(frozen=True)
 class Caption:
-    """What a model wrote about one image; empty if that was nothing.
+    """The text that a model wrote about one image; it may be empty.
 
-    `finish` is `stop` when the model came to its end, `length` when it was stopped by the token limit: the text then
-    ends with its last whole sentence, or in the middle of its only one.
+    `finish` is `stop` where the model ended the text, and `length` where it reached the token limit: the text then ends
+    with its last whole sentence, or within its only one.
     """
 
     text: str
@@ -48,11 +48,11 @@ class Captioner:
 
     Args:
         model: Any model that `AutoModelForImageTextToText` loads.
-        processor: The processor of the same checkpoint; its tokenizer is set to pad on the left.
-        prompt: What to ask of every image.
+        processor: The processor of the same checkpoint. Its tokenizer is set to pad on the left.
+        prompt: The text that asks for a caption.
         max_new_tokens: Longest caption in tokens.
-        temperature: 0 always takes the likeliest token; above 0 samples.
-        top_p: When sampling, from the likeliest tokens that have this share of the probability.
+        temperature: 0 for greedy decoding; above 0 for sampling.
+        top_p: Sample from the most likely tokens up to this total probability.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Captioner:
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         tokenizer = processor.tokenizer
-        # New tokens are written on the right: there the prompts of a batch have to end together.
+        # New tokens follow on the right, so the prompts of a batch must end at the same position.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -77,46 +77,47 @@ class Captioner:
 
     @classmethod
     def load(cls, name: str, device: str = "cpu", dtype: str = "float32", **settings: Any) -> "Captioner":
-        """Load a checkpoint, a folder or Hub id; code that comes with it is not run.
+        """Load a checkpoint from a folder or the Hub. Code that comes with it is not run.
 
-        `dtype` is a name as in `torch`; the other settings are the constructor's.
+        `dtype` is a name in `torch`; the other settings are the constructor's.
 
         Raises:
-            ValueError: It is no image-text-to-text checkpoint, does not exist, cannot be reached, is damaged, lacks
-                weights, or has some that are no numbers.
+            ValueError: The checkpoint is not an image-text-to-text model, does not exist, cannot be reached, is
+                damaged, or has weights that are missing, NaN or infinite.
         """
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-        with loading(f"--model {name}", name):
+        label = f"`model={name}`"
+        with loading(label, name):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise ValueError(
-                f"model='{name}' is of the type '{config.model_type}', which does not write about images. Name an "
+                f"{label} is a model of type '{config.model_type}', which does not write about images. Choose an "
                 "image-text-to-text checkpoint, for example HuggingFaceTB/SmolVLM2-2.2B-Instruct or "
                 "llava-hf/llava-v1.6-mistral-7b-hf."
             )
-        with loading(f"--model {name}", name):
+        with loading(label, name):
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-            kind = getattr(torch, dtype)
-            model = load_whole(AutoModelForImageTextToText, name, config=config, dtype=kind, trust_remote_code=False)
-        refuse_not_finite(model.named_parameters(), f"--model {name}")
+            options = {"config": config, "dtype": getattr(torch, dtype), "trust_remote_code": False}
+            model = load_whole(AutoModelForImageTextToText, name, **options)
+        refuse_not_finite(model.named_parameters(), label)
         return cls(model.to(device), processor, **settings)
 
     def __call__(self, images: Sequence[Image.Image], seed: int = 0) -> list[Caption]:
-        """Captions of RGB images of any sizes, written in one batch.
+        """Return the captions of RGB images of any sizes, generated in one batch.
 
         When sampling, the same seed and images give the same captions.
 
         Raises:
-            ValueError: The images do not fit into the device's memory at once.
+            ValueError: The batch does not fit into the memory of the device.
         """
         try:
             return self._captions(images, seed)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{len(images)} images in a batch are too many for the memory of {self.model.device}: "
-                f"{str(error).splitlines()[0]} Continue with a smaller --batch-size, a smaller --max-new-tokens or "
-                "--dtype bfloat16."
+                f"A batch of {len(images)} images does not fit into the memory of {self.model.device}: "
+                f"{str(error).splitlines()[0]} Continue with a smaller `batch_size` or `max_new_tokens`, or with "
+                "`dtype=bfloat16`."
             ) from None
 
     @torch.inference_mode()
@@ -147,7 +148,7 @@ class Captioner:
             )
         text = self.prompt
         token = getattr(self.processor, "image_token", None)
-        # BLIP-2's relatives put their image tokens in themselves.
+        # Processors like BLIP-2's add the image tokens.
         if token is not None and str(token) not in text and not hasattr(self.processor, "num_query_tokens"):
             text = f"{token}\n{text}"
         return self.processor(images=list(images), text=[text] * len(images), padding=True, return_tensors="pt")
@@ -155,13 +156,13 @@ class Captioner:
     def _caption(self, tokens: list[int]) -> Caption:
         end = self.generation.eos_token_id
         ends = end if isinstance(end, list) else [end]
-        length = next((place for place, token in enumerate(tokens) if token in ends), None)
+        length = next((index for index, token in enumerate(tokens) if token in ends), None)
         finish = "length" if length is None else "stop"
         text = self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
         return Caption(whole_sentences(text) if finish == "length" else text, finish)
 
     def _generation_config(self, temperature: float, top_p: float) -> GenerationConfig:
-        """The checkpoint's own settings, a penalty of repetitions among them, with the way of choosing tokens ours."""
+        """Return the checkpoint's own settings, such as a repetition penalty, with our limits and sampling."""
         config = copy.deepcopy(self.model.generation_config)
         tokenizer = self.processor.tokenizer
         sampling = temperature > 0
@@ -184,11 +185,11 @@ class Captioner:
 
 
 class RefusedError(ValueError):
-    """A model does not take this one image."""
+    """The model refuses this image."""
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to the end of its last whole sentence; all of it if there is none."""
+    """Return the text up to the end of its last whole sentence; all of it if there is none."""
     sentences = split_sentences(text)
     if not sentences or _CLOSED.search(sentences[-1].text) or len(sentences) == 1:
         return text

@@ -1,9 +1,9 @@
-"""The pipeline of `fastgoal caption`: images in, a folder with `metadata.jsonl` out, resumable at any moment.
+"""Build a folder of images with long captions: the work behind `fastgoal caption`. A run can be killed and continued.
 
-    DIR/metadata.jsonl                     `file_name`, `caption` and `finish` of every image; appears when all are done
+    DIR/metadata.jsonl                     `file_name`, `caption` and `finish` of every image; written when all are done
     DIR/...                                copies of the images
     DIR/fastgoal_captions.json             settings and versions, at the end the summary
-    DIR/.fastgoal/captions-00000016.json   on the way: a finished batch, by the number of its first row
+    DIR/.fastgoal/captions-00000016.json   during the run: a finished batch, by the number of its first row
 
 The rows of the finished folder are in the order of the source, however often the run was interrupted.
 """
@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,36 +25,158 @@ from typing import Any
 from PIL import Image
 from transformers.utils import logging
 
+from fastgoal.processing.checkpoints.devices import choose_dtype
+from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checks import check_positive
-from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.data.image_folder import SUFFIXES, open_images
 from fastgoal.processing.data.locations import METADATA
 from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, DatasetSource, Source
 from fastgoal.processing.files import WORK_FOLDER, write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
 
-from .captioner import Caption, RefusedError
-from .engine import BadRow, Engine, Shard, Threads, check_run, good_rows
-from .shards import RunFolder, refuse_skipped
+from .caption_server import ServerCaptioner
+from .captioner import PROMPT, Caption, Captioner, RefusedError
+from .engine import Engine, Shard, Threads, open_engine
+from .shards import BadRow, RunFolder, check_run, good_rows, refuse_skipped
 
 logger = logging.get_logger(__name__)
 
 BATCH = "captions-{:08d}.json"
-# Those of version 0.1, too: a line for every batch, in files that end in .jsonl.
-BATCHES = "captions-*"
+BATCHES = "captions-*.json"
 DECODERS = 4
+
+
+def build_captions(
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: str,
+    *,
+    server: str | None = None,
+    api_key_env: str | None = None,
+    timeout: float = 300.0,
+    prompt: str = PROMPT,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    image_column: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    allow_outside_files: bool = False,
+    on_error: str = "stop",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    show: Callable[[str, str], Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write a long caption for every image with an image-text-to-text model, and copy the images next to the captions.
+
+        fastgoal.build_captions("photos/", "captions/", model="HuggingFaceTB/SmolVLM2-2.2B-Instruct")
+        fastgoal.build_pairs("captions/", "pairs/", model="openai/clip-vit-base-patch16")
+
+    A run that was interrupted continues where it stopped when it is called again with the same arguments.
+
+    Args:
+        images: A folder of images, or what `load_source` reads. An image that it names more than once gets one caption.
+        output: Folder for `metadata.jsonl` and the images, new or to be continued.
+        model: Folder or Hub id of the model; with `server` the server's name for it.
+        server: URL of a server that writes the captions, with OpenAI's chat completions (vLLM, SGLang, llama.cpp,
+            Inference Providers). Images are sent without their metadata, at most 2,048 pixels long.
+        api_key_env: Environment variable with the server's key. By default no key is sent.
+        timeout: Seconds after which a request to the server is repeated.
+        prompt: The text that asks for a caption.
+        max_new_tokens: Longest caption in tokens.
+        temperature: 0 for greedy decoding; above 0 for sampling.
+        top_p: Sample from the most likely tokens up to this total probability.
+        seed: Seed of the sampling.
+        image_column: As for `load_source`, like `split` and `allow_outside_files`.
+        limit: Use the first rows only.
+        on_error: At an image that cannot be read, or that gets no caption: `stop`, or `skip` it and list it.
+        batch_size: Images that the model describes at once, by default 8; with `server` concurrent requests, by
+            default 32.
+        workers: Processes that share the work, each with a GPU where there are GPUs; needs the package ray.
+        ray: Address of a Ray cluster that shares the work, `HOST:PORT` or `auto`.
+        device: Device of the model; by default the accelerator if there is one.
+        dtype: Number format of the model: `float32`, `float16`, `bfloat16`, or `auto` for a 16-bit one on CUDA.
+        show: Called with the file name and the text of the first caption.
+        progress: Show a progress bar.
+
+    Returns:
+        The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions
+        that reached the token limit), `seconds` and `images_per_second` over all runs, and `made`, the images that
+        were still to do when this call began.
+
+    Raises:
+        ValueError: An argument is wrong, the model cannot be loaded, an image cannot be used (`on_error="stop"`), the
+            folder holds other files, data or settings, or another process writes to it.
+        OSError: A file cannot be written, or the server cannot be reached.
+        ImportError: A package that an argument needs is missing.
+    """
+    api_key = _check_server(server, api_key_env, workers, ray, device, dtype)
+    if Path(images).is_dir() and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(images)):
+        raise ValueError(
+            f"`output` must be outside the folder of images {os.fspath(images)}, got {os.fspath(output)}: the next run "
+            "would caption its copies."
+        )
+    source = open_images(images, image_column, split, allow_outside_files)
+    if batch_size is None:
+        batch_size = 8 if server is None else 32
+    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(workers, ray))
+        if server is None:
+            chosen = engine.choose_device(device)
+            dtype, mark = choose_dtype(dtype, chosen, bfloat16=True), checkpoint_fingerprint(model)
+            sampled_batch = batch_size if temperature > 0 else None
+
+            def load_captioner() -> Any:
+                return Captioner.load(model, chosen, dtype, prompt=prompt, **decoding)
+        else:
+            # Another address of the same model may continue the folder.
+            dtype, mark, sampled_batch = "the server's", model, None
+            requests: dict[str, Any] = {"at_once": batch_size, "api_key": api_key, "timeout": timeout}
+
+            def load_captioner() -> Any:
+                return stack.enter_context(closing(ServerCaptioner(server, model, prompt, **decoding, **requests)))
+
+        settings = CaptionSettings(
+            mark, prompt, **decoding, seed=seed, dtype=dtype, split=split, limit=limit, sampled_batch=sampled_batch
+        )
+        return write_captions(source, output, settings, load_captioner, on_error, batch_size, show, progress, engine)
+
+
+def _check_server(
+    server: str | None, api_key_env: str | None, workers: int | None, ray: str | None, device: str | None, dtype: str
+) -> str | None:
+    """Refuse arguments that do not go together, and return the server's key."""
+    if server is None:
+        if api_key_env is not None:
+            raise ValueError("`api_key_env` is for a `server`, and none is given.")
+        return None
+    if (workers, ray) != (None, None):
+        raise ValueError("`workers` and `ray` cannot be used with `server`: this process sends the requests.")
+    if device not in (None, "auto") or dtype != "auto":
+        raise ValueError("`device` and `dtype` cannot be used with `server`: they are for a model that runs here.")
+    if api_key_env is None:
+        return None
+    key = os.environ.get(api_key_env, "").strip()
+    if not key:
+        raise ValueError(f"`api_key_env={api_key_env}`: this environment variable is not set, or is empty.")
+    return key
 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """What the captions depend on. A run is only continued with the same settings.
+    """The settings that the captions depend on. A folder is only continued with the same settings.
 
-    Args:
-        model: name of the model, with a mark that changes when its weights change; its number format is `dtype`.
-        prompt: as for `Captioner`, like `max_new_tokens`, `temperature` and `top_p`.
-        seed: of the sampling.
-        split: split of the source, of which the first `limit` rows are used.
-        sampled_batch: images in a batch when sampling, which draws for a whole batch at once; else None.
+    Attributes:
+        model: The model's name, with a mark that changes with its weights.
+        sampled_batch: Images in a batch when sampling, which draws for a whole batch at once; otherwise None.
+        The others are arguments of `build_captions`.
     """
 
     model: str
@@ -69,26 +192,32 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise ValueError("prompt is empty; expected a text that asks for a description of the image.")
+            raise ValueError("`prompt` must ask for a description of the image, got an empty text.")
         check_positive(limit=self.limit, max_new_tokens=self.max_new_tokens)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature={self.temperature}; expected 0 (the likeliest tokens) or more.")
+            raise ValueError(f"`temperature` must be 0 (greedy decoding) or more, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}; expected a number above 0 and at most 1.")
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p}.")
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A decoded image on its way to a caption."""
+class _LoadedImage:
+    """A decoded image that waits for its caption.
+
+    Attributes:
+        file_name: Its path in the output.
+        stored: Its file, or the bytes of one.
+        answer: The future of its caption, from a captioner that works on many images concurrently.
+    """
 
     row: int
-    file_name: str  # in the output
+    file_name: str
     image: Image.Image
-    stored: Path | bytes  # its file, or the bytes of one
-    answer: Any  # a future of its caption, from a captioner that works on many images beside each other
+    stored: Path | bytes
+    answer: Any
 
 
-def build_captions(
+def write_captions(
     source: Source,
     output: str | os.PathLike[str],
     settings: CaptionSettings,
@@ -99,27 +228,13 @@ def build_captions(
     progress: bool = True,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Write a caption for every image of `source`, or continue such a folder.
+    """Do the work of `build_captions`, which see for the other arguments, the summary and the errors.
 
     Args:
-        source: rows to work on, opened without captions. A file that it names more than once gets one caption.
-        output: folder for `metadata.jsonl`, the images and `fastgoal_captions.json`.
-        load_captioner: gives a `Captioner`, or another `captioner(images, seed=)`, or a `ServerCaptioner`, or another
-            with a method `submit(image, seed)` that returns a future; called only if there is work.
-        on_error: `stop` at an image that cannot be read or about which the model writes nothing, or `skip` and list it.
-        batch_size: images that the model describes at once.
-        show: called with name and text of the first caption that is written.
-        progress: show a bar.
-        engine: who makes the captions, see `cluster.open_engine`; by default this process.
-
-    Returns:
-        The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions
-        that reached the token limit), `seconds` and `images_per_second` (over all runs that made the folder), and
-        `made`, the images that were still to do when this call began.
-
-    Raises:
-        ValueError: an image cannot be used, the folder holds something else, or another run writes it.
-        OSError: the folder cannot be written, for example on a full disk.
+        source: Rows of images, opened without captions.
+        load_captioner: Returns a `Captioner`, or another `captioner(images, seed=)`; or a `ServerCaptioner`, or another
+            object with a method `submit(image, seed)` that returns a future. Called only if there is work.
+        engine: Runs the batches, by default in this process.
     """
     check_run(source, on_error, batch_size=batch_size)
     output = Path(output)
@@ -157,7 +272,7 @@ def build_captions(
 
 @dataclass
 class _CaptionMaker:
-    """Captions batches of images and writes each down, with its images, before it begins the next."""
+    """Caption batches of images, and write each batch with its images before the next one begins."""
 
     source: Source
     output: Path
@@ -169,41 +284,43 @@ class _CaptionMaker:
     def __post_init__(self) -> None:
         self.work = self.output / WORK_FOLDER
         self.threads = Threads(DECODERS, overlap=True)
-        self.beside = hasattr(self.captioner, "submit")
+        self.is_concurrent = hasattr(self.captioner, "submit")
 
-    def load(self, row: int) -> _Picture | BadRow:
-        """Read and decode one image."""
+    def load(self, row: int) -> _LoadedImage | BadRow:
+        """Read and decode one image, and submit it to a concurrent captioner."""
         try:
-            found = self.source[row]
-            stored = found.image
+            source_row = self.source[row]
+            stored = source_row.image
             if isinstance(stored, dict):
                 stored = stored.get("bytes") or stored["path"]
             stored = stored if isinstance(stored, bytes) else Path(stored)
-            image = load_image(stored, name=found.name if isinstance(stored, bytes) else None)
-            file_name = self._file_name(row, found.name, stored)
+            image = load_image(stored, name=source_row.name if isinstance(stored, bytes) else None)
+            file_name = self._file_name(row, source_row.name, stored)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, row, error)
-        answer = self.captioner.submit(image, self.seed + row) if self.beside else None
-        return _Picture(row, file_name, image, stored, answer)
+        answer = self.captioner.submit(image, self.seed + row) if self.is_concurrent else None
+        return _LoadedImage(row, file_name, image, stored, answer)
 
-    def make(self, shard: Shard, rows: Iterator[_Picture | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
-        """Caption one batch."""
+    def make(
+        self, shard: Shard, rows: Iterator[_LoadedImage | BadRow], advance: Callable[[int], Any]
+    ) -> dict[str, Any]:
+        """Caption one batch, and return its record."""
         clock = time.perf_counter()
         skipped: list[BadRow] = []
-        left_out = skipped if self.skip else None
+        bad_rows = skipped if self.skip else None
         record: dict[str, Any] = {"rows": [], "skipped": []}
         try:
-            for picture, caption in self._captioned(rows, left_out):
+            for image, caption in self._captioned(rows, bad_rows):
                 if not caption.text:
-                    nothing = BadRow.of(self.source, picture.row, "the model wrote nothing about this image.")
-                    good_rows([nothing], left_out)
+                    empty = BadRow.of(self.source, image.row, "the model wrote nothing about this image.")
+                    good_rows([empty], bad_rows)
                     continue
-                with write_errors(self.output / picture.file_name):
-                    self._store(picture)
-                row = {"row": picture.row, "file_name": picture.file_name}
+                with write_errors(self.output / image.file_name):
+                    self._store(image)
+                row = {"row": image.row, "file_name": image.file_name}
                 record["rows"].append({**row, "caption": caption.text, "finish": caption.finish})
         finally:
-            # What is there is kept, whatever happened then. Named after a row that is done: no later batch is.
+            # What is finished is kept in any case. The name is that of a finished row, so no later batch has it.
             record |= {"skipped": [asdict(row) for row in skipped], "seconds": time.perf_counter() - clock}
             done = [entry["row"] for entry in record["rows"] + record["skipped"]]
             if done:
@@ -212,53 +329,52 @@ class _CaptionMaker:
         return record
 
     def _captioned(
-        self, rows: Iterator[_Picture | BadRow], left_out: list[BadRow] | None
-    ) -> Iterator[tuple[_Picture, Caption]]:
-        """Pictures with their captions: as they come, or all of a batch at once."""
-        if not self.beside:
-            pictures = good_rows(rows, left_out)
-            asked = [picture.image for picture in pictures]
-            captions = self.captioner(asked, seed=self.seed + pictures[0].row) if asked else []
-            yield from zip(pictures, captions, strict=True)
+        self, rows: Iterator[_LoadedImage | BadRow], bad_rows: list[BadRow] | None
+    ) -> Iterator[tuple[_LoadedImage, Caption]]:
+        """Yield images with their captions: in order as answers arrive, or a whole batch at once."""
+        if not self.is_concurrent:
+            images = good_rows(rows, bad_rows)
+            decoded = [image.image for image in images]
+            captions = self.captioner(decoded, seed=self.seed + images[0].row) if images else []
+            yield from zip(images, captions, strict=True)
             return
         for row in rows:
-            for picture in good_rows([row], left_out):
+            for image in good_rows([row], bad_rows):
                 try:
-                    yield picture, picture.answer.result()
+                    yield image, image.answer.result()
                 except RefusedError as error:
-                    good_rows([BadRow.of(self.source, picture.row, error)], left_out)
+                    good_rows([BadRow.of(self.source, image.row, error)], bad_rows)
 
     def _file_name(self, row: int, name: str, stored: Path | bytes) -> str:
-        """The image's path inside the folder: the same as in the source, where that has paths."""
+        """Return the image's path in the output: the same as in the source, if that has paths."""
         path = posixpath.normpath(name)
-        # One that leads out of the source, where that is allowed, must not lead out of the output.
+        # A path that leads out of the source, where this is allowed, must not lead out of the output.
         if not isinstance(self.source, DatasetSource) and not path.startswith(("/", "../")):
             if path in (METADATA, CAPTIONS_MANIFEST) or path.partition("/")[0] == WORK_FOLDER:
                 raise ValueError(
-                    f"{self.source.where(row)}: the name '{name}' is taken in the output; rename the image."
+                    f"{self.source.where(row)}: the output needs the name '{name}' for its own file. Rename the image."
                 )
             return path
-        # In a dataset several rows may have the same name, and it may be anything.
+        # In a dataset a name can be any text, and several rows can share it.
         stem, suffix = os.path.splitext(re.sub(r"[^\w.-]+", "_", re.split(r"[/\\]", name)[-1]))
         if suffix.lower() not in SUFFIXES:
             with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
                 stem, suffix = stem + suffix, f".{(image.format or 'png').lower()}"
         return f"{row:08d}{suffix}" if stem == f"row-{row:08d}" else f"{row:08d}-{stem}{suffix}"
 
-    def _store(self, picture: _Picture) -> None:
-        """Put a copy of the original image file into the folder."""
-        target = self.output / picture.file_name
+    def _store(self, image: _LoadedImage) -> None:
+        """Copy the original image file into the folder."""
+        target = self.output / image.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Of an interrupted run of an older version it may be a link to the original, which must not be written to.
-        target.unlink(missing_ok=True)
-        if isinstance(picture.stored, bytes):
-            target.write_bytes(picture.stored)
+        target.unlink(missing_ok=True)  # never write through a link
+        if isinstance(image.stored, bytes):
+            target.write_bytes(image.stored)
         else:
-            shutil.copyfile(picture.stored, target)
+            shutil.copyfile(image.stored, target)
 
 
 def _unique_rows(source: Source, limit: int | None) -> list[int]:
-    """Numbers of the rows to caption. In a folder, rows that name the same file count once."""
+    """Return the numbers of the rows to caption. In a folder, rows that name the same file count once."""
     rows = range(len(source))[:limit]
     if isinstance(source, DatasetSource):
         return list(rows)
@@ -266,21 +382,19 @@ def _unique_rows(source: Source, limit: int | None) -> list[int]:
     for row in rows:
         try:
             name = posixpath.normpath(source[row].name)
-        except ValueError:  # reported when it is its turn
+        except ValueError:  # reported when the row is loaded
             name = f"//{row}"
         first.setdefault(name, row)
     return list(first.values())
 
 
 def _read_batches(work: Path) -> Iterator[dict[str, Any]]:
-    """The finished batches; one that cannot be read is captioned again."""
+    """Yield the finished batches. The images of a batch that cannot be read are captioned again."""
     for path in sorted(work.glob(BATCHES)):
-        content = path.read_bytes()
         try:
-            for text in content.splitlines() if path.suffix == ".jsonl" else [content]:
-                yield json.loads(text)
+            yield json.loads(path.read_bytes())
         except ValueError as error:
-            logger.warning(f"{path} is damaged; what cannot be read is captioned again: {error}.")
+            logger.warning(f"{path} is damaged, and its images are captioned again: {error}.")
 
 
 def _entries(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -288,10 +402,10 @@ def _entries(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def _write_metadata(output: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put the batches together, and sum them up."""
+    """Write the batches as one file, and return the summary."""
     rows, skipped = _entries(records, "rows"), _entries(records, "skipped")
     if not rows:
-        raise ValueError(f"none of the {len(skipped)} images could be used; the first: {skipped[0]['reason']}")
+        raise ValueError(f"None of the {len(skipped)} images could be used. The first: {skipped[0]['reason']}")
     lines = [{name: value for name, value in row.items() if name != "row"} for row in rows]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text(output / METADATA, text, output / WORK_FOLDER)

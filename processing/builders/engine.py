@@ -1,155 +1,368 @@
-"""The loop that makes shards one after the other in this process, and the threads that read ahead of it.
+"""Run the shards of a dataset: one after the other in this process, or on several workers with Ray (docs.ray.io).
 
-A shard depends on its own rows only, so it is the same whoever makes it. `cluster.RayEngine` takes this place to hand
-shards out to several processes or machines; what makes a shard stays as it is.
+A shard depends on its own rows only, so it is the same whoever makes it. Ray starts the workers where there are cores
+and GPUs, and notices when one dies. This process plans, hands out one shard after the other, counts, and holds the
+output folder.
 """
 
-import itertools
+import logging
 import os
+import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checks import check_positive
-from fastgoal.processing.data.sources import Source
+
+from . import worker
+from .shards import PACKAGES
+
+logger = transformers_logging.get_logger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+# How often a shard is retried after its worker died.
+RETRIES = 3
+# Only records and lists of rows travel between processes.
+OBJECT_STORE_BYTES = 256 * 2**20
+SECONDS_TO_ANSWER = 30
+SECONDS_TO_START = 60
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the work: its number and the numbers of its rows in the source."""
+    """A part of the work: its number, and the numbers of its rows in the source."""
 
     number: int
     rows: Sequence[int]
 
 
 class ShardMaker(Protocol):
-    """What makes shards, with its models loaded."""
+    """The interface of what makes shards, with its models loaded.
 
-    threads: "Threads"  # where `load` runs
-    ahead: int  # loaded rows that may wait to be taken
+    Attributes:
+        threads: The threads that `load` runs in.
+        ahead: How many loaded rows may wait.
+    """
+
+    threads: "Threads"
+    ahead: int
 
     def load(self, row: int) -> Any:
-        """Read one row of the source. What is wrong with the row is returned as a `BadRow`."""
+        """Read one row of the source; return a `BadRow` for a row that cannot be used."""
 
     def make(self, shard: Shard, rows: Iterator[Any], advance: Callable[[int], Any]) -> dict[str, Any]:
-        """Write the shard of the loaded rows, tell `advance` how many are done, and return the shard's record."""
+        """Write the shard of the loaded rows, report the number of finished rows, and return the shard's record."""
         ...
 
 
 class Engine(AbstractContextManager["Engine"]):
-    """Who makes the shards: this process, one after the other."""
+    """Run shards one after the other in this process."""
 
-    def choose_device(self, asked: str) -> str:
-        """The device of the models, `auto` resolved. Raises `ValueError` for one that cannot be used."""
-        return choose_device(asked)
+    def choose_device(self, device: str | None) -> str:
+        """Return the device of the models; raise `ValueError` for one that cannot be used."""
+        return choose_device(device)
 
     def run_shards(
-        self, pending: Sequence[Shard], load_maker: Callable[[int], ShardMaker], total: int, what: str, progress: bool
+        self, pending: Sequence[Shard], load_maker: Callable[[int], ShardMaker], total: int, title: str, progress: bool
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Make shards, and give number and record of each as it is finished.
+        """Make shards, and yield number and record of each when it is finished.
 
         Args:
-            pending: What there is to do; rows of the next shard are read while the last one ends.
-            load_maker: Loads the models, told how many processor cores are its own; not called for nothing.
-            total: Rows of all shards; those that are not pending count as done.
-            what: Title of the bar.
-            progress: Show it.
+            pending: The shards to make. Rows of the next shard are read while the last one ends.
+            load_maker: Loads the models, given the number of cores to use; called only if there is work.
+            total: Rows of all shards, including those that are finished already.
+            title: Title of the progress bar.
+            progress: Show the progress bar.
         """
         if not pending:
             return
         maker = load_maker(count_cores())
-        with maker.threads, progress_bar(pending, total, what, progress) as bar:
-            rows = itertools.chain.from_iterable(shard.rows for shard in pending)
+        with maker.threads, progress_bar(pending, total, title, progress) as bar:
+            rows = chain.from_iterable(shard.rows for shard in pending)
             loaded = maker.threads.map(maker.load, rows, maker.ahead)
             for shard in pending:
-                yield shard.number, maker.make(shard, itertools.islice(loaded, len(shard.rows)), bar.update)
+                yield shard.number, maker.make(shard, islice(loaded, len(shard.rows)), bar.update)
 
     def __exit__(self, *_: object) -> None:
         pass
 
 
-def progress_bar(pending: Sequence[Shard], total: int, what: str, progress: bool) -> Any:
-    """The bar over all rows, of which those that are not pending are done."""
-    done = total - sum(len(shard.rows) for shard in pending)
-    return tqdm(total=total, initial=done, unit="image", desc=what, disable=not progress)
+def open_engine(workers: int | None = None, ray: str | None = None) -> Engine:
+    """Return the engine for these options, for a `with` block, at the end of which all its processes end.
 
+    Its `choose_device`, called before any shard is made, decides whether each worker gets a GPU.
 
-def check_run(source: Source, on_error: str, **counts: int | None) -> None:
-    """Raise `ValueError` for options out of range, a source without rows, or one of several processes."""
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error='{on_error}'; expected 'stop' or 'skip'.")
-    check_positive(**counts)
-    if len(source) == 0:
-        raise ValueError(f"source='{source.name}' has no rows.")
-    processes = os.environ.get("WORLD_SIZE") or "1"
-    if processes != "1":
-        raise ValueError(
-            f"WORLD_SIZE={processes} says that several processes were started, as torchrun and accelerate launch do. "
-            "One command makes a folder: start it by itself, and --workers N has it use N processes of this machine, "
-            "--ray ADDRESS those of a cluster."
-        )
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used, and why; the reason names the row and its file."""
-
-    row: int
-    reason: str
-
-    @classmethod
-    def of(cls, source: Source, row: int, reason: object) -> "BadRow":
-        where, text = source.where(row), str(reason)
-        return cls(row, text if text.startswith(where) else f"{where}: {text}")
-
-
-def good_rows(loaded: Iterable[T | BadRow], skipped: list[BadRow] | None) -> list[T]:
-    """Those rows that can be used. The others are added to `skipped`; where that is None, they stop the run.
+    Args:
+        workers: Number of worker processes. By default this process does the work, or in a cluster as many workers as
+            it has GPUs, or machines if it has none.
+        ray: Address of a running Ray cluster, `HOST:PORT`, or `auto` for the one that this machine belongs to.
 
     Raises:
-        ValueError: Says what is wrong with the first bad row, and how to leave such rows out.
+        ValueError: `workers` is not positive.
+        ImportError: Ray is needed and not installed.
     """
-    good: list[T] = []
-    for row in loaded:
-        if not isinstance(row, BadRow):
-            good.append(row)
-        elif skipped is not None:
-            skipped.append(row)
+    check_positive(workers=workers)
+    return Engine() if workers is None and ray is None else RayEngine(workers, ray)
+
+
+@dataclass
+class _Slot:
+    """A worker, its shard, the pending question how far it is, and its last answer in rows."""
+
+    actor: Any
+    shard: Shard
+    question: Any = None
+    rows_done: int = 0
+
+
+class RayEngine(Engine):
+    """Hand shards out to workers; see `open_engine`. Ray is started, or its cluster joined, on first use."""
+
+    def __init__(self, workers: int | None, address: str | None) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if address is None:  # Ray asks for no password: only this machine may reach what is started here
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(
+                "`workers` and `ray` need the package ray. Install it with: pip install 'fastgoal[ray]'"
+            ) from error
+        self._ray: Any = ray
+        self._workers, self._address = workers, address
+        self._is_ours = False  # whether this engine started Ray, or joined the cluster
+        self._on_gpus = False
+
+    def choose_device(self, device: str | None) -> str:
+        """Return `cuda` where each worker gets a GPU, else `cpu`."""
+        if device not in (None, AUTO, "cpu", "cuda"):
+            raise ValueError(f"`device` must be auto, cuda (a GPU per worker) or cpu with workers, got {device!r}.")
+        if self._address is None:
+            found = choose_device(device)
+            if found not in ("cpu", "cuda"):
+                raise ValueError(f"`device={found}` does not support workers. Use `device=cpu`, or no `workers`.")
         else:
-            hint = "" if "--on-error skip" in row.reason else " (--on-error skip leaves such rows out and lists them.)"
-            raise ValueError(row.reason + hint)
-    return good
+            self._join()
+            gpus = self._ray.cluster_resources().get("GPU", 0)
+            if device == "cuda" and not gpus:
+                raise ValueError("`device=cuda`: the Ray cluster has no GPU. Use cpu or auto.")
+            found = "cuda" if gpus and device != "cpu" else "cpu"
+        self._on_gpus = found == "cuda"
+        return found
+
+    def run_shards(
+        self, pending: Sequence[Shard], load_maker: Callable[[int], ShardMaker], total: int, title: str, progress: bool
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Make shards as `Engine.run_shards` does, in the order in which they are finished.
+
+        An error of a shard ends the run. A worker that dies is replaced, and its shard made again.
+
+        Raises:
+            ChildProcessError: The workers of one shard died `RETRIES + 1` times.
+            ValueError: A worker has other versions of packages, or does not see the folders.
+        """
+        if not pending:
+            return
+        self._join()
+        ray, cloudpickle = self._ray, self._ray.cloudpickle
+        from ray.exceptions import RayError, RayTaskError
+
+        job = ray.put(
+            {
+                "folder": os.getcwd(),
+                "paths": sys.path,
+                "versions": {name: version(name) for name in PACKAGES},
+                "load_maker": cloudpickle.dumps(load_maker),
+            }
+        )
+        queue, deaths, finished = deque(pending), Counter[int](), 0
+        start_worker = self._worker_starter()
+        running: dict[Any, _Slot] = {}
+
+        def hand_out(actor: Any, shard: Shard) -> None:
+            running[actor.make.remote(cloudpickle.dumps(shard), job)] = _Slot(actor, shard)
+
+        with progress_bar(pending, total, title, progress) as bar:
+            before, since, has_begun = bar.n, time.monotonic(), False
+            for _ in range(min(self._count(), len(queue))):
+                hand_out(start_worker(), queue.popleft())
+            while running:
+                for call in ray.wait(list(running), timeout=0.5)[0]:
+                    slot = running.pop(call)
+                    try:
+                        record = ray.get(call)
+                    except RayTaskError as error:
+                        raise error.cause from error
+                    except RayError as error:
+                        deaths[slot.shard.number] += 1
+                        self._report_death(slot.shard, deaths[slot.shard.number], error)
+                        ray.kill(slot.actor)
+                        hand_out(start_worker(), slot.shard)
+                        continue
+                    finished += len(slot.shard.rows)
+                    yield slot.shard.number, record
+                    if queue:
+                        hand_out(slot.actor, queue.popleft())
+                    else:
+                        ray.kill(slot.actor)  # frees its cores for others in the cluster
+                slots = list(running.values())
+                answers = [self._ask(slot) for slot in slots]
+                has_begun = has_begun or any(answers) or finished > 0
+                if not has_begun and time.monotonic() - since > SECONDS_TO_START:
+                    has_begun = True
+                    logger.warning(f"No worker has started yet. Free in the cluster: {ray.available_resources()}.")
+                bar.update(before + finished + sum(slot.rows_done for slot in slots) - bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            self._ray.shutdown()
+
+    def _join(self) -> None:
+        """Start Ray on this machine, or join the cluster, once."""
+        if self._ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is None:
+            cores = max(count_cores(), self._workers or 1)
+            options |= {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+            self._ray.init("local", num_cpus=cores, **options)
+        else:
+            check_cluster(self._address)
+            try:
+                self._ray.init(self._address, **options)
+            except (RuntimeError, ConnectionError) as error:
+                raise ValueError(f"`ray={self._address}`: {' '.join(str(error).split())}") from error
+        self._is_ours = True
+
+    def _nodes(self) -> list[tuple[int, int]]:
+        """Return the cores and GPUs of each machine."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive]
+
+    def _count(self) -> int:
+        """Return the number of workers."""
+        gpus = sum(gpu for _, gpu in self._nodes()) if self._on_gpus else 0
+        count = self._workers or gpus or len(self._nodes())
+        if self._address is None and self._on_gpus and count > gpus:
+            raise ValueError(
+                f"`workers` must be at most the number of GPUs, {gpus}, got {count}: each worker needs its own. Use "
+                "fewer, or `device=cpu`."
+            )
+        return count
+
+    def _worker_starter(self) -> Callable[[], Any]:
+        """Return a function that starts one worker, with its share of the cores and a GPU where workers have one."""
+        cores = share_of_cores(self._nodes(), self._count(), self._on_gpus)
+        self._ray.cloudpickle.register_pickle_by_value(worker)
+        actor_class = self._ray.remote(
+            num_cpus=cores, num_gpus=int(self._on_gpus), concurrency_groups={"ask": 1}, max_restarts=0
+        )(worker.Worker)
+        return lambda: actor_class.remote(cores)
+
+    def _ask(self, slot: _Slot) -> bool:
+        """Read a worker's last answer how far it is, and ask again; return whether it has started any shard."""
+        from ray.exceptions import RayError
+
+        if slot.question is None:
+            slot.question = slot.actor.at.options(concurrency_group="ask").remote()
+        if not self._ray.wait([slot.question], timeout=0)[0]:
+            return False
+        try:
+            at = self._ray.get(slot.question)
+        except RayError:  # the worker died, which its shard reports too
+            return False
+        slot.question = None
+        if at is not None and at[0] == slot.shard.number:
+            slot.rows_done = at[1]
+        return at is not None
+
+    def _report_death(self, shard: Shard, times: int, error: Exception) -> None:
+        label = f"shard {shard.number} (rows {shard.rows[0]} to {shard.rows[-1]} of the source)"
+        reason = textwrap.shorten(str(error).strip().splitlines()[-1], 300)
+        if times > RETRIES:
+            raise ChildProcessError(
+                f"{label}: {times} workers died while they made it. The last error: {reason} The cause is often too "
+                "little memory: try fewer `workers` or a smaller `batch_size`. To find an image that crashes a "
+                "library, use `workers=1`. Finished shards are kept: the same call continues."
+            )
+        logger.warning(f"A worker died in {label}, which is made again ({times} of {RETRIES} times): {reason}")
+
+
+def progress_bar(pending: Sequence[Shard], total: int, title: str, progress: bool) -> Any:
+    """Return the progress bar over all rows; those of finished shards count as done."""
+    done = total - sum(len(shard.rows) for shard in pending)
+    return tqdm(total=total, initial=done, unit="image", desc=title, disable=not progress)
 
 
 def count_cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoding_threads(cores: int) -> int:
-    """Threads for decoding and cropping, where so many cores are free for them."""
+    """Return the default number of threads for decoding and cropping on this number of cores."""
     return min(16, cores)
 
 
+def share_of_cores(nodes: Sequence[tuple[int, int]], count: int, on_gpus: bool) -> int:
+    """Return the most cores that each of `count` workers can have on machines with (cores, GPUs); at least 1."""
+
+    def fit(cores: int) -> int:
+        return sum(min(gpus, all_cores // cores) if on_gpus else all_cores // cores for all_cores, gpus in nodes)
+
+    most = max((cores for cores, _ in nodes), default=1)
+    return next((cores for cores in range(most, 0, -1) if fit(cores) >= count), 1)
+
+
+def check_cluster(address: str) -> None:
+    """Raise `ValueError` where no Ray cluster answers. Ray itself would try for minutes, and then end the process."""
+    way_out = "Start one with `ray start --head`, or use `workers` for processes on this machine."
+    resolved = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
+    if "://" in resolved:
+        return
+    if resolved != AUTO:
+        host, _, port = resolved.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError(f"`ray` must be HOST:PORT, such as 10.0.0.1:6379, or auto, got {resolved!r}.")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"`ray={resolved}`: no Ray cluster answers there ({error}). {way_out}") from None
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command += ["--address", resolved] if resolved != AUTO else []
+    try:
+        is_healthy = subprocess.run(command, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode == 0
+    except subprocess.TimeoutExpired:
+        is_healthy = False
+    if not is_healthy:
+        raise ValueError(f"`ray={address}`: no Ray cluster answers. {way_out}")
+
+
 class Threads(AbstractContextManager["Threads"]):
-    """Threads for work that no GPU is needed for, each operation of torch in them on one core.
+    """Threads for work that needs no GPU. Each torch operation in them uses one core.
 
     Args:
-        count: How many; there are as many as there are cores.
-        overlap: Whether they work while the models do. On a CPU they had better not: they would take a core away from
-            one thread of a model's operation, and its other threads would wait for that one.
+        count: Number of threads; all are started at once.
+        overlap: Whether they work while the models run. On a CPU they should not: they would take a core from one
+            thread of a model's operation, and its other threads would wait for that one.
     """
 
     def __init__(self, count: int, overlap: bool) -> None:
@@ -158,21 +371,21 @@ class Threads(AbstractContextManager["Threads"]):
         all_there = threading.Barrier(count)
 
         def limit() -> None:
-            torch.get_num_threads()  # a thread's first call sets the common number, over any set before
+            torch.get_num_threads()  # the first call in a thread overwrites an earlier setting
             torch.set_num_threads(1)
 
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="rows", initializer=limit)
         list(self._pool.map(lambda _: all_there.wait(), range(count)))
-        torch.set_num_threads(threads)  # part of the setting is the whole process's
+        torch.set_num_threads(threads)  # a part of the setting belongs to the whole process
 
     def map(self, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-        """The results of a function in order, with at most `most` of them waiting to be taken.
+        """Yield the results of a function in order, with at most `most` of them waiting.
 
-        Threads that may overlap never stop; others do a portion of `most` while the models rest.
+        Threads that overlap with the models never stop; others work on `most` items at a time while the models rest.
         """
         iterator = iter(items)
         if not self.overlap:
-            while portion := list(itertools.islice(iterator, most)):
+            while portion := list(islice(iterator, most)):
                 yield from list(self._pool.map(function, portion))
         waiting: deque[Future[R]] = deque()
         for item in iterator:
@@ -184,40 +397,3 @@ class Threads(AbstractContextManager["Threads"]):
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-class Clock:
-    """Seconds by stage; the time of a stage inside another one counts for the inner one alone."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._stage, self._since = "", time.perf_counter()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        outer = self._enter(stage)
-        try:
-            yield
-        finally:
-            self._enter(outer)
-
-    def timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time to get each counts for `stage`."""
-        iterator, end = iter(items), object()
-        while True:
-            with self(stage):
-                item: Any = next(iterator, end)
-            if item is end:
-                return
-            yield item
-
-    def read(self) -> Counter[str]:
-        """The seconds up to now."""
-        self._enter(self._stage)
-        return self.seconds.copy()
-
-    def _enter(self, stage: str) -> str:
-        now = time.perf_counter()
-        self.seconds[self._stage] += now - self._since  # type: ignore[assignment]
-        left, self._stage, self._since = self._stage, stage, now
-        return left

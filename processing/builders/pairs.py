@@ -1,10 +1,10 @@
-"""From rows of images and captions to a dataset of local pairs on disk: the work behind `fastgoal pairs`.
+"""Build a dataset of local pairs from images and captions: the work behind `fastgoal pairs`.
 
-Threads decode images, bring them to the detector's size and cut crops, while the main thread asks the detector and CLIP
-about many images at once. Every shard depends on its own rows only, so it is the same file whether or not the run that
-made it was one that had been killed before.
+Threads decode images, prepare them for the detector and cut crops, while the main thread runs the models on many images
+at once. Every shard depends on its own rows only, so it is the same file whether or not an earlier run was killed.
 """
 
+import copy
 import io
 import itertools
 import os
@@ -17,43 +17,163 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
+from fastgoal.processing.checkpoints.devices import choose_dtype
+from fastgoal.processing.checkpoints.fingerprints import check_detector_file, fingerprint, checkpoint_fingerprint
+from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.sources import Source, load_source
+from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
-from fastgoal.processing.embedding import TOKENS_PER_CROP, embed_crops, embed_texts
+from fastgoal.processing.flism import CROPS_PER_IMAGE, Clock, FlismRow, find_pairs
 from fastgoal.processing.images import image_bytes, load_image
 from fastgoal.processing.matching import pair_row
 from fastgoal.processing.pixels import PixelReader
-from fastgoal.processing.regions import Region
+from fastgoal.processing.regions import MAX_AREA, MIN_AREA, Detector, Region, candidate_regions
 from fastgoal.processing.sentences import Sentence, check_language
 
-from .engine import BadRow, Clock, Engine, Shard, Threads, check_run, decoding_threads, good_rows
-from .shards import ParquetShards, RunFolder, refuse_skipped
+from .engine import Engine, Shard, Threads, decoding_threads, open_engine
+from .shards import BadRow, ParquetShards, RunFolder, check_run, good_rows, refuse_skipped
 
 STAGES = ("decode", "detect", "crop", "sentences", "image", "write")
 COUNTS = ("images", "sentences", "pairs", "without_phrases")
-# Images in one call of the detector: a fraction of the crops in a forward. A few times as many are held decoded.
-IMAGES_PER_CROP_BATCH = 4
-# Rows whose sentences are embedded together: many, so that those of like lengths meet, whatever the size of a shard.
+# The sentences of this many rows are embedded together, so that sentences of similar lengths meet.
 ROWS_PER_BLOCK = 256
+
+
+def build_pairs(
+    source: str | os.PathLike[str] | Source,
+    output: str | os.PathLike[str],
+    model: str | os.PathLike[str] | PreTrainedModel,
+    detector: str | os.PathLike[str] | Detector | None = "yolo11n.pt",
+    *,
+    processor: Any = None,
+    regions: str = "objects",
+    min_score: float | None = None,
+    min_area: float = MIN_AREA,
+    max_area: float = MAX_AREA,
+    boxes: str = "pixels",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    allow_outside_files: bool = False,
+    language: str = "en",
+    shard_size: int = 256,
+    store_size: int | None = None,
+    on_error: str = "stop",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Match the sentences of captions to regions of their images, and write the pairs as a dataset of parquet files.
+
+        fastgoal.build_pairs("photos/", "pairs/", model="openai/clip-vit-base-patch16", detector="yolo11n.pt")
+        data = datasets.load_dataset("pairs/", split="train")
+
+    A run that was interrupted continues where it stopped when it is called again with the same arguments.
+
+    Args:
+        source: Images with captions: what `load_source` reads, or a loaded source.
+        output: Folder for the dataset, new or to be continued.
+        model: The model that scores crops and sentences: a folder, a Hub id, or a loaded model with its `processor`.
+        detector: Proposes regions: a local ultralytics `.pt` file, a folder or Hub id of a transformers detector,
+            `column:NAME` for boxes in the data, a `Detector`, or `none` for the five default regions only.
+        processor: The `FastGoalProcessor` of a loaded `model`.
+        regions: `objects` for the boxes of the detector; `sam` for the boxes of the masks of a SAM detector (GOAL).
+        min_score: Lowest detection score; by default 0.25, and 0.1 for OWL, whose scores are low.
+        min_area: Smallest region (of a SAM: smallest mask), as a fraction of the image.
+        max_area: Largest region (of a SAM: largest mask), as a fraction of the image.
+        boxes: Unit of the boxes of `column:NAME`: `pixels`, or `normalized` for fractions of width and height.
+        image_column: As for `load_source`, like `caption_column`, `split` and `allow_outside_files`.
+        limit: Use the first rows only.
+        language: Language code of the captions.
+        shard_size: Rows of the source in an output file.
+        store_size: Store images whose shorter side is longer than this number of pixels shrunk to it, as JPEG with
+            boxes to match. The models see the original images. By default the original files are stored.
+        on_error: At a row that cannot be used: `stop`, or `skip` it and list it in the summary.
+        batch_size: Crops in a forward pass, and a quarter as many images in a call of the detector. Another size
+            changes scores by rounding errors.
+        num_workers: Threads that decode images and cut crops; by default one per core, at most 16.
+        workers: Processes that share the work, each with a GPU where there are GPUs; needs the package ray.
+        ray: Address of a Ray cluster that shares the work, `HOST:PORT` or `auto`.
+        device: Device of models given by name; by default the accelerator if there is one.
+        dtype: Number format of a `model` given by name: `float32`, `float16`, `bfloat16`, or `auto` for float16 on
+            CUDA and float32 elsewhere.
+        progress: Show a progress bar.
+
+    Returns:
+        The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
+        named nothing that the detector could look for), `regions` and `best_regions` by source, `shards`, `seconds`,
+        `images_per_second` and `stage_seconds` (of the main thread; `decode` and `crop` are the time spent waiting for
+        threads) over all runs, and `shards_made` by this call.
+
+    Raises:
+        ValueError: An argument is wrong, a model cannot be loaded, a row cannot be used (`on_error="stop"`), the folder
+            holds other files, data or settings, or another process writes to it.
+        OSError: A file cannot be written, for example because the disk is full.
+        ImportError: A package that an argument needs is missing.
+    """
+    if regions not in ("objects", "sam"):
+        raise ValueError(f"`regions` must be objects or sam, got {regions!r}.")
+    limits: dict[str, Any] = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
+    if isinstance(detector, str | os.PathLike | None):
+        name = "none" if detector is None else os.fspath(detector)
+        check_detector_file(name, str(source.base) if isinstance(source, Source) else os.fspath(source), str(output))
+        spec = describe_detector(name, **limits)
+    else:
+        name, spec = None, detector.spec
+    if regions == "sam" and spec.kind != "sam":
+        raise ValueError(
+            f"`regions=sam` needs a SAM checkpoint, got `detector={detector}`. Name a folder or Hub id, for example "
+            "facebook/sam-vit-huge."
+        )
+    if not isinstance(source, Source):
+        source = load_source(source, image_column, caption_column, split, allow_outside_files=allow_outside_files)
+    with open_engine(workers, ray) as engine:
+        if isinstance(model, str | os.PathLike):
+            checkpoint = os.fspath(model)
+            device = engine.choose_device(device)
+            dtype, mark = choose_dtype(dtype, device), checkpoint_fingerprint(checkpoint)
+        elif processor is None:
+            raise ValueError("`processor` must be the FastGoalProcessor of the loaded `model`, got None.")
+        elif (workers, ray) != (None, None):
+            raise ValueError("`workers` and `ray` need a `model` given by name, which every process loads itself.")
+        else:
+            device, dtype = device or str(model.device), str(model.dtype).removeprefix("torch.")
+            mark = f"{os.path.basename(model.name_or_path)}#{fingerprint(model.state_dict())[:32]}"
+
+        def load_matcher() -> tuple[Any, Any]:
+            # The detector first: it takes less time to fail.
+            found: Any = detector
+            if name is not None:
+                found = load_detector("none" if spec.kind == "column" else name, device, **limits)
+            if processor is None:
+                matcher, own = load_model(checkpoint, device, dtype, stretch=True)
+            else:
+                matcher, own = model, copy.copy(processor)
+            own.detector, own.language = found, language
+            return matcher, own
+
+        settings = PairSettings(mark, spec, dtype, split, limit, shard_size, store_size, boxes, language)
+        return write_pairs(source, output, settings, load_matcher, on_error, batch_size, num_workers, progress, engine)
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What the rows depend on. A run is only continued with the same settings.
+    """The settings that the rows depend on. A folder is only continued with the same settings.
 
-    Args:
-        model: name of the matcher, with a mark that changes when its weights change; its number format is `dtype`.
-        detector: what proposes regions, and which of them stay.
-        split: split of the source, of which the first `limit` rows are used.
-        shard_size: rows of the source in a shard.
-        store_size: images whose shorter side has more pixels are kept shrunk to so many, as JPEG, with boxes to match;
-            detector and matcher see them whole. None keeps the original files.
-        language: of the captions, by its code.
-        boxes: whether boxes that come with the data are in `pixels`, or `normalized`: fractions of width and height.
+    Attributes:
+        model: The model's name, with a mark that changes with its weights.
+        detector: The detector and the limits of its regions.
+        The others are arguments of `build_pairs`.
     """
 
     model: str
@@ -68,23 +188,17 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         if self.boxes not in BOX_FORMS:
-            raise ValueError(f"boxes='{self.boxes}'; expected one of {', '.join(BOX_FORMS)}.")
+            raise ValueError(f"`boxes` must be one of {', '.join(BOX_FORMS)}, got {self.boxes!r}.")
         check_language(self.language)
         check_positive(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
     @property
     def box_column(self) -> str | None:
-        """The column that boxes come from, if they do."""
+        """The column with boxes, where the detector is one."""
         return self.detector.name if self.detector.kind == "column" else None
 
 
-def read_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's settings in today's form: version 0.1 named the detector in one text, and had no other choices."""
-    detector = asdict(DetectorSpec.from_settings(settings))
-    return {"store_size": None, "boxes": "pixels", "language": "en", **settings, "detector": detector}
-
-
-def build_pairs(
+def write_pairs(
     source: Source,
     output: str | os.PathLike[str],
     settings: PairSettings,
@@ -95,40 +209,23 @@ def build_pairs(
     progress: bool = True,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Write the local pairs of every row of `source` as shards of parquet, or continue such a folder.
+    """Do the work of `build_pairs`, which see for the other arguments, the summary and the errors.
 
     Args:
-        source: rows to work on.
-        output: folder for `data/*.parquet` and `fastgoal_pairs.json` (settings, versions, summary).
-        load_matcher: returns (model, processor), the processor with its `detector` set; called only if there is work.
-        on_error: `stop` at a row that cannot be used, or `skip` and list it in the summary.
-        batch_size: crops in one forward of CLIP; a quarter as many images go to the detector at once. Another number
-            changes scores by rounding errors.
-        num_workers: threads that decode images and cut crops; by default one for each core, at most 16.
-        progress: show a bar.
-        engine: who makes the shards, see `cluster.open_engine`; by default this process.
-
-    Returns:
-        The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
-        gave the detector nothing to look for), `regions` and `best_regions` by source, `seconds`, `images_per_second`,
-        `stage_seconds` (of the main thread; `decode` and `crop` are the time spent waiting for the others) over all
-        runs that made the folder, and `shards_made` by this call.
-
-    Raises:
-        ValueError: a row cannot be used, the folder holds something else, or another process writes it.
-        OSError: a shard could not be written, for example on a full disk.
+        load_matcher: Returns (model, processor), the processor with its `detector` set; called only if there is work.
+        engine: Runs the shards, by default in this process.
     """
     check_run(source, on_error, batch_size=batch_size, num_workers=num_workers)
     if settings.box_column is not None and settings.box_column not in source.columns:
         raise ValueError(
-            f"detector='column:{settings.box_column}': {source.name} has no column '{settings.box_column}'; its "
-            f"columns are {source.columns}."
+            f"`detector=column:{settings.box_column}`: {source.name} has no column '{settings.box_column}'. Its "
+            f"columns are {', '.join(source.columns)}."
         )
     output = Path(output)
     rows = range(len(source))[: settings.limit]
     starts = range(0, len(rows), settings.shard_size)
     shards = ParquetShards(output, len(starts))
-    folder = RunFolder(output, MANIFEST, "fastgoal pairs", ["data/*.parquet"], read_settings)
+    folder = RunFolder(output, MANIFEST, "fastgoal pairs", ["data/*.parquet"])
     with folder.open(source, settings) as manifest:
         records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
         if on_error == "stop":
@@ -151,10 +248,10 @@ def build_pairs(
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the shards' records.
+    """Add up the records of the shards.
 
-    `seconds` is the time during which any process was at work on a shard, over all runs that made the folder;
-    `stage_seconds` are added up over the processes.
+    `seconds` is the time during which any process worked on a shard, over all runs; `stage_seconds` is the sum over
+    the processes.
     """
     counts = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
     seconds = _covered([tuple(record["span"]) for record in records])
@@ -179,7 +276,7 @@ def _added(records: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """Length of the union of time spans."""
+    """Return the length of the union of time spans."""
     total, until = 0.0, 0.0
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, until))
@@ -187,24 +284,28 @@ def _covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-@dataclass(frozen=True)
-class LoadedRow:
-    """A row that can be used."""
+@dataclass
+class LoadedRow(FlismRow):
+    """A row of the source with its image decoded; its sentences are added when its block is matched.
 
-    image: Image.Image
-    stored: dict[str, Any]  # the image as the dataset keeps it
-    stored_size: tuple[int, int]  # its (width, height), upright
-    name: str
-    caption: str
-    sentences: list[Sentence]
-    regions: list[Region] | None  # the boxes of its column
-    prepared: Any  # what the detector wants to see of it; None: there is none, or nothing to look for
-    short_captions: list[str]
+    Attributes:
+        number: Number of the row in the source.
+        name: The image's file name.
+        stored: The image as the dataset stores it.
+        stored_size: Its (width, height), upright.
+        short_captions: The row's short captions.
+    """
+
+    number: int = 0
+    name: str = ""
+    stored: dict[str, Any] = field(default_factory=dict)
+    stored_size: tuple[int, int] = (0, 0)
+    short_captions: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _PairMaker:
-    """Turns rows into finished rows, many images at a time, and counts what it saw."""
+    """Make shards, many images at a time, and count what is in them."""
 
     source: Source
     settings: PairSettings
@@ -216,33 +317,34 @@ class _PairMaker:
     num_workers: InitVar[int]
 
     def __post_init__(self, num_workers: int) -> None:
-        self.images_at_once = max(1, self.batch_size // IMAGES_PER_CROP_BATCH)
-        self.ahead = 2 * self.images_at_once
+        self.ahead = 2 * max(1, self.batch_size // CROPS_PER_IMAGE)
         self.clock = Clock()
         self.threads = Threads(num_workers, overlaps(self.model.device))
+        # Detectors and the storing of smaller images need PIL's; crops do not.
+        needs_pil = self.processor.detector is not None or self.settings.store_size is not None
+        self.open: Callable[..., Any] = load_image if needs_pil else PixelReader(self.processor.image_processor).open
 
-    def load(self, row: int) -> LoadedRow | BadRow:
+    def load(self, number: int) -> LoadedRow | BadRow:
         """Read, decode and check one row."""
+        detector, column = self.processor.detector, self.settings.box_column
+        regions, prepared = None, None
         try:
-            found = self.source[row]
-            stored = _stored_image(found.image, found.name)
-            image = load_image(stored["bytes"], name=found.name)
+            row = self.source[number]
+            stored = _stored_image(row.image, row.name)
+            image = self.open(stored["bytes"], name=row.name)
             stored, stored_size = _shrunk(stored, image, self.settings.store_size)
-            sentences = self.processor.split_sentences(found.caption)
-            if not sentences:
-                raise ValueError(f"the caption {found.caption!r} has no sentence.")
-            regions = None
-            if self.settings.box_column is not None:
-                regions = column_regions(found.columns, self.settings.box_column, image.size, self.settings.boxes)
-            short = short_captions(found.columns, found.name)
+            if column is not None:
+                boxes = column_regions(row.columns, column, image.size, self.settings.boxes)
+                regions = candidate_regions(boxes, image.size, **self.settings.detector.box_limits)
+            short = short_captions(row.columns, row.name)
         except (ValueError, OSError) as error:
-            return BadRow.of(self.source, row, error)
-        detector = self.processor.detector
-        prepared = None if detector is None or regions is not None else detector.prepare(image, found.caption)
-        return LoadedRow(image, stored, stored_size, found.name, found.caption, sentences, regions, prepared, short)
+            return BadRow.of(self.source, number, error)
+        if regions is None and detector is not None:
+            prepared = detector.prepare(image, row.caption)
+        return LoadedRow(image, row.caption, (), regions, prepared, number, row.name, stored, stored_size, short)
 
     def make(self, shard: Shard, rows: Iterator[LoadedRow | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
-        """Make one shard and count what was in it."""
+        """Make one shard and return its record."""
         start, before = time.time(), self.clock.read()
         rows = self.clock.timed("decode", rows)
         counts: Counter[str] = Counter()
@@ -251,18 +353,33 @@ class _PairMaker:
         skipped: list[BadRow] = []
         with_short = SHORT_CAPTIONS in self.source.columns
 
+        def good(sentences: Mapping[int, list[Sentence]]) -> Iterator[LoadedRow]:
+            for loaded in itertools.islice(rows, len(sentences)):
+                row: LoadedRow | BadRow = loaded
+                if isinstance(row, LoadedRow):
+                    row.sentences = sentences[row.number]
+                    if not row.sentences:
+                        row = BadRow.of(self.source, row.number, f"the caption {row.caption!r} has no sentence.")
+                usable = good_rows([row], skipped if self.skip else None)
+                yield from usable
+                advance(1 - len(usable))
+
         def finished() -> Iterator[dict[str, Any]]:
             for begin in range(0, len(shard.rows), ROWS_PER_BLOCK):
-                block = shard.rows[begin : begin + ROWS_PER_BLOCK]
                 with self.clock("sentences"):
-                    texts = self._embed_sentences(block)
-                left_out = len(skipped)
-                for row, regions, embeds in self._embedded(self._detected(itertools.islice(rows, len(block)), skipped)):
-                    similarity = torch.stack([texts[sentence.text] for sentence in row.sentences]) @ embeds.T
-                    pairs = self.processor.pair_sentences(
-                        row.caption, row.sentences, regions, row.image.size, similarity
-                    )
-                    unasked = self.processor.detector is not None and row.regions is None and row.prepared is None
+                    sentences = {row: self._sentences(row) for row in shard.rows[begin : begin + ROWS_PER_BLOCK]}
+                matched = find_pairs(
+                    self.processor,
+                    self.model,
+                    good(sentences),
+                    (sentence.text for spans in sentences.values() for sentence in spans),
+                    self.batch_size,
+                    self.settings.detector.box_limits,
+                    self.threads.map,
+                    self.clock,
+                )
+                for row, regions, pairs in matched:
+                    unasked = self.processor.detector is not None and row.prepared is None
                     counts.update(
                         images=1, sentences=len(row.sentences), pairs=len(pairs), without_phrases=int(unasked)
                     )
@@ -272,7 +389,6 @@ class _PairMaker:
                     made = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
                     yield {**made, SHORT_CAPTIONS: row.short_captions} if with_short else made
                     advance(1)
-                advance(len(skipped) - left_out)
 
         def describe() -> dict[str, Any]:
             seconds = self.clock.read()
@@ -285,69 +401,31 @@ class _PairMaker:
                 "stage_seconds": {stage: seconds[stage] - before[stage] for stage in STAGES},
             }
 
-        # What the other stages do not count is the time of writing.
+        # The time that no other stage counts is the time of writing.
         with self.clock("write"):
             return self.shards.write(shard.number, features(with_short), finished(), describe)
 
-    def _embed_sentences(self, block: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The embedding `(dim,)` of every sentence of some rows."""
-        texts: set[str] = set()
-        for number in block:
-            try:
-                caption = self.source.caption(number)
-            except (ValueError, OSError):
-                continue  # reported when the row itself is loaded
-            texts.update(sentence.text for sentence in self.processor.split_sentences(caption))
-        if not texts:
-            return {}
-        embeds = embed_texts(self.model, self.processor, list(texts), self.batch_size, tokens_per_text=TOKENS_PER_CROP)
-        return dict(zip(texts, embeds, strict=True))
-
-    def _detected(
-        self, rows: Iterator[LoadedRow | BadRow], skipped: list[BadRow]
-    ) -> Iterator[tuple[LoadedRow, list[Region]]]:
-        """The rows that can be used, with their candidate regions; the others are noted, or stop the run."""
-        while chunk := list(itertools.islice(rows, self.images_at_once)):
-            good = good_rows(chunk, skipped if self.skip else None)
-            with self.clock("detect"):
-                asked = [row.prepared for row in good if row.prepared is not None]
-                found = iter(self.processor.detector.detect(asked) if asked else [])
-                boxes = [row.regions or [] if row.prepared is None else next(found) for row in good]
-                regions = self.processor.propose_regions(
-                    [row.image for row in good], boxes=boxes, **self.settings.detector.box_limits
-                )
-            yield from zip(good, regions, strict=True)
-
-    def _embedded(
-        self, rows: Iterator[tuple[LoadedRow, list[Region]]]
-    ) -> Iterator[tuple[LoadedRow, list[Region], torch.Tensor]]:
-        """Rows with the embeddings `(regions, dim)` of their crops, which threads cut while others are embedded."""
-        reader = PixelReader(self.processor.image_processor)
-
-        def cut(item: tuple[LoadedRow, list[Region]]) -> tuple[tuple[LoadedRow, list[Region]], torch.Tensor]:
-            row, regions = item
-            return item, reader.read([(row.image, region.box) for region in regions])
-
-        crops = self.clock.timed("crop", self.threads.map(cut, rows, self.images_at_once))
-        for (row, regions), embeds in self.clock.timed(
-            "image", embed_crops(self.model, reader, crops, self.batch_size)
-        ):
-            yield row, regions, embeds
+    def _sentences(self, number: int) -> list[Sentence]:
+        """Return the sentences of a row's caption; none for a row that `load` cannot use either."""
+        try:
+            return list(self.processor.split_sentences(self.source.caption(number)))
+        except (ValueError, OSError):
+            return []
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether threads have processor cores of their own while the models work on `device`."""
+    """Return whether threads have processor cores of their own while the models run on `device`."""
     return device.type != "cpu"
 
 
 def _stored_image(image: Any, name: str) -> dict[str, Any]:
-    """The image as `datasets` stores it: the bytes of the original file, so that nothing is lost by coding it again."""
+    """Return the image as `datasets` stores it, with the bytes of the original file."""
     entry = image if isinstance(image, Mapping) else {"path": image}
     return {"bytes": entry.get("bytes") or image_bytes(entry["path"], name), "path": os.path.basename(name)}
 
 
 def _shrunk(stored: dict[str, Any], image: Image.Image, side: int | None) -> tuple[dict[str, Any], tuple[int, int]]:
-    """An image to be stored, its shorter side at most `side` pixels, and its size."""
+    """Return the stored image with a shorter side of at most `side` pixels, and its size."""
     short = min(image.size)
     if side is None or short <= side:
         return stored, image.size
@@ -358,7 +436,7 @@ def _shrunk(stored: dict[str, Any], image: Image.Image, side: int | None) -> tup
 
 
 def _scaled(regions: Sequence[Region], size: tuple[int, int], to: tuple[int, int]) -> Sequence[Region]:
-    """Regions of an image as they lie in the same image of another size."""
+    """Return the regions of an image in the same image of another size."""
     if size == to:
         return regions
     scale = [to[axis] / size[axis] for axis in (0, 1, 0, 1)]

@@ -1,6 +1,7 @@
-"""What runs in the processes that Ray starts. Nothing of this package is imported before `make` has looked for it.
+"""The class that runs in the processes that Ray starts.
 
-The class travels to a worker as its code, not as a name: one without the package can then say so.
+It travels to a worker as its code, not by name, and imports nothing of this package before `make` has checked that it
+is there. So a worker on a machine without the package can say so.
 """
 
 import os
@@ -12,10 +13,10 @@ from typing import Any
 
 
 class Worker:
-    """Makes shards, one after the other, in a process of its own.
+    """Make shards, one after the other, in a process of its own.
 
     Args:
-        cores: Processor cores that are its own.
+        cores: Number of cores that the process may use.
     """
 
     def __init__(self, cores: int) -> None:
@@ -24,12 +25,12 @@ class Worker:
         self._at: tuple[int, int] | None = None
 
     def make(self, shard: Any, job: dict[str, Any]) -> dict[str, Any]:
-        """Make one shard and return its record; load the models first, where that has not been done.
+        """Make one shard and return its record; the first call loads the models.
 
         Args:
             shard: An `engine.Shard`, pickled.
-            job: The same for all shards: `folder` that the driver works in, `paths` that it imports from,
-                `versions` of its packages, and `load_maker` of `engine.Engine.run_shards`, pickled.
+            job: The same for all shards: the `folder` that the driver works in, the `paths` that it imports from, the
+                `versions` of its packages, and the pickled `load_maker` of `engine.Engine.run_shards`.
         """
         from ray import cloudpickle
 
@@ -45,35 +46,35 @@ class Worker:
         return dict(self._maker.make(shard, rows, advance))
 
     def at(self) -> tuple[int, int] | None:
-        """Number of the shard in the making and its rows that are done; None before the first."""
+        """Return the number of the current shard and of its finished rows; None before the first shard."""
         return self._at
 
     def _load(self, job: dict[str, Any]) -> Any:
         from ray import cloudpickle
 
         host = socket.gethostname()
-        with suppress(OSError):  # where there is no such folder, whole paths may do all the same
+        with suppress(OSError):  # absolute paths work without this folder
             os.chdir(job["folder"])
         sys.path += [path for path in job["paths"] if path not in sys.path]
-        for name, wanted in job["versions"].items():
+        for name, expected in job["versions"].items():
             try:
-                found = metadata.version(name)
+                installed = metadata.version(name)
             except metadata.PackageNotFoundError:
                 raise ImportError(
-                    f"the worker on '{host}' has no package {name}; all machines need the same packages: install "
-                    f"{name} {wanted} there."
+                    f"The worker on '{host}' does not have the package {name}. All machines need the same packages: "
+                    f"install {name} {expected} there."
                 ) from None
-            # The part after "+" says for which accelerator it was built.
-            if found.partition("+")[0] != wanted.partition("+")[0]:
+            # The part after "+" names the accelerator of a build.
+            if installed.partition("+")[0] != expected.partition("+")[0]:
                 raise ValueError(
-                    f"the worker on '{host}' has {name} {found}, this process {name} {wanted}; results of several "
-                    "versions are not mixed. Install the same one everywhere."
+                    f"The worker on '{host}' has {name} {installed}, and this process has {name} {expected}. Results "
+                    "of different versions are not mixed: install the same version everywhere."
                 )
         try:
             load_maker = cloudpickle.loads(job["load_maker"])
         except Exception as error:
             raise ValueError(
-                f"the worker on '{host}' cannot open the data: {error}. All machines need the same packages, and the "
+                f"The worker on '{host}' cannot open the data: {error}. All machines need the same packages, and the "
                 "same folders under the same paths."
             ) from error
         return load_maker(self._cores)

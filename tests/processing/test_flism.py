@@ -18,6 +18,7 @@ from fastgoal import (
     Sentence,
 )
 from fastgoal.cli import main
+from fastgoal.processing import flism
 from fastgoal.processing.detectors.spec import DetectorSpec
 from tests.squares import picture_of
 
@@ -289,3 +290,12 @@ def test_one_image_or_caption_is_no_list(processor, model, folder):
     for call in (lambda: processor.match(picture, ["It is red."], model), lambda: processor.propose_regions(picture)):
         with pytest.raises(TypeError, match=r"`images` must be a list .*got one Image"):
             call()
+
+
+def test_a_stage_inside_another_one_counts_alone(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    monkeypatch.setattr(flism.time, "perf_counter", lambda: next(now))
+    clock = flism.Clock()
+    with clock("image"), clock("crop"):
+        pass
+    assert clock.seconds == {"": 1.0, "image": 2.0 + 4.0, "crop": 3.0}

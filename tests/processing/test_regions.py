@@ -61,7 +61,7 @@ def test_quadrants_tile_the_image(size: tuple[int, int], u: float, v: float) -> 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1), (5,), None, (1, 2, 3)])
 def test_bad_image_size(size: Any) -> None:
-    with pytest.raises(ValueError, match="`image_size` must be the"):
+    with pytest.raises(ValueError, match=r"`image_size`"):
         default_regions(size)
 
 
@@ -128,7 +128,7 @@ def test_merge_leaves_no_pair_and_loses_nothing_alone(regions: list[Region], thr
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.1, 90])
 def test_merge_threshold_is_checked(threshold: float) -> None:
-    with pytest.raises(ValueError, match="`iou_threshold` must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"`iou_threshold`"):
         merge_regions([], threshold)
 
 
@@ -164,5 +164,5 @@ def test_an_image_without_anything_to_look_for_has_no_regions() -> None:
     found = find_regions(Named(), images, ["a cat", "dog", "a red cup"])
     assert [[region.label for region in regions] for regions in found] == [["a", "cat"], [], ["a", "red", "cup"]]
     assert find_regions(Named(), images) == [[], [], []]
-    with pytest.raises(ValueError, match="`captions` must be one per image, 3, got 1"):
+    with pytest.raises(ValueError, match=r"`captions`.* 3, got 1"):
         find_regions(Named(), images, ["a cat"])

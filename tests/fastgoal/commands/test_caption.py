@@ -86,7 +86,7 @@ def test_a_prompt_of_ones_own(photographs, tiny_vlm, tmp_path, capsys):
     assert rows[0]["caption"] == captioner([Image.open(photographs / "0.png").convert("RGB")])[0].text
     prompt.write_text("the grey house")
     assert call(*arguments) == 2
-    assert "the prompt was another one" in capsys.readouterr().err
+    assert "the prompt was different" in capsys.readouterr().err
     prompt.write_text("  ")
     assert call(*arguments) == 2
     assert "prompt.txt, which is empty" in capsys.readouterr().err
@@ -113,8 +113,8 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
     output = tmp_path / "out"
     assert "does not write about images" in error(*options(photographs, output, tiny_clip))
     assert "'absent/model/x' does not exist" in error(*options(photographs, output, "absent/model/x"))
-    assert "lies inside the folder of images" in error(*options(photographs, photographs / "out", tiny_vlm))
-    assert "lies inside the folder of images" in error(*options(photographs, photographs, tiny_vlm))
+    assert "--output must be outside" in error(*options(photographs, photographs / "out", tiny_vlm))
+    assert "--output must be outside" in error(*options(photographs, photographs, tiny_vlm))
     assert "'nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")
     assert "--batch-size must be at least 1" in error(*options(photographs, output, tiny_vlm), "--batch-size", 0)
     assert "plain folder of images" in error(*options(photographs, output, tiny_vlm), "--split", "test")
@@ -124,7 +124,7 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
 def test_several_processes_are_refused(photographs, tiny_vlm, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(*options(photographs, tmp_path / "out", tiny_vlm)) == 2
-    assert "WORLD_SIZE=2 says that several processes were started" in capsys.readouterr().err
+    assert "WORLD_SIZE=2" in capsys.readouterr().err
 
 
 def test_help_says_what_comes_out(capsys):

@@ -9,8 +9,8 @@ from datasets import load_dataset
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.commands import pairs
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
+from fastgoal.processing.builders import pairs
 from fastgoal.processing.checkpoints.fingerprints import check_detector_file
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region
@@ -142,26 +142,32 @@ def test_help_tells_of_pickles(capsys):
 def test_several_processes_are_refused(data, tiny_clip, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", "none") == 2
-    assert "WORLD_SIZE=2 says that several processes were started" in capsys.readouterr().err
+    assert "WORLD_SIZE=2" in capsys.readouterr().err
 
 
 def test_regions_sam_checks_the_kind(data, tiny_clip, tmp_path, capsys):
     options = (data, "--output", tmp_path / "pairs", "--model", tiny_clip, "--regions", "sam")
     assert call(*options, "--detector", "none") == 2
-    assert "regions='sam' needs a SAM checkpoint, got detector='none'" in capsys.readouterr().err
+    assert "--regions sam needs a SAM checkpoint, got --detector none" in capsys.readouterr().err
 
 
-def test_dtype_and_detector_reach_the_matcher(tiny_clip, monkeypatch):
-    asked = SimpleNamespace()
+def test_dtype_and_detector_reach_the_matcher(data, tiny_clip, tmp_path, monkeypatch):
+    loaded = SimpleNamespace()
 
     def load_detector(name, device=None, **limits):
-        asked.detector = (name, device, limits)
-        return "the detector"
+        loaded.detector = (name, device, limits)
 
-    monkeypatch.setattr("fastgoal.processing.detectors.load.load_detector", load_detector)
-    model, processor = pairs.load_matcher(str(tiny_clip), "yolo11n.pt", "cpu", "bfloat16", min_score=0.4)
-    assert asked.detector == ("yolo11n.pt", "cpu", {"min_score": 0.4})
-    assert processor.detector == "the detector"
-    assert model.dtype == torch.bfloat16
-    assert not model.training
-    assert processor.tokenizer.model_max_length == model.config.text_config.max_position_embeddings == 248
+    def write_pairs(source, output, settings, load_matcher, *options):
+        loaded.settings, (loaded.model, loaded.processor) = settings, load_matcher()
+        names = ("images", "sentences", "pairs", "seconds", "images_per_second", "shards", "shards_made")
+        return {"skipped": [], "stage_seconds": {}, "regions": {}, "best_regions": {}, **dict.fromkeys(names, 0)}
+
+    monkeypatch.setattr(pairs, "load_detector", load_detector)
+    monkeypatch.setattr(pairs, "write_pairs", write_pairs)
+    options = ("--detector", "none", "--device", "cpu", "--dtype", "bfloat16", "--min-score", "0.4")
+    assert call(data, "--output", tmp_path / "pairs", "--model", tiny_clip, *options) == 0
+    assert loaded.detector == ("none", "cpu", {"min_score": 0.4, "min_area": 0.01, "max_area": 0.8})
+    assert (loaded.settings.dtype, loaded.settings.detector.min_score) == ("bfloat16", 0.4)
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert loaded.processor.tokenizer.model_max_length == loaded.model.config.text_config.max_position_embeddings == 248

@@ -1,4 +1,4 @@
-"""A small world for the tests of `build_pairs`, in this process and in others.
+"""A small world for the tests of `write_pairs`, in this process and in others.
 
 The matcher is a model that only sees colors: a crop's embedding is its mean color, a sentence's the colors it names.
 """
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
-from fastgoal.processing.builders.pairs import PairSettings, build_pairs
+from fastgoal.processing.builders.pairs import PairSettings, write_pairs
 from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -124,7 +124,7 @@ def make_folder(folder, count=8, extra=None):
 
 def run(folder, output, load=None, settings=SETTINGS, **options):
     options = {"batch_size": 8, "progress": False, **options}
-    return build_pairs(load_source(folder), output, settings, load or matcher(Halves()), **options)
+    return write_pairs(load_source(folder), output, settings, load or matcher(Halves()), **options)
 
 
 def rows_of(output):

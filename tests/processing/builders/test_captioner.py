@@ -128,12 +128,12 @@ def test_memory_that_is_too_small_is_an_error_with_a_way_out(captioner, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
 
     monkeypatch.setattr(captioner.model, "generate", generate)
-    with pytest.raises(ValueError, match=r"9 images in a batch .* 2 GiB\. .* --batch-size"):
+    with pytest.raises(ValueError, match=r"9 images .* 2 GiB\. .*`batch_size`"):
         captioner(PICTURES)
 
 
 def test_a_model_that_writes_nothing_is_refused(tiny_clip):
-    with pytest.raises(ValueError, match="is of the type 'clip', which does not write about images"):
+    with pytest.raises(ValueError, match=r"type 'clip'.* does not write about images"):
         Captioner.load(str(tiny_clip))
 
 
@@ -163,5 +163,5 @@ def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_vlm, tmp_path, change
     else:
         weights[name].fill_(change)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"--model {folder}.*{words}"):
+    with pytest.raises(ValueError, match=rf"`model={folder}`.*{words}"):
         Captioner.load(str(folder))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastgoal.processing.builders import captions
 from fastgoal.processing.builders.captioner import Caption
-from fastgoal.processing.builders.captions import CaptionSettings, build_captions
+from fastgoal.processing.builders.captions import CaptionSettings, write_captions
 from fastgoal.processing.data.image_folder import open_images
 from fastgoal.processing.data.sources import load_source
 
@@ -58,7 +58,7 @@ def photographs(tmp_path):
 
 
 def build(photographs, output, captioner, settings=SETTINGS, **options):
-    return build_captions(
+    return write_captions(
         open_images(photographs), output, settings, lambda: captioner, **{"batch_size": 3, "progress": False, **options}
     )
 
@@ -131,7 +131,7 @@ def test_pictures_outside_of_the_folder_are_not_copied(photographs, tmp_path):
     lines = [{"file_name": "../private.png", "caption": "a"}]
     (photographs / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     source = open_images(photographs, allow_outside_files=True)
-    build_captions(source, tmp_path / "allowed", SETTINGS, Captioner, progress=False)
+    write_captions(source, tmp_path / "allowed", SETTINGS, Captioner, progress=False)
     assert [path.name for path in (tmp_path / "allowed").glob("*.png")] == ["00000000-private.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["allowed", "out", "photographs", "private.png"]
 
@@ -166,31 +166,9 @@ def test_a_damaged_batch_is_named_and_written_again(photographs, tmp_path, monke
     batches[1].write_bytes(batches[1].read_bytes()[:50])
     captioner = Captioner()
     build(photographs, tmp_path / "out", captioner)
-    assert f"{batches[1]} is damaged; what cannot be read is captioned again" in said[0]
+    assert f"{batches[1]} is damaged" in said[0]
     assert len(captioner.seen) == 11 - 6
     assert rows_of(tmp_path / "out") == expected(range(11))
-
-
-def test_batches_of_version_0_1_are_kept_as_far_as_they_are_whole(photographs, tmp_path):
-    output = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        build(photographs, output, Captioner(3))
-    batches = sorted((output / ".fastgoal").glob("captions-*.json"))
-    lines = [json.dumps(json.loads(path.read_text())).encode() + b"\n" for path in batches]
-    for path in batches:
-        path.unlink()
-    part, whole = output / ".fastgoal" / "captions-00000.jsonl", b"".join(lines)
-    ends = [len(b"".join(lines[: number + 1])) for number in range(3)]
-    for cut in [0, *ends, *random.Random(0).sample(range(len(whole)), 10)]:
-        for rest in (b"", b"\0" * 40):
-            part.write_bytes(whole[:cut] + rest)
-            captioner = Captioner()
-            build(photographs, output, captioner)
-            kept = sum(end <= cut for end in ends)
-            assert len(captioner.seen) in (11 - 3 * kept, 11 - 3 * (kept + (cut + 1 in ends)))
-            assert rows_of(output) == expected(range(11))
-            assert not part.exists()
-            (output / "metadata.jsonl").unlink()
 
 
 def test_a_run_that_ended_before_its_summary_is_finished(photographs, tmp_path, monkeypatch):
@@ -248,16 +226,16 @@ def test_settings_and_images_are_not_mixed(photographs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(photographs, tmp_path / "out", Captioner(1))
     cases = {
-        "the prompt was another one": CaptionSettings("a model", "Which?", max_new_tokens=20),
+        "the prompt was different": CaptionSettings("a model", "Which?", max_new_tokens=20),
         "model was 'a model' and is now 'b model'": CaptionSettings("b model", SETTINGS.prompt, max_new_tokens=20),
         "max_new_tokens was 20 and is now 21": CaptionSettings("a model", SETTINGS.prompt, max_new_tokens=21),
     }
     for message, settings in cases.items():
         with pytest.raises(ValueError, match=message) as caught:
             build(photographs, tmp_path / "out", Captioner(), settings)
-        assert "Choose another --output, or delete this folder" in str(caught.value)
+        assert "Choose another `output`, or delete this folder" in str(caught.value)
     Image.new("RGB", (9, 9), "white").save(photographs / "005.png")
-    with pytest.raises(ValueError, match=r"source_fingerprint was .* They are not mixed"):
+    with pytest.raises(ValueError, match="source_fingerprint was"):
         build(photographs, tmp_path / "out", Captioner())
     paint(photographs, 1, start=5)
     # The size of a batch changes no caption.
@@ -277,7 +255,7 @@ def test_before_the_first_caption_settings_may_change(photographs, tmp_path):
 def test_a_broken_image_stops_or_is_listed(photographs, tmp_path):
     (photographs / "004.png").write_bytes(b"not an image")
     captioner = Captioner()
-    with pytest.raises(ValueError, match=r"^\S+004\.png is not an image .* with --on-error skip\.$"):
+    with pytest.raises(ValueError, match=r"^\S+004\.png is not an image"):
         build(photographs, tmp_path / "out", captioner)
     assert captioner.seen == [(0, 0), (1, 2), (2, 4)]
     summary = build(photographs, tmp_path / "out", captioner, on_error="skip")
@@ -287,7 +265,7 @@ def test_a_broken_image_stops_or_is_listed(photographs, tmp_path):
     assert len(captioner.seen) == 10
     assert not (tmp_path / "out" / "004.png").exists()
     assert build(photographs, tmp_path / "out", captioner, on_error="skip")["skipped"] == summary["skipped"]
-    with pytest.raises(ValueError, match="left out 1 row of this folder"):
+    with pytest.raises(ValueError, match="skipped 1 row"):
         build(photographs, tmp_path / "out", captioner)
 
 
@@ -303,7 +281,7 @@ def test_an_image_about_which_nothing_is_written(photographs, tmp_path):
 def test_when_no_image_can_be_used_there_is_no_data_set(tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="none of the 1 images could be used; the first: "):
+    with pytest.raises(ValueError, match=r"the 1 images .*a\.jpg"):
         build(tmp_path / "photographs", tmp_path / "out", Captioner(), on_error="skip")
 
 
@@ -387,9 +365,9 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(photographs, tmp_path, mon
 def test_foreign_folders_are_left_alone(photographs, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"did not make \(thesis.tex\)"):
+    with pytest.raises(ValueError, match=r"`fastgoal caption` did not write \(thesis.tex\)"):
         build(photographs, tmp_path / "other", Captioner())
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"`output`.*thesis.tex"):
         build(photographs, tmp_path / "other" / "thesis.tex", Captioner())
 
 

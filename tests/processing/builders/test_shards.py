@@ -9,7 +9,14 @@ from PIL import Image
 
 from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.captions import CaptionSettings
-from fastgoal.processing.builders.shards import RunFolder, describe_differences, refuse_skipped
+from fastgoal.processing.builders.shards import (
+    BadRow,
+    RunFolder,
+    check_run,
+    describe_differences,
+    good_rows,
+    refuse_skipped,
+)
 from fastgoal.processing.data.image_folder import ImageFolder
 from fastgoal.processing.files import whole_file, write_json
 from tests.locks import held_by_another
@@ -39,7 +46,10 @@ def test_versions_that_changed_are_told_and_new_ones_are_not(source, folder, mon
         write_json(folder.manifest, {**manifest, "versions": versions}, folder.work)
     with folder.open(source, SETTINGS):
         pass
-    assert said == [f"{folder.folder} was begun with pillow 1.0; other versions continue it."]
+    (message,) = said
+    assert str(folder.folder) in message
+    assert "pillow 1.0," in message
+    assert "torch" not in message
 
 
 def test_one_run_at_a_time(source, folder):
@@ -82,18 +92,18 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         write_json(tmp_path / "a.json", {}, tmp_path / "absent")
 
 
-def test_where_settings_differ_in_words():
+def test_differences_of_settings_in_words():
     found = {"model": "a", "detector": {"kind": "none", "min_area": 0.01}, "prompt": "What?", "limit": 3}
     wanted = {"model": "b", "detector": {"kind": "sam", "min_area": 0.01}, "prompt": "Where?", "limit": 3}
     assert describe_differences(found, found) == ""
     assert describe_differences(found, wanted) == (
-        "model was 'a' and is now 'b'; of the detector, kind was 'none' and is now 'sam'; the prompt was another one"
+        "model was 'a' and is now 'b'; of the detector, kind was 'none' and is now 'sam'; the prompt was different"
     )
 
 
-def test_left_out_rows_stop_a_run_that_stops_at_such_rows():
+def test_rows_that_were_skipped_stop_a_run_that_stops_at_such_rows():
     refuse_skipped([])
-    with pytest.raises(ValueError, match=r"left out 1 row of this folder, the first: a is broken\. Go on with"):
+    with pytest.raises(ValueError, match=r"skipped 1 row .*a is broken\..*`on_error=skip`"):
         refuse_skipped([{"row": 0, "reason": "a is broken."}])
 
 
@@ -105,5 +115,29 @@ def test_a_folder_that_another_machine_does_not_see(tmp_path):
     folder.check_shared(run)
     for elsewhere in (replace(folder, folder=tmp_path / "elsewhere"), folder):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"does not see the output folder .* as 'the driver' does.*machines share"):
+        with pytest.raises(ValueError, match=r"does not see the output folder .*'the driver'"):
             elsewhere.check_shared({**run, "pid": 2} if elsewhere is folder else run)
+
+
+def test_bad_rows_are_listed_or_stop_the_run():
+    bad, hinting = BadRow(3, "c is broken."), BadRow(4, "d is broken: skip it with `on_error=skip`.")
+    skipped = []
+    assert good_rows(["a", bad, "b"], skipped) == ["a", "b"]
+    assert skipped == [bad]
+    for row, message in (
+        (bad, r"^c is broken\. .*`on_error=skip`"),
+        (hinting, r"^d is broken: [^.]*`on_error=skip`\.$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            good_rows([row], None)
+
+
+def test_wrong_options_and_several_processes_are_refused(source, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_run(source, "stop", batch_size=1)
+    for options, words in (({"on_error": "go"}, "`on_error`.*'go'"), ({"batch_size": 0}, "`batch_size`.*0")):
+        with pytest.raises(ValueError, match=words):
+            check_run(source, **{"on_error": "skip", **options})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=2.*torchrun and accelerate launch.*`workers`"):
+        check_run(source, "stop", batch_size=1)

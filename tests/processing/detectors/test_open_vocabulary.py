@@ -10,7 +10,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from fastgoal.cli import main
-from fastgoal.commands import pairs
+from fastgoal.processing.builders import pairs
 from fastgoal.processing.detectors import hf_detection as transformers
 from fastgoal.processing.detectors.common import batches_of_one_shape
 from fastgoal.processing.detectors.load import describe_detector, load_detector
@@ -214,7 +214,7 @@ def test_an_image_does_not_depend_on_the_others(kind, request, monkeypatch):
 def test_captions_are_needed(owlv2, tiny_clip):
     detector = load_detector(owlv2, device="cpu")
     picture = Image.new("RGB", (60, 30))
-    with pytest.raises(ValueError, match=r"one per image, 1, got 2"):
+    with pytest.raises(ValueError, match=r"`captions`.* 1, got 2"):
         find_regions(detector, [picture], [CAPTION, CAPTION])
     processor = FastGoalProcessor.from_base(str(tiny_clip))
     processor.detector = detector
@@ -266,16 +266,16 @@ def answer(model, scores):
 
 
 def test_the_pairs_command(owlv2, data, tiny_clip, tmp_path, tmp_path_factory, monkeypatch, capsys):
-    real = pairs.load_matcher
+    real = pairs.load_detector
     loads = []
 
-    def load_matcher(*arguments, **options):
-        model, processor = real(*arguments, **options)
-        answer(processor.detector.model, [0.15, 0.3])
-        loads.append(processor.detector)
-        return model, processor
+    def load_detector(*arguments, **options):
+        detector = real(*arguments, **options)
+        answer(detector.model, [0.15, 0.3])
+        loads.append(detector)
+        return detector
 
-    monkeypatch.setattr(pairs, "load_matcher", load_matcher)
+    monkeypatch.setattr(pairs, "load_detector", load_detector)
     options = ["pairs", str(data), "--model", str(tiny_clip), "--device", "cpu", "--detector", str(owlv2)]
     options += ["--shard-size", "2", "--output", str(tmp_path / "out")]
     assert main(options) == 0
