@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from benchmarks.random_clip import build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
 from fastgoal.processing.builders.engine import count_cores, decoding_threads
-from fastgoal.processing.builders.pairs import STAGES, PairSettings, build_pairs
+from fastgoal.processing.builders.pairs import STAGES, PairSettings, write_pairs
 from fastgoal.processing.data.sources import load_source
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.embedding import TOKENS_PER_CROP, batches_by_tokens
@@ -59,7 +59,7 @@ def make_pairs(
     folder: Path, output: Path, model: Any, processor: Any, shard_size: int, args: argparse.Namespace
 ) -> Any:
     """The whole of `fastgoal pairs` on a folder; the summary."""
-    return build_pairs(
+    return write_pairs(
         load_source(folder, allow_outside_files=True),
         output,
         PairSettings(model="random", shard_size=shard_size),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         FastGoalSiglipModel,
     )
     from fastgoal.pages.explain import explain
+    from fastgoal.processing.builders.captions import build_captions
+    from fastgoal.processing.builders.pairs import build_pairs
     from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -50,6 +52,8 @@ __all__ = [
     "Region",
     "Sentence",
     "__version__",
+    "build_captions",
+    "build_pairs",
     "evaluate",
     "explain",
     "load_source",
@@ -74,6 +78,8 @@ _MODULES = {
     "LocalPair": "fastgoal.processing.matching",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
+    "build_captions": "fastgoal.processing.builders.captions",
+    "build_pairs": "fastgoal.processing.builders.pairs",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "explain": "fastgoal.pages.explain",
     "load_source": "fastgoal.processing.data.sources",

@@ -139,10 +139,12 @@ def find_pairs(
 
     with clock("sentences"):
         unique = list(dict.fromkeys(texts))
-        embeds = embed_texts(model, processor, unique, batch_size, tokens_per_text=TOKENS_PER_CROP) if unique else []
-        text_embeds = dict(zip(unique, embeds, strict=True))
+        text_embeds: dict[str, torch.Tensor] = {}
+        if unique:
+            embeds = embed_texts(model, processor, unique, batch_size, tokens_per_text=TOKENS_PER_CROP)
+            text_embeds = dict(zip(unique, embeds, strict=True))
     items = with_regions()
-    crops = clock.timed("crop", parallel(crop, items, images_at_once) if parallel else map(crop, items))
+    crops = clock.timed("crop", parallel(crop, items, images_at_once) if parallel is not None else map(crop, items))
     for (row, regions), crop_embeds in clock.timed("image", embed_crops(model, reader, crops, batch_size)):
         similarity = torch.stack([text_embeds[sentence.text] for sentence in row.sentences]) @ crop_embeds.T
         yield row, regions, pair_up(processor, row.caption, row.sentences, regions, row.image.size, similarity)

@@ -125,7 +125,7 @@ def build_captions(
     source = open_images(images, image_column, split, allow_outside_files)
     if batch_size is None:
         batch_size = 8 if server is None else 32
-    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    decoding: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(workers, ray))
         if server is None:

@@ -148,17 +148,18 @@ def build_pairs(
             raise ValueError("`workers` and `ray` need a `model` given by name, which every process loads itself.")
         else:
             device, dtype = device or str(model.device), str(model.dtype).removeprefix("torch.")
-            mark = f"{os.path.basename(model.name_or_path)}#{fingerprint(model.state_dict())[:32]}"
+            mark = f"{os.path.basename(str(model.name_or_path))}#{fingerprint(model.state_dict())[:32]}"
 
         def load_matcher() -> tuple[Any, Any]:
             # The detector first: it takes less time to fail.
             found: Any = detector
             if name is not None:
                 found = load_detector("none" if spec.kind == "column" else name, device, **limits)
+            matcher: Any = model
             if processor is None:
                 matcher, own = load_model(checkpoint, device, dtype, stretch=True)
             else:
-                matcher, own = model, copy.copy(processor)
+                own = copy.copy(processor)
             own.detector, own.language = found, language
             return matcher, own
 
