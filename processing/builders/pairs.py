@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from fastgoal.processing.checkpoints.devices import choose_dtype
-from fastgoal.processing.checkpoints.fingerprints import check_detector_file, fingerprint, checkpoint_fingerprint
+from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint, fingerprint
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
