@@ -112,7 +112,7 @@ def test_wrong_input_is_one_line(photographs, tiny_vlm, tiny_clip, tmp_path, cap
 
     output = tmp_path / "out"
     assert "does not write about images" in error(*options(photographs, output, tiny_clip))
-    assert "'absent/model/x' does not exist" in error(*options(photographs, output, "absent/model/x"))
+    assert "--model absent/model/x does not exist" in error(*options(photographs, output, "absent/model/x"))
     assert "--output must be outside" in error(*options(photographs, photographs / "out", tiny_vlm))
     assert "--output must be outside" in error(*options(photographs, photographs, tiny_vlm))
     assert "'nonsense'" in error(*options(photographs, output, tiny_vlm), "--device", "nonsense")

@@ -309,7 +309,7 @@ def test_bad_rows_are_skipped_counted_and_listed(bad_folder, tmp_path, load):
 
 def test_skipped_rows_survive_an_interruption(bad_folder, tmp_path):
     whole = run(bad_folder, tmp_path / "whole", settings=COLUMN, on_error="skip")
-    with pytest.raises(ValueError, match=r"line 1 \(absent.png\).*--on-error skip"):
+    with pytest.raises(ValueError, match=r"line 1 \(absent.png\).*`on_error=skip`"):
         run(bad_folder, tmp_path / "pairs", settings=COLUMN)
     run(bad_folder, tmp_path / "pairs", settings=COLUMN, on_error="skip")
     (tmp_path / "pairs/data/train-00001-of-00003.parquet").unlink()
