@@ -55,7 +55,7 @@ def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):
     train(tiny_clip, squares, tmp_path / "lora", "--lora_r", "2", "--seed", "1")
     shown = capfd.readouterr().out
     assert "trained as an adapter; reads 248 tokens" in shown
-    assert "evaluation  none" in shown
+    assert "evaluation  none\n" in shown
     assert f"fastgoal merge {tmp_path / 'lora'} --output MODEL" in shown
 
 
