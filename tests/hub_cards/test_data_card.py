@@ -71,7 +71,9 @@ def test_the_card_of_known_pairs(tmp_path):
         open_finished(tmp_path)
     folder = write(tmp_path / "known", rows())
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
-    detector = DetectorSpec("transformers", "hustvl/yolos-base", "hustvl/yolos-base@f00", min_score=0.3, min_area=0.02, max_area=0.5)
+    detector = DetectorSpec(
+        "transformers", "hustvl/yolos-base", "hustvl/yolos-base@f00", min_score=0.3, min_area=0.02, max_area=0.5
+    )
     manifest["settings"] = {
         "model": "clip-b16#0123abcd", "detector": asdict(detector), "limit": None, "dtype": "float32",
         "source_rows": 12, "source_fingerprint": "abc",
