@@ -46,7 +46,7 @@ def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tm
     assert f"R@1 text to image {last:.1f} %" in shown
     assert {round(line["eval_text_to_image_R@10"] * 12 / 100, 2) % 1 for line in evaluations} == {0.0}  # in percent
     card = (output / "README.md").read_text()
-    assert "| text to image, before the training |" in card
+    assert "| text to image, before training |" in card
     assert "### Evaluations during training" in card
     assert "tokens in the mean" in card
 
