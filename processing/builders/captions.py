@@ -352,7 +352,7 @@ class _CaptionMaker:
         if not isinstance(self.source, DatasetSource) and not path.startswith(("/", "../")):
             if path in (METADATA, CAPTIONS_MANIFEST) or path.partition("/")[0] == WORK_FOLDER:
                 raise ValueError(
-                    f"{self.source.where(row)}: the output needs the name '{name}' for its own file. Rename the image."
+                    f"{self.source.label(row)}: the output needs the name '{name}' for its own file. Rename the image."
                 )
             return path
         # In a dataset a name can be any text, and several rows can share it.

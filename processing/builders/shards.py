@@ -194,7 +194,7 @@ class BadRow:
 
     @classmethod
     def of(cls, source: Source, row: int, reason: object) -> "BadRow":
-        label, text = source.where(row), str(reason)
+        label, text = source.label(row), str(reason)
         return cls(row, text if text.startswith(label) else f"{label}: {text}")
 
 

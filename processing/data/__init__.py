@@ -1,1 +1,1 @@
-"""Data on disk: anybody's images and captions as rows, and the datasets of local pairs that are made of them."""
+"""Data on disk: images and captions as rows, and the datasets of local pairs that are made from them."""

@@ -1,4 +1,4 @@
-"""Boxes that came with the data, checked and made regions."""
+"""Checking boxes that come with the data, and making regions of them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +10,11 @@ import numpy as np
 from fastgoal.processing.geometry import Box, check_size
 from fastgoal.processing.regions import Region, clip_box
 
-_COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and perhaps 'label' and 'score'"
 BOX_FORMS = ("pixels", "normalized")
-_FORMAT = (
-    "Boxes are (x1, y1, x2, y2) in pixels of the upright image: convert (x, y, width, height) boxes and fractions, and "
-    "remove boxes that have no area."
+_COLUMN = "a list of [x1, y1, x2, y2], or a list of dicts with 'bbox' and optionally 'label' and 'score'"
+_EXPECTED = (
+    "Boxes are (x1, y1, x2, y2) in pixels of the upright image. Convert (x, y, width, height) boxes and fractions, and "
+    "remove boxes without an area."
 )
 
 
@@ -27,36 +27,37 @@ def regions_from_boxes(
     name: str | None = None,
     form: str = "pixels",
 ) -> list[Region]:
-    """Checks boxes that came with the data and makes regions of them.
+    """Check boxes that come with the data, and make regions of them.
 
-    A box may stick out of the image by up to one pixel, which annotations often do by rounding, and is then clipped.
+    A box may extend beyond the image by up to one pixel, as rounded annotations do, and is clipped.
 
     Args:
-        boxes: (x1, y1, x2, y2) each, in pixels of the upright image; None means no boxes.
+        boxes: (x1, y1, x2, y2) each, in pixels of the upright image; None for no boxes.
         image_size: (width, height) of the image in pixels.
-        labels: a name for each box.
-        scores: a finite number for each box.
+        labels: A name for each box.
+        scores: A finite number for each box.
         source: `source` of the regions.
-        name: the row or file, for the error.
-        form: `pixels`, or `normalized` for fractions of the image's width and height.
+        name: Name of the row, for messages.
+        form: `pixels`, or `normalized` for fractions of the width and height of the image.
 
     Raises:
-        ValueError: naming the row and the index of the box, if a box has not four finite numbers, has no area, lies
-            outside the image or sticks out by more than one pixel, if all boxes in pixels are fractions, or if labels
-            or scores are not one a box.
+        ValueError: A box is not four finite numbers, has no area, or is outside the image or extends beyond it by more
+            than one pixel; all boxes in pixels look like fractions; or there is not one label or score per box.
     """
     width, height = check_size(image_size)
-    where = f"{name}: " if name else ""
+    prefix = f"{name}: " if name else ""
     rows = [] if boxes is None else list(boxes)
     for argument, values in (("labels", labels), ("scores", scores)):
         if values is not None and len(values) != len(rows):
-            raise ValueError(f"{where}`{argument}` must be one a box, got {len(values)} for {len(rows)} boxes.")
+            raise ValueError(
+                f"{prefix}`{argument}` must have one entry per box, got {len(values)} for {len(rows)} boxes."
+            )
     regions = []
     largest = 0.0
     image = f"the image of {width} x {height} pixels"
     for index, row in enumerate(rows):
-        what, wrong = f"{where}box {index}", ""
-        x1, y1, x2, y2 = _four_numbers(row, what)
+        label, wrong = f"{prefix}box {index}", ""
+        x1, y1, x2, y2 = _four_numbers(row, label)
         if form == "normalized":
             x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
         given = x1, y1, x2, y2
@@ -65,20 +66,20 @@ def regions_from_boxes(
         if x2 <= x1 or y2 <= y1:
             wrong = "has no area"
         elif box is None:
-            wrong = f"lies outside {image}"
+            wrong = f"is outside {image}"
         elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            wrong = f"sticks out of {image} by more than one pixel"
+            wrong = f"extends beyond {image} by more than one pixel"
         if box is None or wrong:
-            raise ValueError(f"{what} {given} {wrong}. {_FORMAT}")
+            raise ValueError(f"{label} {given} {wrong}. {_EXPECTED}")
         score: Any = 1.0 if scores is None else scores[index]
         if not isinstance(score, Real) or not math.isfinite(score):
-            raise ValueError(f"{what} has the score {score!r}: scores must be finite numbers.")
-        label = "" if labels is None or labels[index] is None else str(labels[index])
-        regions.append(Region(box, float(score), label, source))
+            raise ValueError(f"{label} must have a finite number as its score, got {score!r}.")
+        name_of_box = "" if labels is None or labels[index] is None else str(labels[index])
+        regions.append(Region(box, float(score), name_of_box, source))
     if rows and largest <= 1 < min(width, height):
         raise ValueError(
-            f"{where}all {len(rows)} boxes lie between 0 and 1, which are fractions, where pixels are expected: "
-            "give --boxes normalized (form='normalized')."
+            f"{prefix}the {len(rows)} boxes must be in pixels, and all of them lie between 0 and 1. If they are "
+            "fractions of the image, use `boxes=normalized`."
         )
     return regions
 
@@ -86,36 +87,42 @@ def regions_from_boxes(
 def column_regions(
     columns: Mapping[str, Any], column: str, image_size: tuple[int, int], form: str = "pixels"
 ) -> list[Region]:
-    """Boxes that came with a row: lists of four numbers (labels in the column `labels`) or dicts with `bbox`.
+    """Make regions of the boxes in a column of a row.
+
+    Args:
+        columns: Values of the row by column.
+        column: Column with a list of boxes (and then their labels in the column `labels`), or of dicts with `bbox`.
+        image_size: (width, height) of the image in pixels.
+        form: As for `regions_from_boxes`.
 
     Raises:
-        ValueError: as `regions_from_boxes`, or the column is not there or holds something else.
+        ValueError: The column does not exist or has other values, or a box is wrong as for `regions_from_boxes`.
     """
     if column not in columns:
-        raise ValueError(f"there is no column '{column}' with boxes; the row has {sorted(columns)}.")
+        raise ValueError(f"there is no column '{column}' with boxes, only {sorted(columns)}.")
     boxes, labels, scores = columns[column] or [], columns.get("labels"), None
     if not isinstance(boxes, list):
-        raise ValueError(f"the column '{column}' is a {type(boxes).__name__}; expected {_COLUMN}.")
+        raise ValueError(f"the column '{column}' must be {_COLUMN}, got a {type(boxes).__name__}.")
     if any(isinstance(box, dict) for box in boxes):
         for number, box in enumerate(boxes):
             if not isinstance(box, dict) or "bbox" not in box:
-                raise ValueError(f"box {number} of the column '{column}' is {box!r}; expected {_COLUMN}.")
+                raise ValueError(f"the column '{column}' must be {_COLUMN}, got {box!r} as box {number}.")
         scores = [1.0 if box.get("score") is None else box["score"] for box in boxes]
         labels = [box.get("label") for box in boxes]
         boxes = [box["bbox"] for box in boxes]
     elif labels is not None and not isinstance(labels, list):
-        raise ValueError(f"the column 'labels' is {labels!r}; expected a list with a label for each box.")
+        raise ValueError(f"the column 'labels' must be a list with one label per box, got {labels!r}.")
     return regions_from_boxes(boxes, image_size, labels, scores, form=form)
 
 
-def _four_numbers(row: Any, what: str) -> Box:
+def _four_numbers(row: Any, label: str) -> Box:
     try:
         values = [float(value) for value in row]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be four numbers, got {row!r}. {_FORMAT}") from error
+        raise ValueError(f"{label} must be four numbers, got {row!r}. {_EXPECTED}") from error
     if len(values) != 4:
-        raise ValueError(f"{what} must be four numbers, got {len(values)}: {values}. {_FORMAT}")
+        raise ValueError(f"{label} must be four numbers, got {len(values)}: {values}. {_EXPECTED}")
     if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{what} must be finite, got {values}. {_FORMAT}")
+        raise ValueError(f"{label} must be finite, got {values}. {_EXPECTED}")
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2

@@ -1,8 +1,10 @@
-"""Captions that repeat one another: equal ones, and near-duplicates by MinHash, in time linear in their number.
+"""Duplicate captions: equal ones, and near-duplicates by MinHash, in time linear in the number of captions.
 
-Captions are compared as words, without case and punctuation. Two are near-duplicates when the sets of their runs of
-three words have a Jaccard similarity of at least a threshold. MinHash signatures in bands (Broder 1997; Leskovec,
-Rajaraman and Ullman, Mining of Massive Datasets, 3.4) propose few pairs, and those are compared exactly.
+Captions are compared as words, without case and punctuation. Two captions are near-duplicates if the sets of their runs
+of three words have a Jaccard similarity of at least a threshold. MinHash signatures in bands (Broder 1997; Leskovec,
+Rajaraman and Ullman, Mining of Massive Datasets, 3.4) propose few pairs, which are compared exactly.
+
+Packages for MinHash return all captions of a bucket, and so take quadratic time for captions from one template.
 """
 
 import hashlib
@@ -22,44 +24,51 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 RUN = 3  # words
-BANDS, BAND_ROWS = 16, 4  # proposes a pair of Jaccard 0.7 with probability 0.99, of 0.8 with 0.9998
+BANDS, BAND_ROWS = 16, 4  # a pair of Jaccard similarity 0.7 is proposed with probability 0.99, of 0.8 with 0.9998
 SIGNATURE = BANDS * BAND_ROWS
-# In a bucket each caption is proposed to so many others, however many there are: this keeps the work linear.
+# Number of captions of a bucket that each of its captions is paired with, which keeps the work linear.
 NEIGHBORS = 8
-# Exact comparisons in vain after which a caption is left alone; the most promising ones come first.
+# Exact comparisons without a match after which a caption is skipped; the most promising ones come first.
 TRIES = 4
-# An estimate from the signatures this far below the threshold (two standard deviations) is not looked at closer.
+# Pairs with an estimate this far below the threshold (two standard deviations) are not compared exactly.
 SLACK = 0.12
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class NearGroup:
-    """Captions that are alike without being equal."""
+    """Captions that are similar without being equal.
 
-    rows: list[int]  # all of the group, equal ones included
-    pair: tuple[int, int]  # two with different words, the least alike of the pairs that link the group
-    similarity: float  # Jaccard similarity of that pair
+    Attributes:
+        rows: All rows of the group, including those with equal captions.
+        pair: The least similar of the pairs that link the group.
+        similarity: Jaccard similarity of that pair.
+    """
+
+    rows: list[int]
+    pair: tuple[int, int]
+    similarity: float
 
 
 class CaptionDuplicates:
-    """Takes captions in order, a batch at a time, and keeps 256 bytes of each different one.
+    """Finds duplicates among captions that are added in batches. It keeps 256 bytes of each different caption.
 
-    Two are near-duplicates from a Jaccard similarity of `threshold`.
+    Args:
+        threshold: Lowest Jaccard similarity of near-duplicates.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
         self.threshold = threshold
-        self._numbers: dict[bytes, int] = {}  # of the different captions
-        self._first: list[int] = []  # row of each of them
-        self._number_of = array("q")  # of each row
+        self._numbers: dict[bytes, int] = {}  # number of each different caption, by its digest
+        self._first: list[int] = []  # first row of each different caption
+        self._number_of = array("q")  # number of the caption of each row
         self._signatures: list[NDArray[np.uint32]] = []
         random = np.random.default_rng(0)
         self._factors = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._shifts = random.integers(0, 2**63, SIGNATURE, dtype=np.uint64)
 
     def add(self, captions: Sequence[str]) -> None:
-        """Take the next captions."""
+        """Add the captions of the next rows."""
         new = []
         for caption in captions:
             words = caption_words(caption)
@@ -73,14 +82,14 @@ class CaptionDuplicates:
             self._signatures.append(self._sign(new))
 
     def equal(self) -> list[list[int]]:
-        """Groups of rows whose captions have the same words, the largest first."""
+        """Return groups of rows with the same words in their captions, the largest first."""
         return equal_groups(self._number_of)
 
     def near(self, read: Callable[[list[int]], list[str]]) -> list[NearGroup]:
-        """Groups of near-duplicates, the largest first. Within a group each caption is like one other at least.
+        """Return groups of near-duplicates, the largest first. Each caption is similar to at least one of its group.
 
         Args:
-            read: Gives the captions of some rows, in the order asked; called once, with those that may be alike.
+            read: Returns the captions of rows in their order; it is called once, with the rows that may be similar.
         """
         if not self._first:
             return []
@@ -121,12 +130,14 @@ class CaptionDuplicates:
         return sorted(groups, key=lambda group: (-len(group.rows), group.rows))
 
     def _sign(self, captions: list[list[str]]) -> NDArray[np.uint32]:
-        """`(captions, SIGNATURE)`, for each hash function the least value of a caption's word runs."""
-        # A caption of one or two words is filled up with zeros.
+        """Return the smallest value of a caption's word runs for each hash function, `(captions, SIGNATURE)`."""
+        # Captions of one or two words are padded with zeros.
         hashed = [[zlib.crc32(word.encode()) for word in caption] + [0] * (RUN - len(caption)) for caption in captions]
         lengths = np.array([len(words) for words in hashed])
         windows = sliding_window_view(np.fromiter(chain.from_iterable(hashed), dtype=np.uint64), RUN)
-        left = np.repeat(np.cumsum(lengths), lengths)[: len(windows)] - np.arange(len(windows))  # words of the caption
+        left = np.repeat(np.cumsum(lengths), lengths)[: len(windows)] - np.arange(
+            len(windows)
+        )  # words until the end of the caption
         runs = _mix(windows[left >= RUN])
         counts = lengths - RUN + 1
         starts = np.cumsum(counts) - counts
@@ -137,9 +148,9 @@ class CaptionDuplicates:
         return signature
 
     def _proposals(self, signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """`(pairs, 2)` numbers of captions that share a band and have like signatures, the most alike first."""
+        """Return pairs of captions that share a band and have similar signatures, `(pairs, 2)`, most similar first."""
         count = len(signatures)
-        found = []
+        shared = []
         for band in range(BANDS):
             keys = _mix(signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS].astype(np.uint64))
             order = np.argsort(keys, kind="stable")
@@ -149,26 +160,28 @@ class CaptionDuplicates:
                 if not len(same):
                     break
                 one, other = order[same], order[same + step]
-                found.append(np.minimum(one, other) * count + np.maximum(one, other))
-        codes = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+                shared.append(np.minimum(one, other) * count + np.maximum(one, other))
+        codes = np.unique(np.concatenate(shared)) if shared else np.empty(0, dtype=np.int64)
         parts = np.array_split(codes, len(codes) // 100_000 + 1)
-        alike = np.concatenate([(signatures[part // count] == signatures[part % count]).mean(axis=1) for part in parts])
-        order = np.argsort(-alike, kind="stable")
-        codes = codes[order[alike[order] >= self.threshold - SLACK]]
+        estimates = np.concatenate(
+            [(signatures[part // count] == signatures[part % count]).mean(axis=1) for part in parts]
+        )
+        order = np.argsort(-estimates, kind="stable")
+        codes = codes[order[estimates[order] >= self.threshold - SLACK]]
         return np.stack([codes // count, codes % count], axis=1)
 
 
 def equal_groups(keys: Iterable[Any]) -> list[list[int]]:
-    """Groups of places with equal keys, the largest first; None equals nothing."""
-    places = defaultdict(list)
-    for place, key in enumerate(keys):
+    """Return groups of indices with equal keys, the largest first. None equals nothing."""
+    groups = defaultdict(list)
+    for index, key in enumerate(keys):
         if key is not None:
-            places[key].append(place)
-    return sorted((group for group in places.values() if len(group) > 1), key=len, reverse=True)
+            groups[key].append(index)
+    return sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
 
 
 def _mix(columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One hash for each row of `(rows, columns)`."""
+    """Return one hash for each row of `(rows, columns)`."""
     keys = np.zeros(len(columns), dtype=np.uint64)
     for column in columns.T:
         keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
@@ -177,20 +190,20 @@ def _mix(columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def caption_words(caption: str) -> list[str]:
-    """The words of a caption in one case, without punctuation."""
+    """Return the words of a caption in lower case, without punctuation."""
     if not caption.isascii():
         caption = unicodedata.normalize("NFKC", caption)
     return _WORD.findall(caption.casefold())
 
 
 def word_runs(caption: str) -> frozenset[tuple[str, ...]]:
-    """The runs of three words of a caption; a shorter caption is one run."""
+    """Return the runs of three words of a caption; a shorter caption is one run."""
     words = caption_words(caption)
     return frozenset(tuple(words[start : start + RUN]) for start in range(max(1, len(words) - RUN + 1)))
 
 
 def jaccard(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
-    """Size of the intersection over size of the union."""
+    """Return the size of the intersection divided by the size of the union."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
 

@@ -1,14 +1,16 @@
-"""Pictures without captions as numbered rows: a plain folder of them, or any source of `load_source`."""
+"""Images without captions as numbered rows: a plain folder of images, or anything that `load_source` reads."""
 
 import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.texts import is_unicode
+
 from .sources import Source, is_source, load_source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Read at both ends of every file for the fingerprint: enough to notice another picture of the same size.
+# Bytes at both ends of every file for the fingerprint, which tell images of the same size apart.
 _BLOCK = 4096
 
 
@@ -18,16 +20,16 @@ def open_images(
     split: str | None = None,
     allow_outside_files: bool = False,
 ) -> Source:
-    """Open pictures as rows without captions.
+    """Open images as rows without captions.
 
     Args:
-        images: a folder of image files, sub-folders included, or what `load_source` opens. A folder with
-            `metadata.jsonl`, a saved dataset or parquet files in it is taken as such.
-        image_column: as for `load_source`, like `split`; a plain folder has neither.
-        allow_outside_files: whether links in the folder may lead out of it.
+        images: A folder of image files and subfolders, or anything that `load_source` reads.
+        image_column: As for `load_source`; a plain folder has no columns.
+        split: As for `load_source`; a plain folder has no splits.
+        allow_outside_files: Whether links in the folder, or rows, may lead out of it.
 
     Raises:
-        ValueError: names what is wrong with the folder, the column or the split.
+        ValueError: There are no images, or the column or split does not exist.
     """
     folder = Path(images)
     if not folder.is_dir() or is_source(folder):
@@ -36,45 +38,43 @@ def open_images(
         )
     for name, value in (("image_column", image_column), ("split", split)):
         if value is not None:
-            raise ValueError(f"{name}='{value}': {folder} is a plain folder of images, which has none; leave it out.")
+            raise ValueError(f"`{name}` must be left out for {folder}, a plain folder of images, got {value!r}.")
     opened = ImageFolder(folder)
     opened.allow_outside_files = allow_outside_files
     return opened
 
 
 class ImageFolder(Source):
-    """The pictures of a folder and its sub-folders, in order of their paths; hidden ones are left out.
+    """The images of a folder and its subfolders in the order of their paths, except for hidden ones.
 
-    A row's name is the path inside the folder.
+    The name of a row is the path inside the folder.
 
     Raises:
-        ValueError: there is no picture, or a name that is not valid text.
+        ValueError: There are no images, or a name is not valid UTF-8.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), ["file_name"], with_captions=False)
         self.folder = self.base = folder
         self.files: list[str] = []
-        for place, folders, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = (Path(place, name) for name in names if not name.startswith("."))
+            paths = (Path(parent, name) for name in names if not name.startswith("."))
             self.files += [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in SUFFIXES]
         self.files.sort(key=lambda name: name.split("/"))
         if not self.files:
-            raise ValueError(f"{folder} has no image; looked for {', '.join(SUFFIXES)} in it and its sub-folders.")
+            raise ValueError(f"{folder} and its subfolders have no images ({', '.join(SUFFIXES)}).")
         for name in self.files:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{folder}: the file name {name!r} is not valid UTF-8; rename the file.") from None
+            if not is_unicode(name):
+                raise ValueError(f"{folder}: the file name {name!r} is not valid UTF-8. Rename the file.")
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and sizes of all files and of the bytes at both ends of each."""
+        """A hash of the names and sizes of all files and of the bytes at both ends of each."""
         digest = hashlib.sha256()
         for name in self.files:
             path = self.folder / name
-            if not path.is_file():  # a pipe, a device or a link to nothing: an error when it is its turn
+            if not path.is_file():  # a pipe, a device or a broken link is an error when it is read
                 digest.update(f"{name}\n".encode())
                 continue
             size = path.stat().st_size
@@ -89,7 +89,7 @@ class ImageFolder(Source):
     def __len__(self) -> int:
         return len(self.files)
 
-    def _where(self, index: int, values: dict[str, Any]) -> str:
+    def _label(self, index: int, values: dict[str, Any]) -> str:
         return str(self.folder / self.files[index])
 
     def _values(self, index: int) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""A dataset of local pairs: its columns, one row of it, and the folder that `fastgoal pairs` wrote, read a batch of
-columns or single rows at a time, never all of it at once."""
+"""The dataset of local pairs that `fastgoal pairs` writes: its columns, and reading it in batches or by rows."""
 
 import json
 from bisect import bisect_right
@@ -9,12 +8,13 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
+import pyarrow
 
-from .locations import METADATA, missing_shards, parquet_files, refuse_two_runs
+from .locations import METADATA, missing_shards, open_parquet, parquet_files, refuse_two_runs, unreadable_parquet
 
 MANIFEST = "fastgoal_pairs.json"
-# The columns with the names of their types; of lists of structs, those of what is in them.
+_EXPECTED = "Name a folder that `fastgoal pairs` wrote."
+# Types of the columns; for lists of structs, the types of the fields.
 COLUMNS: dict[str, str | dict[str, str]] = {
     "image": "image",
     "file_name": "string",
@@ -26,75 +26,67 @@ COLUMNS: dict[str, str | dict[str, str]] = {
     "pairs": {"sentence": "int32", "region": "int32", "score": "float32", "best": "bool"},
 }
 SHORT_CAPTIONS = "short_captions"
-"""A column that data may have beside their long captions: a text or several, kept for `--short_weight`."""
-_REMEDY = "Delete it and run the same `fastgoal pairs` command again, which makes what is missing."
+"""Optional column of data with long captions: a text or a list of texts, for the argument `short_weight`."""
 
 
 def features(with_short_captions: bool = False) -> Any:
-    """The columns of the dataset as `datasets.Features`; boxes are in pixels of the upright image."""
+    """Return the columns of the dataset as `datasets.Features`. Boxes are in pixels of the upright image."""
     from datasets import Features, Image, List, Value
 
-    def feature(kind: str | dict[str, str]) -> Any:
-        if isinstance(kind, dict):
-            return List({name: feature(inner) for name, inner in kind.items()})
-        if kind == "image":
+    def feature(type_name: str | dict[str, str]) -> Any:
+        if isinstance(type_name, dict):
+            return List({name: feature(inner) for name, inner in type_name.items()})
+        if type_name == "image":
             return Image()
-        return List(Value("float32"), length=4) if kind == "box" else Value(kind)
+        return List(Value("float32"), length=4) if type_name == "box" else Value(type_name)
 
-    more = {SHORT_CAPTIONS: List(Value("string"))} if with_short_captions else {}
-    return Features({**{name: feature(kind) for name, kind in COLUMNS.items()}, **more})
+    columns = {name: feature(type_name) for name, type_name in COLUMNS.items()}
+    return Features({**columns, SHORT_CAPTIONS: List(Value("string"))} if with_short_captions else columns)
 
 
-def short_captions(row: Mapping[str, Any], where: str) -> list[str]:
-    """A row's short captions that are not empty.
+def short_captions(row: Mapping[str, Any], label: str) -> list[str]:
+    """Return the short captions of a row that are not empty.
 
     Raises:
-        ValueError: The column holds something else than a text or texts; the message begins with `where`.
+        ValueError: The column has other values than texts; the message begins with `label`.
     """
-    found = row.get(SHORT_CAPTIONS) or []
-    texts = [found] if isinstance(found, str) else list(found)
+    value = row.get(SHORT_CAPTIONS) or []
+    texts = [value] if isinstance(value, str) else list(value)
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"{where}: `{SHORT_CAPTIONS}` must be a text or texts, got {wrong[0]!r}.")
+        raise ValueError(f"{label}: `{SHORT_CAPTIONS}` must be a text or a list of texts, got {wrong[0]!r}.")
     return [text for text in map(str.strip, texts) if text]
 
 
 class PairsFolder:
-    """The rows of a folder of local pairs; a run that is not finished yet can be read as far as it is.
+    """The rows of a folder of local pairs, complete or not.
 
     Args:
-        folder: As `fastgoal pairs --output` names it, or a copy of it from the Hub.
+        folder: The output folder of `fastgoal pairs`, or a copy of it from the Hub.
 
     Attributes:
-        files: The parquet files, in order.
-        rows: Rows of each file.
-        missing: Names of files that the others' names speak of ("00001-of-00004") and that are not there.
-        manifest: What `fastgoal_pairs.json` says; empty without that file.
-        skipped: The rows that the run left out, as `{"row", "reason"}`.
+        files: The parquet files in order.
+        rows: Number of rows of each file.
+        missing: Names of missing files: "00001-of-00004" in the name of a file tells how many there must be.
+        manifest: Content of `fastgoal_pairs.json`; empty without that file.
+        skipped: The rows that were skipped, as `{"row", "reason"}`.
 
     Raises:
-        ValueError: The folder is none, is empty, or a file in it is cut off or lacks columns; names the file.
+        ValueError: There are no rows of local pairs, or a file is truncated or lacks columns.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _find_files(folder)
         refuse_two_runs(self.files)
-        self._opened: list[Any] = []
-        for path in self.files:
-            try:
-                if not path.is_file():
-                    raise OSError("it is no regular file")
-                opened = pyarrow.parquet.ParquetFile(path)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise _unreadable(path, error) from None
+        self._opened = [open_parquet(path) for path in self.files]
+        for path, opened in zip(self.files, self._opened, strict=True):
             _check_columns(opened.schema_arrow, path)
-            self._opened.append(opened)
         self.rows = [opened.metadata.num_rows for opened in self._opened]
         self._groups = [(file, group) for file, one in enumerate(self._opened) for group in range(one.num_row_groups)]
         sizes = (self._opened[file].metadata.row_group(group).num_rows for file, group in self._groups)
         self._starts = [0, *accumulate(sizes)]
         if len(self) == 0:
-            raise ValueError(f"{folder} has {len(self.files)} parquet files and not one row in them.")
+            raise ValueError(f"{folder} has no rows in its {len(self.files)} parquet files.")
         self.missing = missing_shards(self.files)
         self.manifest = _read_manifest(folder / MANIFEST)
         self.skipped = _skipped_rows(folder, self.manifest)
@@ -103,22 +95,22 @@ class PairsFolder:
         return self._starts[-1]
 
     def batches(self, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
-        """All rows in order, as `pyarrow.RecordBatch` of at most `size` rows with some columns.
+        """Yield all rows in order, as `pyarrow.RecordBatch`es of at most `size` rows with these columns.
 
         Raises:
-            ValueError: A file is broken; names it.
+            ValueError: A file is broken.
         """
         for number in range(len(self.files)):
             yield from self._batches(number, columns, size)
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Some rows with all columns, the image as `{"bytes", "path"}`, as (number, row), in order of their numbers.
+        """Yield rows with all columns as (index, row), sorted by index, with the image as `{"bytes", "path"}`.
 
-        Only the row groups they lie in are read.
+        Only their row groups are read.
         """
-        for place, numbers in groupby(sorted(indices), lambda index: bisect_right(self._starts, index) - 1):
-            wanted, start = deque(numbers), self._starts[place]
-            file, group = self._groups[place]
+        for number, of_group in groupby(sorted(indices), lambda index: bisect_right(self._starts, index) - 1):
+            wanted, start = deque(of_group), self._starts[number]
+            file, group = self._groups[number]
             for batch in self._batches(file, list(COLUMNS), 64, [group]):
                 while wanted and wanted[0] < start + batch.num_rows:
                     index = wanted.popleft()
@@ -133,52 +125,50 @@ class PairsFolder:
         try:
             yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
         except (OSError, pyarrow.ArrowException) as error:
-            raise _unreadable(self.files[number], error) from None
+            raise unreadable_parquet(self.files[number], error) from None
 
 
 def _with_own_image(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without an image that is but the name of a file: `fastgoal pairs` writes bytes."""
+    """Return the row without its image if that is only the name of a file: `fastgoal pairs` writes bytes."""
     image = row["image"]
-    own = isinstance(image, dict) and image.get("bytes")
-    return {**row, "image": {**image, "path": Path(str(image.get("path") or "")).name} if own else None}
+    has_bytes = isinstance(image, dict) and image.get("bytes")
+    return {**row, "image": {**image, "path": Path(str(image.get("path") or "")).name} if has_bytes else None}
 
 
 def _find_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name one that `fastgoal pairs` wrote.")
+        raise ValueError(f"{folder} is not a folder. {_EXPECTED}")
     if files := parquet_files(folder):
         return files
     if not any(folder.iterdir()):
-        raise ValueError(f"{folder} is empty; name a folder that `fastgoal pairs` wrote.")
-    hint = ""
+        raise ValueError(f"{folder} is empty. {_EXPECTED}")
+    hint = _EXPECTED
     if (folder / METADATA).is_file():
-        hint = f" It has images and captions: make pairs of them first with `fastgoal pairs {folder} --output DIR`."
+        hint = f"It has images and captions: make pairs first with `fastgoal pairs {folder} --output DIR`."
     elif (folder / MANIFEST).is_file():
-        hint = " The run that makes it has not finished a shard yet."
-    raise ValueError(f"{folder} has no parquet file, in it or in data/; `fastgoal pairs` writes such a folder.{hint}")
+        hint = "`fastgoal pairs` has not finished a shard yet."
+    raise ValueError(f"{folder} and its subfolder data have no parquet files. {hint}")
 
 
 def _check_columns(schema: Any, path: Path) -> None:
-    lacks = []
+    missing = []
     for column, fields in COLUMNS.items():
         if column not in schema.names:
-            lacks.append(column)
-            continue
-        if isinstance(fields, dict):
-            kind = schema.field(column).type
-            is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-            inner = kind.value_type if is_list else pyarrow.null()
-            found = {inner.field(place).name for place in range(inner.num_fields)}
-            lacks += [f"{column}.{field}" for field in fields if field not in found]
-    if lacks:
+            missing.append(column)
+        elif isinstance(fields, dict):
+            list_type = schema.field(column).type
+            is_list = pyarrow.types.is_list(list_type) or pyarrow.types.is_large_list(list_type)
+            struct = list_type.value_type if is_list else pyarrow.null()
+            names = {struct.field(number).name for number in range(struct.num_fields)}
+            missing += [f"{column}.{field}" for field in fields if field not in names]
+    if missing:
         raise ValueError(
-            f"{path} lacks {', '.join(lacks)}; its columns are {', '.join(schema.names)}. Name a folder that "
-            "`fastgoal pairs` wrote."
+            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(schema.names)}. {_EXPECTED}"
         )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; a copy from elsewhere may have none, and a broken one says nothing about the rows."""
+    """Read a JSON file; return an empty dict if there is none or it is broken, which does not affect the rows."""
     try:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -187,15 +177,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _skipped_rows(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """From the summary of a finished run, else from the records of the shards that are there."""
+    """Read the skipped rows from the summary of a complete dataset, or from the records of its shards."""
     summary = manifest.get("summary")
     if isinstance(summary, dict):
         records = [summary]
     else:
         records = [_read_manifest(path) for path in sorted((folder / ".fastgoal").glob("*.json"))]
     return [entry for record in records for entry in record.get("skipped") or []]
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ValueError(f"the shard {path} cannot be read ({reason}): it is cut off or no parquet file. {_REMEDY}")

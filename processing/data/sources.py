@@ -1,8 +1,8 @@
-"""Image-caption data as numbered rows, wherever it comes from.
+"""Images with captions as numbered rows, from any form of data.
 
-A source is a folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files (what
-`fastgoal pairs` writes) or a dataset on the Hub. Opening one reads no image: a broken picture fails when it is loaded.
-Nothing here runs code that came with the data: no pickles are read and no dataset scripts are executed.
+A source is a folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files (as
+`fastgoal pairs` writes) or a dataset on the Hub. Loading a source reads no images: a broken image is an error when it
+is used. No code that comes with the data is run: no pickles are read and no dataset scripts are executed.
 """
 
 import hashlib
@@ -28,43 +28,57 @@ from .locations import (
     pick_split,
 )
 
-# What `fastgoal caption` writes beside the metadata, and long before it.
 CAPTIONS_MANIFEST = "fastgoal_captions.json"
+"""Written by `fastgoal caption`, long before the metadata."""
 SAVED = ("dataset_dict.json", "state.json")  # by `Dataset.save_to_disk`
 CAPTION_COLUMNS = ("caption", "captions")
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One image with its captions."""
+    """An image with its captions.
 
-    name: str  # the image's file name inside the source, or a made-up one where there is none
-    image: Any  # a path or a `{"bytes", "path"}` dict, not yet decoded; `processing.images.load_image` takes it
-    captions: list[str]  # stripped, not one of them empty; none where the source was opened without
-    columns: dict[str, Any] = field(default_factory=dict)  # all other values of the row
+    Attributes:
+        name: File name of the image in the source; made of the row's number if there is none.
+        image: Path or `{"bytes", "path"}`, not decoded, for `load_image`.
+        captions: The captions, stripped and not empty; an empty list if the source was loaded without captions.
+        columns: All other values of the row.
+    """
+
+    name: str
+    image: Any
+    captions: list[str]
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
-        """All captions as one text. One without a closing mark gets a full stop, so that it stays its own sentence."""
+        """All captions as one text. Those that do not end a sentence get a full stop."""
         if len(self.captions) == 1:
             return self.captions[0]
         return " ".join(text if _is_closed(text) else text + "." for text in self.captions)
 
 
 class Source:
-    """Rows by number. Without captions `caption_column` is None, and rows are pictures alone.
+    """A sequence of `SourceRow`s.
+
+    A form of data is a subclass with `__len__`, `fingerprint`, `_values` and `_label`.
 
     Args:
-        name: for messages and manifests.
-        columns: all there are, of all rows together.
-        image_column: the one asked for, else the first of `image_candidates` that is there.
-        caption_column: likewise of `CAPTION_COLUMNS`.
-        where: what has the columns, for messages; by default the name.
+        name: Name of the data, for messages and manifests.
+        columns: All columns of all rows.
+        image_column: Column of the images; by default the first of `image_candidates` that exists.
+        caption_column: Column of the captions; by default the first of `CAPTION_COLUMNS` that exists.
+        with_captions: Whether the rows have captions. Otherwise `caption_column` is None.
+        image_candidates: Default columns of the images.
+        file_name: Name of the file with the columns, for messages; by default `name`.
 
     Attributes:
-        base: the folder that rows name image files in; None where they may name any.
-        allow_outside_files: whether they may lead out of it all the same. A row that comes from somebody else must not
-            be able to pick up files from the rest of the disk, which pairs and captions would hold copies of.
+        base: Folder of the image files that rows name; None if they may be anywhere.
+        allow_outside_files: Whether rows may nevertheless name files outside `base`. Rows that come from somebody else
+            must not be able to copy private files into pairs or captions.
+
+    Raises:
+        ValueError: A column does not exist.
     """
 
     base: Path | None = None
@@ -78,11 +92,11 @@ class Source:
         caption_column: str | None = None,
         with_captions: bool = True,
         image_candidates: Iterable[str] = ("file_name",),
-        where: str = "",
+        file_name: str = "",
     ) -> None:
         self.name = name
         self.columns = list(columns)
-        self._columns_of = where or name
+        self._file_name = file_name or name
         self.image_column = self._choose("image_column", image_column, image_candidates)
         self.caption_column = None
         if with_captions:
@@ -90,7 +104,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the rows or the image files change."""
+        """A hash that changes when the rows or the image files change."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -100,94 +114,95 @@ class Source:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> SourceRow:
-        """The row at `index`. Raises `ValueError` that names the row when it lacks its image or a caption."""
+        """Return a row. Raise `ValueError` if it has no image or no caption."""
         return self.row(index, self._values(index))
 
     def row(self, index: int, values: dict[str, Any]) -> SourceRow:
-        """The row of these values, which it takes apart; raises as by number."""
-        where = self._where(index, values)
+        """Make a row of its values by column, which are changed. Raise `ValueError` without an image or a caption."""
+        label = self._label(index, values)
         image = values.pop(self.image_column, None)
         if image is None or image == "" or (isinstance(image, dict) and not (image.get("bytes") or image.get("path"))):
-            raise ValueError(f"{where}: there is no image in column '{self.image_column}'.")
+            raise ValueError(f"{label}: the column '{self.image_column}' has no image.")
         captions: list[str] = []
         if self.caption_column is not None:
             if self.caption_column not in values:
-                raise ValueError(f"{where}: there is no '{self.caption_column}'; the row has {sorted(values)}.")
-            captions = self._checked(values.pop(self.caption_column), where)
-        return SourceRow(self._row_name(index, image, values), self._image(image, where), captions, values)
+                raise ValueError(f"{label}: there is no '{self.caption_column}', only {sorted(values)}.")
+            captions = self._read_captions(values.pop(self.caption_column), label)
+        return SourceRow(self._row_name(index, image, values), self._read_image(image, label), captions, values)
 
     def caption(self, index: int) -> str:
-        """The caption of the row at `index`, its image left alone where that saves reading it."""
+        """Return the caption of a row, without reading its image if possible."""
         return self[index].caption
 
     def captions(self, count: int) -> list[str]:
-        """The captions of the first so many rows."""
+        """Return the captions of the first `count` rows."""
         return [self.caption(index) for index in range(count)]
 
-    def where(self, index: int) -> str:
-        """The row in words, for messages: the source, the row and its file."""
-        return self._where(index, self._values(index))
+    def label(self, index: int) -> str:
+        """Return the name of a row for messages: the source, the number of the row and its file."""
+        return self._label(index, self._values(index))
 
-    def _choose(self, argument: str, asked: str | None, candidates: Iterable[str]) -> str:
-        wanted = list(candidates) if asked is None else [asked]
-        for column in wanted:
-            if column in self.columns:
-                return column
+    def _choose(self, argument: str, column: str | None, candidates: Iterable[str]) -> str:
+        names = list(candidates) if column is None else [column]
+        for name in names:
+            if name in self.columns:
+                return name
         raise ValueError(
-            f"{argument}={asked!r}: {self._columns_of} has no column {' or '.join(map(repr, wanted))}; its columns are "
-            f"{self.columns}. Name the right one with {argument} (--{argument.replace('_', '-')})."
+            f"`{argument}` must be a column of {self._file_name}, got {column!r}: it has no column "
+            f"{' or '.join(map(repr, names))}, only {self.columns}."
         )
 
-    def _checked(self, value: Any, where: str) -> list[str]:
+    def _read_captions(self, value: Any, label: str) -> list[str]:
         captions = value if isinstance(value, list) else [value]
         if not captions:
-            raise ValueError(f"{where}: '{self.caption_column}' is an empty list; expected at least one caption.")
+            raise ValueError(f"{label}: '{self.caption_column}' must have at least one caption, got an empty list.")
         for number, caption in enumerate(captions):
-            which = f"'{self.caption_column}'" + (f"[{number}]" if isinstance(value, list) else "")
+            name = f"'{self.caption_column}'" + (f"[{number}]" if isinstance(value, list) else "")
             if not isinstance(caption, str):
-                raise ValueError(f"{where}: {which} is {caption!r}; expected text.")
+                raise ValueError(f"{label}: {name} must be a text, got {caption!r}.")
             if not caption.strip():
-                raise ValueError(f"{where}: {which} is an empty caption.")
+                raise ValueError(f"{label}: {name} is an empty caption.")
             if not is_unicode(caption):
-                raise ValueError(f"{where}: {which} is no valid text, it holds half of a character (a lone surrogate).")
+                raise ValueError(f"{label}: {name} contains an unpaired surrogate, which is not valid Unicode.")
         return [caption.strip() for caption in captions]
 
     def _values(self, index: int) -> dict[str, Any]:
+        """Return the values of a row by column."""
         raise NotImplementedError
 
-    def _where(self, index: int, values: dict[str, Any]) -> str:
+    def _label(self, index: int, values: dict[str, Any]) -> str:
+        """Return the name of a row with these values for messages."""
         raise NotImplementedError
 
-    def _image(self, image: Any, where: str) -> Any:
-        """What `load_image` takes of the value that a row has; raises `ValueError` where it is nothing of the kind."""
+    def _read_image(self, image: Any, label: str) -> Any:
+        """Turn the value of the image column into what `load_image` reads. Raise `ValueError` for anything else."""
         if isinstance(image, str):
-            return self._file(image, where)
-        if hasattr(image, "getbands"):  # PIL's, decoded
+            return self._image_path(image, label)
+        if hasattr(image, "getbands"):  # a decoded PIL image
             return image
         if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:
             if isinstance(image.get("bytes"), bytes):
                 return image
             if isinstance(image.get("path"), str):
-                return {**image, "path": self._file(image["path"], where)}
+                return {**image, "path": self._image_path(image["path"], label)}
         raise ValueError(
-            f"{where}: '{self.image_column}' is {shortened(repr(image), 80)}; expected a file name or the bytes of an "
-            "image. Name the right column with image_column (--image-column)."
+            f"{label}: '{self.image_column}' must be a file name or the bytes of an image, got "
+            f"{shortened(repr(image), 80)}. Name the right column with `image_column`."
         )
 
-    def _file(self, name: str, where: str) -> str:
-        """The path of an image file that a row names."""
+    def _image_path(self, name: str, label: str) -> str:
+        """Return the path of an image file that a row names. Raise `ValueError` if it is outside the data's folder."""
         if self.base is None:
             return name
         path = os.path.join(self.base, name)
         try:
             inside = self.allow_outside_files or lies_inside(path, self.base)
-        except ValueError as error:  # a name with a NUL in it
-            raise ValueError(f"{where}: {shortened(repr(name), 200)} is no file name ({error}).") from None
+        except ValueError as error:  # the name contains a NUL
+            raise ValueError(f"{label}: {shortened(repr(name), 200)} is not a file name ({error}).") from None
         if not inside:
             raise ValueError(
-                f"{where}: {shortened(repr(name), 200)} leads out of the folder {self.base}, to "
-                f"{os.path.realpath(path)}. If you know where these rows are from and want such files read and copied: "
-                "--allow-outside-files (allow_outside_files=True)."
+                f"{label}: {shortened(repr(name), 200)} is outside the folder {self.base}: it is "
+                f"{os.path.realpath(path)}. If you trust the source of the data, pass `allow_outside_files=true`."
             )
         return path
 
@@ -196,7 +211,7 @@ class Source:
 
 
 class FolderSource(Source):
-    """A folder with `metadata.jsonl`; lines keep their order, and stay text until they are asked for."""
+    """A folder with `metadata.jsonl`: a JSON object per line, which is parsed when its row is read."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = self.base = folder
@@ -204,13 +219,13 @@ class FolderSource(Source):
         lines = self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
         self._lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
         if not self._lines:
-            raise ValueError(f"{self.metadata} has no rows; expected one JSON object a line.")
+            raise ValueError(f"{self.metadata} has no rows. It must have one JSON object per line.")
         columns = dict.fromkeys(column for index in range(len(self)) for column in self._values(index))
-        super().__init__(str(folder), columns, where=str(self.metadata), **options)
+        super().__init__(str(folder), columns, file_name=str(self.metadata), **options)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the metadata and of the size of every image file (their pixels are not read)."""
+        """A hash of the metadata and of the sizes of all image files."""
         digest = hashlib.sha256()
         for index, (_, line) in enumerate(self._lines):
             name = self._values(index).get(self.image_column)
@@ -224,7 +239,7 @@ class FolderSource(Source):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def _where(self, index: int, values: dict[str, Any]) -> str:
+    def _label(self, index: int, values: dict[str, Any]) -> str:
         name = values.get(self.image_column)
         return f"{self.metadata} line {self._lines[index][0]}" + (f" ({shortened(str(name), 200)})" if name else "")
 
@@ -232,17 +247,17 @@ class FolderSource(Source):
         number, line = self._lines[index]
         values = parse_json(line, f"{self.metadata} line {number}")
         if not isinstance(values, dict):
-            raise ValueError(f"{self.metadata} line {number} is a {type(values).__name__}; expected a JSON object.")
+            raise ValueError(f"{self.metadata} line {number} must be a JSON object, got a {type(values).__name__}.")
         return values
 
-    def _image(self, image: Any, where: str) -> str:
+    def _read_image(self, image: Any, label: str) -> str:
         if not isinstance(image, str):
-            raise ValueError(f"{where}: '{self.image_column}' is {shortened(repr(image), 80)}; expected a file name.")
-        return self._file(image, where)
+            raise ValueError(f"{label}: '{self.image_column}' must be a file name, got {shortened(repr(image), 80)}.")
+        return self._image_path(image, label)
 
 
 class DatasetSource(Source):
-    """A `datasets.Dataset`: saved, from parquet files or from the Hub. Images stay as undecoded bytes or paths."""
+    """A `datasets.Dataset` with images as undecoded bytes or paths."""
 
     def __init__(
         self,
@@ -257,9 +272,8 @@ class DatasetSource(Source):
         import datasets
 
         self.base = base
-
         images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        # One picture column needs no name; of several only 'image' is taken without being asked for.
+        # A single image column needs no name; among several, only 'image' is the default.
         candidates = images if len(images) == 1 else ["image"]
         super().__init__(name, dataset.column_names, image_column, caption_column, with_captions, candidates)
         self._fingerprint = fingerprint or str(dataset._fingerprint)
@@ -269,20 +283,6 @@ class DatasetSource(Source):
         self._texts: Any = with_captions and dataset.select_columns([self.caption_column])
         self._names = dataset.select_columns(["file_name"]) if "file_name" in dataset.column_names else None
 
-    def caption(self, index: int) -> str:
-        return self._caption(index, self._texts[index][self.caption_column])
-
-    def captions(self, count: int) -> list[str]:
-        return list(itertools.starmap(self._caption, enumerate(self._texts[:count][self.caption_column])))
-
-    def _caption(self, index: int, value: Any) -> str:
-        return SourceRow("", None, self._checked(value, f"{self.name} row {index}")).caption
-
-    def where(self, index: int) -> str:
-        # The image's bytes are not read for its name, where that stands in a column.
-        named = dict(self._names[index]) if self._names is not None else {}
-        return self._where(index, named) if named.get("file_name") else super().where(index)
-
     @property
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -290,7 +290,21 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _where(self, index: int, values: dict[str, Any]) -> str:
+    def caption(self, index: int) -> str:
+        return self._caption(index, self._texts[index][self.caption_column])
+
+    def captions(self, count: int) -> list[str]:
+        return list(itertools.starmap(self._caption, enumerate(self._texts[:count][self.caption_column])))
+
+    def _caption(self, index: int, value: Any) -> str:
+        return SourceRow("", None, self._read_captions(value, f"{self.name} row {index}")).caption
+
+    def label(self, index: int) -> str:
+        # Without reading the image, if the row has a file name.
+        values = {} if self._names is None else dict(self._names[index])
+        return self._label(index, values) if values.get("file_name") else super().label(index)
+
+    def _label(self, index: int, values: dict[str, Any]) -> str:
         return f"{self.name} row {index} ({self._row_name(index, values.get(self.image_column), values)})"
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -332,53 +346,50 @@ def load_source(
     Raises:
         ValueError: The data cannot be read, or the column or split does not exist.
     """
-    text, folder = os.fspath(source), Path(source)
-    opened = _open(text, folder, image_column, caption_column, split, with_captions)
+    opened = _open(
+        os.fspath(source),
+        split,
+        {"image_column": image_column, "caption_column": caption_column, "with_captions": with_captions},
+    )
     opened.allow_outside_files = allow_outside_files
     return opened
 
 
-def _open(
-    text: str, folder: Path, image_column: str | None, caption_column: str | None, split: str | None, captions: bool
-) -> Source:
-    fingerprint = None
-    options: Any = {"image_column": image_column, "caption_column": caption_column, "with_captions": captions}
+def _open(name: str, split: str | None, options: dict[str, Any]) -> Source:
+    """Open the form of data that a folder holds, or a Hub dataset."""
+    folder, fingerprint = Path(name), None
     if folder.is_file():
-        raise ValueError(f"source='{text}' is a file; pass its folder. Expected {EXPECTED}.")
+        raise ValueError(f"`source` must be a folder, got the file '{name}'. Expected {EXPECTED}.")
     if not folder.is_dir():
-        dataset = load_from_hub(text, split)
-        folder = hub_cache()
-    elif (folder / METADATA).is_file():
+        return DatasetSource(load_from_hub(name, split), name, base=hub_cache(), **options)
+    if (folder / METADATA).is_file():
         if split is not None:
-            raise ValueError(f"split='{split}': {folder / METADATA} has no splits; leave split out.")
+            raise ValueError(f"`split` must be left out for {folder / METADATA}, which has no splits, got {split!r}.")
         return FolderSource(folder, **options)
-    elif (folder / CAPTIONS_MANIFEST).is_file():
+    if (folder / CAPTIONS_MANIFEST).is_file():
         raise ValueError(
-            f"source='{text}': its captions are not finished. Run `fastgoal caption` again as before: it continues "
+            f"{name}: the captions are not finished. Run the same `fastgoal caption` command again, which continues "
             "where it stopped."
         )
-    elif any((folder / name).is_file() for name in SAVED):
-        import datasets
+    import datasets
 
-        with loading(f"source='{text}'"):
-            loaded = datasets.load_from_disk(text)
-        dataset = pick_split(loaded, split, text)
-    elif chosen := parquet_of_split(folder, split):
-        import datasets
-
-        with loading(f"source='{text}'"):
-            dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in chosen], split="train")
-        fingerprint = hash_files(chosen)
+    if any((folder / file).is_file() for file in SAVED):
+        with loading(f"`source={name}`"):
+            saved = datasets.load_from_disk(name)
+        dataset = pick_split(saved, split, name)
+    elif files := parquet_of_split(folder, split):
+        with loading(f"`source={name}`"):
+            dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in files], split="train")
+        fingerprint = hash_files(files)
     else:
-        raise ValueError(
-            f"source='{text}' has no {METADATA}, saved dataset or .parquet file in it. Expected {EXPECTED}."
-        )
-    return DatasetSource(dataset, text, fingerprint=fingerprint, base=folder, **options)
+        raise ValueError(f"{name} has no {METADATA}, saved dataset or .parquet file. Expected {EXPECTED}.")
+    return DatasetSource(dataset, name, fingerprint=fingerprint, base=folder, **options)
 
 
 def is_source(folder: Path) -> bool:
-    """Whether a folder is one of those that `load_source` reads, or one of captions that are not finished."""
-    return bool(parquet_files(folder)) or any((folder / n).is_file() for n in (METADATA, CAPTIONS_MANIFEST, *SAVED))
+    """Return whether `load_source` can read a folder, or the captions in it are not finished."""
+    files = (METADATA, CAPTIONS_MANIFEST, *SAVED)
+    return bool(parquet_files(folder)) or any((folder / file).is_file() for file in files)
 
 
 def _is_closed(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""What is in a folder of local pairs: counts, lengths, scores, sources of regions, repetitions, and a sample of rows.
+"""Statistics of a folder of local pairs: lengths, scores, sources of regions, duplicates, and a sample of rows.
 
-`inspect_pairs` reads the columns a batch at a time and decodes no image. `fastgoal inspect` writes the plain dict that
-it gives as JSON and lays it out as a page; a data card takes its figures from it.
+`inspect_pairs` reads the columns in batches and decodes no image. `fastgoal inspect` writes the dict that it returns as
+JSON and as a page, and dataset cards contain some of it.
 """
 
 import hashlib
@@ -36,22 +36,24 @@ def inspect_pairs(
     repetitions: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a folder of local pairs.
+    """Compute the statistics of a folder of local pairs.
 
     Args:
-        count_tokens: Gives the number of tokens of each caption, start and end marks included; None: not measured.
-        rows: How many rows to draw for showing, at random by `seed`.
-        repetitions: Look for captions and images that repeat one another, too; this reads all image files.
-        progress: Show a bar.
+        folder: The folder.
+        count_tokens: Returns the number of tokens of each caption, BOS and EOS included; None to count no tokens.
+        rows: Number of rows to sample for display.
+        seed: Seed of the sample.
+        repetitions: Whether to look for duplicate captions and images, which reads all image files.
+        progress: Whether to show progress bars.
 
     Returns:
-        Plain values by name: `rows`, `shards`, `bytes`, `images`, `captions`, `pairs`, `regions`, `no_detection`,
-        `skipped`, `problems`, with `repetitions` also `duplicate_captions`, `near_duplicate_captions` and
-        `duplicate_images`, and `shown`, the numbers of the rows drawn (`sample`) and of those whose best pair has the
-        lowest score (`lowest`).
+        A dict of plain values: `rows`, `shards`, `bytes`, `images`, `captions`, `pairs`, `regions`, `no_detection`,
+        `skipped`, `problems`; with `repetitions` also `duplicate_captions`, `near_duplicate_captions` and
+        `duplicate_images`; and `shown`, the rows of the sample (`sample`) and those with the lowest-scoring best pairs
+        (`lowest`).
 
     Raises:
-        ValueError: A file is broken; names it.
+        ValueError: A file is broken.
     """
     measured = _Columns(count_tokens)
     duplicates = CaptionDuplicates() if repetitions else None
@@ -84,7 +86,7 @@ def inspect_pairs(
 def _repetitions(
     folder: PairsFolder, duplicates: CaptionDuplicates, names: Sequence[str], progress: bool
 ) -> dict[str, Any]:
-    """Groups of rows that repeat one another, the largest ones by name; see `inspect_pairs`."""
+    """Return the groups of duplicates, with the names of the largest ones; see `inspect_pairs`."""
     equal = duplicates.equal()
     near = duplicates.near(lambda rows: _captions(folder, rows))
     shown = [group[0] for group in equal[:SHOWN_GROUPS]]
@@ -124,7 +126,7 @@ def _repetitions(
 
 
 class _Columns:
-    """Adds up the columns of all rows, a batch at a time; keeps a few numbers for each row, and no text but names."""
+    """Collects the columns of all rows in batches. It keeps a few numbers for each row, and its name."""
 
     def __init__(self, count_tokens: Callable[[list[str]], list[int]] | None) -> None:
         self.count_tokens = count_tokens
@@ -161,10 +163,10 @@ class _Columns:
         score, best = _values(pairs, "score", math.nan).astype(np.float64), _values(pairs, "best", False)
         fits = (region >= 0) & (region < region_counts[of_row]) & np.isfinite(score)
         fits &= (sentence >= 0) & (sentence < sentence_counts[of_row])
-        places = (np.cumsum(region_counts) - region_counts)[of_row[fits]] + region[fits]
-        self._sources["chosen"].update(sources[places].tolist())
-        self._sources["best"].update(sources[places[best[fits]]].tolist())
-        self._labels.update(zip(sources[places].tolist(), labels[places].tolist()))
+        chosen = (np.cumsum(region_counts) - region_counts)[of_row[fits]] + region[fits]
+        self._sources["chosen"].update(sources[chosen].tolist())
+        self._sources["best"].update(sources[chosen[best[fits]]].tolist())
+        self._labels.update(zip(sources[chosen].tolist(), labels[chosen].tolist()))
         self._keep("scores", score[fits])
         self._keep("best_scores", score[fits & best])
         best_of_row = np.full(count, math.nan)
@@ -172,25 +174,26 @@ class _Columns:
         self._keep("best_of_row", best_of_row)
 
         ends, starts = _values(sentences, "end", -1), _values(sentences, "start", -1)
-        lengths = np.array([len(caption) for caption in captions])[np.repeat(np.arange(count), sentence_counts)]
-        wrong_spans = np.repeat(np.arange(count), sentence_counts)[(starts < 0) | (starts >= ends) | (ends > lengths)]
+        sentence_rows = np.repeat(np.arange(count), sentence_counts)
+        lengths = np.array([len(caption) for caption in captions])[sentence_rows]
+        wrong_spans = sentence_rows[(starts < 0) | (starts >= ends) | (ends > lengths)]
         best_counts = np.bincount(of_row[best], minlength=count)
-        for rows, what in (
+        for rows, problem in (
             (np.flatnonzero([not caption.strip() for caption in captions]), "has no caption"),
-            (np.unique(wrong_spans), "has a sentence that does not lie in its caption"),
+            (np.unique(wrong_spans), "has a sentence outside of its caption"),
             (np.unique(of_row[~fits]), "has a pair without a region, a sentence or a score"),
             (np.flatnonzero(best_counts != 1), "does not have exactly one best pair"),
         ):
-            self.problems += [f"row {start + row} ({self.names[start + row]}) {what}" for row in rows.tolist()]
+            self.problems += [f"row {start + row} ({self.names[start + row]}) {problem}" for row in rows.tolist()]
 
     def lowest(self, count: int) -> list[int]:
-        """The rows whose best pair has the lowest score, the lowest first."""
+        """Return the rows with the lowest scores of their best pairs, the lowest first."""
         scores = np.concatenate(self._numbers["best_of_row"])
         order = np.argsort(scores, kind="stable")  # NaN comes last
         return [row for row in order[:count].tolist() if not math.isnan(scores[row])]
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the repetitions; see `inspect_pairs`."""
+        """Return all statistics except for the duplicates; see `inspect_pairs`."""
         numbers = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
         words, sentences, tokens = numbers["words"], numbers["sentences"], numbers.get("tokens")
         scores, best_scores = numbers["scores"], numbers["best_scores"]
@@ -234,12 +237,12 @@ class _Columns:
         }
 
     def _keep(self, name: str, values: Any) -> None:
-        kind = np.float32 if name in ("scores", "best_scores", "best_of_row") else np.int32
-        self._numbers[name].append(np.asarray(values, dtype=kind))
+        dtype = np.float32 if name in ("scores", "best_scores", "best_of_row") else np.int32
+        self._numbers[name].append(np.asarray(values, dtype=dtype))
 
 
 def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
-    """Lengths of captions in tokens, and how many are cut at the limits."""
+    """Return the statistics of lengths in tokens, and how many captions each limit truncates."""
     cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
     return {
         **summary(tokens),
@@ -249,7 +252,7 @@ def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
 
 
 def summary(values: NDArray[Any]) -> dict[str, float]:
-    """Mean, median, the middle 90 % (`low` to `high`), least and greatest value; empty without values."""
+    """Return the mean, median, middle 90 % (`low` to `high`), minimum and maximum; an empty dict without values."""
     if not len(values):
         return {}
     low, median, high = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
@@ -264,40 +267,40 @@ def summary(values: NDArray[Any]) -> dict[str, float]:
 
 
 def histogram(values: NDArray[Any], edges: Sequence[float]) -> dict[str, list[float]]:
-    """Counts between edges; what lies outside counts in the first or last bin."""
+    """Return the counts between edges. Values outside the edges count in the first or last bin."""
     inside = np.clip(values, edges[0], np.nextafter(edges[-1], -math.inf))
     return {"edges": list(edges), "counts": np.histogram(inside, edges)[0].tolist()}
 
 
 def nice_edges(low: float, high: float) -> list[float]:
-    """Round edges of about 36 equal bins from below `low` to above `high`."""
+    """Return round edges of about 36 equal bins from below `low` to above `high`."""
     step = nice_step((high - low) / 36 if high > low else 0.01)
     first, last = math.floor(low / step), math.floor(high / step) + 1
-    return [round(place * step, 10) for place in range(first, last + 1)]
+    return [round(number * step, 10) for number in range(first, last + 1)]
 
 
 def length_edges(values: NDArray[Any]) -> list[float]:
-    """Edges from 0 for lengths of texts; the longest hundredth counts in the last bin when it lies far out."""
+    """Return edges from 0 for lengths of texts. The longest 1 % count in the last bin if they are far longer."""
     high = min(float(values.max()), 1.3 * float(np.quantile(values, 0.99)))
     step = max(1.0, nice_step((high + 1) / 32))
-    return [place * step for place in range(int(high / step) + 2)]
+    return [number * step for number in range(int(high / step) + 2)]
 
 
 def count_edges(values: NDArray[Any]) -> list[float]:
-    """Edges for small whole numbers: 8 to 40 bins, one for each, around it; those above count in the last bin."""
+    """Return edges of 8 to 40 bins for small integers, one for each; larger ones count in the last bin."""
     low = int(values.min())
     bins = min(max(int(values.max()) - low + 1, 8), 40)
-    return [low + place - 0.5 for place in range(bins + 1)]
+    return [low + number - 0.5 for number in range(bins + 1)]
 
 
 def nice_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20, 50... (and 0.5, 0.2...) that is not less."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50... (and 0.5, 0.2...) that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def _flat(column: Any) -> tuple[NDArray[np.int64], Any]:
-    """Lengths and joined values of a column of lists; a missing list is an empty one."""
+    """Return the lengths and the joined values of a column of lists; a missing list is empty."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return lengths.astype(np.int64), pc.list_flatten(column)
 
@@ -312,7 +315,7 @@ def _names(names: Sequence[str], rows: Sequence[int]) -> list[str]:
 
 
 def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
-    """The captions of some rows, in the order asked; no other column is read."""
+    """Read the captions of rows, in their order, and no other column."""
     wanted, texts, start = set(rows), {}, 0
     for batch in folder.batches(["caption"]):
         column, end = batch.column("caption"), start + batch.num_rows
@@ -322,7 +325,7 @@ def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
 
 
 def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:
-    """Groups of rows with the same image file, the largest first, and the bytes of all image files."""
+    """Return groups of rows with equal image files, the largest first, and the number of bytes of all image files."""
     digests: list[bytes | None] = []
     size = 0
     with tqdm(total=len(folder), desc="image files", unit="row", disable=not progress) as bar:

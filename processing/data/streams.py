@@ -43,7 +43,7 @@ class StreamSource(DatasetSource):
     def __len__(self) -> int:
         raise TypeError("a stream has no length; `rows` says how many there are, where that is known")
 
-    def _where(self, index: int, values: dict[str, Any]) -> str:
+    def _label(self, index: int, values: dict[str, Any]) -> str:
         name = self._row_name(index, values.get(self.image_column), values)
         return f"{self.name} ({name})"
 

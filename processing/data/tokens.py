@@ -1,23 +1,28 @@
-"""Counts the tokens of captions as a CLIP does, and says where it stops to read."""
+"""Counting the tokens of captions, and finding where a model truncates them."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastgoal.modeling_fastgoal.families_fastgoal import CLIP
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 
-TOKEN_LIMITS = (77, 248)  # of CLIP, and stretched as Long-CLIP does
-# All of OpenAI's CLIPs, and most others, share one tokenizer.
+TOKEN_LIMITS = (CLIP.positions, CLIP.longest)
+# All CLIP models of OpenAI, and most others, share one tokenizer.
 USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")
 
 
 class TokenCounter:
-    """Counts with the tokenizer of a CLIP, a folder or Hub id; `download` may ask the network for it.
+    """Counts tokens with the tokenizer of a model.
+
+    Args:
+        name: Folder or Hub id of the model.
+        download: Whether to download the tokenizer if it is not in the cache.
 
     Raises:
-        ValueError: The tokenizer is not there, has no tokens, or cannot be reached.
+        ValueError: The tokenizer cannot be loaded, or has no tokens.
     """
 
     def __init__(self, name: str, download: bool = True) -> None:
@@ -26,10 +31,8 @@ class TokenCounter:
         from fastgoal.processing.tokens import require_tokens
 
         self.name = name
-        way_out = (
-            "Name another with --tokenizer, the folder of any CLIP will do, or leave the count out: --tokenizer none."
-        )
-        with loading(f"the tokenizer '{name}', which counts the captions' CLIP tokens,", way_out=way_out):
+        way_out = "Name the folder of another model, or use `tokenizer=none` to count no tokens."
+        with loading(f"`tokenizer={name}`", way_out=way_out):
             self._tokenizer = AutoTokenizer.from_pretrained(
                 name, local_files_only=not download, trust_remote_code=False
             )
@@ -37,50 +40,53 @@ class TokenCounter:
         self._tokenizer.split_special_tokens = True  # as `FastGoalProcessor` reads captions
 
     def __call__(self, captions: Sequence[str]) -> list[int]:
-        """The number of tokens of each caption, start and end marks included."""
+        """Return the number of tokens of each caption, BOS and EOS included."""
         encoded = self._tokenizer(
             list(captions), truncation=False, padding=False, return_attention_mask=False, verbose=False
         )
         return [len(ids) for ids in encoded["input_ids"]]
 
     def ends(self, caption: str) -> list[tuple[int, int]]:
-        """(limit, end in characters of what is read) for those of `TOKEN_LIMITS` that cut the caption.
+        """Return (limit, end in characters of what is read) for each of `TOKEN_LIMITS` that truncates the caption.
 
-        Empty with a slow tokenizer, which does not know the places of its tokens.
+        The list is empty for slow tokenizers, which do not know the spans of their tokens.
         """
         if not getattr(self._tokenizer, "is_fast", False):
             return []
         encoded = self._tokenizer(caption, truncation=False, return_offsets_mapping=True, verbose=False)
-        places = [end for _, end in encoded["offset_mapping"]]
-        # The last token read is the end mark, which takes the place of a word.
-        return [(limit, places[limit - 2]) for limit in TOKEN_LIMITS if len(places) > limit]
+        ends = [end for _, end in encoded["offset_mapping"]]
+        # The last token that is read is EOS.
+        return [(limit, ends[limit - 2]) for limit in TOKEN_LIMITS if len(ends) > limit]
 
 
 def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | None = None) -> TokenCounter | None:
-    """The tokenizer asked for, else the first one at hand that is likely to be right; None where there is none.
+    """Return the counter for a tokenizer, or for the first likely one that is available without a download.
 
     Args:
-        name: Folder or Hub id, or "none"; None looks for that of the model that matched the pairs and for the one that
-            OpenAI's CLIPs share, where one of them has been downloaded before.
-        manifest: Of the pairs.
-        folder: Of the pairs: the model may lie beside it, or in the working folder.
+        name: Folder or Hub id of a model, or "none" for no counter. By default that of the model that matched the
+            pairs, or the one that OpenAI's CLIP models share.
+        manifest: Manifest of the pairs.
+        folder: Folder of the pairs. The model is looked for next to it, and in the working folder.
+
+    Returns:
+        The counter; None if no tokenizer is available.
 
     Raises:
-        ValueError: The one asked for cannot be loaded.
+        ValueError: The tokenizer `name` cannot be loaded.
     """
     if name is not None:
         return None if name == "none" else TokenCounter(name)
     settings = manifest.get("settings")
     matcher = str(settings.get("model", "")) if isinstance(settings, Mapping) else ""
     if "#" in matcher:
-        for place in (Path(), *([] if folder is None else [folder.resolve().parent])):
-            beside = place / matcher.partition("#")[0]
+        for parent in (Path(), *([] if folder is None else [folder.resolve().parent])):
+            model = parent / matcher.partition("#")[0]
             with contextlib.suppress(ValueError, OSError):
-                if beside.is_dir() and checkpoint_fingerprint(str(beside)) == matcher:
-                    return TokenCounter(str(beside))
-    # The manifest names local weights `name#hash`, without their folder; only an OWNER/NAME can be found again.
-    found_again = "/" in matcher and "#" not in matcher
-    for usual in (*([matcher.partition("@")[0]] if found_again else []), *USUAL_TOKENIZERS):
+                if model.is_dir() and checkpoint_fingerprint(str(model)) == matcher:
+                    return TokenCounter(str(model))
+    # The manifest names files here `NAME#HASH`, without their folder.
+    is_hub_id = "/" in matcher and "#" not in matcher
+    for likely in (*([matcher.partition("@")[0]] if is_hub_id else []), *USUAL_TOKENIZERS):
         with contextlib.suppress(ValueError):
-            return TokenCounter(usual, download=False)
+            return TokenCounter(likely, download=False)
     return None

@@ -171,7 +171,7 @@ def _is_table(data: Any) -> bool:
 def _where(data: Any, index: int) -> str:
     """A row in words."""
     if isinstance(data, PairData):
-        return data.source.where(index)
+        return data.source.label(index)
     table = data.remove_columns("image") if _is_table(data) and "image" in data.column_names else data
     name = table[index].get("file_name")
     return f"row {index} ({name})" if name else f"row {index}"

@@ -108,12 +108,12 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
     assert "empty is empty" in error(tmp_path / "empty")
     (tmp_path / "source").mkdir()
     (tmp_path / "source/metadata.jsonl").write_text("{}")
-    assert "make pairs of them first" in error(tmp_path / "source")
+    assert "make pairs first" in error(tmp_path / "source")
     schema = features().arrow_schema
     without = pyarrow.schema([field for field in schema if field.name not in ("pairs", "width")])
     message = error(write(tmp_path / "columns", rows(), schema=without))
     assert "train-00000-of-00002.parquet lacks width, pairs.sentence" not in message
-    assert "train-00000-of-00002.parquet lacks width, pairs;" in message
+    assert "train-00000-of-00002.parquet lacks the columns width, pairs;" in message
     assert "not one row" in error(write(tmp_path / "no-rows", [], 1))
     assert "--rows" in error(folder, "--rows", "-1")
     assert "the tokenizer './nowhere', which counts" in error(folder, "--tokenizer", "./nowhere")
@@ -152,7 +152,7 @@ def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):
     assert sorted(facts["problems"]["first"]) == [
         "row 2 (2.jpg) has a pair without a region, a sentence or a score",
         "row 3 (3.jpg) does not have exactly one best pair",
-        "row 4 (4.jpg) has a sentence that does not lie in its caption",
+        "row 4 (4.jpg) has a sentence outside of its caption",
         "row 4 (4.jpg) has no caption",
     ]
     assert facts["pairs"]["count"] == 13

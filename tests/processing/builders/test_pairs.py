@@ -341,9 +341,9 @@ def test_boxes_of_a_column(tmp_path, load, extra, labels):
     ("extra", "message"),
     [
         ({}, "has no column 'boxes'.*file_name, caption"),
-        ({"boxes": {"bbox": []}}, "is a dict; expected a list of"),
-        ({"boxes": [{"box": [0, 0, 9, 9]}]}, "box 0 of the column 'boxes'"),
-        ({"boxes": [[0, 0, 20, 30]], "labels": []}, r"`labels` must be one a box, got 0 for 1"),
+        ({"boxes": {"bbox": []}}, "'boxes' must be a list of"),
+        ({"boxes": [{"box": [0, 0, 9, 9]}]}, "'boxes' .* box 0"),
+        ({"boxes": [[0, 0, 20, 30]], "labels": []}, r"`labels` .* got 0 for 1"),
         ({"boxes": [[0, 0, 200, 30]]}, r"line 1 \(0.png\)"),
     ],
 )

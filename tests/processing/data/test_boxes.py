@@ -36,11 +36,11 @@ def test_boxes_become_regions() -> None:
         ([0, 0, float("inf"), 10], "must be finite"),
         ([10, 0, 10, 10], "has no area"),
         ([10, 10, 5, 20], "has no area"),
-        ([100, 0, 110, 10], "lies outside the image of 100 x 50"),
-        ([-5, -5, 0, 0], "lies outside the image"),
-        ([0, 0, 101.5, 10], "sticks out of the image"),
-        ([-1.5, 0, 10, 10], "sticks out of the image"),
-        ([0, 0, 10, 51.5], "sticks out of the image"),
+        ([100, 0, 110, 10], "is outside the image of 100 x 50"),
+        ([-5, -5, 0, 0], "is outside the image"),
+        ([0, 0, 101.5, 10], "extends beyond the image"),
+        ([-1.5, 0, 10, 10], "extends beyond the image"),
+        ([0, 0, 10, 51.5], "extends beyond the image"),
     ],
 )
 def test_bad_boxes_name_row_and_index(box: Any, message: str) -> None:
@@ -51,17 +51,17 @@ def test_bad_boxes_name_row_and_index(box: Any, message: str) -> None:
 
 
 def test_labels_and_scores_are_one_a_box() -> None:
-    with pytest.raises(ValueError, match="row 1: `labels` must be one a box, got 2 for 1 boxes"):
+    with pytest.raises(ValueError, match="row 1: `labels` must have one entry per box, got 2 for 1 boxes"):
         regions_from_boxes([[0, 0, 1, 1]], SIZE, labels=["a", "b"], name="row 1")
-    with pytest.raises(ValueError, match="`scores` must be one a box, got 0 for 1 boxes"):
+    with pytest.raises(ValueError, match="`scores` must have one entry per box, got 0 for 1 boxes"):
         regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[])
-    with pytest.raises(ValueError, match="box 0 has the score nan"):
+    with pytest.raises(ValueError, match=r"box 0 .*score, got nan"):
         regions_from_boxes([[0, 0, 1, 1]], SIZE, scores=[math.nan])
 
 
 def test_fractions_are_not_taken_for_pixels():
     fractions = [[0.0, 0.25, 0.5, 1.0], [0.1, 0.1, 0.2, 0.2]]
-    with pytest.raises(ValueError, match=r"row 7: all 2 boxes lie between 0 and 1, .*--boxes normalized"):
+    with pytest.raises(ValueError, match=r"row 7: the 2 boxes .*between 0 and 1.*`boxes=normalized`"):
         regions_from_boxes(fractions, (200, 80), name="row 7")
     boxes = [region.box for region in regions_from_boxes(fractions, (200, 80), form="normalized")]
     assert boxes == [(0.0, 20.0, 100.0, 80.0), (20.0, 8.0, 40.0, 16.0)]

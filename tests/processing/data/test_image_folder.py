@@ -22,7 +22,7 @@ def test_a_plain_folder_is_rows_without_captions(folder):
     assert isinstance(source, ImageFolder)
     assert [row.name for row in source] == ["a/10.webp", "a/2.PNG", "b.jpg"]
     assert [row.captions for row in source] == [[], [], []]
-    assert source[2].image == str(folder / "b.jpg") == source.where(2)
+    assert source[2].image == str(folder / "b.jpg") == source.label(2)
 
 
 def test_the_fingerprint_follows_the_files(folder, tmp_path):
@@ -60,9 +60,9 @@ def test_other_sources_need_no_captions(folder, tmp_path):
 
 def test_what_is_wrong_is_said(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty has no image; looked for \.jpg"):
+    with pytest.raises(ValueError, match=r"empty and its subfolders have no images \(\.jpg"):
         open_images(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"split='train'.* plain folder of images"):
+    with pytest.raises(ValueError, match=r"`split` .*plain folder of images"):
         open_images(folder, split="train")
     with pytest.raises(ValueError, match=r"absent.* does not exist"):
         open_images(tmp_path / "absent")

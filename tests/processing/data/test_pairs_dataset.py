@@ -79,32 +79,32 @@ def test_an_unfinished_run_is_read_as_far_as_it_is(tmp_path):
 
 
 def test_what_is_no_such_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder; name one that `fastgoal pairs` wrote"):
+    with pytest.raises(ValueError, match=r"is not a folder.*fastgoal pairs"):
         PairsFolder(tmp_path / "absent")
-    with pytest.raises(ValueError, match="is empty; name a folder"):
+    with pytest.raises(ValueError, match="is empty"):
         PairsFolder(tmp_path)
     (tmp_path / "fastgoal_pairs.json").write_text("{}")
     with pytest.raises(ValueError, match="has not finished a shard yet"):
         PairsFolder(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"make pairs of them first with `fastgoal pairs"):
+    with pytest.raises(ValueError, match=r"make pairs first with `fastgoal pairs"):
         PairsFolder(tmp_path)
     path = write(tmp_path / "pairs", [2])
     shard = path / "data/train-00000-of-00001.parquet"
     table = pyarrow.parquet.read_table(shard)
     pyarrow.parquet.write_table(table.drop_columns(["width", "pairs"]), shard)
-    with pytest.raises(ValueError, match=r"00001.parquet lacks width, pairs; its columns are image, file_name"):
+    with pytest.raises(ValueError, match=r"00001.parquet lacks the columns width, pairs; it has image, file_name"):
         PairsFolder(path)
     sentences = table["sentences"].to_pylist()
     place = table.schema.names.index("sentences")
     ends = pyarrow.array([[{"start": entry["start"]} for entry in entries] for entries in sentences])
     pyarrow.parquet.write_table(table.set_column(place, "sentences", ends), shard)
-    with pytest.raises(ValueError, match=r"lacks sentences\.end; its columns"):
+    with pytest.raises(ValueError, match=r"lacks the columns sentences\.end"):
         PairsFolder(path)
     pyarrow.parquet.write_table(table, shard)
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"the shard \S+ cannot be read .*Delete it and run the same"):
+    with pytest.raises(ValueError, match=r"00001.parquet cannot be read .*delete it and run that command again"):
         PairsFolder(path)
     empty = Path(shutil.copytree(write(tmp_path / "none", [0]), tmp_path / "copy"))
-    with pytest.raises(ValueError, match="has 1 parquet files and not one row in them"):
+    with pytest.raises(ValueError, match="no rows in its 1 parquet files"):
         PairsFolder(empty)

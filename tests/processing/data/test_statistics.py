@@ -73,7 +73,7 @@ def test_rows_that_are_not_sound_are_named(tmp_path):
         "row 1 (1.jpg) has a pair without a region, a sentence or a score",
         "row 2 (2.jpg) has a pair without a region, a sentence or a score",
         "row 3 (3.jpg) does not have exactly one best pair",
-        "row 4 (4.jpg) has a sentence that does not lie in its caption",
+        "row 4 (4.jpg) has a sentence outside of its caption",
         "row 4 (4.jpg) has no caption",
     ]
     assert facts["problems"]["count"] == 6

@@ -108,7 +108,7 @@ def test_what_is_no_stream(tmp_path, rows):
         ("folder", r"are trained on without --streaming"),
         ("file", r"is a file; pass its folder"),
         ("absent", r"does not exist"),
-        ("holes", r"lacks 1 of the shards"),
+        ("holes", r"lacks 1 of its shards"),
     ):
         with pytest.raises(ValueError, match=words):
             open_stream(tmp_path / name)

@@ -27,7 +27,7 @@ def test_where_a_clip_stops_to_read(tiny_clip):
 def test_the_tokenizer_asked_for_or_the_likely_one(tiny_clip, monkeypatch, tmp_path):
     assert find_counter("none", {}) is None
     assert find_counter(str(tiny_clip), {}).name == str(tiny_clip)
-    with pytest.raises(ValueError, match=r"the tokenizer '.*absent', which counts .* --tokenizer none"):
+    with pytest.raises(ValueError, match=r"`tokenizer=.*absent` cannot be loaded.*`tokenizer=none`"):
         find_counter(str(tmp_path / "absent"), {})
 
     load, asked, here = AutoTokenizer.from_pretrained, [], set()

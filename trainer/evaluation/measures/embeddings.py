@@ -121,7 +121,7 @@ class _Rows(Dataset[Row]):
             row = self.source[index]
             pixels = self.reader.read([(self.reader.open(row.image, row.name), None)])
         except (ValueError, OSError) as error:
-            label = "" if row is None else f"{self.source.where(index)}: "  # errors of the source name the row
+            label = "" if row is None else f"{self.source.label(index)}: "  # errors of the source name the row
             return None, [], f"{label}{error}"
         return pixels, row.captions, ""
 

@@ -176,7 +176,7 @@ def _best_pair_of_row(source: Source, number: int, processor: FastGoalProcessor)
     row = source[number]
     columns = row.columns
     if not columns["pairs"] or not all(isinstance(columns[name], list) for name in ("pairs", "sentences", "regions")):
-        raise ValueError(f"{source.where(number)} has no local pairs. Make them with `fastgoal pairs`.")
+        raise ValueError(f"{source.label(number)} has no local pairs. Make them with `fastgoal pairs`.")
     if {"width", "height"} <= columns.keys():
         size = columns["width"], columns["height"]
     else:
@@ -184,7 +184,7 @@ def _best_pair_of_row(source: Source, number: int, processor: FastGoalProcessor)
     try:
         pair = best_pair(SimpleNamespace(**{**columns, "caption": row.caption}), processor, size)
     except ValueError as error:
-        raise ValueError(f"{source.where(number)}: {error}") from None
+        raise ValueError(f"{source.label(number)}: {error}") from None
     span = columns["sentences"][pair["sentence"]]
     return row.caption[span["start"] : span["end"]], columns["regions"][pair["region"]]["box"]
 

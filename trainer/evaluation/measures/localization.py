@@ -117,7 +117,7 @@ def localize(
             images: list[Any] = []
             queries: list[tuple[int, str, Tensor]] = []
             for number in rows[start : start + batch_size]:
-                row, label = source[number], source.where(number)
+                row, label = source[number], source.label(number)
                 image = load_image(row.image, name=row.name)
                 transform = ImageTransform.of(processor.image_processor, image.size)
                 for query in localization_queries(row, boxes_column):

@@ -46,8 +46,8 @@ class SelectedRows(Source):
         row = self.source[self.rows[index]]
         return SourceRow(row.name, row.image, row.captions[: self.captions_each], row.columns)
 
-    def where(self, index: int) -> str:
-        return self.source.where(self.rows[index])
+    def label(self, index: int) -> str:
+        return self.source.label(self.rows[index])
 
 
 def open_protocol(

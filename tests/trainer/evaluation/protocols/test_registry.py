@@ -29,7 +29,7 @@ def test_a_protocol_as_parquet_uses_its_split_column_and_caption_column(tmp_path
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train.parquet")
     source = open_protocol("docci", str(tmp_path))
     assert len(source) == 1
-    assert "row 1" in source.where(0)
+    assert "row 1" in source.label(0)
 
 
 def test_own_data(tmp_path):
