@@ -138,7 +138,7 @@ def details(thing: Thing, rng: random.Random, words: int, wording: str) -> list[
 
 def relations(a: Thing, b: Thing) -> list[str]:
     """What can be said of `a` before `b`."""
-    (ax, ay, ar), (bx, by, br) = a.place, b.place
+    (ax, ay, ar), (bx, by, br) = a.circle, b.circle
     found = []
     if abs(ax - bx) >= abs(ay - by):
         found.append("left of" if ax < bx else "right of")

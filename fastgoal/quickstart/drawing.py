@@ -1,7 +1,7 @@
-"""What drawn worlds are made of: scenes of things with a shape, a color, a fill pattern, an outline and a mark.
+"""Draw scenes of things with a shape, a color, a fill pattern, an outline, and a mark.
 
-`fastgoal.quickstart.scenes` draws the quickstart's world with it, `benchmarks.study.scenes` that of the study. Every
-random choice comes from a generator that the world hands over, so a scene depends on what its world seeds it with.
+`fastgoal.quickstart.scenes` draws the scenes of the quickstart with it, and `benchmarks.study.scenes` those of the
+study. They pass the random generator for all random choices, so a scene depends only on its seed.
 """
 
 import math
@@ -19,7 +19,7 @@ Circle = tuple[float, float, float]
 Box = tuple[int, int, int, int]
 
 SUPERSAMPLING = 2
-"""Scenes are drawn this many times larger and reduced, which smooths their edges."""
+"""Scenes are drawn this many times larger and then reduced, for smooth edges."""
 
 COLORS: dict[str, Color] = {
     "red": (214, 34, 40),
@@ -67,13 +67,13 @@ DETAIL_WORDS = {
     "heart": ("valentine", "lovelet", "darling"),
     "cross": ("plus", "crux", "junction"),
 }
-"""What long captions call colors, patterns and marks where they tell a detail: words that no short caption has."""
+"""Words of long captions for the details of a thing. No short caption has them."""
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
 
 
 def _around(count: int, radius: Callable[[float], float], start: float = -math.pi / 2) -> list[Point]:
-    """`count` points of a closed curve around the origin, its radius a function of the angle (radians)."""
+    """Return `count` points of a closed curve around the origin. Its radius is a function of the angle in radians."""
     angles = [start + 2 * math.pi * i / count for i in range(count)]
     return [(radius(angle) * math.cos(angle), radius(angle) * math.sin(angle)) for angle in angles]
 
@@ -104,29 +104,30 @@ SHAPES: dict[str, list[Point]] = {
         (0.0, -1.0),
     ],
 }
-"""Outlines of the shapes as polygons within [-1, 1] x [-1, 1], y pointing down."""
+"""Outlines of the shapes as polygons in [-1, 1] x [-1, 1]; y points down."""
 
 MARKS = ("circle", "square", "triangle", "star", "heart", "cross")
-"""The shapes that may sit in the middle of an object."""
+"""Shapes of the marks in the middle of things."""
 
 GROUPS = {
     1: (1.0, [(0.0, 0.0)]),
     2: (0.52, [(-0.48, 0.0), (0.48, 0.0)]),
     3: (0.46, [(-0.5, 0.35), (0.5, 0.35), (0.0, -0.5)]),
 }
-"""How large the objects of a group are and where their centers lie, in radii of the circle that holds the group."""
+"""Size of the objects of a group and positions of their centers, in radii of the group's circle, by their number."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, or a group of `count` (1 to 3) objects alike, as it is drawn, in the words of the captions.
+    """An object, or a group of up to 3 equal objects.
 
     Attributes:
-        shape, color, pattern: Names of `SHAPES`, `COLORS`, `PATTERNS`.
-        second: The pattern's color; `None` for the plain one.
-        outline: Its color, or `None`.
-        mark: Color and shape of the mark in the middle, or `None`.
-        place: Center and radius (x, y, r) of the circle that holds them, in pixels.
+        shape, color, pattern: Names in `SHAPES`, `COLORS`, `PATTERNS`.
+        second: Color of the pattern; None if it is plain.
+        outline: Color of the outline; None without one.
+        mark: Color and shape of the mark in the middle; None without one.
+        circle: Center and radius (x, y, r) of the circle around the thing, in pixels.
+        count: Number of objects.
     """
 
     shape: str
@@ -135,21 +136,21 @@ class Thing:
     second: str | None
     outline: str | None
     mark: tuple[str, str] | None
-    place: Circle
+    circle: Circle
     count: int = 1
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn scene.
+    """A drawn scene.
 
     Attributes:
-        image: RGB image.
-        sentences: The caption's, in order.
-        sentence_things: For each sentence the things it speaks of, by number: none for the scene as a whole.
-        boxes: (x1, y1, x2, y2) of every thing in pixels, the last column and row excluded.
-        things: What is drawn.
-        background: The word for its color.
+        image: The RGB image.
+        sentences: Sentences of the caption.
+        sentence_things: Numbers of the things that each sentence describes; none for the scene as a whole.
+        boxes: Box (x1, y1, x2, y2) of every thing in pixels; x2 and y2 are exclusive.
+        things: The things in the scene.
+        background: Name of the background color.
     """
 
     image: Image.Image
@@ -166,12 +167,12 @@ class Scene:
 
     @property
     def labels(self) -> list[str]:
-        """Short name of every thing, such as `"red star"`."""
+        """Short names of the things, such as `"red star"`."""
         return [f"{thing.color} {thing.shape}" for thing in self.things]
 
 
 def check_request(split: str, fewest: int, most: int, limit: int) -> None:
-    """Raises `ValueError` for an unknown split, and for numbers of things that are not within 1 to `limit`."""
+    """Raise `ValueError` for an unknown split, or if the numbers of things are not from 1 to `limit`."""
     if split not in get_args(Split):
         raise ValueError(f"`split` must be one of {get_args(Split)}, got {split!r}.")
     if not 1 <= fewest <= most <= limit:
@@ -181,9 +182,9 @@ def check_request(split: str, fewest: int, most: int, limit: int) -> None:
 def place_circles(
     rng: random.Random, count: int, size: tuple[int, int], radii: tuple[float, float], tries: int
 ) -> list[Circle]:
-    """Circles (x, y, radius) that neither overlap nor leave a picture of `size`, all in pixels.
+    """Return circles (x, y, radius) in pixels that do not overlap and lie inside an image of this (width, height).
 
-    A circle that has no room is drawn again; after so many `tries` all of them are.
+    A circle without room is drawn again, and after `tries` attempts all circles are.
     """
     while True:
         placed: list[Circle] = []
@@ -197,7 +198,7 @@ def place_circles(
 
 
 def choose_details(rng: random.Random, color: str) -> tuple[str, str | None, str | None, tuple[str, str] | None]:
-    """Pattern, its color, outline and mark of a thing whose main color is `color`, as `Thing` takes them."""
+    """Choose the pattern, its color, the outline, and the mark of a thing of this color, in the order of `Thing`."""
     pattern = rng.choice(PATTERNS)
     second = None if pattern == "plain" else other_color(rng, color)
     outline = other_color(rng, color) if rng.random() < 0.7 else None
@@ -206,23 +207,26 @@ def choose_details(rng: random.Random, color: str) -> tuple[str, str | None, str
 
 
 def other_color(rng: random.Random, *taken: str | None) -> str:
-    """A color that is not among those taken."""
+    """Choose a color that is not taken."""
     return rng.choice([name for name in sorted(COLORS) if name not in taken])
 
 
 def jitter(color: Color, rng: random.Random, amount: int = 12) -> Color:
-    """A color near the given one, each channel by at most `amount` of 255."""
+    """Return a similar color: each channel differs by at most `amount` of 255."""
     red, green, blue = (min(255, max(0, value + rng.randint(-amount, amount))) for value in color)
     return red, green, blue
 
 
 def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: float) -> Box:
-    """Draws all objects of a thing, slightly turned, on a canvas `SUPERSAMPLING` times as large as the picture.
+    """Draw all objects of a thing, slightly rotated, on a canvas `SUPERSAMPLING` times as large as the image.
 
-    `mark_size` is the mark's radius in radii of the object. Returns the box around what was drawn, in pixels of the
-    picture; it may end a pixel outside.
+    Args:
+        mark_size: Radius of the mark in radii of the object.
+
+    Returns:
+        The box around the thing in pixels of the image. It may end one pixel outside.
     """
-    x, y, radius = (value * SUPERSAMPLING for value in thing.place)
+    x, y, radius = (value * SUPERSAMPLING for value in thing.circle)
     share, spots = GROUPS[thing.count]
     turn = math.radians(rng.uniform(-12, 12))
     small = share * radius
@@ -246,7 +250,7 @@ def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: floa
 
 
 def _shape_mask(shape: str, radius: float, turn: float, half: int) -> Image.Image:
-    """Filled shape, turned by `turn` radians, in the middle of a one-channel tile of side `2 * half`."""
+    """Return a one-channel tile of side `2 * half` with a filled shape in its middle, rotated by `turn` radians."""
     cos, sin = radius * math.cos(turn), radius * math.sin(turn)
     tile = Image.new("L", (2 * half, 2 * half), 0)
     points = [(half + cos * x - sin * y, half + sin * x + cos * y) for x, y in SHAPES[shape]]
@@ -255,7 +259,7 @@ def _shape_mask(shape: str, radius: float, turn: float, half: int) -> Image.Imag
 
 
 def _pattern_tile(rng: random.Random, side: int, thing: Thing) -> Image.Image:
-    """Square tile of `side` pixels in the thing's color, with its pattern drawn over it."""
+    """Return a square tile of `side` pixels in the thing's color with its pattern."""
     tile = Image.new("RGB", (side, side), jitter(COLORS[thing.color], rng))
     if thing.second is None:
         return tile
@@ -278,10 +282,10 @@ def _pattern_tile(rng: random.Random, side: int, thing: Thing) -> Image.Image:
 
 
 def article(word: str) -> str:
-    """The indefinite article that goes before a word."""
+    """Return the indefinite article of a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def enumerate_phrases(phrases: Sequence[str]) -> str:
-    """Phrases as a sentence lists them: commas between them, "and" before the last."""
+    """Join phrases with commas and "and"."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]

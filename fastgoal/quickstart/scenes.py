@@ -1,14 +1,13 @@
-"""The quickstart's world, in which everything is known: scenes of objects, their boxes, captions of several sentences.
+"""The scenes of the quickstart: drawn objects with their boxes and captions of several sentences.
 
-Every scene shows three to five objects on a pale background. An object has a shape, a color, a fill pattern in a
-second color, an outline and a small mark in its middle. The caption gives each object a sentence of its own, which
-tells what a crop of the object shows and nothing else (no place, no size), and one sentence about the scene as a whole.
-Thousands of attribute combinations make a sentence close to unique, so two sentences of a batch seldom describe the
-same thing. Details are told in words of their own, which short captions never use: as in the papers, long captions say
-more than a CLIP trained on short ones has learned.
+Every scene shows three to five objects on a pale background. An object has a shape, a color, a fill pattern in a second
+color, an outline, and a small mark in its middle. The caption has one sentence about the whole scene and one sentence
+for each object, which describes only what a crop of the object shows, not its position or size. There are thousands of
+combinations of attributes, so two sentences of a batch seldom describe the same object. Details have words that short
+captions never use: as in the papers, long captions say more than a model trained on short ones has learned.
 
-A scene depends on its split, its seed and its index alone, so the splits never share a scene and drawing more scenes
-never changes the first ones.
+A scene depends only on its split, seed, and index. Splits never share a scene, and drawing more scenes does not change
+the first ones.
 """
 
 import json
@@ -24,11 +23,10 @@ from fastgoal.quickstart.drawing import BACKGROUNDS, COLORS, SHAPES, SUPERSAMPLI
 SCENE_SIZE = 192
 """Width and height of a scene, in pixels."""
 
-MOST = 5
-"""Objects of a scene."""
+MAX_OBJECTS = 5
 
 DETAIL_WORDS = {plain: words[0] for plain, words in drawing.DETAIL_WORDS.items()}
-"""What long captions call colors, patterns and marks where they tell a detail."""
+"""Words of long captions for the details of an object."""
 
 
 def draw_scenes(
@@ -40,26 +38,25 @@ def draw_scenes(
     colors: Sequence[str] | None = None,
     rich: bool = True,
 ) -> list[Scene]:
-    """Draws `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
+    """Draw scenes. The same arguments give the same scenes, and different splits or seeds give different ones.
 
     Args:
         count: Number of scenes.
-        seed: Draws others.
-        split: Draws others too: what a scene is for.
-        min_objects: Fewest objects of a scene.
-        shapes: Shapes of the objects, all of `SHAPES` by default. The fewer there are, the more it takes the details
-            to tell scenes apart.
-        colors: Main colors of the objects, likewise; patterns, outlines and marks have any color.
-        rich: Whether captions tell details in `DETAIL_WORDS`; otherwise in the words of short captions. The pictures
+        seed: Random seed.
+        split: Purpose of the scenes.
+        min_objects: Minimum number of objects in a scene.
+        shapes: Shapes of the objects, by default all of `SHAPES`. With fewer shapes, scenes differ more in details.
+        colors: Main colors of the objects, by default all of `COLORS`. Patterns, outlines, and marks have any color.
+        rich: Whether captions name details with `DETAIL_WORDS`, and not with the words of short captions. The images
             are the same.
 
     Raises:
-        ValueError: `split`, a shape or a color is unknown, or `min_objects` is not within 1 to 5.
+        ValueError: `split`, a shape, or a color is unknown, or `min_objects` is not from 1 to 5.
     """
-    drawing.check_request(split, min_objects, MOST, limit=MOST)
+    drawing.check_request(split, min_objects, MAX_OBJECTS, limit=MAX_OBJECTS)
     for name, given, known in (("shapes", shapes, SHAPES), ("colors", colors, COLORS)):
         if given is not None and (not given or set(given) - set(known)):
-            raise ValueError(f"`{name}` must be some of {sorted(known)}, got {given}.")
+            raise ValueError(f"`{name}` must be a selection of {sorted(known)}, got {given}.")
     names, tints = sorted(shapes or SHAPES), sorted(colors or COLORS)
     words = DETAIL_WORDS if rich else {}
     scenes = []
@@ -70,9 +67,9 @@ def draw_scenes(
 
 
 def short_caption(objects: Sequence[Thing], rng: random.Random, detail: float = 0.3) -> str:
-    """A short caption that names the given objects, as the base CLIP knows them: shape, mostly color, seldom a detail.
+    """Return a short caption of some objects, as the base model knows them: shape, mostly color, seldom a detail.
 
-    `detail` is the chance that a fill pattern is told; an outline and a mark are each told half as often.
+    `detail` is the probability that the caption names the fill pattern. The outline and the mark have half of it.
     """
     phrases = []
     for thing in objects:
@@ -87,7 +84,7 @@ def short_caption(objects: Sequence[Thing], rng: random.Random, detail: float = 
 
 
 def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
-    """Writes `images/*.png` and `metadata.jsonl` (file_name, caption, boxes in pixels, labels); returns the folder."""
+    """Write `images/*.png` and `metadata.jsonl` (file_name, caption, boxes in pixels, labels); return the folder."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
@@ -105,23 +102,25 @@ def _draw_scene(
     background = rng.choice(sorted(BACKGROUNDS))
     side = SCENE_SIZE * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), drawing.jitter(BACKGROUNDS[background], rng, 6))
-    places = drawing.place_circles(rng, rng.randint(fewest, MOST), (SCENE_SIZE, SCENE_SIZE), radii=(20, 34), tries=60)
-    # Different shapes where there are enough of them.
-    different = len(names) >= len(places)
-    shapes = rng.sample(names, len(places)) if different else rng.choices(names, k=len(places))
+    circles = drawing.place_circles(
+        rng, rng.randint(fewest, MAX_OBJECTS), (SCENE_SIZE, SCENE_SIZE), radii=(20, 34), tries=60
+    )
+    # All shapes differ if there are enough of them.
+    different = len(names) >= len(circles)
+    shapes = rng.sample(names, len(circles)) if different else rng.choices(names, k=len(circles))
     things, boxes = [], []
-    for shape, place in zip(shapes, places, strict=True):
+    for shape, circle in zip(shapes, circles, strict=True):
         color = rng.choice(tints)
-        things.append(Thing(shape, color, *drawing.choose_details(rng, color), place))
+        things.append(Thing(shape, color, *drawing.choose_details(rng, color), circle))
         boxes.append(drawing.paint(canvas, things[-1], rng, mark_size=0.32))
-    sentences, spoken_of = _describe(things, background, rng, words)
-    return Scene(canvas.reduce(SUPERSAMPLING), sentences, spoken_of, boxes, things, background)
+    sentences, described = _describe(things, background, rng, words)
+    return Scene(canvas.reduce(SUPERSAMPLING), sentences, described, boxes, things, background)
 
 
 def _describe(
     objects: Sequence[Thing], background: str, rng: random.Random, words: Mapping[str, str]
 ) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Sentences of the long caption in random order, and the objects each one speaks of; `words` are for details."""
+    """Return the sentences of the long caption in random order, and the objects that each one describes."""
     order = rng.sample(range(len(objects)), len(objects))
     told: list[tuple[str, tuple[int, ...]]] = [(_object_sentence(objects[i], rng, words), (i,)) for i in order]
     number, tint = drawing.NUMBER_WORDS[len(objects)], f"{article(background)} {background}"
@@ -137,7 +136,7 @@ def _describe(
 
 
 def _object_sentence(thing: Thing, rng: random.Random, words: Mapping[str, str]) -> str:
-    """One sentence with every attribute of the object, in one of several wordings."""
+    """Return one of several sentences with all attributes of the object; `words` are those for details."""
     noun = f"{thing.color} {thing.shape}"
     details = [phrase(thing, rng, words) for phrase in (_pattern_phrase, _outline_phrase, _mark_phrase)]
     rng.shuffle(details)

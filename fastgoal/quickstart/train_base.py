@@ -1,9 +1,10 @@
-"""Train the small CLIP that the quickstart starts from: short captions of drawn objects, and nothing else.
+"""Train the small CLIP model that the quickstart starts from, on short captions of drawn objects.
 
     python -m fastgoal.quickstart.train_base --output DIR
 
-It reads 77 tokens and sees an object enlarged or a whole scene, half and half; each caption names one or two of the
-objects. It never sees a caption of several sentences. The study's base (`benchmarks.study.base`) is trained alike.
+The model reads 77 tokens. Half of its images are enlarged objects, and half are whole scenes. Each caption names one or
+two objects, and none has several sentences. The base model of the study (`benchmarks.study.base`) is trained in the
+same way.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -25,6 +25,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from fastgoal.modeling_fastgoal import fast_goal_loss
 from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
+from fastgoal.processing.pixels import PixelReader
 from fastgoal.processing.tokens import padding_of
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes, short_caption
@@ -43,15 +44,15 @@ TOWER: dict[str, Any] = {
     "num_attention_heads": WIDTH // 32,
     "hidden_act": "relu",
 }
-"""Each of a small model's two."""
+"""Configuration of both towers of a small model."""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """A tokenizer of CLIP's kind with a small vocabulary, learned from `texts` and able to read any other."""
+    """Train a CLIP tokenizer with a small vocabulary on texts. It can read any other text as well."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    splits = CLIPTokenizer().backend_tokenizer  # CLIP's own normalization and splitting into words
+    splits = CLIPTokenizer().backend_tokenizer  # CLIP's normalization and splitting into words
     learner.normalizer, learner.pre_tokenizer = splits.normalizer, splits.pre_tokenizer
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -69,7 +70,7 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
 
 
 def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CLIPModel:
-    """A CLIP of about a million weights, initialized as CLIP is; sizes are in pixels."""
+    """Return a CLIP model of about a million weights with CLIP's initialization; sizes are in pixels."""
     tower = {**TOWER, "projection_dim": WIDTH}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
@@ -81,12 +82,12 @@ def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CL
 
 
 def square_images(side: int) -> CLIPImageProcessor:
-    """CLIP's image processor for pictures of `side` x `side` pixels."""
+    """Return CLIP's image processor for images of `side` x `side` pixels."""
     return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
-    """A square window of random size around a thing: from just the thing to twice its side."""
+    """Crop a square window of random size around a thing, up to twice its side."""
     x1, y1, x2, y2 = scene.boxes[number]
     size = scene.image.size
     side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), *size)
@@ -96,17 +97,14 @@ def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
 
 
 class Pixels:
-    """Pictures at the model's size, kept in memory.
+    """Images at the model's input size, in memory.
 
-    `stored` is `(pictures, 3, height, width)` uint8; `pixels[rows]` are some of them, normalized for the model.
+    `stored` holds all images, `(images, 3, height, width)` uint8. `pixels[rows]` returns some of them, normalized.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], image_processor: Any):
-        left, parts = iter(pictures), []
-        while some := list(islice(left, 200)):
-            part = image_processor(some, do_rescale=False, do_normalize=False, return_tensors="pt")
-            parts.append(part["pixel_values"].to(torch.uint8))
-        self.stored = torch.cat(parts)
+    def __init__(self, images: Iterable[Image.Image], image_processor: Any):
+        reader = PixelReader(image_processor)
+        self.stored = torch.cat([reader.read([(image, None)]) for image in images])
         self.mean = torch.tensor(image_processor.image_mean)[:, None, None]
         self.std = torch.tensor(image_processor.image_std)[:, None, None]
 
@@ -118,19 +116,19 @@ class Pixels:
 
 
 class Views(Pixels):
-    """Whole scenes and their things enlarged.
+    """Views of whole scenes and of their enlarged things.
 
-    `shown` has for each view its scene and the numbers of the things in it; `whole` and `enlarged` are the numbers of
-    the views of whole scenes and of single things.
+    `shown` holds the scene and the numbers of the visible things of each view. `whole` and `enlarged` are the numbers
+    of the views of whole scenes and of single things.
     """
 
     def __init__(self, scenes: Sequence[Scene], image_processor: Any, rng: random.Random):
         self.shown: list[tuple[Scene, list[int]]] = []
         self.whole: list[int] = []
         self.enlarged: list[int] = []
-        super().__init__(self._pictures(scenes, rng), image_processor)
+        super().__init__(self._images(scenes, rng), image_processor)
 
-    def _pictures(self, scenes: Sequence[Scene], rng: random.Random) -> Iterable[Image.Image]:
+    def _images(self, scenes: Sequence[Scene], rng: random.Random) -> Iterable[Image.Image]:
         for scene in scenes:
             numbers = list(range(len(scene.things)))
             self.whole.append(len(self.shown))
@@ -143,13 +141,13 @@ class Views(Pixels):
 
 
 def one_or_two(things: Sequence[Any], rng: random.Random) -> list[Any]:
-    """The things that a short caption names."""
+    """Choose the things that a short caption names."""
     return rng.sample(things, min(len(things), rng.choice((1, 2, 2))))
 
 
 @torch.no_grad()
 def embed_pixels(model: Any, pixels: Pixels, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Embeddings of some pictures, or of all of them, `(rows, dim)`, not normalized."""
+    """Return the embeddings `(rows, dim)` of some or all images, not normalized."""
     rows = range(len(pixels)) if rows is None else rows
     parts = [pixels[rows[i : i + 100]] for i in range(0, len(rows), 100)]
     return torch.cat([model.get_image_features(pixel_values=part).pooler_output for part in parts])
@@ -163,23 +161,23 @@ def fit(
     caption: Callable[[int, random.Random], str],
     held_out: tuple[Views, list[str]],
 ) -> None:
-    """Train a new model on views and their short captions, and save it with its tokenizer and image processor.
+    """Train a new model on views and short captions, and save it with its processor.
 
-    Half of each batch are enlarged things, half are whole scenes. The rate rises over 100 steps and falls along a
-    cosine; the seed makes the weights, orders the views and words the captions.
+    Half of each batch are enlarged things, and half are whole scenes. The learning rate rises over 100 steps and then
+    follows a cosine. The seed determines the weights, the order of the views, and the captions.
 
     Args:
-        args: What `read_arguments` gave.
-        make: Makes the model, which is trained with its family's contrastive loss.
-        processor: The model's.
-        views: What it sees.
-        caption: A new short caption of a view.
-        held_out: Other views, and texts of the first enlarged ones; their R@1 of text to image goes to the log.
+        args: Arguments from `read_arguments`.
+        make: Returns the model, which is trained with the contrastive loss of its family.
+        processor: The model's processor.
+        views: Views to train on.
+        caption: Returns a new short caption of a view.
+        held_out: Other views, and captions of the first enlarged ones, for the text-to-image R@1 in the log.
     """
     torch.manual_seed(args.seed)
     model, tokenizer = make().train(), processor.tokenizer
     logger.info(f"{len(views)} views, {len(tokenizer)} tokens, {model.num_parameters():,} weights")
-    cast(Any, model).set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
+    cast(Any, model).set_attn_implementation("eager")  # in bfloat16 on CPUs, more than twice as fast as SDPA
     rng = random.Random(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
     half, padding, bias = args.batch_size // 2, padding_of(tokenizer), logit_bias(model)
@@ -199,7 +197,7 @@ def fit(
         optimizer.step()
         if bias is None:
             with torch.no_grad():
-                model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
+                model.logit_scale.clamp_(max=math.log(100))  # as in CLIP
         running = loss.item() if step == 1 else 0.95 * running + 0.05 * loss.item()
         if step % 200 == 0 or step == args.steps:
             minutes, recall = (time.perf_counter() - start) / 60, _short_recall(model.eval(), tokenizer, *held_out)
@@ -211,7 +209,7 @@ def fit(
 
 @torch.no_grad()
 def _short_recall(model: Any, tokenizer: Any, views: Views, texts: list[str]) -> float:
-    """R@1 of text to image over the first enlarged views, one short caption each."""
+    """Return the text-to-image R@1 over the first enlarged views, with one short caption each."""
     inputs = tokenizer(texts, padding=padding_of(tokenizer), return_tensors="pt")
     embeds = model.get_text_features(**inputs).pooler_output
     images = embed_pixels(model, views, views.enlarged[: len(texts)])
@@ -219,7 +217,7 @@ def _short_recall(model: Any, tokenizer: Any, views: Views, texts: list[str]) ->
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train and save model, tokenizer and image processor as a CLIP checkpoint in `args.output`."""
+    """Train the model and save it with its processor in `args.output`."""
     rng = random.Random(args.seed)
     drawn = draw_scenes(args.scenes, args.seed, "base", min_objects=1, rich=False)
     tokenizer = make_tokenizer(
@@ -228,28 +226,28 @@ def train(args: argparse.Namespace) -> None:
     image_processor = square_images(IMAGE_SIZE)
     views = Views(drawn, image_processor, rng)
     held_out = Views(draw_scenes(300, args.seed, "validation"), image_processor, rng)
-    asked = random.Random(args.seed)
+    caption_rng = random.Random(args.seed)
     shown = [scene.things[numbers[0]] for scene, numbers in (held_out.shown[row] for row in held_out.enlarged[:500])]
-    questions = [short_caption([thing], asked, detail=2.0) for thing in shown]  # every detail told
+    captions = [short_caption([thing], caption_rng, detail=2.0) for thing in shown]  # with every detail
 
     def caption(row: int, rng: random.Random) -> str:
         scene, numbers = views.shown[row]
         return short_caption([scene.things[number] for number in one_or_two(numbers, rng)], rng)
 
     processor = CLIPProcessor(image_processor, tokenizer)
-    fit(args, lambda: make_model(tokenizer, IMAGE_SIZE, PATCH_SIZE), processor, views, caption, (held_out, questions))
+    fit(args, lambda: make_model(tokenizer, IMAGE_SIZE, PATCH_SIZE), processor, views, caption, (held_out, captions))
 
 
 def read_arguments(
     description: str, scenes: int, steps: int, flags: Mapping[str, str] = MappingProxyType({})
 ) -> argparse.Namespace:
-    """The command line of a script that trains a base: `output`, `scenes`, `steps`, `batch_size` and so on.
+    """Parse the command line of a script that trains a base model: `output`, `scenes`, `steps`, `batch_size`, ...
 
-    `flags` are its own, with their help.
+    `flags` are further flags with their help.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--scenes", type=int, default=scenes, help="scenes to draw (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=scenes, help="number of scenes to draw (default: %(default)s)")
     for name, default in {"--steps": steps, "--batch-size": 256, "--learning-rate": 2e-3, "--seed": 0}.items():
         parser.add_argument(name, type=type(default), default=default, help="(default: %(default)s)")
     for name, text in flags.items():
@@ -259,4 +257,4 @@ def read_arguments(
 
 
 if __name__ == "__main__":
-    train(read_arguments("Train the small CLIP of the quickstart.", scenes=12000, steps=2200))
+    train(read_arguments("Train the small CLIP model of the quickstart.", scenes=12000, steps=2200))

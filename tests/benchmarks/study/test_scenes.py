@@ -20,7 +20,7 @@ def words(texts):
 
 def test_are_the_scenes_that_the_base_and_the_results_were_made_with():
     told = [
-        (s.caption, [t.place for t in s.things], s.twin_of)
+        (s.caption, [t.circle for t in s.things], s.twin_of)
         for split in ("base", "test")
         for s in draw_crowds(20, 0, split)
     ]

@@ -1,4 +1,4 @@
-"""The quickstart in small: everything it promises is there, and the numbers are those of the models it leaves."""
+"""A small quickstart writes everything it promises, and its results are those of the saved models."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def toured(tmp_path_factory):
     return folder, take_tour(folder, SMALL, say=lines.append), lines
 
 
-def test_report_says_what_ran(toured):
+def test_report(toured):
     folder, report, _ = toured
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["steps"] == 4
@@ -31,7 +31,7 @@ def test_report_says_what_ran(toured):
     assert set(report["results"]) == {"base", "global", "fast_goal"}
 
 
-def test_lines_are_in_words_and_tell_how_far_a_training_is(toured):
+def test_progress_lines(toured):
     folder, report, lines = toured
     regions = report["pairs"]["regions"]
     text = "\n".join(lines)
@@ -47,7 +47,7 @@ def test_lines_are_in_words_and_tell_how_far_a_training_is(toured):
         assert f"loss {float(loss[1]):.2f}, " in line
 
 
-def test_numbers_are_those_of_the_saved_models(toured):
+def test_results_are_those_of_the_saved_models(toured):
     from fastgoal import EvaluationOptions, evaluate
 
     folder, report, _ = toured
@@ -85,14 +85,14 @@ def test_pairs_can_be_inspected(toured, tmp_path):
     assert "<td>column</td>" not in page
 
 
-def test_picture_of_pairs_is_there(toured):
+def test_figure_of_pairs(toured):
     folder, _, _ = toured
     with Image.open(folder / "pairs.png") as picture:
         assert picture.width > 800
         assert picture.height > 600
 
 
-def test_cards_say_what_the_models_are(toured):
+def test_cards_describe_the_models(toured):
     folder, _, _ = toured
     for name in ("global", "fast-goal"):
         card = (folder / name / "README.md").read_text()
@@ -107,7 +107,7 @@ def test_table_shows_percentages(toured):
     assert f"{100 * report['results']['global']['image_to_text_R@5']:.1f}" in table
 
 
-def test_the_base_knows_single_objects():
+def test_base_model_recognizes_single_objects():
     model, processor = FastGoalCLIPModel.from_base(str(BASE)), FastGoalProcessor.from_base(str(BASE))
     hits = total = 0
     for scene in draw_scenes(10, seed=5, split="validation"):
@@ -118,7 +118,7 @@ def test_the_base_knows_single_objects():
     assert hits / total > 0.8
 
 
-def test_the_folder_of_somebody_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     photographs = tmp_path / "scenes" / "train"
     photographs.mkdir(parents=True)
     (photographs / "mine.jpg").write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""Training of the small base: what it sees and reads, and the checkpoint that comes out."""
+"""Train the small base model: its images, its captions, and its checkpoint."""
 
 import random
 from argparse import Namespace
@@ -11,7 +11,7 @@ from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.train_base import Pixels, Views, enlarge, square_images, train
 
 
-def test_pixels_are_those_of_the_image_processor():
+def test_pixels_equal_those_of_the_image_processor():
     images = [scene.image for scene in draw_scenes(3)]
     image_processor = square_images(64)
     pixels = Pixels(iter(images), image_processor)
@@ -20,7 +20,7 @@ def test_pixels_are_those_of_the_image_processor():
     torch.testing.assert_close(pixels[[2, 0]], expected[[2, 0]], atol=1e-5, rtol=0)
 
 
-def test_views_are_scenes_and_their_things():
+def test_views_show_scenes_and_enlarged_things():
     scenes = draw_scenes(3)
     views = Views(scenes, square_images(64), random.Random(0))
     assert [views.shown[row] for row in views.whole] == [(s, list(range(len(s.things)))) for s in scenes]
@@ -31,7 +31,7 @@ def test_views_are_scenes_and_their_things():
     assert views[views.enlarged[:1]].equal(expected[[0]])
 
 
-def test_enlarged_windows_show_the_thing():
+def test_enlarged_windows_contain_the_thing():
     rng = random.Random(0)
     for scene in draw_scenes(20):
         for number, (x1, y1, x2, y2) in enumerate(scene.boxes):
@@ -41,7 +41,8 @@ def test_enlarged_windows_show_the_thing():
             assert 0.9 * side - 1 <= window.width <= 2 * side
 
 
-def test_a_training_leaves_a_checkpoint(tmp_path, caplog):
+@pytest.mark.slow
+def test_training_writes_a_checkpoint(tmp_path, caplog):
     caplog.set_level("INFO")
     train(Namespace(output=tmp_path, scenes=40, steps=2, batch_size=6, learning_rate=1e-3, seed=0))
     assert "step 2: loss" in caplog.text
