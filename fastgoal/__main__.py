@@ -1,4 +1,4 @@
-"""`python -m fastgoal` is the `fastgoal` command."""
+"""Run the `fastgoal` command as `python -m fastgoal`."""
 
 import sys
 

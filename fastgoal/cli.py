@@ -1,6 +1,6 @@
-"""The `fastgoal` command: finds the sub-command, parses its arguments, and turns errors into one line and exit code 2.
+"""The `fastgoal` command: run a sub-command, and print an error as one line with exit code 2.
 
-Nothing heavy is imported here, nor by a module of `fastgoal.commands` before its `run`.
+Nothing heavy is imported here, or by a module of `fastgoal.commands` before its `run`.
 """
 
 import argparse
@@ -39,12 +39,12 @@ examples:
   fastgoal evaluate --model outputs/ --data test/ --output report.json
   fastgoal push outputs/ OWNER/NAME
 
-`fastgoal COMMAND --help` explains a command.
+Run `fastgoal COMMAND --help` for the options of a command.
 """
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Look up the version only if it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         import fastgoal
@@ -54,14 +54,14 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> Parser:
-    """The parser of `fastgoal` with all its sub-commands."""
-    # SUPPRESS: the option may come before or after the sub-command, and neither place may reset the other.
+    """Return the parser of `fastgoal` with all sub-commands."""
+    # SUPPRESS: the option may come before or after the sub-command, and one position must not reset the other.
     common = Parser(add_help=False)
     common.add_argument(
         "--traceback",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="show the whole Python traceback of an error instead of one line",
+        help="show the Python traceback of an error",
     )
     about = "Fine-tune CLIP for long, detailed captions (FAST-GOAL, GOAL)."
     usage = "%(prog)s COMMAND [options]"

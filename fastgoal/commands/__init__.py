@@ -1,6 +1,6 @@
 """One module per sub-command of `fastgoal`.
 
-Each has `HELP` (one line), `EPILOG` (examples; paragraphs are filled, indented lines stay as they are),
-`add_arguments(parser)` and `run(args) -> int`, the exit code. Options that several commands have come from `options`.
-A module imports nothing heavy before `run`, so that every `--help` is instant.
+Each module has `HELP` (one line), `EPILOG` (paragraphs are wrapped, indented lines are kept), `add_arguments(parser)`
+and `run(args)`, which calls one library function, prints its result and returns the exit code. `options` declares the
+options of several commands. A module imports nothing heavy before `run`, so that every `--help` is instant.
 """

@@ -1,4 +1,4 @@
-"""`fastgoal caption`: long captions for a folder of images, written by an image-text-to-text model."""
+"""`fastgoal caption`: write long captions for images with an image-text-to-text model."""
 
 import argparse
 from inspect import signature
@@ -10,20 +10,21 @@ HELP = "write long captions for images with an image-text-to-text model"
 
 EPILOG = """\
 IMAGES is one of
-  a folder of images, sub-folders included (jpg, png, webp, bmp, gif, tif)
+  a folder of images with its subfolders (jpg, png, webp, bmp, gif, tif)
   a folder with metadata.jsonl, a folder written by datasets' save_to_disk,
   a folder of parquet files, or OWNER/NAME of a dataset on the Hugging Face
-  Hub; captions that are there already are not looked at
+  Hub; captions in the data are ignored
 
-The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links to the
-originals where the disk allows it, else as copies: what `fastgoal pairs DIR` and datasets' "imagefolder" read.
-metadata.jsonl appears when all images are done. A run that was interrupted continues where it stopped when the same
-command is given again; --batch-size and --device may be others then.
+The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links if possible
+and otherwise as copies. `fastgoal pairs DIR` and the "imagefolder" of datasets read it. metadata.jsonl is written when
+all images are done. The same command continues an interrupted run where it stopped, also with another --batch-size or
+--device.
 
-A caption that reaches --max-new-tokens is cut back to its last whole sentence, and its "finish" is "length", else
-"stop". CLIP reads 248 tokens once stretched, some 180 words; fastgoal's prompt asks for about 150 words.
+A caption that reaches --max-new-tokens is truncated after its last complete sentence and gets the finish "length";
+other captions get "stop". A stretched CLIP model reads 248 tokens, about 180 words. The default prompt asks for about
+150 words.
 
-The first caption is shown as soon as it is there; --limit 5 with another --output tries a model or a prompt out.
+The first caption is shown as soon as it is written. To try a model or a prompt, use --limit 5 and another --output.
 
 examples:
   fastgoal caption photographs/ --output captions/ \\
@@ -35,70 +36,70 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGES", help="what to write captions for, see below")
-    add(parser, "--output", help="folder for captions and images, new or to be continued")
+    parser.add_argument("images", metavar="IMAGES", help="images to write captions for, see below")
+    add(parser, "--output")
     add(
         parser,
         "--model",
-        metavar="MODEL",
-        help="image-text-to-text checkpoint of transformers: a folder or a Hub id; with --server its name there",
+        help="image-text-to-text model of transformers: a folder or a Hub id; with --server the model's name there",
     )
     parser.add_argument(
         "--server",
         metavar="URL",
-        help="have this server write, which speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, Inference "
-        "Providers); images are sent at most 2,048 pixels long, without what their files say of place and camera",
+        help="address of a server with OpenAI's chat completions API (vLLM, SGLang, llama.cpp, Inference Providers); "
+        "images are sent with at most 2,048 pixels per side and without their metadata",
     )
     parser.add_argument(
         "--api-key-env",
         metavar="NAME",
-        help="environment variable with the server's key (default: no key is sent, not even that of the Hub)",
+        help="environment variable with the API key of the server (default: no key is sent)",
     )
     parser.add_argument(
         "--timeout",
         type=number(0.001, kind=float),
         default=300.0,
         metavar="SECONDS",
-        help="ask the server again when an answer takes longer",
+        help="send a request again if the server takes longer",
     )
     parser.add_argument(
         "--prompt-file",
         type=text_file,
         metavar="FILE",
-        help="text that asks for the caption, in place of fastgoal's, which asks for everything that is visible and "
-        "nothing else",
+        help="text file with a prompt (default: a prompt that asks for everything visible and nothing else)",
     )
-    parser.add_argument("--max-new-tokens", type=number(1), default=512, metavar="N", help="longest caption")
+    parser.add_argument(
+        "--max-new-tokens", type=number(1), default=512, metavar="N", help="maximum length of a caption in tokens"
+    )
     parser.add_argument(
         "--temperature",
         type=number(0, kind=float),
         default=0.0,
         metavar="T",
-        help="0 takes the likeliest token each time, more samples",
+        help="sampling temperature; 0 for greedy decoding",
     )
     parser.add_argument(
         "--top-p",
         type=number(0, 1, float),
         default=1.0,
         metavar="P",
-        help="sample from the likeliest tokens, up to this probability",
+        help="sample from the most likely tokens with this total probability",
     )
-    add(parser, "--seed", help="of the sampling")
+    add(parser, "--seed", help="random seed of the sampling")
     add(parser, "--split", "--image-column", "--allow-outside-files")
-    add(parser, "--limit", help="only the first N images")
-    add(parser, "--on-error", help="at an image that cannot be read or gets no caption: stop, or skip and list it")
+    add(parser, "--limit", help="use only the first N images")
+    add(parser, "--on-error", help="at an image that cannot be read or gets no caption, stop, or skip it and list it")
     add(
         parser,
         "--batch-size",
         default=None,
-        help="images described at once (default: 8, with --server 32 requests)",
+        help="images per forward pass (default: 8), or with --server concurrent requests (default: 32)",
     )
     add(parser, "--workers", "--ray", "--device")
     add(
         parser,
         "--dtype",
         default="auto",
-        help="float32, float16, bfloat16, or auto: bfloat16 on a GPU that has it, else float16 there, else float32",
+        help="data type of the model: float32, float16, bfloat16, or auto: bfloat16 or float16 on a GPU, else float32",
     )
 
 
@@ -116,15 +117,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(summary: dict[str, Any], output: str, limit: int) -> str:
-    """The summary as a few lines to read."""
+    """Return a summary of `build_captions` as lines of text."""
     images, cut, made = summary["images"], summary["cut"], summary["made"]
     lines = [
         f"{images:,} images, {len(summary['skipped'])} skipped, {summary['words']:.1f} words and "
-        f"{summary['sentences']:.1f} sentences a caption",
+        f"{summary['sentences']:.1f} sentences per caption",
         f"{cut:,} captions ({cut / images:.1%}) reached the limit of {limit} tokens"
-        + (" and were cut back to their last whole sentence" if cut else ""),
+        + (" and were truncated after their last complete sentence" if cut else ""),
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s",
-        f"{output}: {f'{made:,} images done now' if made else 'all there already'}; next: fastgoal pairs {output}",
+        f"{output}: {f'{made:,} images done now' if made else 'all complete already'}; next: fastgoal pairs {output}",
     ]
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]

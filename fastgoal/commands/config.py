@@ -1,12 +1,12 @@
-"""`fastgoal config`: a file of settings to begin with."""
+"""`fastgoal config`: print a commented settings file."""
 
 import argparse
 
-HELP = "write a commented file of settings for `fastgoal train`"
+HELP = "print a commented settings file for `fastgoal train`"
 
 EPILOG = """\
-Prints YAML with the settings of this method and of every training, each with what it means and its default. All others
-of transformers' TrainingArguments can be added; `fastgoal train --help` lists them.
+Prints YAML with the settings of the method and the most common settings of a training, each with its meaning and its
+default. Every other field of transformers' TrainingArguments can be added; `fastgoal train --help` lists all of them.
 
 example:
   fastgoal config > config.yaml
@@ -16,7 +16,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", choices=(("paper", "goal", "experimental")), default="paper", help="whose values are shown"
+        "--recipe", choices=("paper", "goal", "experimental"), default="paper", help="recipe that sets the values"
     )
 
 

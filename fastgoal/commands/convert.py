@@ -1,14 +1,14 @@
-"""`fastgoal convert`: weights of GOAL, Long-CLIP or open_clip as a folder that transformers loads."""
+"""`fastgoal convert`: convert weights of GOAL, Long-CLIP or open_clip to a folder that transformers loads."""
 
 import argparse
 
-from .options import add, number
+from .options import add, call, number
 
-HELP = "turn weights of GOAL, Long-CLIP or open_clip into a folder that transformers loads"
+HELP = "convert weights of GOAL, Long-CLIP or open_clip to a folder that transformers loads"
 
 EPILOG = """\
-Reads tensors only: a pickle is never executed. The base gives configuration, tokenizer and image processor, so it
-must be the CLIP that the weights were trained from, or one of the same shape and activation.
+Only tensors are read; code in a pickle never runs. The configuration, the tokenizer and the image processor come from
+the base. It must be the model that the weights were trained from, or one with the same shape and activation.
 
 examples:
   fastgoal convert longclip-B.pt --output longclip-b \\
@@ -19,31 +19,35 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="GOAL's .pth, Long-CLIP's .pt, an open_clip file, .safetensors")
-    parser.add_argument("--base", required=True, metavar="CLIP", help="folder or Hub id of the CLIP of that shape")
-    add(parser, "--output", help="folder to write, new or empty")
+    parser.add_argument(
+        "file", metavar="FILE", help="weights: .pth of GOAL, .pt of Long-CLIP, an open_clip file or .safetensors"
+    )
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id"
+    )
+    add(parser, "--output", help="output folder, new or empty")
     parser.add_argument(
         "--max-text-length",
         type=number(77, 248),
         default=248,
         metavar="N",
-        help="tokens the model shall read, 77 to 248; weights of more than 77 positions keep theirs",
+        help="maximum text length in tokens, 77 to 248; weights with more than 77 positions keep their length",
     )
     parser.add_argument(
         "--drop-unmatched",
         action="store_true",
-        help="leave tensors out that have no place in a CLIP, instead of stopping; they are listed",
+        help="drop and list tensors that a CLIP model does not have, instead of stopping",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from fastgoal.export.convert import convert
 
-    done = convert(args.file, args.base, args.output, args.max_text_length, args.drop_unmatched)
+    done = call(convert, args)
     print(f"{args.output}: {done.tensors} tensors, {done.layout} layout, {done.positions} text positions")
     if done.max_text_length != done.positions:
         print(f"text positions stretched from {done.positions} to {done.max_text_length}")
-    for title, names in (("no weights, not needed", done.ignored), ("left out, as you asked", done.dropped)):
+    for title, names in (("skipped, because they are not weights", done.ignored), ("dropped", done.dropped)):
         if names:
             print(f"{title}: {', '.join(names)}")
     return 0

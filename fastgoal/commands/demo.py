@@ -1,4 +1,4 @@
-"""`fastgoal demo`: a page in the browser to try a model on."""
+"""`fastgoal demo`: try one or two models in the browser."""
 
 import argparse
 
@@ -7,9 +7,9 @@ from .options import add, number
 HELP = "try one or two models in the browser: explain an image, search a folder"
 
 EPILOG = """\
-The page is for this machine alone, unless --host says otherwise; what is uploaded stays here, and nothing is reported
-to anybody. With --images there is a search of that folder. Needs `pip install 'fastgoal[demo]'`, and for --images
-`pip install 'fastgoal[search]'`.
+Only this machine can open the page, unless --host names another address. Uploaded images stay on this machine, and no
+usage data is sent. With --images, the page can search that folder. Requires `pip install 'fastgoal[demo]'`, and
+`pip install 'fastgoal[search]'` for --images.
 
 example:
   fastgoal demo --model outputs/ --images photos/
@@ -18,11 +18,13 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model")
-    add(parser, "--against", help="show this checkpoint next to the model")
-    parser.add_argument("--images", metavar="DIR", help="folder to search")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="whom to listen to; 0.0.0.0: everybody")
+    add(parser, "--against", help="second model to show next to the first")
+    parser.add_argument("--images", metavar="DIR", help="folder of images to search")
     parser.add_argument(
-        "--port", type=number(1, 65535), metavar="N", help="port (default: the first free one from 7860)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to bind to; 0.0.0.0 for all interfaces"
+    )
+    parser.add_argument(
+        "--port", type=number(1, 65535), metavar="N", help="port (default: the first free port from 7860 on)"
     )
     add(parser, "--device")
 

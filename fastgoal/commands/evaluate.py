@@ -1,14 +1,13 @@
 """`fastgoal evaluate`: evaluate image-text retrieval with a named protocol; print a table and write a report."""
 
 import argparse
-import dataclasses
 import textwrap
 from pathlib import Path
 
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 
-from .options import add, flags_of
+from .options import add, evaluation_options, flags_of
 
 HELP = "evaluate image-text retrieval (recall@k in both directions) with a named protocol"
 
@@ -50,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.files import prepare_output, write_text
 
-    options = EvaluationOptions(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(EvaluationOptions)}
-    )
+    options = evaluation_options(args)
     if args.output is not None:
         prepare_output(args.output)
         if args.output.suffix == ".md":
-            raise ValueError(f"--output {args.output}: name the JSON file; the Markdown file gets the suffix .md.")
+            raise ValueError(
+                f"`output` must be the name of the JSON file, got {args.output}. The report in Markdown is next to it."
+            )
 
     from fastgoal.trainer.evaluation.evaluate import evaluate
 

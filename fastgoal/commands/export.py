@@ -1,15 +1,15 @@
-"""`fastgoal export`: a model for other runtimes."""
+"""`fastgoal export`: export a model to ONNX."""
 
 import argparse
 from pathlib import Path
 
 from .options import add
 
-HELP = "export both towers of a model to ONNX, checked against PyTorch"
+HELP = "export both towers of a model to ONNX and compare them with PyTorch"
 
 EPILOG = """\
-Writes vision_model.onnx and text_model.onnx. Embeddings are normalized; the number of rows and of tokens is free.
-Needs `pip install 'fastgoal[onnx]'`.
+Writes vision_model.onnx and text_model.onnx. Embeddings are normalized, and the numbers of rows and tokens are dynamic.
+Requires `pip install 'fastgoal[onnx]'`.
 
 example:
   fastgoal export --onnx --model outputs/
@@ -17,10 +17,10 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--onnx", action="store_true", required=True, help="the format; ONNX is the only one")
+    parser.add_argument("--onnx", action="store_true", required=True, help="export to ONNX, the only format")
     add(parser, "--model")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for the files (default: onnx/ in the model's)"
+        "--output", type=Path, metavar="DIR", help="output folder (default: onnx/ in the model's folder)"
     )
 
 

@@ -1,15 +1,16 @@
-"""`fastgoal gallery`: a figure of retrieval examples and error cases of one or two models."""
+"""`fastgoal gallery`: draw retrieval examples and errors of one or two models."""
 
 import argparse
 from pathlib import Path
 
-from .options import add, load_contestants, number, prepare_pictures
+from .options import add, call, evaluation_options, number, prepare_outputs
 
-HELP = "draw retrieval examples and error cases of one or two models"
+HELP = "draw retrieval examples and errors of one or two models"
 
 EPILOG = """\
-Examples are queries that the model answers right; with --against those first that the other model ranks worst. Errors
-are those that the model answers wrong, the worst first. Right answers have a green frame, wrong ones a red one.
+Examples are queries that the model answers correctly; with --against, those that the other model ranks worst come
+first. Errors are queries that the model answers incorrectly, the worst first. Correct answers have a green frame, wrong
+answers a red one.
 
 examples:
   fastgoal gallery --model outputs/ --against openai/clip-vit-base-patch16 \\
@@ -21,19 +22,18 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model", "--data")
-    parser.add_argument("--output", type=Path, metavar="out.png", help="write the figure here")
+    parser.add_argument("--output", type=Path, metavar="out.png", help="write the figure to this file")
     add(parser, "--html", type=Path)
-    add(parser, "--against", help="show the answers of this checkpoint, too")
+    add(parser, "--against", help="second model whose answers are shown as well")
     parser.add_argument(
         "--direction",
         choices=("text-to-image", "image-to-text"),
         default="text-to-image",
-        metavar="WAY",
-        help="text-to-image or image-to-text",
+        help="find images by text, or texts by image",
     )
-    parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="which queries")
-    parser.add_argument("--count", type=number(1), default=6, metavar="N", help="queries to draw")
-    add(parser, "--top-k", help="answers to show of each model")
+    parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="queries to show")
+    parser.add_argument("--count", type=number(1), default=6, metavar="N", help="number of queries to show")
+    add(parser, "--top-k", help="number of answers to show for each model")
     add(
         parser,
         "--protocol",
@@ -48,30 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    prepare_pictures(args)
+    prepare_outputs(args)
 
     from fastgoal.hub_cards.wording import count
-    from fastgoal.pages.gallery import RankedModel, choose_queries, gallery_figure, gallery_page, make_gallery
+    from fastgoal.pages.gallery import gallery_figure, gallery_page, retrieval_gallery
     from fastgoal.pages.render import save_image
-    from fastgoal.processing.checkpoints.devices import choose_workers
     from fastgoal.processing.files import write_text
-    from fastgoal.trainer.evaluation.measures.embeddings import encode_source
-    from fastgoal.trainer.evaluation.protocols.registry import open_protocol
 
-    columns = (args.image_column, args.caption_column, args.split)
-    source = open_protocol(args.protocol, args.data, *columns, args.limit, args.allow_outside_files)
-    models = []
-    for name, model, processor in load_contestants(args):
-        workers = choose_workers(args.num_workers, model)
-        encoded = encode_source(model, processor, source, args.batch_size, workers, args.on_error, progress=True)
-        models.append(RankedModel(name, encoded, encoded.ranks(model.device)))
-    queries = choose_queries(models, args.direction, args.show, args.count)
-    gallery = make_gallery(models, source, queries, args.direction, args.top_k)
-    drawn = count(len(queries), "query", "queries")
+    gallery = call(retrieval_gallery, args, options=evaluation_options(args), progress=True)
+    queries = count(gallery.queries, "query", "queries")
     if args.output is not None:
         save_image(gallery_figure(gallery), args.output)
-        print(f"{drawn}: {args.output}")
+        print(f"{queries}: {args.output}")
     if args.html is not None:
         write_text(args.html, gallery_page(gallery))
-        print(f"{drawn}, as a page: {args.html}")
+        print(f"{queries}, as a page: {args.html}")
     return 0

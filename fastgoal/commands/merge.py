@@ -1,13 +1,13 @@
-"""`fastgoal merge`: an adapter and its base as one model."""
+"""`fastgoal merge`: merge an adapter into its base model."""
 
 import argparse
 
 from .options import add
 
-HELP = "add an adapter's weights to those of its base: a CLIP as any other"
+HELP = "merge an adapter into its base model"
 
 EPILOG = """\
-All commands that take a model take an adapter too; a merged one needs neither its base nor peft.
+Every command that takes a model also takes an adapter. A merged model requires neither its base nor peft.
 
 example:
   fastgoal merge fast-goal-lora/ --output fast-goal/
@@ -15,10 +15,12 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder or Hub id that `fastgoal train --lora_r` made")
-    add(parser, "--output", help="folder to write, new or empty")
     parser.add_argument(
-        "--base", metavar="CLIP", help="the CLIP it was trained on, where it is not where the adapter says"
+        "adapter", metavar="ADAPTER", help="folder or Hub id of an adapter that `fastgoal train --lora_r` wrote"
+    )
+    add(parser, "--output", help="output folder, new or empty")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="base model of the adapter (default: the one that the adapter names)"
     )
 
 

@@ -1,12 +1,12 @@
-"""Options that several commands share: one name, one explanation and one check each.
+"""Options that several commands share: each has one name, one help text and one check.
 
-`add(parser, "--batch-size", default=8)` declares one, with what differs in this command. In `args` they are
-`batch_size`, `top_k` and so on.
+`add(parser, "--batch-size", default=8)` declares an option, with the arguments that differ in this command.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,62 +59,72 @@ def flags_of(options: type) -> dict[str, dict[str, Any]]:
 
 SHARED: dict[str, dict[str, Any]] = {
     **flags_of(EvaluationOptions),
-    "--model": {"required": True, "metavar": "CLIP", "help": "any CLIP, MetaCLIP 2 or SigLIP, a folder or a Hub id"},
-    "--against": {"metavar": "CLIP", "help": "compare with this checkpoint"},
+    "--model": {
+        "required": True,
+        "metavar": "MODEL",
+        "help": "CLIP, MetaCLIP 2, SigLIP or SigLIP 2 model, or an adapter: a folder or a Hub id",
+    },
+    "--against": {"metavar": "MODEL", "help": "second model to compare with"},
     "--data": {
         "required": True,
         "metavar": "DATA",
-        "help": "the protocol's data; for 'folder' one with metadata.jsonl (file_name and caption or captions), a saved"
-        " dataset, a folder of parquet files as `fastgoal pairs` writes, or a Hub dataset",
+        "help": "dataset of the protocol; for `folder`: a folder with metadata.jsonl (file_name and caption or "
+        "captions), a saved dataset, a folder of parquet files such as `fastgoal pairs` writes, or a Hub dataset",
     },
-    "--output": {"required": True, "metavar": "DIR", "help": "folder to write, new or to be continued"},
+    "--output": {"required": True, "metavar": "DIR", "help": "output folder; an interrupted run in it continues"},
     "--language": {
         "metavar": "CODE",
-        "help": "of the captions, for splitting them into sentences: de, fr, zh, ar... (default: en)",
+        "help": "language of the captions, used to split them into sentences: de, fr, zh, ar, ... (default: en)",
     },
     "--workers": {
         "type": number(1),
         "metavar": "N",
-        "help": "processes that share the work, each with a GPU where there are GPUs (needs fastgoal[ray]; default: "
-        "this process, or with --ray as many as the cluster has GPUs, or machines)",
+        "help": "number of processes that share the work, one per GPU if there are GPUs; requires fastgoal[ray] "
+        "(default: this process, or with --ray one per GPU of the cluster, or one per machine)",
     },
-    "--ray": {"metavar": "HOST:PORT", "help": "share the work in this Ray cluster; 'auto': the one of this machine"},
-    "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "how many answers to show"},
-    "--html": {"metavar": "out.html", "help": "write a page here; it needs no other file"},
-    "folder": {"metavar": "DIR", "help": "what `fastgoal pairs` wrote"},
-    "repo": {"metavar": "REPO", "help": "OWNER/NAME on the Hub; made if it does not exist"},
-    "--dry-run": {"action": "store_true", "help": "list what would be sent, and send nothing"},
+    "--ray": {
+        "metavar": "HOST:PORT",
+        "help": "address of a Ray cluster that shares the work; auto for the cluster on this machine",
+    },
+    "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "number of results to show"},
+    "--html": {"metavar": "out.html", "help": "write a self-contained HTML page to this file"},
+    "folder": {"metavar": "DIR", "help": "folder that `fastgoal pairs` wrote"},
+    "repo": {"metavar": "REPO", "help": "Hub repository, OWNER/NAME; it is created if it does not exist"},
+    "--dry-run": {"action": "store_true", "help": "list the files without sending them"},
     "--recode": {
         "action": "store_true",
         "help": "send images whose metadata cannot be removed, such as TIFF, as PNG copies",
     },
-    "--private": {"action": "store_true", "default": None, "help": "make a new repository private"},
-    "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "message of the commit"},
+    "--private": {"action": "store_true", "default": None, "help": "make the repository private if it is created"},
+    "--message": {"default": "Upload with fastgoal", "metavar": "TEXT", "help": "commit message"},
 }
 
 
 def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
-    """Declare shared options; `changes` are arguments of `add_argument` in place of the shared ones."""
+    """Declare shared options; `changes` replace arguments of `add_argument`."""
     for name in names:
         flags = ["-k", name] if name == "--top-k" else [name]
         parser.add_argument(*flags, **{**SHARED[name], **changes})
 
 
-def prepare_pictures(args: argparse.Namespace) -> None:
-    """Refuse before the work that neither --output nor --html is given, or that one cannot be written."""
+def call(function: Callable[..., Any], args: argparse.Namespace, **more: Any) -> Any:
+    """Call a function with the parsed arguments that have the names of its parameters."""
+    parameters = inspect.signature(function).parameters
+    return function(**{name: value for name, value in vars(args).items() if name in parameters}, **more)
+
+
+def evaluation_options(args: argparse.Namespace) -> EvaluationOptions:
+    """Return the options of an evaluation that a command has; others keep their defaults."""
+    names = [field.name for field in dataclasses.fields(EvaluationOptions) if hasattr(args, field.name)]
+    return EvaluationOptions(**{name: getattr(args, name) for name in names})
+
+
+def prepare_outputs(args: argparse.Namespace) -> None:
+    """Check before the work that a figure or a page is asked for and that it can be written."""
     from fastgoal.processing.files import prepare_output
 
     if args.output is None and args.html is None:
-        raise ValueError("there is nothing to write; give --output out.png, --html out.html, or both.")
+        raise ValueError("there is nothing to write. Give `output`, `html` or both.")
     for argument in ("output", "html"):
         if getattr(args, argument) is not None:
             prepare_output(getattr(args, argument), argument)
-
-
-def load_contestants(args: argparse.Namespace) -> Iterator[tuple[str, Any, Any]]:
-    """Name, model and processor of --model and, where it is given, of --against, one after the other."""
-    from fastgoal.processing.checkpoints.load import load_model
-
-    for argument, name in (("model", args.model), ("against", args.against)):
-        if name is not None:
-            yield name, *load_model(name, args.device, argument=argument)

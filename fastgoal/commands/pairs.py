@@ -1,4 +1,4 @@
-"""`fastgoal pairs`: match the sentences of captions to regions of their images and save the pairs as a dataset."""
+"""`fastgoal pairs`: match the sentences of captions to image regions and save the pairs as a dataset."""
 
 import argparse
 import shlex
@@ -7,57 +7,55 @@ from typing import Any
 
 from .options import add, number
 
-HELP = "match the sentences of captions to regions of their images and save the pairs"
+HELP = "match the sentences of captions to image regions and save the pairs as a dataset"
 
 EPILOG = """\
 SOURCE is one of
-  a folder with metadata.jsonl: a JSON object a line with "file_name" and
-    "caption" (or "captions", joined into one)
+  a folder with metadata.jsonl: one JSON object per line with "file_name" and
+    "caption", or "captions", which are joined
   a folder written by datasets' save_to_disk, or a folder of parquet files
   OWNER/NAME of a dataset on the Hugging Face Hub
 
-The output is a folder of parquet shards that datasets.load_dataset(DIR) reads, with the original image files in them.
-A run that was interrupted, even killed, continues where it stopped when the same command is given again; a shard that
-was damaged since is made again. Nothing is mixed: a folder begun with other data or settings is refused.
+The output is a folder of parquet shards with the original image files; datasets.load_dataset(DIR) reads it. The same
+command continues an interrupted run where it stopped, and repairs damaged shards. It refuses an output folder with
+other data or settings.
 
-A .pt detector file is a pickle: loading it runs the code inside it. Only use one whose origin you trust. A .pt file
-that lies inside the data folder is refused. A transformers detector (a folder or Hub id with safetensors) has no such
-risk.
+A .pt detector file is a pickle: loading it runs the code inside it. Use only files that you trust; a .pt file inside
+the data folder is refused. Detectors of transformers, with safetensors, do not have this risk.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="images with captions, see below")
-    add(parser, "--output", help="folder for the dataset, new or to be continued")
-    add(parser, "--model", help="CLIP (or MetaCLIP 2, SigLIP) that matches: a folder or a Hub id")
+    add(parser, "--output")
+    add(parser, "--model", help="model that matches sentences and regions: a folder or a Hub id")
     parser.add_argument(
         "--detector",
         default="yolo11n.pt",
-        metavar="D",
-        help="proposes regions: an ultralytics .pt file, a folder or Hub id of a transformers object detector "
-        "(an open-vocabulary one, such as OWLv2 or Grounding DINO, looks for the noun phrases of each image's English "
-        "caption), column:NAME for boxes in the data, or none; five default regions always take part",
+        metavar="DETECTOR",
+        help="detector of the regions: an ultralytics .pt file; a folder or Hub id of a transformers object detector "
+        "(open-vocabulary detectors, such as OWLv2 and Grounding DINO, search for the noun phrases of each English "
+        "caption); column:NAME for boxes in the data; or none. Five default regions are added in every case",
     )
     parser.add_argument(
         "--regions",
         choices=("objects", "sam"),
         default="objects",
-        help="objects: boxes of --detector; sam: boxes of the masks of a SAM checkpoint (GOAL) that --detector names, "
-        "the area of each mask between --min-area and --max-area",
+        help="objects: the boxes of --detector; sam: the boxes around the masks of a SAM model given as --detector, as "
+        "in GOAL, if the area of the mask is between --min-area and --max-area",
     )
     add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error", "--allow-outside-files")
     parser.add_argument(
         "--boxes",
         choices=("pixels", "normalized"),
         default="pixels",
-        metavar="FORM",
-        help="of the boxes of --detector column:NAME: pixels, or normalized, fractions of width and height",
+        help="unit of the boxes in the data: pixels, or fractions of the image's width and height",
     )
     parser.add_argument(
         "--min-score",
         type=number(0, 1, float),
         metavar="S",
-        help="lowest detection score (default: 0.25; 0.1 for OWL, whose scores are low)",
+        help="lowest score of a detection (default: 0.25, or 0.1 for OWL, which gives low scores)",
     )
     for name, default, which in (("--min-area", 0.01, "smallest"), ("--max-area", 0.80, "largest")):
         parser.add_argument(
@@ -68,26 +66,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "--batch-size",
         default=64,
-        help="crops in one forward of CLIP, a quarter as many images in one call of the detector; a large GPU takes "
-        "256 or more",
+        help="crops per forward pass of the model; the detector gets a quarter as many images per call; use 256 or "
+        "more on a large GPU",
     )
-    parser.add_argument("--shard-size", type=number(1), default=256, metavar="N", help="images in one output file")
+    parser.add_argument(
+        "--shard-size", type=number(1), default=256, metavar="N", help="number of images per output file"
+    )
     parser.add_argument(
         "--store-size",
         type=number(1),
         metavar="PIXELS",
-        help="keep images whose shorter side is longer shrunk to so many pixels, as JPEG (512 is ample for models that "
-        "read 224): smaller files, faster training (default: the original files)",
+        help="shrink images with a longer short side to this size and store them as JPEG, for smaller files and faster "
+        "training; 512 is plenty for models that read 224 pixels (default: keep the original files)",
     )
     add(
         parser,
         "--num-workers",
         type=number(1),
-        help="threads that decode images and cut crops while the models work (default: the processor's cores, at most "
-        "16)",
+        help="number of threads that decode images and cut crops (default: number of CPU cores, at most 16)",
     )
     add(parser, "--workers", "--ray", "--device")
-    add(parser, "--dtype", default="auto", help="of CLIP: float32, float16, bfloat16, or auto: float16 on CUDA")
+    add(
+        parser,
+        "--dtype",
+        default="auto",
+        help="data type of the model: float32, float16, bfloat16, or auto: float16 on CUDA",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(summary: dict[str, Any], output: str) -> str:
-    """The summary as a few lines to read."""
+    """Return a summary of `build_pairs` as lines of text."""
 
     def listing(counts: dict[str, Any]) -> str:
         return ", ".join(f"{value} {name}" for name, value in counts.items()) or "none"
@@ -113,14 +117,14 @@ def describe(summary: dict[str, Any], output: str) -> str:
         f"{summary['images']} images, {len(summary['skipped'])} skipped, {summary['sentences']} sentences, "
         f"{summary['pairs']} pairs",
         f"candidate regions: {listing(summary['regions'])}",
-        f"best pairs' regions: {listing(summary['best_regions'])}",
+        f"regions of the best pairs: {listing(summary['best_regions'])}",
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s (seconds: {stages})",
         f"{output}: {summary['shards']} shard{'s' if summary['shards'] != 1 else ''}, "
-        + (f"{made} written now" if made else "all there already"),
+        + (f"{made} written now" if made else "all complete already"),
     ]
     if summary.get("without_phrases"):
         lines.append(
-            f"{summary['without_phrases']} images whose captions name nothing to look for: default regions only"
+            f"{summary['without_phrases']} images with default regions only: no noun phrases in their captions"
         )
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]

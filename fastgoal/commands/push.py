@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add
+from .options import add, call
 
 HELP = "send a model or a pairs dataset to the Hugging Face Hub"
 
@@ -28,6 +28,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.hub_cards.push import describe_push, push
 
-    options = {"private": args.private, "message": args.message, "dry_run": args.dry_run, "recode": args.recode}
-    print(describe_push(push(args.folder, args.repo, **options)))
+    print(describe_push(call(push, args)))
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add
+from .options import add, call
 
 HELP = "send a pairs dataset to the Hugging Face Hub, with a card of its figures and licenses"
 
@@ -52,16 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.dry_run:
         require_token()  # before the work, not after it
-    is_written = prepare_data_card(
-        args.folder,
-        args.repo,
-        args.license,
-        args.image_license,
-        args.caption_license,
-        args.captions,
-        None if args.tokenizer == "none" else args.tokenizer,
-    )
+    args.tokenizer = None if args.tokenizer == "none" else args.tokenizer
+    is_written = call(prepare_data_card, args)
     print(f"{Path(args.folder, CARD)}: {'written' if is_written else 'edited by hand, sent unchanged'}")
-    options = {"private": args.private, "message": args.message, "dry_run": args.dry_run, "recode": args.recode}
-    print(describe_push(push(args.folder, args.repo, **options)))
+    print(describe_push(call(push, args)))
     return 0

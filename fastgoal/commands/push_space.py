@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add
+from .options import add, call
 
 HELP = "send the demo of one or two models to the Hugging Face Hub as a Space"
 
@@ -30,6 +30,5 @@ def run(args: argparse.Namespace) -> int:
 
     require_gradio()
     models = [name for name in (args.model, args.against) if name is not None]
-    pushed = push_space(args.repo, models, args.images, args.private, message=args.message, dry_run=args.dry_run)
-    print(describe_push(pushed))
+    print(describe_push(call(push_space, args, models=models)))
     return 0

@@ -1,32 +1,36 @@
-"""`fastgoal train`: the same program as `accelerate launch trainer/run.py`.
+"""`fastgoal train`: fine-tune a model; the same program as `trainer/run.py`.
 
-The options are the fields of the training arguments, hundreds with those of transformers, so what follows the command's
-name is passed on as it is, `--help` included.
+The options are the fields of the training arguments, hundreds with those of transformers, so all arguments, including
+`--help`, are passed on unparsed.
 """
 
 import argparse
 
-HELP = "fine-tune a CLIP on the pairs that `fastgoal pairs` wrote"
+HELP = "fine-tune a model on the pairs that `fastgoal pairs` wrote"
 
 USAGE = """\
-usage: fastgoal train CONFIG.yaml
-       fastgoal train --OPTION VALUE ...
+usage: fastgoal train CONFIG.yaml [options]
+       fastgoal train --model MODEL --train_data DATA --output_dir DIR [options]
 
-Fine-tunes a CLIP with the FAST-GOAL losses on the dataset that `fastgoal
-pairs` wrote. The options come from one YAML file, from flags, or from a file
-and flags that overrule it. On several devices, start the same program with
-`accelerate launch trainer/run.py CONFIG.yaml`.
+Fine-tunes a model with the FAST-GOAL losses on the dataset that `fastgoal
+pairs` wrote. Settings come from a YAML file, from options, or from both;
+options override the file. `fastgoal config` prints a commented file.
 
-The complete list of options follows; it takes a few seconds, because it is
-read from the training arguments.
+Several GPUs:          fastgoal train CONFIG.yaml --num_processes 4
+Several CPU processes: fastgoal train CONFIG.yaml --num_processes 4 --use_cpu
+
+`accelerate launch -m fastgoal.trainer.run CONFIG.yaml` is the same program for
+your own launcher.
+
+The complete list of options follows in a few seconds.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     def pass_on(arguments: list[str], namespace: object) -> tuple[argparse.Namespace, list[str]]:
         rest = [argument for argument in arguments if argument != "--traceback"]
-        shown = {} if rest == arguments else {"traceback": True}
-        return argparse.Namespace(run=run, arguments=rest, **shown), []
+        given = {} if rest == arguments else {"traceback": True}
+        return argparse.Namespace(run=run, arguments=rest, **given), []
 
     parser.parse_known_args = pass_on  # type: ignore[method-assign, assignment]
 

@@ -10,10 +10,14 @@ from PIL import Image
 from fastgoal.hub_cards.card_images import GREY, MARGIN, fitted, flow, padded, rule, stack, text_block
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.render import render
+from fastgoal.processing.checkpoints.devices import choose_workers
+from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource
+from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource, encode_source
 from fastgoal.trainer.evaluation.measures.retrieval import Ranks
+from fastgoal.trainer.evaluation.options import EvaluationOptions
+from fastgoal.trainer.evaluation.protocols.registry import open_protocol
 
 CORRECT, WRONG = "#2e7d32", "#c62828"
 
@@ -67,6 +71,53 @@ class Gallery:
     title: str
     introduction: str
     groups: list[tuple[str, list[Query]]]
+
+    @property
+    def queries(self) -> int:
+        """The number of queries."""
+        return sum(len(group) for _, group in self.groups)
+
+
+def retrieval_gallery(
+    model: str,
+    data: str,
+    options: EvaluationOptions | None = None,
+    *,
+    against: str | None = None,
+    direction: str = "text-to-image",
+    show: str = "both",
+    count: int = 6,
+    top_k: int = 5,
+    progress: bool = False,
+) -> Gallery:
+    """Collect retrieval examples and errors of one or two models; `gallery_figure` and `gallery_page` draw them.
+
+    Args:
+        model: Folder or Hub id of a model.
+        data: Data of the protocol (see `open_protocol`).
+        options: Protocol and settings; the defaults of `EvaluationOptions` if None. The tests are ignored.
+        against: Another model to compare with, given like `model`.
+        direction: "text-to-image" or "image-to-text".
+        show: "examples", "errors", or "both" for half of each.
+        count: Number of queries. There are fewer if the data has fewer.
+        top_k: Number of answers of each model.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: The data or a model cannot be used, or there is no query to show.
+    """
+    options = options or EvaluationOptions()
+    columns = (options.image_column, options.caption_column, options.split)
+    source = open_protocol(options.protocol, data, *columns, options.limit, options.allow_outside_files)
+    models = []
+    for argument, name in (("model", model), ("against", against)):
+        if name is not None:
+            loaded, processor = load_model(name, options.device, argument=argument)
+            workers = choose_workers(options.num_workers, loaded)
+            reading = (options.batch_size, workers, options.on_error)
+            encoded = encode_source(loaded, processor, source, *reading, progress=progress)
+            models.append(RankedModel(name, encoded, encoded.ranks(loaded.device)))
+    return make_gallery(models, source, choose_queries(models, direction, show, count), direction, top_k)
 
 
 def choose_queries(models: Sequence[RankedModel], direction: str, show: str, count: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The page of `fastgoal inspect`, which presents the statistics of `inspect_pairs`."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -10,14 +11,57 @@ from fastgoal.hub_cards.cards import public_name, public_weights
 from fastgoal.hub_cards.wording import count, number, percent
 from fastgoal.pages.charts import histogram
 from fastgoal.pages.render import render
-from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS
+from fastgoal.processing.checkpoints.load import load_model
+from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS, inspect_pairs
+from fastgoal.processing.data.tokens import find_counter
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
+from fastgoal.trainer.evaluation.measures.caption_quality import mean_cosine
 
 MAX_LINES = 50  # of a list of skipped rows
 SOURCE_NAMES = {DEFAULT: "default regions", "column": "boxes in the data", "": "unknown"}
 
 TokenEnds = Callable[[str], list[tuple[int, int]]]
+
+
+def inspect_dataset(
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    model: str | None = None,
+    rows: int = 12,
+    sample: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> tuple[dict[str, Any], str]:
+    """Return the statistics of a pairs dataset and the page that shows them with sample rows.
+
+    Args:
+        folder: Folder that `fastgoal pairs` wrote.
+        tokenizer: Folder or Hub id of the tokenizer that counts tokens; see `find_counter` for the default.
+        model: Model to measure the mean cosine similarity of images and captions with: a folder or a Hub id.
+        rows: Number of sample rows.
+        sample: Number of rows to measure with the model.
+        seed: Seed of both samples.
+        device: Device of the model.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: The folder is not a pairs dataset, or the tokenizer or the model cannot be loaded.
+    """
+    pairs, name = PairsFolder(folder), page_name(Path(folder))
+    counter = find_counter(tokenizer or model, pairs.manifest, Path(folder))
+    loaded = None if model is None else load_model(model, device)
+    facts: dict[str, Any] = {"name": name, "seed": seed, "tokenizer": None if counter is None else counter.name}
+    facts.update(inspect_pairs(pairs, counter, rows, seed, progress=progress))
+    if loaded is not None:
+        facts["cosine"] = mean_cosine(pairs, *loaded, str(model), sample, seed, progress=progress)
+    facts["broken_images"] = []
+    shown = dict(pairs.read(shown_rows(facts)))
+    page = inspection_page(name, facts, shown, facts["broken_images"], None if counter is None else counter.ends)
+    return facts, page
 
 
 def inspection_page(

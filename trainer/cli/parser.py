@@ -53,6 +53,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpText, "allow_abbrev": False, **kwargs})
 
+    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+        """Declare an argument; of two spellings that differ in `_` and `-` alone, the first one is in the help."""
+        spellings = {name.replace("-", "_"): name for name in reversed(names)}
+        return super().add_argument(*(name for name in names if name in spellings.values()), **kwargs)
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:

@@ -149,7 +149,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
         (tiny_clip, folder, ["--resamples", 1], "--resamples must be 0 or"),
         (tiny_clip, folder, ["--batch-size", 0], "--batch-size must be at least 1, got 0"),
         (tiny_clip, folder, ["--device", "abacus"], "'abacus'"),
-        (tiny_clip, folder, ["--output", folder / "o.md"], "name the JSON file"),
+        (tiny_clip, folder, ["--output", folder / "o.md"], "--output must be the name of the JSON file"),
         (tiny_clip, folder, ["--output", folder], f"--output {folder} is a folder"),
         (tiny_clip, folder, ["--against", tmp_path / "none"], "none"),
         (tmp_path / "bert", folder, [], "type 'bert'"),

@@ -47,11 +47,11 @@ def test_the_page_and_the_lines(folder, tiny_clip, capsys):
     assert re.sub(r"\s", "", "".join(texts[:2])) == re.sub(r"\s", "", LONG)[:75]
     printed = capsys.readouterr().out.splitlines()
     assert printed[:4] == [
-        "5 rows in 2 shards, 14 pairs, 2.8 sentences and 30 words a caption",
-        "129 tokens a caption; 40.0 % cut at 77, 40.0 % cut at 248",
+        "5 rows in 2 shards, 14 pairs, 2.8 sentences and 30 words per caption",
+        "129 tokens per caption; 40.0 % truncated at 77, 40.0 % truncated at 248",
         "regions from default: 25 candidates, 2 best; from ultralytics: 4 candidates, 3 best;"
         " 2 images with default regions only",
-        "repetitions: 2 rows with equal captions, 2 with nearly equal ones, 2 with equal image files",
+        "duplicates: 2 rows with equal captions, 2 with nearly equal captions, 2 with equal image files",
     ]
 
 
@@ -76,7 +76,7 @@ def test_the_cosine_of_a_model(folder, tiny_clip, capsys):
     page, facts = inspect(folder, "--model", tiny_clip, "--rows", 1)
     found = facts["cosine"]
     assert f"{found['mean']:.4f}" in page
-    assert f"mean image-caption cosine {found['mean']:.4f} (" in capsys.readouterr().out
+    assert f"mean cosine similarity of images and captions {found['mean']:.4f} (" in capsys.readouterr().out
     assert len(facts["shown"]["sample"]) == 1
     assert facts["tokenizer"] == str(tiny_clip)
 
@@ -86,15 +86,15 @@ def test_without_a_tokenizer_words_are_counted(folder, capsys):
     assert facts["captions"]["tokens"] is None
     assert facts["tokenizer"] is None
     assert "words in the caption" in page
-    assert "name one with --tokenizer" in capsys.readouterr().out
+    assert "--tokenizer openai/" in capsys.readouterr().out
     inspect(folder, "--tokenizer", "none")
-    assert "name one with --tokenizer" not in capsys.readouterr().out
+    assert "--tokenizer openai/" not in capsys.readouterr().out
 
 
 def test_single_things_are_not_called_many(tmp_path, capsys):
     inspect(write(tmp_path / "pairs", rows()[4:], 1), "--tokenizer", "none")
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "1 row in 1 shard, 1 pair, 1.0 sentences and 5 words a caption"
+    assert printed[0] == "1 row in 1 shard, 1 pair, 1.0 sentences and 5 words per caption"
     assert printed[1] == "regions from default: 5 candidates, 1 best; 1 image with default regions only"
 
 
