@@ -136,12 +136,12 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
     """Run a training and return the exit code."""
     argv, parser = sys.argv[1:] if argv is None else argv, parser or run_parser()
     try:
-        given = parser.parse_args(expand_file(argv, parser))
+        asked = parser.parse_args(expand_file(argv, parser))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if starts_processes(given.num_processes, given.accelerate_config):
+    if starts_processes(asked.num_processes, asked.accelerate_config):
         parse([*argv, "--use_cpu", "true"], parser)  # report invalid settings once, without occupying a GPU
-        return launch(argv, given.num_processes, given.accelerate_config, given.use_cpu)
+        return launch(argv, asked.num_processes, asked.accelerate_config, asked.use_cpu)
     run, args = parse(argv, parser)
     _refuse_separate_processes(args.world_size)
     output, is_first = Path(args.output_dir), args.process_index == 0

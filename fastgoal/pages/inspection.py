@@ -51,7 +51,7 @@ def inspect_dataset(
     Raises:
         ValueError: The folder is not a pairs dataset, or the tokenizer or the model cannot be loaded.
     """
-    pairs, name = PairsFolder(folder), page_name(Path(folder))
+    pairs, name = PairsFolder(Path(folder)), page_name(Path(folder))
     counter = find_counter(tokenizer or model, pairs.manifest, Path(folder))
     loaded = None if model is None else load_model(model, device)
     facts: dict[str, Any] = {"name": name, "seed": seed, "tokenizer": None if counter is None else counter.name}
