@@ -1,11 +1,11 @@
-"""What batches cost before the model sees them: rows per second of a loader process, and padding.
+"""The cost of batches before the model sees them: rows per second of a loader process, and padding.
 
     python -m benchmarks.loader --captions CAPTIONS.jsonl --tokenizer openai/clip-vit-base-patch32 --images PHOTOGRAPHS
 
-The collator is timed beside the same batch made by the processor's own calls, row by row, and without crops beside
-open_clip's loader where that is installed; rounds alternate. Pictures are the photographs of `--images` at 640x480 and
-1024x768, else JPEGs of noise; captions are real where `--captions` names a JSON lines file with a `caption` in each
-line, else of like lengths.
+The collator is compared with the same batch made by calls of the processor, row by row, and without crops with
+open_clip's loader if that is installed; rounds alternate. Images are the photographs of `--images` at 640x480 and
+1024x768, or JPEGs of noise. Captions are those of `--captions`, a JSON lines file with `caption`, or made-up texts of
+similar lengths.
 """
 
 import argparse
@@ -27,46 +27,47 @@ from fastgoal import FastGoalCollator, FastGoalProcessor, split_sentences
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.processing.pixels import jpeg_decoder
+from fastgoal.trainer.batches.rows import TrainingRow
 from fastgoal.trainer.batches.samplers import CaptionLengthSampler
-from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
+from fastgoal.trainer.batches.token_table import TokenTable
 
 ROWS, ROUNDS = 64, 5
 SIZES = ((640, 480), (1024, 768))
 
 Caption = tuple[str, list[tuple[int, int]]]
-"""A text with the spans of its sentences."""
+"""A caption with the spans of its sentences."""
 
 
 def add_caption_options(parser: argparse.ArgumentParser) -> None:
-    """`--captions` and `--tokenizer`, for `read_captions` and `build_processor`."""
+    """Add `--captions` and `--tokenizer`, for `read_captions` and `build_processor`."""
     parser.add_argument("--captions", metavar="FILE", help="JSON lines with `caption`; needs --tokenizer")
     parser.add_argument("--tokenizer", metavar="NAME", help="CLIP's tokenizer: a folder or a Hub id")
     parser.add_argument("--batch-size", type=int, default=16)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, with captions and tokenizer or without both."""
+    """Parse the command line, with captions and tokenizer or without both."""
     args = parser.parse_args()
     if bool(args.captions) != bool(args.tokenizer):
-        parser.error("--captions and --tokenizer go together; without both, texts of letters are made up.")
+        parser.error("--captions and --tokenizer need each other; without both, captions are made up.")
     return args
 
 
 def read_captions(path: str | None, rng: random.Random) -> list[Caption]:
-    """Captions with the spans of their sentences; without a file, texts of letters as long as DOCCI's captions are."""
+    """Read captions with the spans of their sentences; without a file, make up texts of letters as long as DOCCI's."""
     if path:
         with open(path, encoding="utf-8") as lines:
-            captions = [json.loads(line)["caption"] for line in lines if line.strip()]
-        return [(caption, [(s.start, s.end) for s in split_sentences(caption)]) for caption in captions]
-    made = []
+            texts = [json.loads(line)["caption"] for line in lines if line.strip()]
+        return [(text, [(s.start, s.end) for s in split_sentences(text)]) for text in texts]
+    captions = []
     for _ in range(1000):
         text, spans = "", []
         for _ in range(max(2, round(rng.gauss(7, 2)))):
             sentence = " ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=max(4, round(rng.gauss(18, 6))))) + " ."
             spans.append((len(text), len(text) + len(sentence)))
             text += sentence + " "
-        made.append((text.rstrip(), spans))
-    return made
+        captions.append((text.rstrip(), spans))
+    return captions
 
 
 def make_row(
@@ -76,18 +77,18 @@ def make_row(
     size: tuple[int, int] = (1024, 768),
     photograph: Path | None = None,
 ) -> dict[str, Any]:
-    """A row of a pairs dataset: a JPEG, with a pair for every sentence in the part that CLIP's crop keeps."""
+    """Make a row of a pairs dataset: a JPEG, with a pair for every sentence in the part that CLIP's crop keeps."""
     noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    picture = load_image(photograph) if photograph else Image.fromarray(noise)
+    image = load_image(photograph) if photograph else Image.fromarray(noise)
     buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     regions = []
     for _ in spans:
         width, height = (rng.uniform(0.2, 0.75) * size[1] for _ in range(2))
         x = rng.uniform((size[0] - size[1]) / 2, (size[0] + size[1]) / 2 - width)
         y = rng.uniform(0, size[1] - height)
         regions.append({"box": [x, y, x + width, y + height]})
-    # The best is one of the first sentences: a late one may lie beyond the last token that the model reads.
+    # The best pair has one of the first sentences: the model may not read as far as a late one.
     best = rng.randrange(min(3, len(spans)))
     return {
         "image": {"bytes": buffer.getvalue(), "path": None},
@@ -99,12 +100,12 @@ def make_row(
 
 
 def make_rows(captions: list[Caption], rng: random.Random) -> list[dict[str, Any]]:
-    """Rows of some of the captions."""
+    """Make rows of some of the captions."""
     return [make_row(*caption, rng) for caption in rng.sample(captions, min(len(captions), ROWS))]
 
 
 def plain_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """What the collator makes of the best pairs, by the processor's own calls, row by row."""
+    """Make the collator's batch of best pairs by calls of the processor, row by row."""
     images, crops, texts, regions, sentences = [], [], [], [], []
     for row in rows:
         images.append(load_image(row["image"]))
@@ -121,7 +122,7 @@ def plain_batch(processor: FastGoalProcessor, rows: list[dict[str, Any]]) -> dic
 
 
 def open_clip_batch(size: int = 224) -> Callable[[list[dict[str, Any]]], Any]:
-    """Images and captions as open_clip's workers make them."""
+    """Return a function that makes batches of images and captions as open_clip's workers do."""
     import open_clip
 
     transform = open_clip.image_transform(size, is_train=False)
@@ -135,15 +136,17 @@ def open_clip_batch(size: int = 224) -> Callable[[list[dict[str, Any]]], Any]:
 
 
 def report_speed(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Milliseconds a row in one loader process: median over interleaved rounds."""
+    """Measure the milliseconds a row in one loader process: the median over interleaved rounds."""
     table = TokenTable([row["caption"] for row in rows], processor.tokenizer)
-    numbered = {id(row): {**row, MADE_TOKENS: (table, number)} for number, row in enumerate(rows)}
-    collator = FastGoalCollator(processor).raw()
+    tokens = {id(row): table[number] for number, row in enumerate(rows)}
+    collator, without_pairs = FastGoalCollator(processor), FastGoalCollator(processor, local_pairs=False)
     ways: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
-        "collator, captions' tokens made beforehand": lambda batch: collator([numbered[id(row)] for row in batch]),
-        "collator": collator,
-        "the processor's calls": lambda batch: plain_batch(processor, batch),
-        "collator, no crops": FastGoalCollator(processor, local_pairs=False).raw(),
+        "collator, stored tokens": lambda batch: collator(
+            [TrainingRow.of(row, epoch=0, tokens=tokens[id(row)]) for row in batch]
+        ),
+        "collator": lambda batch: collator([TrainingRow.of(row, epoch=0) for row in batch]),
+        "calls of the processor": lambda batch: plain_batch(processor, batch),
+        "collator, no crops": lambda batch: without_pairs([TrainingRow.of(row, epoch=0) for row in batch]),
     }
     if find_spec("open_clip"):
         ways["open_clip, no crops"] = open_clip_batch()
@@ -153,26 +156,26 @@ def report_speed(processor: FastGoalProcessor, rows: list[dict[str, Any]], batch
     for number in range(ROUNDS + 1):
         for name, way in ways.items():
             seconds = timed(lambda way=way: [way(batch) for batch in batches])  # type: ignore[misc]
-            if number:  # the first round is a rehearsal
+            if number:  # the first round warms up
                 rounds.add(name, seconds)
     torch.set_num_threads(threads)
     return {name: float(rounds.median(name)[0]) / len(rows) * 1000 for name in ways}
 
 
 def padded_share(batches: list[torch.Tensor]) -> float:
-    """Share of the tokens of some batches that is padding, from the lengths of each batch's captions."""
+    """Return the share of padding in the tokens of some batches, from the lengths of each batch's captions."""
     return 1 - float(torch.cat(batches).sum()) / sum(len(lengths) * int(lengths.max()) for lengths in batches)
 
 
 def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size: int) -> None:
-    """Share of padding in the captions with each way to make batches."""
+    """Print the share of padding in captions for each order of rows."""
     lengths = torch.tensor([len(row) for row in processor.tokenizer(captions, truncation=True)["input_ids"]])
     shuffled = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
     grouped = lengths[list(CaptionLengthSampler(lengths.tolist(), batch_size))]
-    print(f"Tokens of a caption: mean {lengths.float().mean():.0f}, longest {lengths.max()}; share of padding:\n")
+    print(f"Tokens in a caption: mean {lengths.float().mean():.0f}, longest {lengths.max()}; share of padding:\n")
     print("| batches | padded tokens |\n|---|---|")
-    print(f"| all to {TOKENS} tokens | {1 - lengths.float().mean() / TOKENS:.1%} |")
-    print(f"| each to its own longest | {padded_share(list(shuffled.split(batch_size))):.1%} |")
+    print(f"| padded to {TOKENS} tokens | {1 - lengths.float().mean() / TOKENS:.1%} |")
+    print(f"| padded to the longest caption | {padded_share(list(shuffled.split(batch_size))):.1%} |")
     print(f"| the same, `group_by_length` | {padded_share(list(grouped.split(batch_size))):.1%} |")
 
 

@@ -1,4 +1,4 @@
-"""A folder as `fastgoal pairs` writes it, whose counts are known: five rows in two shards."""
+"""A folder as `fastgoal pairs` writes it with known counts: five rows in two shards."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def jpeg(color):
 
 
 def row(name, caption, image, boxes=(), chosen=(), scores=(), best=0):
-    """A row as `fastgoal pairs` writes it; `chosen` are the regions of the sentences, the default ones first."""
+    """A row as `fastgoal pairs` writes it; `chosen` are indices of the sentences' regions, the default ones first."""
     regions = [
         {"box": list(region.box), "score": 1.0, "label": region.label, "source": "default"}
         for region in default_regions(SIZE)
@@ -43,8 +43,8 @@ def row(name, caption, image, boxes=(), chosen=(), scores=(), best=0):
         "regions": regions,
         "sentences": [{"start": sentence.start, "end": sentence.end} for sentence in sentences],
         "pairs": [
-            {"sentence": place, "region": region, "score": score, "best": place == best}
-            for place, (region, score) in enumerate(zip(chosen, scores, strict=True))
+            {"sentence": index, "region": region, "score": score, "best": index == best}
+            for index, (region, score) in enumerate(zip(chosen, scores, strict=True))
         ],
     }
 
@@ -68,7 +68,7 @@ def rows():
 
 
 def write(folder, rows, shards=2, schema=None):
-    """A finished folder of two shards."""
+    """Write a finished folder."""
     (folder / "data").mkdir(parents=True)
     size = -(-len(rows) // shards)
     for number in range(shards):

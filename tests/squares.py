@@ -1,4 +1,4 @@
-"""Rows of a small dataset with local pairs: each picture shows two colored squares, each sentence names one."""
+"""Rows of a small dataset with local pairs: each image shows two colored squares, each sentence names one."""
 
 import io
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from PIL import Image, ImageDraw
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
 
-def picture_of(first: str, second: str, size: tuple[int, int] = (64, 32)) -> Image.Image:
-    picture = Image.new("RGB", size, "black")
-    draw = ImageDraw.Draw(picture)
+def image_of(first: str, second: str, size: tuple[int, int] = (64, 32)) -> Image.Image:
+    image = Image.new("RGB", size, "black")
+    draw = ImageDraw.Draw(image)
     draw.rectangle((18, 4, 29, 15), fill=COLORS[first])
     draw.rectangle((34, 16, 45, 27), fill=COLORS[second])
-    return picture
+    return image
 
 
 def row_of(first: str, second: str, opening: str = "On the left it is") -> dict:
     buffer = io.BytesIO()
-    picture_of(first, second).save(buffer, "PNG")
+    image_of(first, second).save(buffer, "PNG")
     caption = f"{opening} {first}. On the right it is {second}."
     cut = caption.index(". ") + 1
     return {
@@ -42,12 +42,12 @@ def row_of(first: str, second: str, opening: str = "On the left it is") -> dict:
 
 
 def rows_of_squares(opening: str = "On the left it is", colors: Sequence[str] = tuple(COLORS)) -> list[dict]:
-    """A row for each ordered two of the colors."""
+    """A row for each ordered pair of colors."""
     return [row_of(first, second, opening) for first in colors for second in colors if first != second]
 
 
 def write_pairs(rows: list[dict], folder: Path, shards: int = 1) -> Path:
-    """The rows as parquet files of a dataset of pairs."""
+    """Write the rows as the parquet files of a pairs dataset."""
     import datasets
 
     data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())

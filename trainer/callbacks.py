@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .batches.rows import TrainingData
 from .summary import TrainingRun, start_lines
 
 
@@ -85,7 +86,7 @@ def _placed_like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 class Epochs(TrainerCallback):
-    """Tell the sampler and the collator which epoch begins, however deep they are wrapped.
+    """Tell the sampler and the rows which epoch begins, however deep they are wrapped.
 
     Data loaders that skip batches after a resume, or that accelerate shares between processes, do not pass it on.
     """
@@ -101,10 +102,14 @@ class Epochs(TrainerCallback):
         batches: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
-        listeners: list[Any] = [getattr(batches, "sampler", None), getattr(train_dataloader, "collate_fn", None)]
-        for listener in listeners:
-            if hasattr(listener, "set_epoch"):
-                listener.set_epoch(int(state.epoch or 0))
+        sampler: Any = getattr(batches, "sampler", None)
+        rows: Any = getattr(train_dataloader, "dataset", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+        while hasattr(rows, "dataset") and not isinstance(rows, TrainingData):
+            rows = rows.dataset
+        if isinstance(rows, TrainingData):
+            rows.begin_epoch(int(state.epoch or 0))
 
 
 class StartLines(TrainerCallback):

@@ -1,7 +1,7 @@
 """Complete a saved model's folder with its card and handler, filled from the training that ran."""
 
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.checkpoints.adapters import describe_base, is_adapted, write_base
+from fastgoal.processing.checkpoints.adapters import adapted_layers, describe_base, is_adapted, write_base
+from fastgoal.processing.data.sources import SourceRow
 from fastgoal.processing.images import load_image
 from fastgoal.processing.texts import shortened
 
-from .batches.rows import PairData
+from .batches.rows import TrainingRow, source_of
 from .batches.streams import StreamData
 from .summary import TrainingRun
 
@@ -63,11 +64,12 @@ def finish_folder(
         processor: Processor of the model; None leaves out the images that the model itself labels.
     """
     folder, model = Path(folder), run.model
-    base_model = options.base_model
+    base_model, adapter = options.base_model, None
     if is_adapted(model):
-        base = describe_base(model, options.base_model)
+        base, lora = describe_base(model, options.base_model), model.peft_config[model.active_adapter]
         write_base(folder, base)
         base_model = base.base or None
+        adapter = {"rank": lora.r, "alpha": lora.lora_alpha, "layers": len(adapted_layers(model))}
     else:
         cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
@@ -76,6 +78,7 @@ def finish_folder(
         base_model=base_model,
         license=options.license,
         note=options.note,
+        adapter=adapter,
         training=training_facts(run, state),
         evaluation=evaluation_facts(run, state),
         **(_save_images(folder, run, processor) if images and options.images else {}),
@@ -112,8 +115,8 @@ def training_facts(run: TrainingRun, state: TrainerState) -> cards.TrainingFacts
         hardware=cards.hardware(args.world_size),
         seconds=next((line["train_runtime"] for line in reversed(log) if "train_runtime" in line), None),
         versions=cards.versions(),
-        captions=_caption_lengths(run.train_dataset),
-        is_sigmoid=run.is_sigmoid,
+        captions=_caption_lengths(run.caption_lengths),
+        contrastive="SigLIP's" if run.is_sigmoid else "CLIP's",
         evaluations=[*{line["step"]: line for line in log if "eval_text_to_image_R@1" in line}.values()],
     )
 
@@ -140,11 +143,10 @@ def evaluation_facts(run: TrainingRun, state: TrainerState) -> cards.EvaluationF
     )
 
 
-def _caption_lengths(data: Any) -> str | None:
-    """Return the number of tokens of the training captions in words, where all of them were counted."""
-    if not isinstance(data, PairData) or data.tokens is None:
+def _caption_lengths(lengths: Sequence[int] | None) -> str | None:
+    """Describe the number of tokens of the training captions."""
+    if not lengths:
         return None
-    lengths = data.tokens.lengths
     return f"{sum(lengths) / len(lengths):.0f} tokens in the mean, {min(lengths)} to {max(lengths)}"
 
 
@@ -158,33 +160,37 @@ def _save_images(folder: Path, run: TrainingRun, processor: Any) -> dict[str, An
     """Draw matched pairs of the training data, and let the model label a few evaluation images."""
     facts: dict[str, Any] = {}
     train = _first_rows(run.train_dataset)
-    if run.objective.needs_pairs and train and all(row.get("pairs") for row in train):
-        facts["pairs_image"] = save_pairs_sheet(folder, train)
+    if run.objective.needs_pairs and train and all(row.pairs for row in train):
+        facts["pictures"] = save_pairs_sheet(folder, [row.as_dict() for row in train])
     shown = _first_rows(run.eval_dataset) or train
     if shown and processor is not None:
         facts["examples"] = cards.save_examples(
             folder,
-            [load_image(row["image"], name=row.get("file_name")) for row in shown],
-            [_label(row, processor) for row in shown],
+            [load_image(row.image, name=row.name) for row in shown],
+            [_label(row.caption, processor) for row in shown],
             run.model,
             processor,
         )
     return facts
 
 
-def _label(row: Mapping[str, Any], processor: Any) -> str:
+def _label(caption: str, processor: Any) -> str:
     """Return the first sentence of a caption, shortened if it is very long."""
-    sentences = processor.split_sentences(row["caption"])
-    text: str = sentences[0].text if sentences else row["caption"]
+    sentences = processor.split_sentences(caption)
+    text: str = sentences[0].text if sentences else caption
     return shortened(text, 200)
 
 
-def _first_rows(data: Any) -> list[Mapping[str, Any]]:
+def _first_rows(data: Any) -> list[TrainingRow]:
     """Return the first rows of a dataset that is read by number."""
     if isinstance(data, Mapping) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
         return []
     rows = [data[index] for index in range(min(IMAGES, len(data)))]
-    return [row for row in rows if isinstance(row, Mapping) and "image" in row and "caption" in row]
+    return [
+        TrainingRow.of(row)
+        for row in rows
+        if isinstance(row, TrainingRow | SourceRow) or (isinstance(row, Mapping) and row.keys() >= {"image", "caption"})
+    ]
 
 
 def _length(data: Any) -> int:
@@ -203,4 +209,5 @@ def _rows_and_epochs(run: TrainingRun, state: TrainerState) -> tuple[int, float]
 
 
 def _data_name(data: Any) -> str:
-    return public_name(data.source.name) if isinstance(data, PairData | StreamData) else "a dataset in memory"
+    source = source_of(data)
+    return "a dataset in memory" if source is None else public_name(source.name)

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.sources import Source, load_source
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import hold_output, newest_checkpoint, refuse_output, require_checkpoint, step_of
@@ -166,15 +166,15 @@ def _refuse_separate_processes(world_size: int) -> None:
 
 def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path | None) -> int:
     set_seed(args.seed)
-    train_data: PairData | StreamData
+    train_data: TrainingData | StreamData
     if run.streaming:
         train_data = StreamData(run.train_data, run.shuffle_window)
         train_data.source.allow_outside_files = run.allow_outside_files
         if args.max_steps <= 0:
             args.max_steps = train_data.steps(args)
     else:
-        train_data = PairData(_source(run.train_data, run), run.max_train_rows)
-    eval_data = PairData(_source(run.eval_data, run), run.max_eval_rows) if run.eval_data else None
+        train_data = TrainingData(_source(run.train_data, run), run.max_train_rows)
+    eval_data = TrainingData(_source(run.eval_data, run), run.max_eval_rows) if run.eval_data else None
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:

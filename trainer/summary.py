@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.sentences import check_language
 
-from .batches.rows import PairData
+from .batches.rows import source_of
 from .batches.streams import StreamData
 from .objectives import Objective
 from .training_arguments import FastGoalTrainingArguments
@@ -35,6 +35,7 @@ class TrainingRun:
         train_dataset: What it is trained on.
         eval_dataset: What it is evaluated on, or None.
         base_model: Hub id or folder of the model that the training started from, where it is known.
+        caption_lengths: Number of tokens of each training caption, where they were counted.
     """
 
     args: FastGoalTrainingArguments
@@ -45,6 +46,7 @@ class TrainingRun:
     train_dataset: Any
     eval_dataset: Any = None
     base_model: str | None = None
+    caption_lengths: Sequence[int] | None = None
 
 
 def start_lines(run: TrainingRun, devices: str, steps: int) -> str:
@@ -117,15 +119,16 @@ def _describe_data(data: Any) -> str:
     if isinstance(data, StreamData):
         return f"{public_name(data.source.name)}, streamed" + (f": {count(data.rows, 'image')}" if data.rows else "")
     rows = count(len(data), "image") if isinstance(data, Sized) else "data of unknown length"
-    if not isinstance(data, PairData):
+    source = source_of(data)
+    if source is None:
         return rows
-    pairs = pairs_of(data.source.name) if len(data) == len(data.source) else None
-    return f"{public_name(data.source.name)}: {rows}" + ("" if pairs is None else f", {count(pairs, 'pair')}")
+    pairs = pairs_of(source.name) if len(data) == len(source) else None
+    return f"{public_name(source.name)}: {rows}" + ("" if pairs is None else f", {count(pairs, 'pair')}")
 
 
 def _describe_evaluation(run: TrainingRun) -> str:
     if run.eval_dataset is None:
-        return "none"
+        return "none (`eval_data` adds one)"
     times = {"epoch": "every epoch", "steps": f"every {run.args.eval_steps or 0:g} steps"}
     first = "before the first step and " if run.args.eval_on_start else ""
     then = times.get(IntervalStrategy(run.args.eval_strategy), "at the end")

@@ -34,11 +34,11 @@ from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.files import draft_beside, merge_folder, put_folder
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 
-from .batches.collator import NAMES, FastGoalCollator
+from .batches.collator import FastGoalCollator
 from .batches.hard_negatives import mark_start, neighbors_file, training_neighbors
-from .batches.rows import PairData, check_rows, has_short_captions, token_counts
+from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
-from .batches.streams import PLACE, StreamData
+from .batches.streams import StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLines, TowardsBase
 from .card import CardOptions, finish_folder
 from .checkpoints import (
@@ -91,7 +91,8 @@ class FastGoalTrainer(Trainer):
             `FastGoalModel.from_base` loads it.
         args: A `FastGoalTrainingArguments`.
         data_collator: A `FastGoalCollator` for the objective by default.
-        train_dataset: A `PairData`, a `StreamData`, a `datasets.Dataset` or a list of rows.
+        train_dataset: A source from `load_source`, a `TrainingData`, a `StreamData`, a `datasets.Dataset` or a list of
+            rows, see `FastGoalCollator`.
         eval_dataset: The same, or a dictionary of datasets by name.
         processing_class: The model's `FastGoalProcessor`; loaded with the model if `model` is a name.
         model_init: Not supported.
@@ -117,6 +118,7 @@ class FastGoalTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     args: FastGoalTrainingArguments
+    _train_rows: TrainingData | None = None  # of the newest training loader
 
     def __init__(
         self,
@@ -180,8 +182,8 @@ class FastGoalTrainer(Trainer):
                 check_rows(data, name, self.objective.needs_pairs)
         if isinstance(train_dataset, StreamData):
             train_dataset.prepare(args, self.objective.needs_pairs)
-        if processing_class is not None and isinstance(train_dataset, PairData | StreamData):
-            processing_class.language = language_of(train_dataset.source.name) or processing_class.language
+        if processing_class is not None and (source := source_of(train_dataset)) is not None:
+            processing_class.language = language_of(source.name) or processing_class.language
 
         self.is_sigmoid = is_sigmoid(model, args.contrastive)
         default_limit = 0.0 if self.is_sigmoid else 100.0
@@ -265,7 +267,8 @@ class FastGoalTrainer(Trainer):
 
     def training_settings(self) -> dict[str, Any]:
         """Return what the weights depend on and a resumed training must not change unnoticed."""
-        args, data = self.args, self.train_dataset
+        args, data = self.args, cast(Any, self.train_dataset)
+        source = None if isinstance(data, StreamData) else source_of(data)
         names = (
             *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
             *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers"),
@@ -277,8 +280,8 @@ class FastGoalTrainer(Trainer):
             **{name: getattr(args, name) for name in names},
             **self._peft_settings,
             "batch size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "rows": len(data) if isinstance(data, PairData) else None,
-            "data": data.source.fingerprint if isinstance(data, PairData) else None,
+            "rows": None if source is None else len(data),
+            "data": None if source is None else source.fingerprint,
         }
 
     def _find_checkpoint(self, output: Path, wanted: str | bool | None) -> str | None:
@@ -330,35 +333,42 @@ class FastGoalTrainer(Trainer):
                     neighbors_file(self.args, is_renewal=True).unlink(missing_ok=True)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device, its pixels normalized there."""
+        """Move a batch to the device and normalize its pixels there. Keep its names and its position in a stream."""
         inputs = super()._prepare_inputs(inputs)
-        self._names = inputs.pop(NAMES, [])
-        if isinstance(self.train_dataset, StreamData) and PLACE in inputs:
-            self.train_dataset.note(inputs.pop(PLACE))
+        self._names = inputs.pop("names", [])
+        if isinstance(self.train_dataset, StreamData) and "position" in inputs:
+            self.train_dataset.note(inputs.pop("position"))
         collator = self.data_collator
         return collator.reader.normalize(inputs) if isinstance(collator, FastGoalCollator) else inputs
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Workers leave the normalizing to the device; evaluations take each row's best pair: their losses compare."""
-        chosen = self.data_collator
-        if isinstance(chosen, FastGoalCollator):
-            self.data_collator = chosen.raw(None if kwargs.get("is_training") else "best")
-        try:
-            data = self.train_dataset if kwargs.get("is_training") else None
-            if isinstance(data, StreamData):
-                return data.loader(self.args, self.data_collator, self.accelerator.device)
-            if isinstance(data, PairData) and isinstance(chosen, FastGoalCollator) and chosen.local_pairs:
-                data.tokenize(chosen.processor, self.args)
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = chosen
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        # Overridden since the collator reads typed rows, which have an epoch for training and none for evaluation, and
+        # since a stream needs a loader that resumes at a row.
+        if isinstance(dataset, StreamData):
+            return dataset.loader(self.args, self.data_collator, self.accelerator.device)
+        collator, tokenizer = self.data_collator, None
+        if isinstance(collator, FastGoalCollator):
+            dataset = TrainingData.of(dataset)
+            tokenizer = collator.processor.tokenizer if collator.local_pairs else None
+        if is_training and isinstance(dataset, TrainingData):
+            rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            dataset = self._train_rows = dataset.for_training(tokenizer, self.args.max_steps * rows_per_step)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         near, by_length = self.args.hard_negatives, self.args.train_sampling_strategy == "group_by_length"
         if not near and not by_length:
             return super()._get_train_sampler(train_dataset)
-        lengths = token_counts(data, self.processing_class) if by_length else None
+        lengths = TrainingData.of(data).caption_lengths(self.processing_class) if by_length else None
         batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
         if lengths is not None and not near:
             return CaptionLengthSampler(lengths, batch_size, seed)
@@ -568,6 +578,7 @@ class FastGoalTrainer(Trainer):
     # ---- Saving ----
 
     def _run(self) -> TrainingRun:
+        tokens = None if self._train_rows is None else self._train_rows.tokens
         return TrainingRun(
             args=self.args,
             objective=self.objective,
@@ -577,6 +588,7 @@ class FastGoalTrainer(Trainer):
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             base_model=self.card.base_model,
+            caption_lengths=None if tokens is None else tokens.lengths,
         )
 
     def _finish_folder(self, folder: Path, images: bool) -> None:

@@ -91,7 +91,9 @@ class StudyTrainer(FastGoalTrainer):
     @torch.no_grad()
     def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
         with self.compute_loss_context_manager(), eval_mode(self.model):
-            return nearest_rows(embed_pixels(self.model, self.data.pixels))
+            return nearest_rows(
+                torch.nn.functional.normalize(embed_pixels(self.model, self.data.pixels).float(), dim=-1)
+            )
 
 
 def train_arm(

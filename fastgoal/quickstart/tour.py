@@ -58,7 +58,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.processing.data.sources import load_source
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import EpochLines, quiet_trainer
-    from fastgoal.trainer.batches.rows import PairData
+    from fastgoal.trainer.batches.rows import TrainingData
     from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 
@@ -89,8 +89,8 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
             processor=processor,
             progress=sys.stderr.isatty(),
         )
-        pairs = PairData(str(output / "pairs"))
-        pairs_sheet([pairs[i] for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
+        pairs = TrainingData(str(output / "pairs"))
+        pairs_sheet([pairs[i].as_dict() for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
     objects, fixed = (summary["regions"][source] for source in ("column", "default"))
     say(f"   The small CLIP chose one for each of {count(summary['pairs'], 'sentence')}, among the boxes of")
     say(f"   {count(objects, 'object')} and {fixed:,} fixed regions, five in every scene. See {output / 'pairs.png'}")

@@ -1,7 +1,7 @@
-"""Datasets that are read from their shards one row after the other, and need not fit on the disk.
+"""Datasets that are read from their shards row by row, and need not fit on the disk.
 
-Parquet shards, as `fastgoal pairs` writes, or tar files of the webdataset kind, in a folder or on the Hub. `datasets`
-reads them; its streams know where they are (`state_dict`) and share their shards among processes and workers.
+A stream is a folder or Hub dataset of Parquet shards, as `fastgoal pairs` writes them, or of tar files in webdataset
+format. `datasets` reads it; its streams have a state (`state_dict`) and divide shards among processes and workers.
 """
 
 import os
@@ -16,14 +16,14 @@ from .locations import hub_cache, load_from_hub, parquet_of_split
 from .sources import CAPTION_COLUMNS, DatasetSource
 
 EXPECTED = "a folder of .parquet files (as `fastgoal pairs` writes), a folder of .tar files, or OWNER/NAME on the Hub"
-# In tar files of the webdataset kind a column is a suffix: the text beside a picture, and what else is known of it.
+# In webdataset format a column is the suffix of a file: the text of an image, and a table of other values.
 TEXT, TABLE, KEY = "txt", "json", "__key__"
 
 
 class StreamSource(DatasetSource):
-    """A `datasets.IterableDataset` with pictures as undecoded bytes or paths.
+    """A `datasets.IterableDataset` with images as undecoded bytes or paths.
 
-    `rows` is how many there are, None where that is not known.
+    `rows` is the number of rows; None if it is not known.
     """
 
     def __init__(
@@ -31,17 +31,18 @@ class StreamSource(DatasetSource):
     ) -> None:
         features = stream.features
         if features is None:
-            raise ValueError(f"train_data='{name}' does not say which columns it has; expected {EXPECTED}.")
+            raise ValueError(f"`train_data`: the columns of '{name}' are not known. Expected {EXPECTED}.")
         if isinstance(table := features.get(TABLE), Mapping):
-            spread = {**{column: kind for column, kind in features.items() if column != TABLE}, **table}
-            stream = stream.map(_spread, remove_columns=[TABLE], features=datasets.Features(spread))
-            features = spread
+            features = datasets.Features(
+                {**{name: value for name, value in features.items() if name != TABLE}, **table}
+            )
+            stream = stream.map(_spread_table, remove_columns=[TABLE], features=features)
         text = TEXT if TEXT in features and not any(column in features for column in CAPTION_COLUMNS) else None
         super().__init__(stream, name, caption_column=text, fingerprint="stream", base=base)
         self.rows = rows
 
     def __len__(self) -> int:
-        raise TypeError("a stream has no length; `rows` says how many there are, where that is known")
+        raise TypeError("a stream has no length; its `rows` is the number of rows if that is known")
 
     def _label(self, index: int, values: dict[str, Any]) -> str:
         name = self._row_name(index, values.get(self.image_column), values)
@@ -54,13 +55,17 @@ class StreamSource(DatasetSource):
 def open_stream(source: str | os.PathLike[str], split: str | None = None) -> StreamSource:
     """Open a folder of shards or a Hub dataset as a stream.
 
+    Args:
+        source: A folder of .parquet or .tar files, or the OWNER/NAME of a dataset on the Hub.
+        split: Name of the split; required if there are several. Tar files have none.
+
     Raises:
-        ValueError: It is none, or lacks some of its shards.
+        ValueError: There are no shards, or some of them are missing.
     """
     text, folder = os.fspath(source), Path(source)
     if not folder.is_dir():
         if folder.exists():
-            raise ValueError(f"train_data='{text}' is a file; pass its folder. Expected {EXPECTED}.")
+            raise ValueError(f"`train_data` must be a folder, got the file '{text}'. Expected {EXPECTED}.")
         stream = load_from_hub(text, split, streaming=True)
         known = stream.info.splits or {}
         return StreamSource(stream, text, getattr(known.get(str(stream.split)), "num_examples", None), hub_cache())
@@ -70,15 +75,15 @@ def open_stream(source: str | os.PathLike[str], split: str | None = None) -> Str
     if files := sorted([*folder.glob("*.tar"), *(folder / "data").glob("*.tar")]):
         return StreamSource(_load("webdataset", files), text, base=folder)
     raise ValueError(
-        f"train_data='{text}' has no .parquet and no .tar file: a stream is read from such. Expected {EXPECTED}. Other "
-        "data are trained on without --streaming."
+        f"`train_data`: '{text}' has no .parquet and no .tar files to stream from. Expected {EXPECTED}. Train on other "
+        "data with `streaming=false`."
     )
 
 
-def _load(kind: str, files: list[Path]) -> datasets.IterableDataset:
-    return datasets.load_dataset(kind, data_files=[str(path) for path in files], split="train", streaming=True)
+def _load(builder: str, files: list[Path]) -> datasets.IterableDataset:
+    return datasets.load_dataset(builder, data_files=[str(path) for path in files], split="train", streaming=True)
 
 
-def _spread(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the entries of its table as columns."""
+def _spread_table(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a row's table as columns."""
     return dict(row[TABLE] or {})

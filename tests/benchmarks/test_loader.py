@@ -1,4 +1,4 @@
-"""Captions and rows of the step benchmark, and what their batches cost before the model sees them."""
+"""Captions and rows of the benchmarks, and the cost of their batches before the model sees them."""
 
 import random
 
@@ -10,11 +10,11 @@ from benchmarks.random_clip import build_processor
 
 
 def test_share_of_padding():
-    # 1 + 3 and 2 + 2 tokens in batches of two: 8 of 10 places are filled.
+    # 1 + 3 and 2 + 2 tokens in batches of two: 8 of 10 positions are not padding.
     assert bench.padded_share([torch.tensor([1, 3]), torch.tensor([2, 2])]) == pytest.approx(0.2)
 
 
-def test_made_up_captions_have_a_token_a_letter():
+def test_made_up_captions_have_one_token_a_letter():
     processor = build_processor(None, "b32")
     caption, spans = bench.read_captions(None, random.Random(0))[0]
     ids = processor.tokenizer(caption, truncation=False)["input_ids"]
@@ -28,10 +28,10 @@ def test_the_collator_makes_what_the_processor_makes(monkeypatch):
     rng = random.Random(1)
     processor = build_processor(None, "b32")
     rows = bench.make_rows(bench.read_captions(None, rng), rng)
-    expected, found = bench.plain_batch(processor, rows), bench.FastGoalCollator(processor)(rows)
-    assert set(expected) == set(found)
+    expected, batch = bench.plain_batch(processor, rows), bench.FastGoalCollator(processor)(rows)
+    assert set(expected) == set(batch)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6)
+        torch.testing.assert_close(batch[name], value, rtol=0, atol=2e-6)
 
 
 def test_reports(monkeypatch, capsys):

@@ -22,7 +22,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import COMMANDS, build_parser
 from fastgoal.trainer import training_arguments
 from fastgoal.trainer.run import parse
-from tests.squares import COLORS, picture_of
+from tests.squares import COLORS, image_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,7 +112,7 @@ def place(tiny_clip, tiny_bases, tmp_path_factory):
     (place / "test").mkdir()
     with open(place / "test" / "metadata.jsonl", "w", encoding="utf-8") as file:
         for first, second in itertools.permutations(COLORS, 2):
-            picture_of(first, second).save(place / "test" / f"{first}-{second}.png")
+            image_of(first, second).save(place / "test" / f"{first}-{second}.png")
             caption = f"On the left it is {first}. On the right it is {second}."
             file.write(json.dumps({"file_name": f"{first}-{second}.png", "caption": caption}) + "\n")
     return place

@@ -20,7 +20,7 @@ from fastgoal import (
 from fastgoal.cli import main
 from fastgoal.processing import flism
 from fastgoal.processing.detectors.spec import DetectorSpec
-from tests.squares import picture_of
+from tests.squares import image_of
 
 CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is white."
 
@@ -196,7 +196,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("squares")
     lines = []
     for number, (colors, caption) in enumerate(zip(COLORS, CAPTIONS, strict=True)):
-        picture_of(*colors).save(folder / f"{number}.png")
+        image_of(*colors).save(folder / f"{number}.png")
         lines.append({"file_name": f"{number}.png", "caption": caption})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -264,7 +264,7 @@ def test_the_trainer_trains_on_them(processor, tiny_clip, folder, tmp_path):
 
 
 def test_what_is_wrong_is_said_with_the_row(processor, model, folder):
-    picture, path = picture_of("red", "green"), folder / "0.png"
+    picture, path = image_of("red", "green"), folder / "0.png"
     with pytest.raises(ValueError, match=r"0\.png: the caption ' ' has no sentence"):
         processor.pair_rows([picture, path], ["It is red.", " "], model)
     with pytest.raises(ValueError, match=r"mine .*is not an image"):
@@ -275,7 +275,7 @@ def test_what_is_wrong_is_said_with_the_row(processor, model, folder):
 
 
 def test_one_image_or_caption_is_no_list(processor, model, folder):
-    picture, buffer = picture_of("red", "green"), io.BytesIO()
+    picture, buffer = image_of("red", "green"), io.BytesIO()
     picture.save(buffer, "PNG")
     for one in (picture, folder / "0.png", str(folder / "0.png"), buffer.getvalue(), {"bytes": buffer.getvalue()}):
         with pytest.raises(TypeError, match=rf"`images` must be a list .*got one {type(one).__name__}: put it in"):

@@ -13,6 +13,7 @@ from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.processing.pixels import DecodedImage, PixelReader, jpeg_decoder
+from fastgoal.trainer.batches.rows import TrainingRow
 
 SIZES = [(640, 480), (480, 641), (224, 224), (225, 224), (31, 500), (1, 1), (3, 2), (1, 150), (1023, 767), (2600, 2500)]
 BOXES = [None, (0, 0, 1, 1), (0.4, 0.2, 1e9, 1e9), (-5, -5, 0.7, 0.9)]
@@ -110,7 +111,7 @@ def test_a_batch_against_the_processor_row_by_row(tiny_clip, rows, mode, orienta
         noise(80 + 7 * number, 60, mode).save(file, "TIFF" if mode in ("CMYK", "RGBA") else "PNG", exif=exif)
         made.append({**row, "image": {"bytes": file.getvalue(), "path": None}})
     batch = FastGoalCollator(processor)(made)
-    raw = FastGoalCollator(processor, normalize=False)(made)
+    raw = FastGoalCollator(processor)([TrainingRow.of(row) for row in made])
     assert raw["pixel_values"].dtype == raw["local_pixel_values"].dtype == torch.uint8
     for number, row in enumerate(made):
         image = load_image(row["image"])

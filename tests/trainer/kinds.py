@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 
 from fastgoal.processing.images import load_image
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from tests.squares import write_pairs
 
 KINDS = ("from Python", "of datasets", "of fastgoal pairs")
@@ -20,4 +20,4 @@ def of_kind(kind: str, rows: list[dict[str, Any]], folder: Path) -> Any:
     if kind == "of datasets":
         files = [str(path) for path in folder.glob("*.parquet")]
         return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(folder / "cache"))
-    return PairData(str(folder))
+    return TrainingData(str(folder))

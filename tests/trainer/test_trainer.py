@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPModel, TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import training_facts
 from fastgoal.trainer.objectives import OBJECTIVES
 from tests.trainer.kinds import KINDS, of_kind
@@ -176,7 +176,7 @@ def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_pa
     folder.mkdir()
     plain = [{"image": row["image"], "caption": row["caption"]} for row in rows]
     datasets.Dataset.from_list(plain).cast_column("image", datasets.Image()).to_parquet(folder / "a.parquet")
-    data = PairData(str(folder))
+    data = TrainingData(str(folder))
     for changes in ({}, {"objective": "goal"}, {"objective": "local"}, {"objective": "sparc", "tsl_weight": 1.0}):
         with pytest.raises(ValueError, match=r"no local pairs.*objective global"):
             trainer_for(train=data, **changes)

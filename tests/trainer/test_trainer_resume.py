@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.streams import StreamData
 from tests.squares import write_pairs
 
@@ -48,7 +48,7 @@ def weights(clip, pairs, folder, processes, case, resume):
         model=FastGoalCLIPModel.from_base(clip),
         args=args,
         processing_class=FastGoalProcessor.from_base(clip),
-        train_dataset=StreamData(pairs, window=3) if case == "streamed" else PairData(pairs, limit=ROWS),
+        train_dataset=StreamData(pairs, window=3) if case == "streamed" else TrainingData(pairs, limit=ROWS),
     )
     assert bool(trainer.objective.weights.short_weight) == (case == "best")
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{args.save_steps}" if resume else None)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.processing.files import hold_folder
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.run import main
 from tests.locks import held_by_another
 
@@ -133,7 +133,7 @@ def test_the_rows_whose_embeddings_are_none_are_named(trainer_for, tmp_path, row
     def spoil(collator, batch):
         made = collate(collator, batch)
         made["pixel_values"] = made["pixel_values"].float()
-        made["pixel_values"][[row["file_name"] for row in batch].index(bad)] = float("nan")
+        made["pixel_values"][[row.name for row in batch].index(bad)] = float("nan")
         return made
 
     trainer.data_collator = type("Spoiling", (type(trainer.data_collator),), {"__call__": spoil})(
@@ -168,13 +168,13 @@ def test_two_trainings_in_one_folder(trainer_for, tmp_path):
 
 
 def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pairs_folder, caplog):
-    data = PairData(str(pairs_folder))
+    data = TrainingData(str(pairs_folder))
     trainer_for(tmp_path, data, max_steps=2).train()
     for changes, words in (
         ({"objective": "global"}, "`objective` was 'fast_goal' and is now 'global'"),
         ({"per_device_train_batch_size": 2}, "`batch size` was 4 and is now 2"),
         ({"learning_rate": 1e-2}, "`learning_rate` was 0.001 and is now 0.01"),
-        ({"data": PairData(str(pairs_folder), limit=5)}, "`rows` was 12 and is now 5"),
+        ({"data": TrainingData(str(pairs_folder), limit=5)}, "`rows` was 12 and is now 5"),
     ):
         with pytest.raises(ValueError, match=rf"{words}.*`ignore_resume_mismatch=true`"):
             trainer_for(tmp_path, **{"data": data, **changes}).train(resume_from_checkpoint=True)

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
 from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
@@ -81,7 +81,7 @@ def train(bases, pairs, folder, batch, case):
         model=FastGoalModel.from_base(base),
         args=args,
         processing_class=FastGoalProcessor.from_base(base),
-        train_dataset=PairData(pairs, limit=ROWS),
+        train_dataset=TrainingData(pairs, limit=ROWS),
         callbacks=[gradients],
     )
     trainer.losses = []
@@ -104,7 +104,7 @@ def near(clip, pairs, folder, again=False, rows=ROWS):
         model=FastGoalCLIPModel.from_base(clip),
         args=args,
         processing_class=FastGoalProcessor.from_base(clip),
-        train_dataset=PairData(pairs, limit=rows),
+        train_dataset=TrainingData(pairs, limit=rows),
     )
     if again:
         trainer.model.get_image_features = None

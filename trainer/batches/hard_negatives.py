@@ -1,12 +1,12 @@
-"""Which training images look alike to the model that a training starts from, or to the one on its way: found once,
-kept in the output folder."""
+"""Find the training images that look similar, once before a training, and keep them in the output folder."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import SafetensorError, safe_open
@@ -18,19 +18,19 @@ from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width
 from fastgoal.processing.checkpoints.fingerprints import fingerprint
-from fastgoal.processing.embedding import eval_mode
+from fastgoal.processing.embedding import embed_crops
 from fastgoal.processing.files import whole_file
+from fastgoal.processing.pixels import PixelReader
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
-from .collator import FastGoalCollator
-from .rows import captions_of
+from .rows import TrainingData, TrainingRow
 
 logger = logging.get_logger(__name__)
 
-# In a folder of its own: safetensors beside the model's would be counted and pushed as weights.
+# In a folder of its own: a safetensors file next to the model would be loaded and pushed as weights.
 FILE = Path("hard_negatives", "neighbors.safetensors")
 NEIGHBORS = 50
-SAME_PICTURE = 0.9999
+SAME_IMAGE = 0.9999
 
 
 def training_neighbors(
@@ -42,126 +42,122 @@ def training_neighbors(
     mark: str | None = None,
     is_renewal: bool = False,
 ) -> torch.Tensor:
-    """The neighbors of every training image, by its embedding from the model as it is now.
+    """Find the neighbors of every training image by their embeddings from the model with its current weights.
 
-    A file in the output folder keeps them, marked with weights and captions: a training that goes on from a checkpoint
-    takes them from there, provided its trainer was made with the model that the training started from.
+    A file in the output folder keeps them, marked with the weights and captions. A resumed training reads them from
+    there, provided that its trainer was created with the model that the training started from.
 
     Args:
         model: The model, not wrapped.
         processor: The model's `FastGoalProcessor`.
-        data: The training data, rows by number.
+        data: The training data, with rows by number.
         accelerator: The processes that share the work.
-        args: The output folder, and how data are loaded.
-        mark: What `mark_start` says of the model that the training started from; of this one by default.
-        is_renewal: Keep the neighbors in another file, as those of the model on its way.
+        args: The output folder and the options of data loaders.
+        mark: The mark of the file; `mark_start` of this model by default.
+        is_renewal: Whether the neighbors are those of a partly trained model, which are kept in a second file.
 
     Returns:
-        `(rows, count)` on the CPU, as `nearest_rows` gives it; the same in every process.
+        `(rows, count)` on the CPU, see `nearest_rows`; the same in every process.
 
     Raises:
         ValueError: An image cannot be read (the message names its row), the rows have no numbers, or there is no
             processor.
     """
     if isinstance(data, IterableDataset):
-        raise ValueError("`hard_negatives` needs a dataset whose rows are read by number, got one that is streamed.")
+        raise ValueError("`hard_negatives` needs a dataset with rows by number, got one that is iterated over.")
     if processor is None:
         raise ValueError(
-            "`hard_negatives` embeds the images: `processing_class` must be the FastGoalProcessor, got None."
+            "`hard_negatives` embeds the images: `processing_class` must be the model's FastGoalProcessor, got None."
         )
-    main = accelerator.is_main_process
-    file = neighbors_file(args, is_renewal)
-    mark = (mark or mark_start(model, data)) if main else ""
-    kept = _read(file, mark) if main else None
+    is_main, file, rows = accelerator.is_main_process, neighbors_file(args, is_renewal), TrainingData.of(data)
+    mark = (mark or mark_start(model, rows)) if is_main else ""
+    kept = _read(file, mark) if is_main else None
     is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
-    table = torch.empty(len(data), min(NEIGHBORS, max(len(data) - 1, 0)), dtype=torch.long) if kept is None else kept
+    table = torch.empty(len(rows), min(NEIGHBORS, max(len(rows) - 1, 0)), dtype=torch.long) if kept is None else kept
     if not is_kept:
         start = time.monotonic()
-        if main:
-            logger.warning(f"Hard negatives: looking for the training images that look alike, {len(data):,} in all.")
-        embeds = _image_embeds(model, processor, data, accelerator, args)
-        if main:
+        if is_main:
+            logger.warning(f"Hard negatives: embedding {len(rows):,} training images to find similar ones.")
+        embeds = _image_embeds(model, processor, rows, accelerator, args)
+        if is_main:
             table = nearest_rows(embeds).cpu()
-            _write(file, table, mark)
+            with whole_file(file) as draft:
+                draft.write(save({"neighbors": table.int()}, {"mark": mark, "rows": str(len(table))}))
             logger.warning(f"Hard negatives: neighbors found in {time.monotonic() - start:.0f} s.")
     return broadcast(table.to(args.device)).cpu()
 
 
 def neighbors_file(args: TrainingArguments, is_renewal: bool = False) -> Path:
-    """Where a training keeps its neighbors."""
+    """Return the file in which a training keeps its neighbors."""
     file = Path(args.output_dir or ".") / FILE
     return file.with_stem(f"{file.stem}-renewed") if is_renewal else file
 
 
-def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBORS, chunk: int = 2048) -> torch.Tensor:
-    """The most similar other rows of each row, by cosine, the nearest first.
+def mark_start(model: nn.Module, data: Any) -> str:
+    """Return a fingerprint of a model's weights and of all captions."""
+    return fingerprint(model.state_dict(), TrainingData.of(data).captions())
 
-    Rows that are the same picture (a cosine above 0.9999) are no neighbors: their captions are both right.
+
+def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBORS, chunk: int = 2048) -> torch.Tensor:
+    """Return the most similar other rows of each row by cosine, nearest first.
+
+    Rows of the same image (a cosine above 0.9999) are not neighbors: either caption is right for both.
 
     Args:
-        embeds: `(rows, dim)`, of any length.
-        count: Neighbors wanted; with fewer other rows there are fewer.
-        chunk: Rows compared with all others at a time: the memory is `chunk * rows` numbers.
+        embeds: `(rows, dim)`, L2-normalized.
+        count: Number of neighbors; at most the number of other rows.
+        chunk: Number of rows that are compared with all rows at a time; takes memory for `chunk * rows` values.
 
     Returns:
-        Row numbers `(rows, count)`, -1 where there is none.
+        Row numbers `(rows, count)`, -1 for none.
     """
-    embeds = F.normalize(embeds.float(), dim=-1)
-    found = []
+    nearest = []
     for start in range(0, len(embeds), chunk):
         similarity = embeds[start : start + chunk] @ embeds.T
-        similarity[similarity > SAME_PICTURE] = -torch.inf
+        similarity[similarity > SAME_IMAGE] = -torch.inf
         own = torch.arange(len(similarity), device=similarity.device)
         similarity[own, start + own] = -torch.inf
         values, rows = similarity.topk(min(count, max(len(embeds) - 1, 0)), dim=1)
-        found.append(rows.masked_fill(values.isneginf(), -1))
-    return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.long)
+        nearest.append(rows.masked_fill(values.isneginf(), -1))
+    return torch.cat(nearest) if nearest else torch.empty(0, 0, dtype=torch.long)
 
 
-@torch.no_grad()
 def _image_embeds(
-    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
+    model: Any, processor: Any, rows: TrainingData, accelerator: Accelerator, args: TrainingArguments
 ) -> torch.Tensor:
-    """Embeddings of all images, `(rows, dim)` in every process, each of which embeds a share."""
-    first, end = (len(data) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
-    loader: DataLoader = DataLoader(
-        Subset(data, range(first, end)),
+    """Embed all images, `(rows, dim)` in every process; each process embeds a part."""
+    first, end = (len(rows) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
+    reader = PixelReader(processor.image_processor)
+    loader: Any = DataLoader(
+        Subset(rows, range(first, end)),
         batch_size=args.per_device_eval_batch_size,
-        collate_fn=FastGoalCollator(processor).pixel_values,
+        collate_fn=partial(_read_images, reader),
         num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,
+        generator=torch.Generator(),  # or the loader would change the random numbers of the training
     )
-    parts = [torch.empty(0, embedding_width(model), device=args.device)]  # a share may be empty
-    home = model.device  # not the device of the training where that cuts the model into shards later
-    # A data loader draws a random number for its workers, which would change the training's.
-    with torch.random.fork_rng(devices=[]), eval_mode(model.to(args.device)), accelerator.autocast():
-        for pixels in loader:
-            features = model.get_image_features(pixel_values=pixels.to(args.device, model.dtype))
-            parts.append(features.pooler_output.float())
-    model.to(home)
-    return gather_with_gradient(torch.cat(parts))
+    device = model.device  # not the training's device if weights are sharded later
+    model.to(args.device)
+    with accelerator.autocast():
+        parts = [embeds for _, embeds in embed_crops(model, reader, loader, args.per_device_eval_batch_size)]
+    embeds = torch.cat([torch.empty(0, embedding_width(model)), *parts])  # a process's part may be empty
+    model.to(device)
+    return gather_with_gradient(embeds.to(args.device))
 
 
-def mark_start(model: nn.Module, data: Any) -> str:
-    """Return a fingerprint of a model's weights and of all captions."""
-    return fingerprint(model.state_dict(), captions_of(data))
+def _read_images(reader: PixelReader, rows: Sequence[TrainingRow]) -> tuple[int, torch.Tensor]:
+    return len(rows), torch.cat([reader.read([(reader.open(row.image, row.name), None)]) for row in rows])
 
 
 def _read(file: Path, mark: str) -> torch.Tensor | None:
-    """The neighbors in a file with this mark; None if there is none."""
+    """Read the neighbors from a file if it has this mark."""
     if not file.is_file():
         return None
     try:
-        with safe_open(file, "pt") as kept:
-            if (kept.metadata() or {}).get("mark") == mark:
-                return kept.get_tensor("neighbors").long()
+        with safe_open(file, "pt") as tensors:
+            if (tensors.metadata() or {}).get("mark") == mark:
+                return tensors.get_tensor("neighbors").long()
     except SafetensorError:
         pass
-    logger.warning(f"{file} is not of this model and these captions, and is made anew: the order of rows will change.")
+    logger.warning(f"{file} belongs to another model or other captions and is replaced. The order of rows will change.")
     return None
-
-
-def _write(file: Path, neighbors: torch.Tensor, mark: str) -> None:
-    with whole_file(file) as draft:
-        draft.write(save({"neighbors": neighbors.int()}, {"mark": mark, "rows": str(len(neighbors))}))

@@ -1,177 +1,301 @@
-"""Datasets as the trainer reads them: rows by number, images left undecoded for the workers, checked beforehand."""
+"""Typed rows, and the datasets that make them from whatever the trainer is given."""
 
+import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import datasets
 import pyarrow.compute
-from torch.utils.data import Dataset
-from transformers import TrainingArguments
+import torch
+from torch.utils.data import Dataset, IterableDataset
 
 from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
-from fastgoal.processing.data.sources import DatasetSource, Source, load_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, load_source
 
-from .token_table import MADE_TOKENS, TokenTable
+from .token_table import CaptionTokens, TokenTable
 
-READ_AT_ONCE = 10_000
-# Rows whose captions are tokenized beforehand: 1 GB of tokens in each process.
+CHUNK = 10_000
+# Captions that are tokenized before a training: 1 GB of tokens in each process.
 MOST_TOKENIZED = 1_000_000
 
 
-class PairData(Dataset):
-    """Rows of a dataset for `FastGoalCollator`: `image`, `caption`, `file_name`, and local pairs where it has them.
+@dataclass(frozen=True)
+class TrainingRow:
+    """An image with its caption and local pairs, as `FastGoalCollator` reads it.
 
-    Args:
-        source: An opened dataset, or what `load_source` takes: the folder that `fastgoal pairs` wrote, or any
-            folder of images and captions for training without local pairs.
-        limit: Use the first rows only.
-
-    Raises:
-        ValueError: The source cannot be read; the message says what it should be.
+    Attributes:
+        image: A PIL image, a file name or `{"bytes", "path"}`.
+        caption: The whole caption.
+        name: The name of the row in messages. What is drawn at random for a row depends on its name and caption.
+        regions: Dicts with `box`, (x1, y1, x2, y2) in pixels of the upright image.
+        sentences: Dicts with `start` and `end`, in characters of the caption.
+        pairs: Dicts with `sentence`, `region` (indices of the two above) and `score`.
+        short_captions: A short caption, several, or None.
+        epoch: The epoch, on which random draws depend. None for evaluation, where nothing is drawn.
+        tokens: The tokens of the caption if they are known.
+        position: The row's position in a stream; see `streams`.
     """
 
-    def __init__(self, source: str | Source, limit: int | None = None):
-        self.source = load_source(source) if isinstance(source, str) else source
-        self.tokens: TokenTable | None = None
-        self.rows = len(self.source) if limit is None else min(limit, len(self.source))
+    image: Any
+    caption: str
+    name: str
+    regions: Sequence[Mapping[str, Any]] = ()
+    sentences: Sequence[Mapping[str, Any]] = ()
+    pairs: Sequence[Mapping[str, Any]] = ()
+    short_captions: Any = None
+    epoch: int | None = None
+    tokens: CaptionTokens | None = None
+    position: Any = None
 
-    def __len__(self) -> int:
-        return self.rows
+    @classmethod
+    def of(cls, row: Any, **changes: Any) -> "TrainingRow":
+        """Convert a row of any dataset that the trainer takes.
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.rows:
-            raise IndexError(f"row {index} of {self.rows}")
-        row = self.source[index]
-        values = {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
-        return {**values, MADE_TOKENS: (self.tokens, index)} if self.tokens else values
-
-    def tokenize(self, processor: Any, args: TrainingArguments) -> None:
-        """Make the tokens of all captions now, for all epochs, so that no worker has to.
-
-        Not if the training ends before it has seen all, or the rows are too many.
+        Args:
+            row: A dict as `fastgoal pairs` writes it, of which `image` and `caption` suffice; a `SourceRow`; or a
+                `TrainingRow`.
+            **changes: Values of other attributes, such as `epoch`.
 
         Raises:
-            ValueError: A row has no caption; the message names it.
+            TypeError: The row is something else.
+            ValueError: The row has no caption.
         """
-        tokenizer = processor.tokenizer
-        seen = args.max_steps * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        worth = len(self) <= MOST_TOKENIZED and not 0 < seen < len(self)
-        if worth and tokenizer.is_fast and tokenizer.padding_side == "right":
-            self.tokens = TokenTable(self.source.captions(len(self)), tokenizer)
+        if isinstance(row, cls):
+            return replace(row, **changes)
+        if isinstance(row, SourceRow):
+            row = {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
+        if not isinstance(row, Mapping):
+            raise TypeError(f"a row must be a dict with `image` and `caption`, got a {type(row).__name__}.")
+        image, caption = row.get("image"), row.get("caption")
+        path = image.get("path") if isinstance(image, Mapping) else None
+        name = str(row.get("file_name") or path or "a row of the dataset")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{name}: `caption` must be a text that is not empty, got {caption!r}.")
+        regions, sentences, pairs = (row.get(column) or () for column in ("regions", "sentences", "pairs"))
+        return cls(image, caption, name, regions, sentences, pairs, row.get(SHORT_CAPTIONS), **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as `fastgoal pairs` writes it, without the size of the image."""
+        columns = ("image", "caption", "regions", "sentences", "pairs")
+        return {"file_name": self.name, **{column: getattr(self, column) for column in columns}}
 
 
-def captions_of(data: Any) -> list[str]:
-    """The captions of a `PairData`, of a `datasets.Dataset` or of a sequence of rows; images are not touched.
+class TrainingData(Dataset):
+    """Rows by number for `FastGoalCollator`, to train or to evaluate on.
+
+    `FastGoalTrainer` makes one of any dataset that it is given. Make it yourself to use the first rows only:
+
+        trainer = FastGoalTrainer(..., train_dataset=TrainingData("pairs", limit=1000))
+
+    Args:
+        data: The folder that `fastgoal pairs` wrote, or anything else that `load_source` takes; what it returns; a
+            `datasets.Dataset`; a list of dicts; or any dataset with such rows by number.
+        limit: Use the first rows only.
+
+    Attributes:
+        tokens: The tokens of all captions, if `for_training` made them.
 
     Raises:
-        ValueError: A row of a `PairData` has no caption; the message names it.
+        ValueError: The source cannot be read.
     """
-    if isinstance(data, PairData):
-        return data.source.captions(len(data))
-    if _is_table(data):
-        data = data.select_columns(["caption"])
-    return [row["caption"] for row in data]
+
+    def __init__(self, data: Any, limit: int | None = None):
+        self.data: Any = load_source(data) if isinstance(data, str | os.PathLike) else data
+        self.limit = limit
+        self.tokens: TokenTable | None = None
+        # In shared memory: workers of a data loader may live longer than an epoch.
+        self._epoch: torch.Tensor | None = None
+
+    @staticmethod
+    def of(data: Any) -> "TrainingData":
+        """Return the rows of any dataset."""
+        if isinstance(data, TrainingData):
+            return data
+        return IterableTrainingData(data) if isinstance(data, IterableDataset) else TrainingData(data)
+
+    @property
+    def source(self) -> Source | None:
+        """The source that the rows are from; None if they are from a dataset in memory."""
+        return self.data if isinstance(self.data, Source) else None
+
+    def __len__(self) -> int:
+        return len(self.data) if self.limit is None else min(self.limit, len(self.data))
+
+    def __getitem__(self, index: int) -> TrainingRow:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._row(self.data[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[TrainingRow]:
+        """Read the rows of a batch. A `datasets.Dataset` reads them faster together than one by one."""
+        read = getattr(self.data, "__getitems__", None)
+        return [*map(self._row, read(indices) if read else [self.data[index] for index in indices], indices)]
+
+    def _row(self, row: Any, index: int | None = None) -> TrainingRow:
+        tokens = None if self.tokens is None or index is None else self.tokens[index]
+        return TrainingRow.of(row, epoch=None if self._epoch is None else int(self._epoch), tokens=tokens)
+
+    def for_training(self, tokenizer: Any = None, rows_seen: int = 0) -> "TrainingData":
+        """Return the same rows with an epoch, which `begin_epoch` sets in all workers.
+
+        Args:
+            tokenizer: Tokenize the captions of a source with it, once for all epochs and workers. This is left to the
+                workers if it does not pay: if the training sees fewer rows than there are, if they are more than a
+                million, or if the tokenizer is not a fast one that pads on the right.
+            rows_seen: The number of rows that the training sees; 0 or less for all.
+
+        Raises:
+            ValueError: A row has no caption.
+        """
+        rows = copy.copy(self)
+        rows._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        pays = self.source is not None and len(self) <= MOST_TOKENIZED and not 0 < rows_seen < len(self)
+        if tokenizer is not None and pays and tokenizer.is_fast and tokenizer.padding_side == "right":
+            rows.tokens = TokenTable(self.captions(), tokenizer)
+        return rows
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch of the rows. Accelerate calls `set_epoch` instead, with a wrong number after a resume."""
+        if self._epoch is not None:
+            self._epoch.fill_(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a dataset that shuffles itself."""
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
+
+    def captions(self) -> list[str]:
+        """Return the captions of all rows without decoding images.
+
+        Raises:
+            ValueError: A row has no caption.
+        """
+        if self.source is not None:
+            return self.source.captions(len(self))
+        rows = self.data.select_columns(["caption"]) if _is_table(self.data) else self.data
+        return [TrainingRow.of(row).caption for row in islice(rows, len(self))]
+
+    def caption_lengths(self, processor: Any) -> list[int]:
+        """Count the tokens of each caption as the model reads it, truncated to its length.
+
+        Raises:
+            ValueError: There is no processor, or a row has no caption.
+        """
+        if processor is None:
+            raise ValueError(
+                "`train_sampling_strategy=group_by_length` counts tokens: `processing_class` must be the model's "
+                "FastGoalProcessor, got None."
+            )
+        if self.tokens is not None:
+            return self.tokens.lengths
+        captions, counts = self.captions(), list[int]()
+        for start in range(0, len(captions), CHUNK):
+            counts += map(len, processor.tokenizer(captions[start : start + CHUNK], truncation=True)["input_ids"])
+        return counts
+
+    def require(self, column: str, dataset_name: str, label: str, way_out: str) -> None:
+        """Raise `ValueError` unless each row has a value in a column."""
+        missing = [index for index, has_value in enumerate(self._has(column)) if not has_value]
+        if missing:
+            raise ValueError(
+                f"`{dataset_name}`: {len(missing):,} of {len(self):,} rows have no {label}; the first is "
+                f"{self._describe(missing[0])}. {way_out}."
+            )
+
+    def _has(self, column: str) -> Iterator[bool]:
+        """Yield for each row whether it has a value in the column; a list of pairs must not be empty."""
+        table = self.data.dataset if isinstance(self.data, DatasetSource) else self.data
+        if not isinstance(table, datasets.Dataset):
+            for index in range(len(self)):
+                row = self.data[index]
+                values = row.columns if isinstance(row, SourceRow) else row
+                values = vars(row) if isinstance(row, TrainingRow) else values
+                if not isinstance(values, Mapping):
+                    raise TypeError(
+                        f"row {index} must be a dict with `image` and `caption`, got a {type(row).__name__}."
+                    )
+                yield bool(values.get(column)) if column == "pairs" else values.get(column) is not None
+            return
+        schema = table.features.arrow_schema
+        if column not in schema.names or (column == "pairs" and not hasattr(schema.field(column).type, "value_type")):
+            yield from [False] * len(self)
+        elif column == "pairs":
+            table = table.select_columns([column]).with_format("arrow").select(range(len(self)))
+            for part in table.iter(CHUNK):
+                yield from (bool(length) for length in pyarrow.compute.list_value_length(part[column]).to_pylist())
+
+    def _describe(self, index: int) -> str:
+        """Return the row's number and name for messages, without decoding its image."""
+        if self.source is not None:
+            return self.source.label(index)
+        is_table = _is_table(self.data) and "image" in self.data.column_names
+        name = (self.data.remove_columns("image") if is_table else self.data)[index].get("file_name")
+        return f"row {index} ({name})" if name else f"row {index}"
 
 
-def token_counts(data: Any, processor: Any) -> list[int]:
-    """The tokens of each caption of `captions_of` as the model reads it, cut at its length.
+class IterableTrainingData(TrainingData, IterableDataset):
+    """Rows of a dataset that is iterated over. It has a length only if the dataset has one."""
 
-    Raises:
-        ValueError: There is no processor.
-    """
-    if processor is None:
-        raise ValueError(
-            "`train_sampling_strategy=group_by_length` counts tokens: `processing_class` must be the model's "
-            "FastGoalProcessor, got None."
-        )
-    if isinstance(data, PairData) and data.tokens:
-        return data.tokens.lengths
-    captions, counts = captions_of(data), list[int]()
-    for start in range(0, len(captions), READ_AT_ONCE):
-        portion = list(captions[start : start + READ_AT_ONCE])
-        counts += map(len, processor.tokenizer(portion, truncation=True)["input_ids"])
-    return counts
+    def __iter__(self) -> Iterator[TrainingRow]:
+        return map(self._row, self.data)
+
+
+def source_of(data: Any) -> Any:
+    """Return the `Source` or `StreamSource` that a dataset's rows are from; None if they are from memory."""
+    return data if isinstance(data, Source) else getattr(data, "source", None)
 
 
 def has_short_captions(data: Any) -> bool:
-    """Whether the rows of a `PairData`, a stream, a `datasets.Dataset` or a sequence have short captions at all."""
-    columns = getattr(getattr(data, "source", None), "columns", None) or getattr(data, "column_names", None)
+    """Return whether the rows of a dataset have short captions at all."""
+    data = data.data if isinstance(data, TrainingData) else data
+    columns = getattr(getattr(data, "source", data), "columns", None) or getattr(data, "column_names", None)
     if columns is not None:
         return SHORT_CAPTIONS in columns
     return isinstance(data, Sequence) and any(isinstance(row, Mapping) and row.get(SHORT_CAPTIONS) for row in data)
 
 
 def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
-    """Check that each row has what `FastGoalCollator` reads; of datasets on the disk only the columns that tell.
+    """Check that each row has what `FastGoalCollator` reads. Only columns that tell are read from disk.
 
-    Streams, and datasets of other kinds, are not looked into: the collator names the row that it stops at.
+    Streams and other datasets are not checked: the collator names the row that it cannot use.
 
     Args:
-        data: A `PairData`, a `datasets.Dataset`, a sequence of rows, a dict of such by name, or None.
-        name: What to call it in messages.
+        data: A dataset as `TrainingData` takes it, a dict of datasets by name, or None.
+        name: The name of the dataset in messages.
         needs_pairs: Whether each row must have local pairs.
 
     Raises:
-        TypeError: The data are a single row, or a row is no dict.
+        TypeError: The data are a single row, or a row is not a dict.
         ValueError: A row has no image, no caption or no local pairs; the message names the first and says how many.
     """
+    if isinstance(data, str):
+        raise TypeError(f"`{name}` must be a dataset or a list of dicts, got {data!r}. Pass `TrainingData({data!r})`.")
     if isinstance(data, Mapping):
         if "image" in data or "caption" in data:
-            raise TypeError(f"`{name}` must be rows, a list of dicts or a dataset, got a single row: pass `[row]`.")
+            raise TypeError(f"`{name}` must be rows, a list of dicts or a dataset, got a single row. Pass `[row]`.")
         for key, part in data.items():
             check_rows(part, f"{name}[{key!r}]", needs_pairs)
-    elif isinstance(data, PairData | Sequence) or _is_table(data):
-        # A source has found both columns when it was opened, and checks them row by row.
-        for key in () if isinstance(data, PairData) else ("image", "caption"):
-            _refuse_lacking(data, key, name, f"`{key}`", "Each must be a dict with `image` and `caption`")
-        if needs_pairs:
-            way_out = (
-                "This objective trains on them: make them with `fastgoal pairs SOURCE --output DIR --model CLIP` or "
-                "`processor.pair_rows(images, captions, model)`, leave such rows out, or train with the objective "
-                "global or sparc, which need none"
-            )
-            _refuse_lacking(data, "pairs", name, "local pairs", way_out)
-
-
-def _refuse_lacking(data: Any, key: str, name: str, what: str, way_out: str) -> None:
-    lacking = [index for index, held in enumerate(_holds(data, key)) if not held]
-    if lacking:
-        raise ValueError(
-            f"`{name}`: {len(lacking):,} of {len(data):,} rows have no {what}; the first is "
-            f"{_where(data, lacking[0])}. {way_out}."
+        return
+    rows = TrainingData.of(data)
+    if not isinstance(rows.data, Source | Sequence) and not _is_table(rows.data):
+        return
+    # A source has checked both columns when it was opened, and checks them again row by row.
+    for column in () if rows.source else ("image", "caption"):
+        rows.require(column, name, f"`{column}`", "Each must be a dict with `image` and `caption`")
+    if needs_pairs:
+        rows.require(
+            "pairs",
+            name,
+            "local pairs",
+            "This objective trains on them. Make them with `fastgoal pairs SOURCE --output DIR --model MODEL` or "
+            "`processor.pair_rows(images, captions, model)`, leave such rows out, or train with the objective global "
+            "or sparc, which need none",
         )
 
 
-def _holds(data: Any, key: str) -> Iterator[bool]:
-    """For each row whether it has the key, with a value; a list of pairs must not be empty."""
-    table = data
-    if isinstance(data, PairData) and isinstance(data.source, DatasetSource):
-        table = data.source.dataset
-    if not isinstance(table, datasets.Dataset):
-        for index in range(len(data)):
-            row = data[index]
-            if not isinstance(row, Mapping):
-                raise TypeError(f"Row {index} must be a dict with `image` and `caption`, got a {type(row).__name__}.")
-            yield bool(row.get(key)) if key == "pairs" else row.get(key) is not None
-        return
-    schema = table.features.arrow_schema
-    if key not in schema.names or (key == "pairs" and not hasattr(schema.field(key).type, "value_type")):
-        yield from [False] * len(data)
-    elif key == "pairs":
-        table = table.select_columns([key]).with_format("arrow").select(range(len(data)))
-        for part in table.iter(READ_AT_ONCE):
-            yield from (bool(length) for length in pyarrow.compute.list_value_length(part[key]).to_pylist())
-
-
 def _is_table(data: Any) -> bool:
-    """Whether this is a dataset of `datasets` whose rows are its columns, and not made of them by a function."""
+    """Return whether this is a `datasets.Dataset` with rows of its own columns, without a transform that makes them."""
     return isinstance(data, datasets.Dataset) and data.format["type"] != "custom"
-
-
-def _where(data: Any, index: int) -> str:
-    """A row in words."""
-    if isinstance(data, PairData):
-        return data.source.label(index)
-    table = data.remove_columns("image") if _is_table(data) and "image" in data.column_names else data
-    name = table[index].get("file_name")
-    return f"row {index} ({name})" if name else f"row {index}"

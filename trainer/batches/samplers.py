@@ -1,4 +1,4 @@
-"""Orders of the rows of an epoch: batches of captions of like length, and of images that look alike in twos."""
+"""Orders of the rows of an epoch: batches of captions of similar length, and batches with hard negatives."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,24 +6,26 @@ import torch
 from torch.utils.data import Sampler
 
 SPREAD = 9
-"""Batches over which a row may move from its place by length: of two rows in a batch about one in eleven meets the
-other again in the next epoch, where an epoch has so many batches and more. Fewer make batches of liker length that come
-again; with pools of 50 batches, as often used for speed, a small dataset has the same batches in every epoch."""
-PASSED_OVER = 0.3
+"""Number of batches over which a row may move in the order by length. With 9, a row meets about one in eleven of the
+rows of its batch again in the next epoch, if an epoch has that many batches or more. A smaller spread gives batches of
+more equal lengths that repeat more often. Pools of 50 batches, a common choice for speed, repeat all batches of a small
+dataset in every epoch."""
+SKIPPED = 0.3
+"""Probability that a row skips a neighbor, so that hard-negative pairs differ between epochs."""
 
 
 class CaptionLengthSampler(Sampler[int]):
-    """Row numbers in an order in which every batch holds captions of like length.
+    """Sample rows so that each batch has captions of similar length.
 
-    Rows are sorted by length, each moved by up to nine batches (at most half of the rows) from its place at random,
-    and cut into batches, which are shuffled. So batches differ from epoch to epoch. The negatives of a contrastive
-    loss are then of like length too, which takes a clue away that tells nothing about the image. A last batch that is
-    not full is taken out of the order at another place in every epoch.
+    Rows are sorted by length, moved at random by up to nine batches (at most half of the rows), and cut into batches,
+    which are shuffled. Batches differ between epochs. There is less padding, and the negatives of a contrastive loss
+    have similar lengths too, which removes a cue that says nothing about the image. If the last batch is not full, its
+    rows come from another part of the order in each epoch.
 
     Args:
         lengths: Length of each row's caption, in any unit.
-        batch_size: Rows of a batch over all processes.
-        seed: Of the shuffling; the epoch is added to it.
+        batch_size: Number of rows in a batch of all processes.
+        seed: The seed of the order; the epoch is added to it.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0):
@@ -38,7 +40,7 @@ class CaptionLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next pass is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -47,39 +49,38 @@ class CaptionLengthSampler(Sampler[int]):
 
     @staticmethod
     def _by_length(lengths: torch.Tensor, spread: float, generator: torch.Generator) -> torch.Tensor:
-        """Numbers of the lengths, the longest first, each moved by up to `spread` places; equal ones at random."""
+        """Return indices by length, longest first, ties in random order, each moved by up to `spread` positions."""
         spread = min(spread, len(lengths) / 2)
         shuffled = torch.randperm(len(lengths), generator=generator)
         order = shuffled[lengths[shuffled].argsort(descending=True)]
         return order[(torch.arange(len(order)) + spread * torch.rand(len(order), generator=generator)).argsort()]
 
     def _shuffle_batches(self, rows: torch.Tensor, generator: torch.Generator, unit: int = 1) -> Iterator[int]:
-        """The rows cut into batches, the batches in a new order; rows stay together in units where they can."""
-        short = len(rows) % self.batch_size
-        run = min(len(rows), -(-short // unit) * unit)
-        start = unit * int(torch.randint((len(rows) - run) // unit + 1, (), generator=generator))
-        rows = torch.cat([rows[:start], rows[start + run :], rows[start : start + run]])
-        # A batch that is not full can only be the last one: whoever cuts the order into batches cuts it there.
-        full = rows[: len(rows) - short].reshape(-1, self.batch_size)
+        """Cut rows into batches and shuffle the batches. Units of rows stay together where possible."""
+        rest = len(rows) % self.batch_size
+        removed = min(len(rows), -(-rest // unit) * unit)
+        start = unit * int(torch.randint((len(rows) - removed) // unit + 1, (), generator=generator))
+        rows = torch.cat([rows[:start], rows[start + removed :], rows[start : start + removed]])
+        # The batch that is not full must be the last one: that is where batch samplers cut the order.
+        full = rows[: len(rows) - rest].reshape(-1, self.batch_size)
         yield from full[torch.randperm(len(full), generator=generator)].flatten().tolist()
-        yield from rows[len(rows) - short :].tolist()
+        yield from rows[len(rows) - rest :].tolist()
 
 
 class HardNegativeSampler(CaptionLengthSampler):
-    """Row numbers in an order in which most rows stand beside one that looks like them.
+    """Sample rows so that most of them share a batch with a row whose image looks similar.
 
-    In every epoch rows are visited at random, and each takes the nearest neighbor that nobody has taken; a nearer one
-    is passed over with a chance of 0.3, so that pairs differ from epoch to epoch. Batches are made of such pairs, of
-    captions of like length if lengths are given; rows left alone come after them in the cutting. The contrastive loss
-    cannot tell such twos apart by background or subject: it has to look at the details (hard negatives).
+    In each epoch, rows are visited in random order, and each takes its nearest neighbor that is still free; a neighbor
+    is skipped with probability 0.3, so that pairs differ between epochs. Batches are made of these pairs, with captions
+    of similar length if lengths are given, and then of rows without a partner. Background or subject do not tell such
+    images apart, so the contrastive loss has to use the details (hard negatives).
 
     Args:
-        neighbors: Each row's neighbors, the nearest first, -1 for none, `(rows, count)`; see
-            `neighbors.nearest_rows`.
-        batch_size: Rows of a batch over all processes.
-        seed: Of the shuffling; the epoch is added to it.
-        lengths: Length of each row's caption, in any unit; None leaves lengths out of account.
-        renew: From the number of an epoch that begins to the neighbors from then on, or None where they stay.
+        neighbors: Each row's neighbors, nearest first, -1 for none, `(rows, count)`; see `hard_negatives.nearest_rows`.
+        batch_size: Number of rows in a batch of all processes.
+        seed: The seed of the order; the epoch is added to it.
+        lengths: Length of each row's caption, in any unit; None to ignore lengths.
+        renew: A function from the epoch that begins to the neighbors from then on, or None to keep them.
     """
 
     def __init__(
@@ -88,31 +89,31 @@ class HardNegativeSampler(CaptionLengthSampler):
         batch_size: int,
         seed: int = 0,
         lengths: Sequence[int] | None = None,
-        renew: Callable[[int], torch.Tensor | None] | None = None,
+        renew: Callable[[int], torch.Tensor | None] = lambda epoch: None,
     ):
         super().__init__(lengths if lengths is not None else [0] * len(neighbors), batch_size, seed)
         self.neighbors = neighbors
         self.renew = renew
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next pass is; others may be neighbors from it on."""
+        """Set the epoch of the next iteration, and renew the neighbors if it is time."""
         super().set_epoch(epoch)
-        if self.renew is not None and (found := self.renew(epoch)) is not None:
-            self.neighbors = found
+        if (neighbors := self.renew(epoch)) is not None:
+            self.neighbors = neighbors
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        pairs, alone = self._pair_up(generator)
+        pairs, single = self._pair_up(generator)
         by_length = self._by_length(self.lengths[pairs].amax(dim=1), SPREAD * self.batch_size / 2, generator)
-        rows = [pairs[by_length].flatten(), alone[self.lengths[alone].argsort(descending=True, stable=True)]]
+        rows = [pairs[by_length].flatten(), single[self.lengths[single].argsort(descending=True, stable=True)]]
         return self._shuffle_batches(torch.cat(rows), generator, unit=2)
 
     def _pair_up(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pairs of near rows, `(pairs, 2)`, and the rows that found no partner, `(rows,)`."""
+        """Return pairs of neighbors, `(pairs, 2)`, and the rows without a partner, `(rows,)`."""
         free = set(range(len(self.neighbors)))
         pairs: list[tuple[int, int]] = []
-        alone: list[int] = []
-        kept = torch.rand(self.neighbors.shape, generator=generator) >= PASSED_OVER
+        single: list[int] = []
+        kept = torch.rand(self.neighbors.shape, generator=generator) >= SKIPPED
         table = self.neighbors.tolist()
         for row in torch.randperm(len(self.neighbors), generator=generator).tolist():
             if row not in free:
@@ -121,8 +122,8 @@ class HardNegativeSampler(CaptionLengthSampler):
             choices = zip(table[row], kept[row].tolist(), strict=True)
             partner = next((other for other, keep in choices if keep and other in free), None)
             if partner is None:
-                alone.append(row)
+                single.append(row)
             else:
                 free.discard(partner)
                 pairs.append((row, partner))
-        return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(alone, dtype=torch.long)
+        return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(single, dtype=torch.long)

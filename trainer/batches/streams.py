@@ -1,12 +1,13 @@
-"""Rows from a stream: mixed in windows, without end, and gone on with at the very row where a checkpoint left off.
+"""Rows from a stream: shuffled in windows, without end, and resumed exactly at the row after a checkpoint.
 
-Each worker of each process reads shards of its own, in an order that seed and epoch tell, and mixes the rows of a
-window at a time. Where a batch lies travels with it; so what has been trained on is known to a row, however far the
-workers have read ahead.
+Each worker of each process reads its own shards in an order that depends on seed and epoch, and shuffles a window of
+rows at a time. Every batch carries its position in the stream, so the rows that have been trained on are known exactly,
+however far ahead the workers have read.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,48 @@ from transformers.utils import logging
 from fastgoal.processing.data.streams import StreamSource, open_stream
 from fastgoal.processing.files import write_json
 
-from .collator import EPOCH
+from .rows import TrainingRow
 
 logger = logging.get_logger(__name__)
 
 WINDOW = 1000
-PLACE = "stream"
-START: dict[str, Any] = {"epoch": 0, "window": 0, "state": None, "row": 0}
+
+
+@dataclass(frozen=True)
+class Position:
+    """The position of a row in the rows of a worker.
+
+    Attributes:
+        epoch: The epoch.
+        window: Number of windows before the row's in this epoch.
+        state: State of the stream at the start of the window; None at the start of the epoch.
+        row: Number of rows before it in the shuffled window.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    state: dict[str, Any] | None = None
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class BatchPosition:
+    """The worker that made a batch, and the positions of the batch's first row and of the row after its last."""
+
+    worker: int
+    first: Position
+    following: Position
 
 
 class StreamData(IterableDataset):
     """Rows for `FastGoalCollator` from a stream, epoch after epoch, without end.
 
     Args:
-        source: An opened stream, or what `open_stream` takes.
-        window: Rows that a worker holds and mixes, their pictures undecoded. Shards are mixed anyway.
+        source: A `StreamSource`, or a name that `open_stream` takes.
+        window: Number of rows that a worker holds and shuffles, with undecoded images. Shards are shuffled anyway.
 
     Attributes:
-        rows: How many there are, None where that is not known.
+        rows: The number of rows; None if it is not known.
     """
 
     def __init__(self, source: str | StreamSource, window: int = WINDOW):
@@ -47,77 +72,80 @@ class StreamData(IterableDataset):
         self.rows = self.source.rows
         self.window = window
         self.rank, self.processes, self.seed, self.workers = 0, 1, 0, 1
-        self._places: dict[int, dict[str, Any]] = {}  # what each worker begins with
-        self._turn = 0  # the worker that gives the next batch
-        self._trained: dict[int, list[dict[str, Any]]] = {}  # of each worker's last batch: its first row, and the next
+        self._starts: dict[int, Position] = {}  # by worker
+        self._turn = 0  # the worker that makes the next batch
+        self._trained: dict[int, BatchPosition] = {}  # the last batch of each worker
 
     def steps(self, args: TrainingArguments) -> int:
-        """The steps of a training for so many epochs as the arguments say.
+        """Return the number of steps in `num_train_epochs` epochs.
 
         Raises:
             ValueError: The number of rows is not known.
         """
         if self.rows is None:
             raise ValueError(
-                f"nobody has counted the rows of '{self.source.name}': give --max_steps in place of --num_train_epochs."
+                f"the number of rows of '{self.source.name}' is not known: set `max_steps` instead of "
+                "`num_train_epochs`."
             )
-        together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        return max(1, round(args.num_train_epochs * self.rows / together))
+        batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return max(1, round(args.num_train_epochs * self.rows / batch_size))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        number = 0 if worker is None else worker.id
+    def __iter__(self) -> Iterator[TrainingRow]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
         stream = split_dataset_by_node(self.source.dataset, rank=self.rank, world_size=self.processes)
-        place = self._places.get(number, START)
+        position = self._starts.get(worker, Position())
         while True:
-            begun = place
-            # Epoch 0 would leave the shards in their order.
-            stream.set_epoch(1 + (1_000_003 * self.seed + place["epoch"]) % 2**31)
-            if place["state"] is not None:
-                stream.load_state_dict(place["state"])
+            epoch = position.epoch
+            # With epoch 0 the stream would not shuffle its shards.
+            stream.set_epoch(1 + (1_000_003 * self.seed + epoch) % 2**31)
+            if position.state is not None:
+                stream.load_state_dict(position.state)
             rows = iter(stream)
-            while held := list(islice(rows, self.window)):
-                after = stream.state_dict()
-                order = np.random.default_rng([self.seed % 2**32, place["epoch"], place["window"]]).permutation(
-                    len(held)
-                )
-                for at in range(place["row"], len(held)):
-                    yield {**self._row(held[order[at]], place["epoch"]), PLACE: (number, {**place, "row": at})}
-                place = {**place, "window": place["window"] + 1, "state": after, "row": 0}
-            if place == START:
-                raise ValueError(f"'{self.source.name}' has no rows for worker {number} of process {self.rank}.")
-            place = {**START, "epoch": begun["epoch"] + 1}
+            while window := list(islice(rows, self.window)):
+                following = Position(epoch, position.window + 1, stream.state_dict())
+                random = np.random.default_rng([self.seed % 2**32, epoch, position.window])
+                for index, chosen in enumerate(random.permutation(len(window))[position.row :], position.row):
+                    row = self.source.row(0, dict(window[chosen]))
+                    yield TrainingRow.of(row, epoch=epoch, position=(worker, replace(position, row=index)))
+                position = following
+            if position == Position():
+                raise ValueError(f"'{self.source.name}' has no rows for worker {worker} of process {self.rank}.")
+            position = Position(epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process's training is, for `load_state_dict`."""
-        return {"processes": self.processes, "workers": self.workers, "turn": self._turn, "trained": self._trained}
+        """Return the state of this process's training, for `load_state_dict`."""
+        trained = {worker: asdict(position) for worker, position in self._trained.items()}
+        return {"processes": self.processes, "workers": self.workers, "turn": self._turn, "trained": trained}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last batch that was trained on.
+        """Resume after the last batch that was trained on.
 
         Raises:
-            ValueError: It was saved by another number of processes or workers.
+            ValueError: The state is of a training with other numbers of processes or workers.
         """
         if (state["processes"], state["workers"]) != (self.processes, self.workers):
             raise ValueError(
-                f"the checkpoint is of {state['processes']} processes with {state['workers']} workers, this training "
-                f"has {self.processes} with {self.workers}: a stream is gone on with by as many, see "
-                "--dataloader_num_workers. With --ignore_data_skip true it begins anew."
+                f"the checkpoint was saved with {state['processes']} processes and {state['workers']} workers, this "
+                f"training has {self.processes} and {self.workers}. Resume with the same numbers (see "
+                "`dataloader_num_workers`), or start the stream over with `ignore_data_skip=true`."
             )
-        self._turn = state["turn"]
-        self._trained = {int(number): places for number, places in state["trained"].items()}
-        # A loader begins with worker 0: those before the one whose turn it is give their last batch again, unused.
-        self._places = {
-            number: first if number < self._turn else following for number, (first, following) in self._trained.items()
-        }
+        self._turn, self._trained, self._starts = state["turn"], {}, {}
+        for batch in state["trained"].values():
+            first, following = (Position(**batch[name]) for name in ("first", "following"))
+            self._trained[batch["worker"]] = BatchPosition(batch["worker"], first, following)
+            # A loader starts with worker 0. Workers before the one in turn repeat their last batch, which is skipped.
+            self._starts[batch["worker"]] = first if batch["worker"] < self._turn else following
 
     def prepare(self, args: Any, needs_pairs: bool) -> None:
-        """Take this process's part of the shards, and set what the order of the rows depends on.
+        """Take this process's part of the shards, and the seed of the order of rows.
 
-        `args` are `FastGoalTrainingArguments`.
+        Args:
+            args: The `FastGoalTrainingArguments`.
+            needs_pairs: Whether the objective trains on local pairs.
 
         Raises:
-            ValueError: The arguments want all rows known beforehand, or there are no local pairs.
+            ValueError: The arguments need all rows before the first step, or there are no local pairs.
         """
         if args.hard_negatives:
             raise ValueError(
@@ -131,78 +159,74 @@ class StreamData(IterableDataset):
             )
         if needs_pairs and "pairs" not in self.source.columns:
             raise ValueError(
-                f"'{self.source.name}' has no column 'pairs', on which this objective trains: make it with `fastgoal "
-                "pairs`, or train with the objective global or sparc, which need none."
+                f"'{self.source.name}' has no column 'pairs', and this objective trains on local pairs. Make them with "
+                "`fastgoal pairs`, or train with the objective global or sparc, which need none."
             )
         self.rank, self.processes, self.seed = args.process_index, args.world_size, args.order_seed
         shards = self.source.dataset.num_shards
         own = shards // self.processes if shards % self.processes == 0 else shards
         if own == shards and self.processes > 1:
             logger.warning(
-                f"{shards} shards cannot be shared evenly by {self.processes} processes: each reads all of them, and "
-                "uses a part of the rows."
+                f"{shards} shards cannot be divided evenly among {self.processes} processes: each process reads all of "
+                "them and uses a part of the rows."
             )
         self.workers = max(1, min(args.dataloader_num_workers, own))
 
     def begin(self, checkpoint: str | None) -> None:
-        """Begin at the first row, or where a checkpoint is.
+        """Start at the first row, or after the last batch of a checkpoint.
 
         Raises:
-            ValueError: The checkpoint does not say where, or is of another number of processes or workers.
+            ValueError: The checkpoint has no state of the stream, or was saved with other numbers of processes or
+                workers.
         """
-        self._places, self._trained, self._turn = {}, {}, 0
+        self._starts, self._trained, self._turn = {}, {}, 0
         if checkpoint is None:
             return
-        path = _file(Path(checkpoint), self.rank)
+        path = _state_file(Path(checkpoint), self.rank)
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read ({error}), which says how far the stream was read. Take an older checkpoint, "
-                "or begin the stream anew with --ignore_data_skip true."
+                f"{path}, the state of the stream, cannot be read ({error}). Resume from an older checkpoint, or start "
+                "the stream over with `ignore_data_skip=true`."
             ) from None
         self.load_state_dict(state)
 
     def save(self, checkpoint: Path) -> None:
-        """Keep with a checkpoint where the stream of this process is."""
-        write_json(_file(checkpoint, self.rank), self.state_dict())
+        """Write the state of this process's training into a checkpoint."""
+        write_json(_state_file(checkpoint, self.rank), self.state_dict())
 
     def loader(self, args: TrainingArguments, collator: Any, device: torch.device) -> DataLoaderShard:
-        """The batches of this process."""
+        """Return the data loader of this process. Its batches have a `position` for `note`."""
         workers = min(args.dataloader_num_workers, self.workers)
-        more = {"prefetch_factor": args.dataloader_prefetch_factor, "persistent_workers": True} if workers else {}
+        options = {"prefetch_factor": args.dataloader_prefetch_factor, "persistent_workers": True} if workers else {}
         return DataLoaderShard(
             self,
             device=device,
             skip_batches=self._turn,
             batch_size=args.train_batch_size,
-            collate_fn=PlacedCollator(collator),
+            collate_fn=PositionCollator(collator),
             num_workers=workers,
             pin_memory=args.dataloader_pin_memory,
-            **more,
+            **options,
         )
 
-    def note(self, place: tuple[int, dict[str, Any], dict[str, Any]]) -> None:
-        """Remember that a batch has been trained on."""
-        number, first, following = place
-        self._trained[number] = [first, following]
-        self._turn = (number + 1) % self.workers
-
-    def _row(self, values: dict[str, Any], epoch: int) -> dict[str, Any]:
-        row = self.source.row(0, dict(values))
-        return {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name, EPOCH: epoch}
+    def note(self, position: BatchPosition) -> None:
+        """Record that the batch at a position has been trained on."""
+        self._trained[position.worker] = position
+        self._turn = (position.worker + 1) % self.workers
 
 
-class PlacedCollator:
-    """A collator whose batches say where they lie: worker, place of the first row, place after the last one."""
+class PositionCollator:
+    """Add the `BatchPosition` to the batches of a collator."""
 
     def __init__(self, collator: Any):
         self.collator = collator
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        (number, first), (_, last) = rows[0][PLACE], rows[-1][PLACE]
-        return {**self.collator(rows), PLACE: (number, first, {**last, "row": last["row"] + 1})}
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict[str, Any]:
+        (worker, first), (_, last) = rows[0].position, rows[-1].position
+        return {**self.collator(rows), "position": BatchPosition(worker, first, replace(last, row=last.row + 1))}
 
 
-def _file(folder: Path, rank: int) -> Path:
+def _state_file(folder: Path, rank: int) -> Path:
     return folder / f"stream_{rank}.json"

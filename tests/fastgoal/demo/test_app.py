@@ -5,7 +5,7 @@ from PIL import Image
 
 from fastgoal.demo.app import build_demo, explain_image, launch_demo, load_models, search_folder
 from tests.browser import needs_browser, open_page
-from tests.squares import COLORS, picture_of
+from tests.squares import COLORS, image_of
 
 gradio = pytest.importorskip("gradio")
 CAPTION = "On the left it is red. On the right it is <b>blue</b>."
@@ -16,7 +16,7 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for first in COLORS:
         for second in COLORS:
-            picture_of(first, second).save(folder / f"{first}-{second}.png")
+            image_of(first, second).save(folder / f"{first}-{second}.png")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The batch that the collator builds, tensor by tensor."""
+"""The batch of the collator, tensor by tensor."""
 
 import copy
 
@@ -7,6 +7,8 @@ import torch
 
 from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.images import load_image
+from fastgoal.processing.matching import best_pair
+from fastgoal.trainer.batches.rows import TrainingRow
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +21,15 @@ def row(rows):
     return copy.deepcopy(rows[0])  # red on the left, green on the right
 
 
-def test_batch_holds_the_best_pair(processor, row):
+def test_the_batch_has_the_best_pair(processor, row):
     batch = FastGoalCollator(processor)([row])
-    picture = load_image(row["image"])
+    image = load_image(row["image"])
     caption = row["caption"]
     sentence = row["sentences"][1]
-    expected = processor(images=picture, text=caption)
+    expected = processor(images=image, text=caption)
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
     assert torch.equal(batch["input_ids"], expected["input_ids"])
-    local = processor(images=picture.crop((34, 16, 46, 28)), text=caption[sentence["start"] : sentence["end"]])
+    local = processor(images=image.crop((34, 16, 46, 28)), text=caption[sentence["start"] : sentence["end"]])
     assert torch.equal(batch["local_pixel_values"], local["pixel_values"])
     assert torch.equal(batch["local_input_ids"], local["input_ids"])
     assert torch.equal(batch["local_attention_mask"], local["attention_mask"])
@@ -37,7 +39,7 @@ def test_batch_holds_the_best_pair(processor, row):
     assert processor.tokenizer.decode(inside).replace(" ", "") == "ontherightitisgreen."
 
 
-def test_a_pair_outside_the_crop_waits_for_a_visible_one(processor, row):
+def test_a_pair_outside_the_crop_is_taken_only_if_none_is_visible(processor, row):
     row["pairs"][1]["region"] = 2  # the edge that the crop cuts off
     batch = FastGoalCollator(processor)([row])
     assert batch["region_mask"].reshape(4, 4).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -45,7 +47,7 @@ def test_a_pair_outside_the_crop_waits_for_a_visible_one(processor, row):
     assert not FastGoalCollator(processor)([row])["region_mask"].any()
 
 
-def test_a_sentence_that_was_cut_off_waits_for_a_visible_one(processor, row):
+def test_a_truncated_sentence_is_not_taken(processor, row):
     filler = "x" * 300
     row["caption"] = row["caption"][:22].rstrip() + f" {filler}. It is green."
     end = len(row["caption"])
@@ -55,42 +57,59 @@ def test_a_sentence_that_was_cut_off_waits_for_a_visible_one(processor, row):
     assert processor.tokenizer.decode(batch["local_input_ids"][0], skip_special_tokens=True) == "on the left it is red"
 
 
-def test_pairs_are_drawn_anew_among_those_that_can_be_seen(processor, row):
-    """A row of five pairs, the fourth of them outside the crop; which one came is told by the region mask."""
+def test_the_best_pair_depends_on_the_length_that_the_model_reads(processor, tiny_clip, row):
+    """The sentence with the highest score starts at token 90: truncated at 77 tokens, but not at 248."""
+    opening = "It shows a green square on the right."
+    row["caption"] = opening + " " + "x" * 60 + ". On the left it is red."
+    row["sentences"] = [{"start": 0, "end": len(opening)}, {"start": 100, "end": len(row["caption"])}]
+    assert row["caption"][100:] == "On the left it is red."
+    row["pairs"] = [{"sentence": 1, "region": 0, "score": 0.9}, {"sentence": 0, "region": 1, "score": 0.2}]
+    for model_processor, expected in ((FastGoalProcessor.from_base(str(tiny_clip), 77), 1), (processor, 0)):
+        pair = row["pairs"][expected]
+        batch = FastGoalCollator(model_processor)([row])
+        box, sentence = row["regions"][pair["region"]]["box"], row["sentences"][pair["sentence"]]
+        text = row["caption"][sentence["start"] : sentence["end"]]
+        assert torch.equal(batch["local_input_ids"], model_processor(text=[text])["input_ids"])
+        assert torch.equal(batch["region_mask"][0], model_processor.region_mask(box, (64, 32)))
+        # The joint test of an evaluation takes the same pair.
+        assert best_pair(TrainingRow.of(row), model_processor, (64, 32)) == pair
+
+
+def test_training_rows_draw_among_the_visible_pairs_and_evaluation_rows_do_not(processor, row):
+    """A row of five pairs, the fourth of them outside the crop. The region mask tells which one was drawn."""
     boxes = [(16, 16, 24, 24), (24, 16, 32, 24), (32, 16, 40, 24), (0, 0, 4, 4), (40, 24, 48, 32)]
     row["regions"] = [{"box": list(map(float, box)), "score": 1.0, "label": "", "source": "x"} for box in boxes]
     row["pairs"] = [{"sentence": 0, "region": i, "score": 0.9 - 0.1 * i, "best": i == 0} for i in range(5)]
-    masks = {
-        tuple(processor.region_mask(box, load_image(row["image"]).size).tolist()): i for i, box in enumerate(boxes)
-    }
+    masks = {tuple(processor.region_mask(box, (64, 32)).tolist()): i for i, box in enumerate(boxes)}
 
-    def drawn(choice, seed=0, epochs=50):
-        collator, found = FastGoalCollator(processor, pair_sampling=choice, seed=seed), []
-        for epoch in range(epochs):
-            collator.set_epoch(epoch)
-            batch = collator([{**row, "file_name": f"{i}.png"} for i in range(4)])
-            found += [masks[tuple(mask.tolist())] for mask in batch["region_mask"]]
-        return found
+    def drawn(pair_sampling, epochs, seed=0):
+        collator = FastGoalCollator(processor, pair_sampling=pair_sampling, seed=seed)
+        rows = [{**row, "file_name": f"{i}.png"} for i in range(4)]
+        batches = [collator([TrainingRow.of(row, epoch=epoch) for row in rows]) for epoch in epochs]
+        return [masks[tuple(mask.tolist())] for batch in batches for mask in batch["region_mask"]]
 
-    assert set(drawn("best")) == {0}
-    assert set(drawn("top3")) == {0, 1, 2}
-    counts = torch.bincount(torch.tensor(drawn("any")), minlength=5)
+    assert set(drawn("best", range(3))) == {0}
+    assert set(drawn("top3", range(20))) == {0, 1, 2}
+    counts = torch.bincount(torch.tensor(drawn("any", range(50))), minlength=5)
     assert counts[3] == 0
     assert all(30 <= count <= 70 for count in counts[[0, 1, 2, 4]])
-    again = drawn("any", epochs=4)
+    assert set(drawn("any", [None] * 3)) == {0}
+    again = drawn("any", range(4))
     torch.manual_seed(1)
-    assert drawn("any", epochs=4) == again != drawn("any", seed=1, epochs=4)
-    with pytest.raises(ValueError, match="best, top3, any, got 'worst'"):
+    assert drawn("any", range(4)) == again != drawn("any", range(4), seed=1)
+    # A dict draws as in epoch 0.
+    batch = FastGoalCollator(processor, pair_sampling="any")([{**row, "file_name": f"{i}.png"} for i in range(4)])
+    assert [masks[tuple(mask.tolist())] for mask in batch["region_mask"]] == again[:4]
+    with pytest.raises(ValueError, match=r"`pair_sampling`.*best, top3, any.*'worst'"):
         FastGoalCollator(processor, pair_sampling="worst")
 
 
 def test_short_captions(processor, row):
-    """A row's own ones, drawn anew in every epoch, or the caption's first sentence; with local pairs and without."""
+    """A row's short captions, drawn in each epoch, or the caption's first sentence; with and without local pairs."""
 
-    def read(row, epoch=0, **how):
-        collator = FastGoalCollator(processor, short_captions=True, **how)
-        collator.set_epoch(epoch)
-        batch = collator([row])
+    def read(row, epoch=0, **options):
+        collator = FastGoalCollator(processor, short_captions=True, **options)
+        batch = collator([TrainingRow.of(row, epoch=epoch)])
         assert batch["short_attention_mask"].all()
         return processor.tokenizer.decode(batch["short_input_ids"][0], skip_special_tokens=True)
 
@@ -98,12 +117,25 @@ def test_short_captions(processor, row):
     assert read({**row, "short_captions": ["", " "]}) == "on the left it is red ."
     assert read({**row, "short_captions": "two squares"}) == "two squares"
     several = {**row, "short_captions": ["two squares", "squares", "  red and green "]}
-    found = [read(several, epoch) for epoch in range(20)]
-    assert found == [read(several, epoch, local_pairs=False) for epoch in range(20)]
-    assert set(found) == {"two squares", "squares", "red and green"}
-    with pytest.raises(ValueError, match=r"red-green.png: `short_captions` must be a text .*got 3"):
+    texts = [read(several, epoch) for epoch in range(20)]
+    assert texts == [read(several, epoch, local_pairs=False) for epoch in range(20)]
+    assert set(texts) == {"two squares", "squares", "red and green"}
+    assert read(several, epoch=None) == "two squares"
+    with pytest.raises(ValueError, match=r"red-green.png: `short_captions`.*3"):
         read({**row, "short_captions": [3]})
     assert "short_input_ids" not in FastGoalCollator(processor)([several])
+
+
+def test_a_batch_of_typed_rows_is_completed_on_the_device(processor, row):
+    collator = FastGoalCollator(processor)
+    batch = collator([row])
+    assert "names" not in batch  # all of it goes into the model
+    typed = collator([TrainingRow.of(row)])
+    assert typed["pixel_values"].dtype == typed["local_pixel_values"].dtype == torch.uint8
+    typed = collator.reader.normalize(typed)
+    assert typed.pop("names") == ["red-green.png"]
+    assert typed.keys() == batch.keys()
+    assert all(torch.equal(typed[name], value) for name, value in batch.items())
 
 
 def test_rows_are_padded_to_their_own_longest(processor, rows):
@@ -116,7 +148,7 @@ def test_rows_are_padded_to_their_own_longest(processor, rows):
     assert not (batch["sentence_mask"] & (batch["attention_mask"] == 0)).any()
 
 
-def test_without_local_pairs_images_and_captions_do(processor, row):
+def test_without_local_pairs_images_and_captions_suffice(processor, row):
     plain = {"image": row["image"], "caption": row["caption"]}
     batch = FastGoalCollator(processor, local_pairs=False)([plain, plain])
     assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}
@@ -126,7 +158,7 @@ def test_without_local_pairs_images_and_captions_do(processor, row):
 @pytest.mark.parametrize("pairs", [None, []])
 def test_a_row_without_pairs_is_named(processor, row, pairs):
     row["pairs"] = pairs
-    with pytest.raises(ValueError, match=r"red-green\.png: the row has no local pairs.*fastgoal pairs"):
+    with pytest.raises(ValueError, match=r"red-green\.png.*no local pairs.*`fastgoal pairs`"):
         FastGoalCollator(processor)([row])
 
 
@@ -138,6 +170,6 @@ def test_a_row_without_caption_is_named(processor, row, caption):
 
 
 def test_a_broken_image_is_named(processor, row):
-    row["image"] = {"bytes": b"no picture", "path": "broken.png"}
+    row["image"] = {"bytes": b"not an image", "path": "broken.png"}
     with pytest.raises(ValueError, match=r"red-green\.png"):
         FastGoalCollator(processor)([row])

@@ -1,4 +1,4 @@
-"""Neighbors of the training images: who they are, that a resumed training keeps them, that nothing else changes."""
+"""Neighbors of the training images: which they are, and that a resumed training keeps them."""
 
 import random
 import re
@@ -14,22 +14,23 @@ from torch.utils.data import IterableDataset
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches import hard_negatives as neighbors
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import training_facts
+from tests.trainer.recording import RecordingCollator
 
 TWINS = 8
 
 
 def scene(number: int, detail: bool) -> Image.Image:
-    """A picture of two colors; with the detail there is one more square."""
+    """An image of two colors; with the detail there is one more square."""
     color = (number * 37 % 256, number * 91 % 256, number * 151 % 256)
-    picture = Image.new("RGB", (32, 32), color)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (32, 32), color)
+    draw = ImageDraw.Draw(image)
     other = tuple(255 - value for value in color)
     draw.rectangle((0, 0, 15, 15) if number % 2 else (16, 16, 31, 31), fill=other)
     if detail:
         draw.rectangle((20, 3, 25, 8), fill=other)
-    return picture
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,12 @@ def make(tiny_clip, twins, tmp_path):
             "use_cpu": True,
             "disable_tqdm": True,
         }
+        processor = FastGoalProcessor.from_base(str(tiny_clip))
         return FastGoalTrainer(
             model=model or FastGoalCLIPModel.from_base(str(tiny_clip)),
             args=FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes}),
-            processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
+            processing_class=processor,
+            data_collator=RecordingCollator(processor, local_pairs=False),
             train_dataset=data,
         )
 
@@ -77,16 +80,8 @@ def make(tiny_clip, twins, tmp_path):
 
 
 def find(trainer, data):
-    """The neighbors as the trainer has them looked for."""
+    """The neighbors that the trainer finds."""
     return trainer._find_neighbors(data)
-
-
-def recorded(trainer):
-    """The captions of each batch that the trainer is going to take."""
-    seen = []
-    collate = trainer.data_collator
-    trainer.data_collator = lambda rows: seen.append([row["caption"] for row in rows]) or collate(rows)
-    return seen
 
 
 def epochs(sampler, count):
@@ -101,7 +96,7 @@ def kept_file(tmp_path, folder="run"):
 
 @pytest.mark.parametrize("kind", ["list", "folder", "workers"])
 def test_the_nearest_is_the_twin(make, twins, twins_folder, kind):
-    data = twins if kind == "list" else PairData(str(twins_folder))
+    data = twins if kind == "list" else TrainingData(str(twins_folder))
     found = find(make(data, dataloader_num_workers=2 if kind == "workers" else 0), data)
     assert found.shape == (16, 15)
     assert found[:, 0].tolist() == [*range(TWINS, 2 * TWINS), *range(TWINS)]
@@ -111,13 +106,13 @@ def test_rows_and_order_of_the_models_embeddings(make, twins):
     """Known answers: a model that embeds row i at angle i ** 2.5 / 500, so that all distances differ."""
     trainer = make()
     angles = torch.arange(16.0) ** 2.5 / 500
-    pixels = trainer.data_collator.pixel_values(twins)
+    pixels = trainer.processing_class(images=[row["image"] for row in twins])["pixel_values"]
 
     def embed(pixel_values):
         assert not trainer.model.training
         rows = [int((pixels == one).flatten(1).all(dim=1).nonzero()) for one in pixel_values]
-        found = angles[rows]
-        return SimpleNamespace(pooler_output=3 * torch.stack([found.cos(), found.sin()] * 8, dim=1))
+        chosen = angles[rows]
+        return SimpleNamespace(pooler_output=3 * torch.stack([chosen.cos(), chosen.sin()] * 8, dim=1))
 
     trainer.model.get_image_features = embed
     trainer.model.train()
@@ -125,7 +120,7 @@ def test_rows_and_order_of_the_models_embeddings(make, twins):
     assert trainer.model.training
     for row in range(16):
         others = sorted((i for i in range(16) if i != row), key=lambda i: (angles[i] - angles[row]).abs())
-        # A small turn is the same picture.
+        # A small angle is the same image.
         others = [i for i in others if torch.cos(angles[i] - angles[row]) <= 0.9999]
         assert found[row, : len(others)].tolist() == others
 
@@ -133,8 +128,8 @@ def test_rows_and_order_of_the_models_embeddings(make, twins):
 def test_twins_come_together_in_training(make, twins):
     def met(**changes):
         trainer = make(num_train_epochs=6, max_steps=24, learning_rate=0.0, **changes)
-        seen = recorded(trainer)
         trainer.train()
+        seen = trainer.data_collator.seen
         for epoch in range(6):
             batches = seen[4 * epoch : 4 * epoch + 4]
             assert sorted(caption for batch in batches for caption in batch) == sorted(row["caption"] for row in twins)
@@ -147,7 +142,7 @@ def test_twins_come_together_in_training(make, twins):
     assert met(hard_negatives=False) <= 18
 
 
-def test_lengths_are_heeded_too(make, twins):
+def test_lengths_count_too(make, twins):
     lengths = torch.tensor([len(row["caption"]) for row in twins])
 
     def padding(trainer):
@@ -158,29 +153,28 @@ def test_lengths_are_heeded_too(make, twins):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_resumed_training_goes_on_in_the_same_order(make, tmp_path, monkeypatch, kept):
-    """Neighbors are those of the model that training started from, with the file and, made anew, without it."""
+def test_a_resumed_training_keeps_the_order(make, tmp_path, monkeypatch, kept):
+    """Neighbors are those of the model that the training started from, with the file and without it."""
     whole = make(save_strategy="steps", save_steps=5)
-    seen = recorded(whole)
     whole.train()
+    seen = whole.data_collator.seen
     before = whole._neighbors
     trained = make(model=whole.model, folder="trained")
-    assert not torch.equal(find(trained, trained.train_dataset), before)  # the trained model's are others
+    assert not torch.equal(find(trained, trained.train_dataset), before)  # those of the trained model differ
     assert len(seen) == 8
 
     resumed = make()
-    again = recorded(resumed)
     if kept:
         monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
     else:
         kept_file(tmp_path).unlink()
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
     assert torch.equal(resumed._neighbors, before)
-    assert again[-3:] == seen[5:]
+    assert resumed.data_collator.seen[-3:] == seen[5:]
 
 
-def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
-    """Half of four epochs on, near is who is near to the model of that moment; who goes on after that goes on so."""
+def test_neighbors_are_renewed_in_the_middle_of_a_training(make, twins, tmp_path, monkeypatch):
+    """After half of four epochs, neighbors are those of the current model, and a resumed training keeps them."""
     settings = {"hard_negative_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 10}
     expected = []
 
@@ -192,6 +186,7 @@ def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
                 inputs = trainer.processing_class([row["image"] for row in twins])
                 with torch.no_grad():
                     images = trainer.model.get_image_features(**inputs).pooler_output
+                images = torch.nn.functional.normalize(images, dim=-1)
                 expected.append((trainer.state.epoch, neighbors.nearest_rows(images)))
             return find_neighbors(data, **how)
 
@@ -199,7 +194,6 @@ def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
         return trainer
 
     whole = renewed(make(**settings))
-    seen = recorded(whole)
     whole.train()
     (epoch, nearest), file = expected[0], kept_file(tmp_path).with_stem("neighbors-renewed")
     assert (len(expected), round(epoch)) == (1, 2)
@@ -207,10 +201,9 @@ def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
     assert not torch.equal(whole._neighbors, nearest)
 
     resumed = make(**settings)
-    again = recorded(resumed)
     monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))  # in the third epoch
-    assert again[-6:] == seen[10:]
+    assert resumed.data_collator.seen[-6:] == whole.data_collator.seen[10:]
     monkeypatch.undo()
 
     file.write_bytes(b"of another training")
@@ -219,14 +212,14 @@ def test_renewed_on_the_way(make, twins, tmp_path, monkeypatch):
     assert len(expected) == 2
 
 
-def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
+def test_the_file_is_read_by_its_own_training_only(make, twins, tmp_path):
     own = find(make(), twins)
     file = kept_file(tmp_path)
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # no draft is left
     assert torch.equal(load_file(file)["neighbors"].long(), own)
 
     def read(trainer):
-        """Whether a file that says that row 3 is the nearest of all is believed."""
+        """Whether a file is read which says that row 3 is the nearest of all."""
         find(make(), twins)
         with neighbors.safe_open(file, "pt") as kept:
             mark = kept.metadata()
@@ -245,14 +238,14 @@ def test_the_file_is_taken_by_its_own_training_alone(make, twins, tmp_path):
     assert not read(make(twins[::-1]))
 
 
-def test_a_broken_file_is_made_anew(make, twins, tmp_path):
+def test_a_broken_file_is_replaced(make, twins, tmp_path):
     own = find(make(), twins)
     kept_file(tmp_path).write_bytes(b"no tensors")
     assert torch.equal(find(make(), twins), own)
     assert torch.equal(load_file(kept_file(tmp_path))["neighbors"].long(), own)
 
 
-def test_random_numbers_are_left_alone(make, twins):
+def test_random_numbers_do_not_change(make, twins):
     def state():
         return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
 
@@ -268,17 +261,17 @@ def test_random_numbers_are_left_alone(make, twins):
 
 
 def test_a_broken_image_is_named(make, twins):
-    rows = [*twins, {"image": {"bytes": b"no picture", "path": "broken.png"}, "caption": "x"}]
+    rows = [*twins, {"image": {"bytes": b"not an image", "path": "broken.png"}, "caption": "x"}]
     with pytest.raises(ValueError, match=r"broken\.png"):
         make(rows).train()
 
 
-def test_what_cannot_be_embedded(make, twins):
+def test_data_that_cannot_be_embedded_are_refused(make, twins):
     class Stream(IterableDataset):
         def __iter__(self):
             yield from twins
 
-    with pytest.raises(ValueError, match="read by number"):
+    with pytest.raises(ValueError, match=r"`hard_negatives`.*rows by number"):
         make(Stream(), max_steps=1).train()
     trainer = make()
     trainer.processing_class = None
@@ -301,25 +294,25 @@ def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, capl
     assert (settings["recipe"], settings["hard_negatives"]) == ("paper", True)
     assert "pair_sampling" not in settings  # the objective has no pairs
     trainer.save_model()
-    # The neighbors are no weights: they lie where weights are not looked for.
+    # The neighbors are not in the folder of the weights.
     assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.fixture
 def points():
-    """40 points; 2k and 2k + 1 lie close together, all others far apart."""
+    """40 embeddings; 2k and 2k + 1 are close together, all others far apart."""
     centers = torch.eye(20).repeat_interleave(2, dim=0)
-    return centers + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(centers + 0.05 * noise, dim=-1)
 
 
 def test_nearest_rows_against_sorting_them_all(points):
-    found = neighbors.nearest_rows(3 * points, count=7, chunk=9)
-    unit = points / points.norm(dim=1, keepdim=True)
+    nearest = neighbors.nearest_rows(points, count=7, chunk=9)
     for row in range(40):
-        others = sorted((other for other in range(40) if other != row), key=lambda other: -unit[row] @ unit[other])
-        assert found[row].tolist() == others[:7]
+        others = sorted((other for other in range(40) if other != row), key=lambda other: -points[row] @ points[other])
+        assert nearest[row].tolist() == others[:7]
 
 
-def test_the_same_picture_is_no_neighbor():
-    embeds = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.5]])
+def test_the_same_image_is_not_a_neighbor():
+    embeds = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.5]]), dim=-1)
     assert neighbors.nearest_rows(embeds, 5).tolist() == [[2, -1], [2, -1], [0, 1]]

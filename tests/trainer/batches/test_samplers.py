@@ -1,19 +1,20 @@
-"""Orders of rows: batches of captions of like length, and of images that look alike in twos."""
+"""Orders of rows: batches of captions of similar length, and batches with hard negatives."""
 
 import pytest
 import torch
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.hard_negatives import nearest_rows
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.samplers import CaptionLengthSampler, HardNegativeSampler
+from tests.trainer.recording import RecordingCollator
 
 
 def batches_of(sampler, size):
     return torch.tensor(list(sampler)).split(size)
 
 
-def test_every_row_comes_once_and_batches_are_alike():
+def test_every_row_comes_once_and_lengths_are_similar():
     lengths = torch.randint(10, 200, (103,), generator=torch.Generator().manual_seed(0)).tolist()
     sampler = CaptionLengthSampler(lengths, 10, seed=1)
     batches = batches_of(sampler, 10)
@@ -27,8 +28,8 @@ def test_every_row_comes_once_and_batches_are_alike():
 
 
 @pytest.mark.parametrize("size", [64, 256])
-def test_a_batch_hardly_meets_again_and_is_hardly_padded(size):
-    """10,000 captions of lengths as DOCCI's have them: 139 tokens on average, deviating by 47, cut at 248."""
+def test_batches_seldom_repeat_and_have_little_padding(size):
+    """10,000 captions with lengths as in DOCCI: 139 tokens on average with a deviation of 47, truncated at 248."""
     generator = torch.Generator().manual_seed(0)
     lengths = (139 + 47 * torch.randn(10_000, generator=generator)).clamp(20, 248).round()
     sampler = CaptionLengthSampler(lengths.tolist(), size, seed=4)
@@ -53,7 +54,7 @@ def test_a_batch_hardly_meets_again_and_is_hardly_padded(size):
     assert (last > 0).sum() >= 0.6 * 10 * (10_000 - full)
 
 
-def test_epochs_differ_and_come_again():
+def test_epochs_differ_and_are_reproducible():
     sampler = CaptionLengthSampler(list(range(100)), 4, seed=1)
     first = list(sampler)
     assert list(sampler) == first
@@ -62,18 +63,18 @@ def test_epochs_differ_and_come_again():
     assert list(sampler) == list(CaptionLengthSampler(list(range(100)), 4, seed=2))
 
 
-def test_a_batch_has_rows():
+def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size"):
         CaptionLengthSampler([1, 2], 0)
 
 
 @pytest.mark.parametrize("kind", ["list", "folder"])
 def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path, kind):
-    data = rows if kind == "list" else PairData(str(pairs_folder))
-    seen = []
+    data = rows if kind == "list" else TrainingData(str(pairs_folder))
 
-    def trainer(**changes):
+    def train(checkpoint=None):
         processor = FastGoalProcessor.from_base(str(tiny_clip))
+        collator = RecordingCollator(processor)
         args = FastGoalTrainingArguments(
             output_dir=str(tmp_path / "run"),
             train_sampling_strategy="group_by_length",
@@ -84,37 +85,27 @@ def test_the_trainer_groups_and_resumes(tiny_clip, rows, pairs_folder, tmp_path,
             disable_tqdm=True,
             save_strategy="steps",
             save_steps=4,
-            **changes,
         )
-        made = FastGoalTrainer(
-            model=FastGoalCLIPModel.from_base(str(tiny_clip)), args=args, processing_class=processor, train_dataset=data
-        )
-        collate = made.data_collator
+        model = FastGoalCLIPModel.from_base(str(tiny_clip))
+        trainer = FastGoalTrainer(model, args, processing_class=processor, data_collator=collator, train_dataset=data)
+        trainer.train(checkpoint)
+        return collator.seen
 
-        def collator(batch):
-            seen[-1].append([row["caption"] for row in batch])
-            return collate(batch)
-
-        made.data_collator = collator
-        seen.append([])
-        return made
-
-    trainer().train()
-    whole = seen[-1]
+    whole = train()
     assert len(whole) == 6
     for epoch in (whole[:3], whole[3:]):
         assert sorted(caption for batch in epoch for caption in batch) == sorted(row["caption"] for row in rows)
         spreads = [max(map(len, batch)) - min(map(len, batch)) for batch in epoch]
         assert sum(spreads) <= max(len(row["caption"]) for row in rows) - min(len(row["caption"]) for row in rows)
-    trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    assert seen[-1][-2:] == whole[4:]
+    assert train(str(tmp_path / "run" / "checkpoint-4"))[-2:] == whole[4:]
 
 
 @pytest.fixture
 def twins():
-    """40 rows; rows 2k and 2k + 1 lie close together, all others far apart."""
+    """40 embeddings; 2k and 2k + 1 are close together, all others far apart."""
     centers = torch.eye(20).repeat_interleave(2, dim=0)
-    return centers + 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(centers + 0.05 * noise, dim=-1)
 
 
 def test_few_rows():
@@ -133,11 +124,11 @@ def test_twins_share_a_batch_and_every_row_comes_once(twins):
         assert sorted(order) == list(range(40))
         batches = [set(order[i : i + 8]) for i in range(0, 40, 8)]
         together += sum({2 * k, 2 * k + 1} <= batch for k in range(20) for batch in batches)
-    # The first of the two passes the other over with a chance of 0.3; at random they would meet in 18 of 100.
+    # The first of the two skips the other with probability 0.3; at random they would meet in 18 of 100.
     assert together >= 0.6 * 5 * 20
 
 
-def test_epochs_of_twins_differ_and_come_again(twins):
+def test_epochs_of_twins_differ_and_are_reproducible(twins):
     near = nearest_rows(twins)
     sampler = HardNegativeSampler(near, 8, seed=1)
     first = list(sampler)
@@ -147,7 +138,7 @@ def test_epochs_of_twins_differ_and_come_again(twins):
     assert list(sampler) == list(HardNegativeSampler(near, 8, seed=2))
 
 
-def test_pairs_of_like_length_make_a_batch(twins):
+def test_pairs_of_similar_length_share_a_batch(twins):
     lengths = torch.randint(10, 200, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     near = nearest_rows(twins)
 
@@ -159,6 +150,6 @@ def test_pairs_of_like_length_make_a_batch(twins):
     assert padding(HardNegativeSampler(near, 8, lengths=lengths)) < 0.8 * padding(HardNegativeSampler(near, 8))
 
 
-def test_an_odd_batch_and_a_short_last_one(twins):
+def test_a_batch_of_odd_size_and_a_short_last_one(twins):
     order = list(HardNegativeSampler(nearest_rows(twins), 7))
     assert sorted(order) == list(range(40))

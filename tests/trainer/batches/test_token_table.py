@@ -1,13 +1,13 @@
-"""Tokens that were made beforehand against those that the tokenizer makes for a batch."""
+"""Stored tokens against those that the tokenizer makes for a batch."""
 
 import pytest
 import torch
 
-from fastgoal import FastGoalCollator, FastGoalProcessor, FastGoalTrainingArguments
-from fastgoal.trainer.batches import rows as pair_data
+from fastgoal import FastGoalCollator, FastGoalProcessor
+from fastgoal.trainer.batches import rows as rows_module
 from fastgoal.trainer.batches import token_table
-from fastgoal.trainer.batches.rows import PairData, token_counts
-from fastgoal.trainer.batches.token_table import MADE_TOKENS, TokenTable
+from fastgoal.trainer.batches.rows import TrainingData
+from fastgoal.trainer.batches.token_table import TokenTable, pad_tokens
 
 CAPTIONS = ["A red cup.", "Höfe und 😀 Bäume. " * 3, "x", "Word " * 400, "  Two  spaces. And   more."]
 
@@ -19,16 +19,12 @@ def processor(tiny_clip):
 
 @pytest.fixture
 def data(pairs_folder):
-    return PairData(str(pairs_folder))
+    return TrainingData(str(pairs_folder))
 
 
-def plan(**options):
-    return FastGoalTrainingArguments(use_cpu=True, **options)
-
-
-@pytest.mark.parametrize("at_once", [2, 10_000])
-def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, at_once):
-    monkeypatch.setattr(token_table, "AT_ONCE", at_once)
+@pytest.mark.parametrize("chunk", [2, 10_000])
+def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, chunk):
+    monkeypatch.setattr(token_table, "CHUNK", chunk)
     table = TokenTable(CAPTIONS, processor.tokenizer)
     for rows in ([0], [4, 1], [3, 2, 0], range(5)):
         expected = processor.tokenizer(
@@ -39,58 +35,55 @@ def test_the_tokens_are_those_of_the_tokenizer(processor, monkeypatch, at_once):
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        found = table.batch(list(rows), processor.tokenizer)
-        assert found.keys() == expected.keys()
+        padded = pad_tokens([table[row] for row in rows], processor.tokenizer)
+        assert padded.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.equal(found[name], value), name
+            assert torch.equal(padded[name], value), name
     assert table.lengths == [len(ids) for ids in processor.tokenizer(CAPTIONS, truncation=True)["input_ids"]]
 
 
 def test_positions_beyond_16_bits(processor):
     caption = " " * 70_000 + "end"
-    offsets = TokenTable([caption], processor.tokenizer).batch([0], processor.tokenizer)["offset_mapping"]
-    expected = processor.tokenizer([caption], truncation=True, return_offsets_mapping=True)["offset_mapping"]
-    assert offsets.tolist() == [[list(span) for span in row] for row in expected]
+    offsets = TokenTable([caption], processor.tokenizer)[0].spans
+    expected = processor.tokenizer(caption, truncation=True, return_offsets_mapping=True)["offset_mapping"]
+    assert offsets.tolist() == [list(span) for span in expected]
 
 
 def test_batches_are_the_same_with_and_without(data, processor):
     collator = FastGoalCollator(processor)
     plain = collator([data[row] for row in (3, 0, 5)])
-    counts = token_counts(data, processor)
-    data.tokenize(processor, plan())
-    rows = [data[row] for row in (3, 0, 5)]
-    assert rows[0][MADE_TOKENS] == (data.tokens, 3)
-    assert token_counts(data, processor) == counts
-    made = collator(rows)
-    assert made.keys() == plain.keys()
+    counts = data.caption_lengths(processor)
+    tokenized = data.for_training(processor.tokenizer)
+    rows = [tokenized[row] for row in (3, 0, 5)]
+    assert [len(row.tokens.ids) for row in rows] == [counts[row] for row in (3, 0, 5)]
+    assert tokenized.caption_lengths(processor) == counts
+    batch = collator(rows)
+    assert batch.keys() == plain.keys()
+    assert batch.pop("names") == plain.pop("names")
     for name, value in plain.items():
-        assert torch.equal(made[name], value), name
+        assert torch.equal(batch[name], value), name
 
 
-def test_a_tokenizer_that_has_changed_is_asked_again(data, processor, tiny_clip):
-    data.tokenize(processor, plan())
+def test_tokens_belong_to_one_training(data, processor, tiny_clip):
+    data.for_training(processor.tokenizer)
     shorter = FastGoalProcessor.from_base(tiny_clip, 77)
-    rows = [data[row] for row in range(4)]
-    made = FastGoalCollator(shorter)(rows)
-    plain = [{name: value for name, value in row.items() if name != MADE_TOKENS} for row in rows]
-    assert torch.equal(made["input_ids"], FastGoalCollator(shorter)(plain)["input_ids"])
-    assert made["input_ids"].shape[1] <= 77
+    plain = FastGoalCollator(shorter)([data[row] for row in range(4)])
+    again = data.for_training(shorter.tokenizer)
+    batch = FastGoalCollator(shorter)([again[row] for row in range(4)])
+    assert torch.equal(batch["input_ids"], plain["input_ids"])
+    assert batch["input_ids"].shape[1] <= 77
 
 
-def test_when_it_does_not_pay(data, processor, monkeypatch):
-    data.tokenize(processor, plan(max_steps=2, per_device_train_batch_size=2))
-    assert data.tokens is None
-    monkeypatch.setattr(pair_data, "MOST_TOKENIZED", 3)
-    data.tokenize(processor, plan())
-    assert data.tokens is None
-    assert MADE_TOKENS not in data[0]
+def test_captions_are_not_tokenized_where_it_does_not_pay(data, processor, monkeypatch):
+    assert data.for_training(processor.tokenizer, rows_seen=4).tokens is None  # of 12
+    assert data.for_training(processor.tokenizer, rows_seen=12).tokens is not None
+    assert data.for_training(processor.tokenizer, rows_seen=-4).tokens is not None
+    monkeypatch.setattr(rows_module, "MOST_TOKENIZED", 3)
+    assert data.for_training(processor.tokenizer).tokens is None
+    assert data.for_training(processor.tokenizer)[0].tokens is None
 
 
-def test_rows_of_two_tables_are_not_mixed(data, pairs_folder, processor):
-    other = PairData(str(pairs_folder))
-    other.source.captions = lambda count: ["Other words."] * count
-    plain = FastGoalCollator(processor)([data[1], data[2]])
-    for one in (data, other):
-        one.tokenize(processor, plan())
-    made = FastGoalCollator(processor)([data[1], other[2]])
-    assert torch.equal(made["input_ids"], plain["input_ids"])
+def test_rows_with_and_without_tokens_make_a_batch(data, processor):
+    expected = FastGoalCollator(processor)([data[1], data[2]])
+    batch = FastGoalCollator(processor)([data.for_training(processor.tokenizer)[1], data[2]])
+    assert torch.equal(batch["input_ids"], expected["input_ids"])

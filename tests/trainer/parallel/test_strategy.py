@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
-from fastgoal.trainer.batches.rows import PairData
+from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.parallel.strategy import describe
 
 CONFIG = Path(__file__).resolve().parents[3] / "trainer" / "accelerate_configs" / "fsdp.yaml"
@@ -75,7 +75,7 @@ def train(bases, pairs, folder, case, resume=None):
         model=FastGoalModel.from_base(base),
         args=args,
         processing_class=FastGoalProcessor.from_base(base),
-        train_dataset=PairData(pairs),
+        train_dataset=TrainingData(pairs),
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
