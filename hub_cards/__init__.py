@@ -1,1 +1,1 @@
-"""What a model needs to be at home on the Hub: its card, the endpoint's handler, and the push itself."""
+"""Model and dataset cards, the handler of inference endpoints, and pushing to the Hub."""

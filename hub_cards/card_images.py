@@ -1,7 +1,6 @@
-"""Pictures of local pairs, and the blocks that every sheet of pictures and texts is put together from.
+"""Draw images of local pairs, and the blocks of images and text that such figures consist of.
 
-A block is a picture on white. `stack` and `flow` make one of several; sheets that a page shows, too, place the same
-pictures there.
+A block is an image on a white background. `stack` and `flow` arrange several blocks into one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,29 +15,28 @@ from fastgoal.processing.texts import shortened
 
 from .wording import count, number
 
-# Legible as text on white (contrast of 4.5 and more), and white on them; told apart with any of the three color-vision
-# deficiencies. The first ones differ most.
+# Legible on white, and white on them (contrast of at least 4.5), and distinguishable with any color-vision deficiency.
+# The first ones differ most.
 COLORS = ("#027caf", "#db0184", "#7d7a00", "#402279", "#7a4403", "#8632fe", "#6e0c35", "#0106c7")
 GREY, PALE = "#757575", "#d0d0d0"
 FONT_SIZE = 16
 LINE = 22
 MARGIN = 16
-# Of a text in a picture, and of the sentences of a row.
-MOST_CHARACTERS, MOST_LINES = 1000, 100
-TAG = (24, 20)  # width and height of a sentence's number on an image
-STRIPE = 12  # pixels along a frame of several colors after which the color changes
-LEGEND = "Thick frame and *: the pair for training. In brackets: region, cosine of sentence and region."
+MOST_CHARACTERS, MOST_SENTENCES = 1000, 100  # of a text, and of a row
+TAG = (24, 20)  # width and height of the number of a sentence on an image
+STRIPE = 12  # pixels of each color along a frame of several colors
+LEGEND = "Thick frame and *: the best pair. In brackets: region, cosine similarity of sentence and region."
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A region to frame on a picture.
+    """The frame of a region on an image.
 
     Attributes:
-        region: Which one it is.
-        box: (x1, y1, x2, y2) in pixels of the picture.
-        numbers: Of the sentences that belong to it.
-        colors: Of the numbers, in turn. The frame has all of them, as stripes if they are several.
+        region: Index of the region.
+        box: (x1, y1, x2, y2) in pixels of the image.
+        numbers: Numbers of the sentences that the region was matched to.
+        colors: Colors of the numbers, repeated in order. A frame of several colors has stripes.
         best: Whether the frame is thick.
     """
 
@@ -55,22 +53,22 @@ class Frame:
     @property
     def tags(self) -> list[tuple[int, str]]:
         """The numbers with their colors."""
-        return [(one, self.colors[place % len(self.colors)]) for place, one in enumerate(self.numbers)]
+        return [(number, self.colors[index % len(self.colors)]) for index, number in enumerate(self.numbers)]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence beside a picture.
+    """A sentence next to an image.
 
     Attributes:
-        number: Of the sentence in its caption, from 1.
+        number: Number of the sentence in its caption, from 1.
         text: The sentence.
-        color: Of its number on the picture.
-        region: That it was matched to; None: to none.
-        label: What that region is called.
-        score: Cosine of sentence and region.
-        best: Whether it is the pair for training.
-        note: What else there is to say.
+        color: Color of its number on the image.
+        region: Index of the region that it was matched to, None without one.
+        label: Label of that region.
+        score: Cosine similarity of sentence and region.
+        best: Whether it is in the best pair of the image.
+        note: Text in parentheses at the end.
     """
 
     number: int
@@ -83,20 +81,20 @@ class Line:
     note: str = ""
 
     def __str__(self) -> str:
-        place = "" if self.region is None else f"  [{self.label}, {number(self.score, 3)}]"
+        match = "" if self.region is None else f"  [{self.label}, {number(self.score, 3)}]"
         note = f"  ({self.note})" if self.note else ""
-        return f"{'* ' if self.best else ''}{self.number}. {self.text}{place}{note}"
+        return f"{'* ' if self.best else ''}{self.number}. {self.text}{match}{note}"
 
 
-def in_turn(place: int) -> str:
-    """The color of the n-th thing, from 0."""
-    return COLORS[place % len(COLORS)]
+def in_turn(index: int) -> str:
+    """Return the color of the thing with an index; colors repeat."""
+    return COLORS[index % len(COLORS)]
 
 
 def row_figure(row: Mapping[str, Any]) -> tuple[list[Frame], list[Line]]:
-    """What to draw of a row of a pairs dataset: frames of the regions that a sentence was matched to, and sentences.
+    """Return the frames of the matched regions and the lines of the sentences of a row of a pairs dataset.
 
-    One color stands for one region. Pairs that name a region that is not there are left out.
+    A region and its sentences have one color. Pairs with a region that does not exist are left out.
     """
     caption, regions = row["caption"] or "", row["regions"] or []
     pairs = {
@@ -107,39 +105,33 @@ def row_figure(row: Mapping[str, Any]) -> tuple[list[Frame], list[Line]]:
     of_region: dict[int, list[Mapping[str, Any]]] = {}
     for pair in pairs.values():
         of_region.setdefault(pair["region"], []).append(pair)
-    frames = [
-        Frame(
-            region,
-            regions[region]["box"],
-            [pair["sentence"] + 1 for pair in members],
-            (in_turn(place),),
-            any(pair["best"] for pair in members),
-        )
-        for place, (region, members) in enumerate(of_region.items())
-    ]
-    colors = {frame.region: frame.colors[0] for frame in frames}
+    colors = {region: in_turn(index) for index, region in enumerate(of_region)}
+    frames = []
+    for region, matches in of_region.items():
+        numbers, best = [pair["sentence"] + 1 for pair in matches], any(pair["best"] for pair in matches)
+        frames.append(Frame(region, regions[region]["box"], numbers, (colors[region],), best))
     lines = []
-    for place, sentence in enumerate(row["sentences"] or []):
-        text, pair = caption[sentence["start"] : sentence["end"]], pairs.get(place)
-        if pair is None:
-            lines.append(Line(place + 1, text))
+    for index, sentence in enumerate(row["sentences"] or []):
+        text, match = caption[sentence["start"] : sentence["end"]], pairs.get(index)
+        if match is None:
+            lines.append(Line(index + 1, text))
             continue
-        region = pair["region"]
+        region = match["region"]
         label = plain_label(regions[region]["label"] or regions[region]["source"] or "")
-        lines.append(Line(place + 1, text, colors[region], region, label, pair["score"], pair["best"]))
+        lines.append(Line(index + 1, text, colors[region], region, label, match["score"], match["best"]))
     return frames, lines
 
 
 def plain_label(label: str) -> str:
-    """A region's label as people write it."""
+    """Return the label of a region with spaces for underscores."""
     return label.replace("_", " ")
 
 
 def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> None:
-    """Draw frames with their sentences' numbers on an image that was scaled by `scale`.
+    """Draw frames, with the numbers of their sentences, on an image that was scaled by `scale`.
 
-    White lines on both sides keep a frame visible on a picture of its color. Numbers lie above all frames and inside
-    the image; those of regions whose corners nearly coincide lie under one another.
+    White lines on both sides keep a frame visible on any image. Numbers are drawn last and inside the image; the
+    numbers of regions with nearly the same corner are stacked.
     """
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE - 2)
     taken: dict[tuple[int, int], int] = {}
@@ -158,102 +150,101 @@ def draw_frames(image: Image.Image, frames: Iterable[Frame], scale: float) -> No
         rows = -(-len(frame.numbers) // in_row)
         top = max(0, min(y1 + TAG[1] * taken.get(corner, 0), image.height - rows * TAG[1]))
         taken[corner] = taken.get(corner, 0) + rows
-        for place, tag in enumerate(frame.tags):
-            tags.append((left + TAG[0] * (place % in_row), top + TAG[1] * (place // in_row), *tag))
-    for left, top, of_sentence, color in tags:
+        for index, tag in enumerate(frame.tags):
+            tags.append((left + TAG[0] * (index % in_row), top + TAG[1] * (index // in_row), *tag))
+    for left, top, sentence, color in tags:
         draw.rectangle((left, top, left + TAG[0] - 2, top + TAG[1] - 2), fill=color, outline="white")
         middle = (left + TAG[0] // 2 - 1, top + TAG[1] // 2 - 1)
-        draw.text(middle, str(of_sentence), fill="white", font=font, anchor="mm")
+        draw.text(middle, str(sentence), fill="white", font=font, anchor="mm")
 
 
 def _stripes(size: tuple[int, int], colors: Sequence[str]) -> Image.Image:
-    """Diagonal stripes of all colors; along every side of a frame they follow each other."""
+    """Return an image of diagonal stripes, so that all colors alternate along each side of a frame."""
     values = np.array([ImageColor.getrgb(color) for color in colors], dtype=np.uint8)
-    places = (np.arange(size[0]) + np.arange(size[1])[:, None]) // STRIPE % len(colors)
-    return Image.fromarray(values[places])
+    stripes = (np.arange(size[0]) + np.arange(size[1])[:, None]) // STRIPE % len(colors)
+    return Image.fromarray(values[stripes])
 
 
 def fitted(image: Image.Image, width: float, height: float) -> Image.Image:
-    """The picture, scaled as large as fits into `width` and `height`."""
+    """Return the image, scaled to the largest size that fits into `width` and `height`."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def framed(image: Image.Image, frames: Iterable[Frame], width: float, height: float) -> Image.Image:
-    """The picture with frames, scaled as large as fits into `width` and `height`."""
+    """Return the image with frames, scaled to the largest size that fits into `width` and `height`."""
     shown = fitted(image, width, height)
     draw_frames(shown, frames, min(width / image.width, height / image.height))
     return shown
 
 
 def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, width: int = 1100) -> Image.Image:
-    """A sheet with one row of a pairs dataset under the other.
+    """Draw rows of a pairs dataset below each other.
 
-    Left the image with the regions of the sentences, each with their numbers; that of the pair for training has a thick
-    frame. Right the sentences, in their regions' colors, with region and score; the training pair has an asterisk.
+    On the left is the image with the frames of matched regions; the frame of the best pair is thick. On the right are
+    the sentences in the colors of their regions, with region and score; the best pair has an asterisk.
 
     Args:
         rows: Rows as `fastgoal pairs` writes them.
-        image_height: Height that every image is scaled to, in pixels; wide ones become lower.
-        width: Width of the sheet in pixels.
+        image_height: Height of the images in pixels; wide images become lower.
+        width: Width of the result in pixels.
 
     Raises:
         ValueError: `rows` is empty, or an image cannot be read.
     """
     if not rows:
-        raise ValueError("`rows` must hold at least one row of a pairs dataset, got none.")
+        raise ValueError("`rows` must have at least one row of a pairs dataset, got none.")
     inside = width - 2 * MARGIN
     shown = []
     for row in rows:
         frames, lines = row_figure(row)
         image = load_image(row["image"], name=row.get("file_name"))
         shown.append((framed(image, frames, 0.45 * inside, image_height), lines))
-    left = max(picture.width for picture, _ in shown)
+    left = max(image.width for image, _ in shown)
     blocks = [text_block([(LEGEND, GREY)], inside)]
-    for picture, lines in shown:
+    for image, lines in shown:
         texts = lines_block(lines, inside - left - MARGIN)
-        blocks += [flow([stack([picture], width=left), texts], inside), rule(inside)]
+        blocks += [flow([stack([image], width=left), texts], inside), rule(inside)]
     return padded(stack(blocks[:-1], MARGIN // 2))
 
 
 def text_block(texts: Iterable[tuple[str, str]], width: int, size: int = FONT_SIZE, most: int = 0) -> Image.Image:
-    """Texts with their colors, one under the other, broken into lines.
+    """Draw texts below each other, wrapped into lines.
 
     Args:
-        texts: Text and color of each.
-        width: Of the block in pixels.
-        size: Of the letters.
-        most: Lines to show of each text; 0: all of them.
+        texts: Texts with their colors.
+        width: Width of the block in pixels.
+        size: Font size.
+        most: Maximum number of lines of each text; 0 shows all.
     """
     font = ImageFont.load_default(size)
     lines = []
     for text, color in texts:
         wrapped = wrap_text(shortened(text, MOST_CHARACTERS), font, width)
         if 0 < most < len(wrapped):
-            # What is left out makes room for the dots.
+            # The last line makes room for the dots.
             last = wrap_text(wrapped[most - 1], font, width - round(font.getlength(" ...")))[0]
             wrapped = [*wrapped[: most - 1], f"{last} ..."]
         lines += [(line, color) for line in wrapped]
     height = LINE + size - FONT_SIZE
     block = Image.new("RGB", (width, height * len(lines)), "white")
     draw = ImageDraw.Draw(block)
-    for place, (line, color) in enumerate(lines):
-        draw.text((0, place * height), line, fill=color, font=font)
+    for index, (line, color) in enumerate(lines):
+        draw.text((0, index * height), line, fill=color, font=font)
     return block
 
 
 def lines_block(lines: Iterable[Line], width: int) -> Image.Image:
-    """Sentences in their colors, each with its region and score; the first `MOST_LINES` of them."""
-    given = list(lines)
-    texts = [(str(line), line.color) for line in given[:MOST_LINES]]
-    if len(given) > MOST_LINES:
-        texts.append((f"and {count(len(given) - MOST_LINES, 'sentence')} more", GREY))
+    """Draw sentences in their colors, at most `MOST_SENTENCES`, each with its region and score."""
+    texts = [(str(line), line.color) for line in lines]
+    if (more := len(texts) - MOST_SENTENCES) > 0:
+        texts[MOST_SENTENCES:] = [(f"and {count(more, 'sentence')} more", GREY)]
     return text_block(texts, width)
 
 
 def stack(blocks: Sequence[Image.Image], gap: int = 0, width: int = 0) -> Image.Image:
-    """Blocks one under the other, flush left; as wide as the widest one, but at least `width`."""
+    """Arrange blocks below each other, aligned on the left, in a block that is at least `width` wide."""
     height = sum(block.height for block in blocks) + gap * (len(blocks) - 1)
     sheet = Image.new("RGB", (max(width, *(block.width for block in blocks)), height), "white")
     top = 0
@@ -264,33 +255,33 @@ def stack(blocks: Sequence[Image.Image], gap: int = 0, width: int = 0) -> Image.
 
 
 def flow(blocks: Iterable[Image.Image], width: int, gap: int = MARGIN) -> Image.Image:
-    """Blocks beside each other in as many rows as they need, like the words of a paragraph `width` pixels wide."""
-    places: list[tuple[Image.Image, int, int]] = []
+    """Arrange blocks in rows, like the words of a paragraph that is `width` pixels wide."""
+    placed: list[tuple[Image.Image, int, int]] = []
     left = top = height = 0
     for block in blocks:
         if left and left + block.width > width:
             left, top, height = 0, top + height + gap, 0
-        places.append((block, left, top))
+        placed.append((block, left, top))
         left += block.width + gap
         height = max(height, block.height)
     sheet = Image.new("RGB", (width, top + height), "white")
-    for block, x, y in places:
+    for block, x, y in placed:
         sheet.paste(block, (x, y))
     return sheet
 
 
 def rule(width: int) -> Image.Image:
-    """A line between two blocks."""
+    """Return a line that separates two blocks."""
     return Image.new("RGB", (width, 1), PALE)
 
 
 def padded(block: Image.Image, margin: int = MARGIN, color: str = "white") -> Image.Image:
-    """The block with a margin on all sides."""
+    """Return the block with a margin on all sides."""
     return ImageOps.expand(block, margin, color)
 
 
 def wrap_text(text: str, font: Any, width: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels, between words, or inside one that is longer than a line."""
+    """Wrap a text into lines of at most `width` pixels, between words, or inside a word that is longer than a line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()

@@ -1,7 +1,7 @@
-"""What the cards of models and of datasets share: names for the public, and how a card is written and renamed.
+"""What model cards and dataset cards share: public names, and how a card is written and renamed.
 
-The facts are gathered into dataclasses first (`ModelFacts`, `DataFacts`); the templates beside this file only lay them
-out. A card names no folder of the machine that wrote it, and no secret.
+The facts of a card are gathered into dataclasses first (`ModelFacts`, `DataFacts`), and a template in this folder lays
+them out. A card names no folder of the machine that wrote it, and holds no secret.
 """
 
 import os
@@ -22,30 +22,30 @@ from .wording import count, number, percent
 HERE = Path(__file__).parent
 CARD = "README.md"
 EXAMPLES = "examples"
-# Control characters, ends of lines, and what turns the direction of a text.
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# Control characters, line breaks, unpaired surrogates, and characters that change the direction of the text.
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is OWNER/NAME on the Hub rather than something on this machine."""
+    """Return whether a name is `OWNER/NAME` on the Hub rather than a path on this machine."""
     return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def public_name(name: str) -> str:
-    """A model's or dataset's name for the public: a Hub id as it is, of a folder or a file only the last name."""
+    """Return the public name of a model or dataset: a Hub id, or only the last name of a folder or file."""
     return name if is_hub_id(name) else card_name(Path(name).name or Path(name).resolve().name)
 
 
 def card_name(name: str) -> str:
-    """A name as it may stand in a line of code, in metadata and in a title: what is no letter or digit is `_`."""
+    """Return a name that is safe in code, metadata and titles, with `_` for most punctuation."""
     return re.sub(r"[^\w./@+-]+", "_", name).strip("_") or "unnamed"
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """Facts whose texts are of one line and neither HTML nor Markdown that ends a cell or a span; the names stay.
+    """Return facts with texts that are safe in a card: one line, without HTML and without the ends of cells and spans.
 
-    A `prompt` keeps its lines.
+    The text of `prompt` keeps its lines.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{each.name: plain(getattr(value, each.name), each.name) for each in fields(value)})
@@ -61,27 +61,31 @@ def plain(value: Any, key: str = "") -> Any:
 
 
 def public_weights(mark: str) -> str:
-    """The name of weights for the public: of `name#hash` of local ones the name, `name@revision` of the Hub's whole."""
+    """Return the public name of weights: `name` for `folder/name#hash` on this machine, `name@revision` for the Hub."""
     name, at, revision = mark.partition("#")[0].partition("@")
     return public_name(name) + at + revision
 
 
 def write_card(folder: str | os.PathLike[str], template: str, data: CardData, facts: Any) -> Path:
-    """Write `README.md` into a folder, all of it or nothing; returns its path.
+    """Write `README.md` into a folder, complete or not at all; return its path.
 
-    A template, a file beside this one, lays out the facts, which have a `name`, below the metadata.
+    Args:
+        folder: The folder.
+        template: Name of a template in the folder of this file, which lays out the facts below the metadata.
+        data: The metadata.
+        facts: The facts, a dataclass with a `name`.
     """
-    layouts = Environment(loader=FileSystemLoader(HERE))
-    layouts.filters.update(public_name=public_name, number=number, percent=percent, things=count)
-    layout = layouts.get_template(template)
-    text = layout.render(card_data=data.to_yaml(), facts=plain(facts), title=facts.name.split("/")[-1])
+    environment = Environment(loader=FileSystemLoader(HERE))
+    environment.filters.update(public_name=public_name, number=number, percent=percent, things=count)
+    title = facts.name.split("/")[-1]
+    text = environment.get_template(template).render(card_data=data.to_yaml(), facts=plain(facts), title=title)
     path = Path(folder) / CARD
     write_text(path, text)
     return path
 
 
 def rename_card(text: str, repo: str) -> str:
-    """A card's text with the Hub id in place of the folder's name: in the usage, the title's metadata, the widget."""
+    """Return the text of a card with the Hub id in place of the folder's name, in code, metadata, title and widget."""
     old = re.search(r'^name = "(.*)"$', text, re.MULTILINE)
     text = re.sub(r'^name = ".*"$', lambda _: f'name = "{repo}"', text, flags=re.MULTILINE)
     address = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLES}/"
@@ -93,7 +97,7 @@ def rename_card(text: str, repo: str) -> str:
 
 
 def save_pairs_sheet(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw rows with their local pairs into a folder; returns the picture's path inside it."""
+    """Draw rows with their local pairs into an image file of a folder; return its path inside the folder."""
     path = folder / EXAMPLES / "pairs.jpg"
     path.parent.mkdir(exist_ok=True)
     pairs_sheet(rows).save(path, quality=88)

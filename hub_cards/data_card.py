@@ -1,4 +1,4 @@
-"""The card of a pairs dataset: figures, settings, licenses, what wrote the captions, and a sheet of sample rows."""
+"""The card of a pairs dataset: figures, settings, licenses, the model that wrote the captions, and sample rows."""
 
 import hashlib
 import json
@@ -22,26 +22,22 @@ from .cards import CARD, card_name, is_hub_id, public_name, public_weights, rena
 SAMPLES = 3
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
-# Hash of the card as it was written here: one with another hash has been worked on, and is not written over.
+# Holds the hash of the card that was written. A card with another hash was edited, and is not overwritten.
 CARD_MARK = Path(".fastgoal", "card.json")
-# Settings that say where the data lay, and those that are in the words for the detector.
-NOT_LISTED = (
-    *("source_rows", "source_fingerprint", "image_column", "caption_column"),
-    *("min_score", "min_area", "max_area"),
-)
+NOT_LISTED = ("source_rows", "source_fingerprint", "image_column", "caption_column")  # they tell where the data was
 
 
 @dataclass(frozen=True)
 class CaptionerFacts:
-    """What wrote the captions of a dataset.
+    """How the captions of a dataset were generated.
 
     Attributes:
-        model: Hub id or a folder's last name.
-        prompt: What it was asked.
-        source: Where the images come from: a Hub id or a folder's last name.
-        settings: Of `fastgoal caption` that the text depends on, by name.
-        captions: How many it wrote.
-        cut: How many reached the token limit.
+        model: Hub id of the model, or the last name of its folder.
+        prompt: The prompt.
+        source: Where the images come from: a Hub id, or the last name of a folder.
+        settings: Settings of `fastgoal caption` that the text depends on, by name.
+        captions: Number of captions.
+        cut: Number of captions that reached the token limit.
     """
 
     model: str
@@ -53,20 +49,25 @@ class CaptionerFacts:
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> "CaptionerFacts":
-        """The facts of a folder that `fastgoal caption` wrote; a `ValueError` if it is none, or was not finished."""
-        manifest = _finished(
-            Path(folder) / CAPTIONS_MANIFEST, f"captions='{folder}' is not a finished folder of `fastgoal caption`."
+        """Read the facts of an output folder of `fastgoal caption`.
+
+        Raises:
+            ValueError: The folder is not one, or the command did not finish.
+        """
+        manifest = _read_finished(
+            Path(folder) / CAPTIONS_MANIFEST,
+            f"`captions` must be a finished output folder of `fastgoal caption`, got '{folder}'.",
         )
         settings, summary = manifest["settings"], manifest["summary"]
-        sampled = "temperature {temperature}, top-p {top_p}, seed {seed}".format_map(settings)
+        sampling = "temperature {temperature}, top-p {top_p}, seed {seed}".format_map(settings)
         return cls(
             model=public_weights(settings["model"]),
             prompt=settings["prompt"],
             source=public_name(manifest["source"]),
             settings={
-                "decoding": sampled if settings["temperature"] > 0 else "greedy",
-                "most tokens": settings["max_new_tokens"],
-                "number format": settings["dtype"],
+                "decoding": sampling if settings["temperature"] > 0 else "greedy",
+                "max_new_tokens": settings["max_new_tokens"],
+                "dtype": settings["dtype"],
             },
             captions=summary["images"],
             cut=summary["cut"],
@@ -78,16 +79,16 @@ class DataFacts:
     """What the card of a pairs dataset says.
 
     Attributes:
-        name: Hub id, or the folder's last name.
-        source: Where images and captions come from: a Hub id or a folder's last name.
-        figures: Of `inspect_pairs`: what was counted in the rows.
-        settings: Of `fastgoal pairs`, by name.
-        license: Identifier as on the Hub; None if nobody stated it.
-        image_license: Of the images, in words, where it was stated.
-        caption_license: Likewise of the captions.
-        tokenizer: Name of the tokenizer that counted, where one did.
-        captioner: What wrote the captions, where `fastgoal caption` did.
-        pictures: Path of a sheet of sample rows inside the folder.
+        name: Hub id, or the last name of the folder.
+        source: Where images and captions come from: a Hub id, or the last name of a folder.
+        figures: What `inspect_pairs` counts in the rows.
+        settings: Settings of `fastgoal pairs`, by name.
+        license: License of the dataset, an identifier of the Hub; None if nobody stated one.
+        image_license: License of the images in words, if stated.
+        caption_license: License of the captions in words, if stated.
+        tokenizer: Name of the tokenizer that counted tokens, if one did.
+        captioner: How the captions were generated, if `fastgoal caption` wrote them.
+        pairs_image: Path inside the folder of an image that shows sample rows.
     """
 
     name: str
@@ -99,27 +100,24 @@ class DataFacts:
     caption_license: str | None = None
     tokenizer: str | None = None
     captioner: CaptionerFacts | None = None
-    pictures: str | None = None
+    pairs_image: str | None = None
 
     @classmethod
-    def of_folder(
-        cls, folder: str | os.PathLike[str] | PairsFolder, counter: TokenCounter | None = None, **facts: Any
-    ) -> "DataFacts":
-        """The facts of what `fastgoal pairs` wrote, beside those given by name.
+    def of_folder(cls, folder: PairsFolder, counter: TokenCounter | None = None, **facts: Any) -> "DataFacts":
+        """Gather the facts of an output folder of `fastgoal pairs`; `facts` are others, by attribute.
 
         Args:
-            folder: A folder, or one from `open_finished`; see there for what is wrong with it.
-            counter: Counts the captions' tokens; None leaves them out.
+            folder: The folder; see `open_finished`.
+            counter: Counts the tokens of captions; None leaves them out.
             **facts: Attributes.
         """
-        opened = folder if isinstance(folder, PairsFolder) else open_finished(Path(folder))
         captioner = facts.get("captioner")
         return cls(
             **{
-                "name": card_name(opened.folder.resolve().name),
-                "source": captioner.source if captioner else public_name(opened.manifest["source"]),
-                "figures": inspect_pairs(opened, counter, repetitions=False),
-                "settings": _public_settings(opened.manifest["settings"]),
+                "name": card_name(folder.folder.resolve().name),
+                "source": captioner.source if captioner else public_name(folder.manifest["source"]),
+                "figures": inspect_pairs(folder, counter, repetitions=False),
+                "settings": _public_settings(folder.manifest["settings"]),
                 "tokenizer": None if counter is None else public_name(counter.name),
                 **facts,
             }
@@ -127,7 +125,7 @@ class DataFacts:
 
 
 def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
-    """Write `README.md`, with its metadata, into a pairs dataset's folder; returns its path."""
+    """Write the dataset card `README.md` with its metadata into a folder; return its path."""
     data = DatasetCardData(
         license=facts.license,
         size_categories=[next((name for limit, name in SIZES if facts.figures["rows"] < limit), "n>10M")],
@@ -136,7 +134,7 @@ def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
         pretty_name=facts.name.split("/")[-1],
         source_datasets=[facts.source] if is_hub_id(facts.source) else None,
         annotations_creators=["machine-generated"],
-        # Said, not left to be guessed: there is a picture beside the data.
+        # Without this, loaders might take the image of sample rows for data.
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
     return write_card(folder, "data_card.md", data, facts)
@@ -151,30 +149,28 @@ def prepare_data_card(
     captions: str | os.PathLike[str] | None = None,
     tokenizer: str | None = USUAL_TOKENIZERS[0],
 ) -> bool:
-    """Write the card of a folder that `fastgoal pairs` wrote, with figures, licenses and a sheet of sample rows.
+    """Write the card of an output folder of `fastgoal pairs`, with figures, licenses and an image of sample rows.
 
     Args:
         folder: See `open_finished`.
-        repo: Id on the Hub that the card names.
-        license: Of the dataset as a whole: an identifier of the Hub such as `cc-by-4.0`.
-        image_license: Of the images, in words, if it is another; likewise `caption_license`.
-        caption_license: Of the captions.
+        repo: Hub id that the card names.
+        license: License of the dataset, an identifier of the Hub such as `cc-by-4.0`.
+        image_license: License of the images in words, if different.
+        caption_license: License of the captions in words, if different.
         captions: See `find_captioner`.
-        tokenizer: Folder or Hub id that CLIP's tokens are counted with; None leaves them out.
+        tokenizer: Folder or Hub id of the tokenizer that counts tokens; None leaves them out.
 
     Returns:
-        Whether the card was written. One that somebody changed by hand is kept.
+        Whether the card was written. A card that was edited by hand stays unchanged.
 
     Raises:
-        ValueError: The folder, the license or the folder of captions is not what it should be.
-        OSError: The tokenizer could not be loaded.
+        ValueError: The folder, the license or the folder of captions is not valid, or the tokenizer cannot be loaded.
     """
     folder = Path(folder)
     if not LICENSE.fullmatch(license):
         raise ValueError(
-            f"license='{license}'; expected an identifier of the Hub in small letters, such as cc-by-4.0, "
-            "cc-by-nc-4.0, cc0-1.0 or other. Words go into image_license and caption_license (--image-license, "
-            "--caption-license)."
+            f"`license` must be an identifier of the Hub in lower case, such as cc-by-4.0, cc0-1.0 or other, got "
+            f"'{license}'. Free text goes into `image_license` and `caption_license`."
         )
     opened = open_finished(folder)
     card, mark = folder / CARD, folder / CARD_MARK
@@ -188,7 +184,7 @@ def prepare_data_card(
         image_license=image_license,
         caption_license=caption_license,
         captioner=find_captioner(opened, captions),
-        pictures=save_pairs_sheet(folder, sample_rows(opened, SAMPLES)),
+        pairs_image=save_pairs_sheet(folder, sample_rows(opened, SAMPLES)),
     )
     write_data_card(folder, facts)
     mark.parent.mkdir(exist_ok=True)
@@ -197,23 +193,31 @@ def prepare_data_card(
 
 
 def open_finished(folder: Path) -> PairsFolder:
-    """A folder that `fastgoal pairs` wrote; a `ValueError` if it is none, unfinished, or lacks rows that it had."""
-    refusal = f"folder='{folder}' is not a finished dataset of `fastgoal pairs`; run that command first."
-    images = _finished(folder / MANIFEST, refusal)["summary"]["images"]
+    """Open an output folder of `fastgoal pairs`.
+
+    Raises:
+        ValueError: The folder is not one, the command did not finish, or rows are missing.
+    """
+    refusal = f"`folder` must be a finished output folder of `fastgoal pairs`, got '{folder}'. Run that command first."
+    images = _read_finished(folder / MANIFEST, refusal)["summary"]["images"]
     opened = PairsFolder(folder)
     if len(opened) != images:
         raise ValueError(
-            f"folder='{folder}' has {len(opened)} rows in data/*.parquet, and its summary speaks of {images}. Run "
-            "`fastgoal pairs` again: it makes the shards that are missing."
+            f"{folder}: data/*.parquet has {len(opened)} rows, but `fastgoal pairs` wrote {images}. Run that command "
+            "again to write the missing files."
         )
     return opened
 
 
 def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None = None) -> CaptionerFacts | None:
-    """What wrote the captions of a pairs dataset; None if its source is not there or has others.
+    """Return how the captions of a pairs dataset were generated; None if that is unknown.
 
-    `captions` is a folder that `fastgoal caption` wrote, by default the source of the pairs. One that is given and is
-    not what the pairs were made from is a `ValueError`.
+    Args:
+        pairs: The dataset.
+        captions: Output folder of `fastgoal caption`. None looks for it where `fastgoal pairs` read it.
+
+    Raises:
+        ValueError: `captions` is not such a folder, or the pairs were made from other captions.
     """
     source = Path(captions or pairs.manifest["source"])
     if captions is None and not (source / CAPTIONS_MANIFEST).is_file():
@@ -224,18 +228,18 @@ def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None =
     if captions is None:
         return None
     raise ValueError(
-        f"captions='{captions}' holds other captions or images than those that '{pairs.folder}' was made from. Name "
-        "the folder that `fastgoal pairs` read, as it was then."
+        f"`captions` must be the folder that '{pairs.folder}' was made from, unchanged, got '{captions}' with other "
+        "captions or images."
     )
 
 
 def sample_rows(folder: PairsFolder, count: int) -> list[dict[str, Any]]:
-    """Some rows of a pairs dataset, evenly spaced."""
+    """Return `count` rows of a pairs dataset, evenly spaced."""
     return [row for _, row in folder.read(range(0, len(folder), max(1, len(folder) // count))[:count])]
 
 
-def _finished(path: Path, refusal: str) -> dict[str, Any]:
-    """The manifest of a finished run; raises `ValueError` with the refusal where there is none."""
+def _read_finished(path: Path, refusal: str) -> dict[str, Any]:
+    """Read the manifest of a finished run; raise a `ValueError` with the refusal if there is none."""
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -246,18 +250,17 @@ def _finished(path: Path, refusal: str) -> dict[str, Any]:
 
 
 def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a manifest that are worth telling, without names of folders; the detector in words."""
+    """Return the settings of a manifest for the card, without names of folders and with the detector in words."""
     detector = DetectorSpec.from_settings(settings)
     revision = detector.weights.partition("#")[0].partition("@")[2]
-    told = {
+    shown = {
+        **settings,
         "model": public_weights(str(settings["model"])),
         "detector": f"{detector}, revision {revision}" if revision else str(detector),
     }
-    return {
-        name: told.get(name, value) for name, value in settings.items() if value is not None and name not in NOT_LISTED
-    }
+    return {name: value for name, value in shown.items() if value is not None and name not in NOT_LISTED}
 
 
 def _hash(card: Path) -> str:
-    """Of a card's text, whichever repository it names: pushing puts the repository's full name into it."""
+    """Hash the text of a card without the name of its repository, which a push completes."""
     return hashlib.sha256(rename_card(card.read_text(encoding="utf-8"), "owner/name").encode()).hexdigest()

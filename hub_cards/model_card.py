@@ -1,4 +1,4 @@
-"""The card of a model, filled from what really ran, and the handler that serves it as an inference endpoint."""
+"""The card of a model, filled with what was trained and measured, and the handler that serves it as an endpoint."""
 
 import json
 import math
@@ -16,23 +16,26 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 from safetensors import safe_open
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from fastgoal.modeling_fastgoal.families_fastgoal import FAMILIES, Family, family_of
-from fastgoal.processing.checkpoints.adapters import BASE_FILE
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
+from fastgoal.processing.checkpoints.adapters import is_adapter, read_base
+from fastgoal.processing.checkpoints.load import check_model
 
 from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
 from .wording import count
 
-LOSS_LINES = 8
+LOG_LINES = 8  # in a table of a card
 
-# Settings that every card lists; of the others those that were changed.
+# Settings that every card lists. Others are listed if they were changed.
 CORE_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
     *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("bf16", "fp16", "gradient_checkpointing", "seed"),
 )
-# Settings of the machine, the log and the upload: they do not change the weights, and may hold paths and secrets.
+# Settings of the machine, the log and the upload do not change the weights, and may hold paths and secrets.
 NOT_LISTED = re.compile(
     r"token|_dir|^hub|push|report_to|run_name|project|trackio|^log|^save|^eval|^resume|^do_|dataloader|tqdm|^use_cpu|"
     r"ddp|fsdp|deepspeed|accelerator|parallelism|load_best|metric|greater|batch_eval|include_|per_device_eval|"
@@ -45,20 +48,20 @@ class TrainingFacts:
     """How a model was trained.
 
     Attributes:
-        data: Name of the dataset, a Hub id or a folder's last name.
-        rows: Rows trained on.
+        data: Hub id of the dataset, or the last name of its folder.
+        rows: Number of rows.
         objective: Name of the objective.
-        weights: Weight of each loss.
-        settings: Hyper-parameters by name.
-        steps: Optimizer steps made.
-        epochs: Times the rows were gone through.
-        losses: Lines of the log: `step` and the loss and its parts.
+        weights: Weight of each loss by its label.
+        settings: Hyperparameters by name.
+        steps: Number of optimizer steps.
+        epochs: Number of epochs over the rows.
+        losses: Lines of the log with `step`, the loss and its parts.
         hardware: Devices, in words.
-        seconds: Wall-clock time, None while it still runs.
-        versions: Libraries by name.
-        captions: How long they are, in words.
+        seconds: Wall-clock time; None while the training runs.
+        versions: Versions of libraries by name.
+        captions: Lengths of the captions, in words.
         evaluations: Lines of the log with `step` and the metrics of an evaluation.
-        contrastive: Whose contrastive losses they are, `CLIP's` or `SigLIP's`.
+        is_sigmoid: Whether the contrastive losses are sigmoid losses.
     """
 
     data: str
@@ -74,17 +77,17 @@ class TrainingFacts:
     versions: dict[str, str]
     captions: str | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
-    contrastive: str = "CLIP's"
+    is_sigmoid: bool = False
 
     @property
     def shown_losses(self) -> list[dict[str, float]]:
-        """Some lines of the log, evenly spaced, the first and the last among them."""
-        return _some(self.losses)
+        """Some lines of the losses, evenly spaced, with the first and the last one."""
+        return _spread(self.losses)
 
     @property
     def shown_evaluations(self) -> list[dict[str, float]]:
-        """Likewise."""
-        return _some(self.evaluations)
+        """Some lines of the evaluations, evenly spaced, with the first and the last one."""
+        return _spread(self.evaluations)
 
     @property
     def duration(self) -> str | None:
@@ -98,15 +101,15 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class EvaluationFacts:
-    """Retrieval that was measured.
+    """The result of a retrieval evaluation.
 
     Attributes:
-        data: Name of the dataset, a Hub id or a folder's last name.
-        images: Images in the gallery.
-        captions: Captions in the gallery.
-        metrics: Of `retrieval_metrics`, fractions and ranks.
-        protocol: Everything that the numbers depend on, in words.
-        base: The same of the model before its training, where that was measured.
+        data: Hub id of the dataset, or the last name of its folder.
+        images: Number of images in the gallery.
+        captions: Number of captions in the gallery.
+        metrics: Metrics as `retrieval_metrics` names them: fractions and ranks.
+        protocol: Everything that the metrics depend on, in words.
+        base: Metrics of the model before its training, if they were measured.
     """
 
     data: str
@@ -118,9 +121,17 @@ class EvaluationFacts:
 
     @property
     def recalls(self) -> list[tuple[str, int, float]]:
-        """What was measured as recall@k: direction (`text_to_image`, `image_to_text`), k and the fraction."""
+        """Direction (`text_to_image` or `image_to_text`), k and fraction of each recall@k."""
         parts = [(*name.rpartition("_R@")[::2], value) for name, value in self.metrics.items()]
         return [(direction, int(k), value) for direction, k, value in parts if k.isdigit()]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """A LoRA adapter: its rank, and its alpha."""
+
+    rank: int
+    alpha: float
 
 
 @dataclass(frozen=True)
@@ -128,23 +139,23 @@ class ModelFacts:
     """What a model card says.
 
     Attributes:
-        name: Hub id, or the folder's last name where there is none yet.
-        max_text_length: Tokens that the text tower reads.
+        name: Hub id, or the last name of the folder before the model has one.
+        max_text_length: Number of tokens that the text tower reads.
         image_size: Side of the input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         parameters: Number of weights.
-        family: What people call its kind, `CLIP` or another label of `FAMILIES`.
-        base_model: Hub id or folder of what it was made of, where it is known.
-        license: Identifier as on the Hub; None if nobody stated it.
-        note: A sentence that stands before everything else: what nobody must mistake the model for.
+        family: Label of the model's family, such as `CLIP`.
+        base_model: Hub id or folder of the model that it was made from, if known.
+        license: License, an identifier of the Hub; None if nobody stated one.
+        note: A sentence at the top of the card, such as a warning.
         converted_from: File that the weights come from.
-        merged_from: Adapter whose weights are in it.
-        adapter: For a folder that holds an adapter, its `rank`, `alpha` and number of `layers`.
-        training: How it was trained here.
+        merged_from: Adapter that was merged into the weights.
+        adapter: For a folder with an adapter, its facts.
+        training: How the model was trained here.
         evaluation: What was measured here.
-        pictures: Path of a sheet of matched pairs inside the folder.
-        examples: Pictures with the model's scores of labels, for the widget of the model's page.
+        pairs_image: Path inside the folder of an image that shows matched pairs.
+        examples: Images with the scores of their labels, for the widget of the model page.
     """
 
     name: str
@@ -159,64 +170,51 @@ class ModelFacts:
     note: str | None = None
     converted_from: str | None = None
     merged_from: str | None = None
-    adapter: dict[str, Any] | None = None
+    adapter: AdapterFacts | None = None
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None
-    pictures: str | None = None
+    pairs_image: str | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str], **facts: Any) -> "ModelFacts":
-        """The facts that a saved model's files tell, beside those given."""
-        folder = Path(folder)
-        if (folder / BASE_FILE).is_file():
-            base = json.loads((folder / BASE_FILE).read_bytes())
-            lora = json.loads((folder / "adapter_config.json").read_bytes())
-            known = {name: base[name] for name in ("max_text_length", "image_size", "patch_size", "dim")}
-            known |= {"family": base.get("family", "CLIP")}
-            known |= {"base_model": base["base"], "adapter": {"rank": lora["r"], "alpha": lora["lora_alpha"]}}
-        else:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            text, family = config["text_config"], family_of(SimpleNamespace(**config), folder.name)
-            known = {
-                "family": family.label,
-                "max_text_length": text["max_position_embeddings"],
-                "image_size": config["vision_config"]["image_size"],
-                "patch_size": config["vision_config"]["patch_size"],
-                "dim": text["projection_size"] if family.pools_last else config["projection_dim"],
-            }
-        return cls(
-            **{
-                "name": card_name(folder.resolve().name),
-                **known,
-                "parameters": count_parameters(folder),
-                **facts,
-            }
-        )
+        """Read the facts that the files of a saved model or adapter tell; `facts` are others, by attribute.
 
-    @property
-    def is_siglip(self) -> bool:
-        """Whether texts are padded to the model's length, and each label is scored by itself."""
-        return self.family_facts.pools_last
+        Raises:
+            ValueError: The configuration of the model cannot be read.
+        """
+        folder = Path(folder)
+        known: dict[str, Any] = {"name": card_name(folder.resolve().name), "parameters": count_parameters(folder)}
+        if is_adapter(folder):
+            base, lora = read_base(folder), json.loads((folder / ADAPTER_CONFIG_NAME).read_bytes())
+            known |= {name: getattr(base, name) for name in ("max_text_length", "image_size", "patch_size", "dim")}
+            known |= {"family": base.family, "base_model": base.base or None}
+            known["adapter"] = AdapterFacts(lora["r"], lora["lora_alpha"])
+        else:
+            config = check_model(str(folder), "folder")
+            known |= {"family": family_of(config).label, "max_text_length": text_positions(config)}
+            known |= {name: getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
+            known["dim"] = embedding_width(SimpleNamespace(config=config))
+        return cls(**{**known, **facts})
 
     @property
     def family_facts(self) -> Family:
-        """What is known of its family."""
+        """What is known of the model's family."""
         return next(family for family in FAMILIES.values() if family.label == self.family)
 
 
-def _some(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    shown, last = min(LOSS_LINES, len(lines)), len(lines) - 1
-    return [lines[place] for place in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
+def _spread(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    shown, last = min(LOG_LINES, len(lines)), len(lines) - 1
+    return [lines[index] for index in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
 
 
 def copy_handler(folder: str | os.PathLike[str]) -> Path:
-    """Put `handler.py`, which serves the model as an inference endpoint, into its folder; returns its path."""
+    """Copy `handler.py`, which serves a model as an inference endpoint, into a folder; return its path."""
     return Path(shutil.copyfile(HERE / "handler.py", Path(folder) / "handler.py"))
 
 
 def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
-    """Write `README.md`, with its metadata, into a model's folder; returns its path."""
+    """Write the model card `README.md` with its metadata into a folder; return its path."""
     data = ModelCardData(
         base_model=facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None,
         datasets=[facts.training.data] if facts.training and is_hub_id(facts.training.data) else None,
@@ -224,7 +222,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         license=facts.license,
         pipeline_tag="zero-shot-image-classification",
         tags=[
-            "siglip" if facts.is_siglip else "clip",
+            "siglip" if facts.family_facts.is_sigmoid else "clip",
             *("long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
             "lora" if facts.adapter else "sentence-transformers",
         ],
@@ -237,7 +235,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
 
 
 def count_parameters(folder: Path) -> int:
-    """Number of weights in a folder's safetensors files, from their headers."""
+    """Return the number of weights in the safetensors files of a folder, from their headers."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -246,12 +244,12 @@ def count_parameters(folder: Path) -> int:
 
 
 def listed_settings(args: Any) -> dict[str, Any]:
-    """The hyper-parameters of `TrainingArguments` that a card lists: the core ones, and what was changed."""
+    """Return the hyperparameters of `TrainingArguments` that a card lists: the core ones, and those that changed."""
     from transformers import TrainingArguments
 
     def value_of(name: str) -> Any:
         value = getattr(args, name, None)
-        return getattr(value, "value", value)  # of a member of an enumeration
+        return getattr(value, "value", value)  # an enumeration's
 
     settings = {name: value_of(name) for name in CORE_SETTINGS}
     for name, entry in TrainingArguments.__dataclass_fields__.items():
@@ -259,14 +257,14 @@ def listed_settings(args: Any) -> dict[str, Any]:
         changed = isinstance(value, bool | int | float | str) and value != entry.default
         if changed and name not in settings and not NOT_LISTED.search(name):
             settings[name] = value
-    settings["batch size of all devices and accumulated steps"] = (
+    settings["total_train_batch_size"] = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
     return settings
 
 
 def hardware(world_size: int) -> str:
-    """The devices of a training, in words."""
+    """Describe the devices of a training in words."""
     import torch
 
     if torch.cuda.is_available():
@@ -278,7 +276,7 @@ def hardware(world_size: int) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that a training depends on."""
+    """Return the versions of the libraries that a training depends on."""
     from importlib.metadata import version
 
     return {
@@ -290,9 +288,9 @@ def versions() -> dict[str, str]:
 def save_examples(
     folder: Path, images: Sequence[Image.Image], labels: Sequence[str], model: Any, processor: Any
 ) -> list[dict[str, Any]]:
-    """Let the model tell the labels of some images apart, and keep small copies of the images; entries of the widget.
+    """Save small copies of images, score all labels for each image, and return the entries of the widget.
 
-    All images have all labels, without commas: the widget separates labels by them.
+    Labels lose their commas, which separate labels in the widget.
     """
     import torch
 
@@ -323,18 +321,18 @@ def save_examples(
     return examples
 
 
-def _eval_results(found: EvaluationFacts) -> list[EvalResult]:
-    """Recalls in percent, each with the protocol it was measured by."""
+def _eval_results(facts: EvaluationFacts) -> list[EvalResult]:
+    """Return the recalls in percent with their protocol, as the metadata of a card."""
     return [
         EvalResult(
             task_type="image-text-retrieval",
             task_name="Retrieval with long captions",
-            dataset_type=found.data if is_hub_id(found.data) else "custom",
-            dataset_name=found.data,
-            dataset_args={"protocol": found.protocol},
+            dataset_type=facts.data if is_hub_id(facts.data) else "custom",
+            dataset_name=facts.data,
+            dataset_args={"protocol": facts.protocol},
             metric_type=f"recall@{k}",
             metric_name=f"{direction.replace('_', ' ')} R@{k} (%)",
             metric_value=round(100 * value, 2),
         )
-        for direction, k, value in found.recalls
+        for direction, k, value in facts.recalls
     ]

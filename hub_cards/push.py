@@ -25,7 +25,7 @@ from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.files import WORK_FOLDER, lies_inside
 
 from .cards import CARD, rename_card
-from .data_card import DataFacts, write_data_card
+from .data_card import DataFacts, open_finished, write_data_card
 from .image_metadata import clean_shards, count_unclean
 from .model_card import ModelFacts, copy_handler, write_model_card
 from .wording import count, size_in_words
@@ -221,7 +221,7 @@ def _prepare(folder: Path, repo_type: str, repo: str, token: str | None) -> tupl
     if not card.exists() and repo_type == "model":
         write_model_card(folder, ModelFacts.of_folder(folder))
     elif not card.exists():
-        write_data_card(folder, DataFacts.of_folder(folder))
+        write_data_card(folder, DataFacts.of_folder(open_finished(folder)))
     if repo_type == "model" and not (folder / "handler.py").exists() and not is_adapter(folder):
         copy_handler(folder)
     text = card.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.checkpoints.adapters import adapted_layers, describe_base, is_adapted, write_base
+from fastgoal.processing.checkpoints.adapters import describe_base, is_adapted, write_base
 from fastgoal.processing.data.sources import SourceRow
 from fastgoal.processing.images import load_image
 from fastgoal.processing.texts import shortened
@@ -64,12 +64,11 @@ def finish_folder(
         processor: Processor of the model; None leaves out the images that the model itself labels.
     """
     folder, model = Path(folder), run.model
-    base_model, adapter = options.base_model, None
+    base_model = options.base_model
     if is_adapted(model):
-        base, lora = describe_base(model, options.base_model), model.peft_config[model.active_adapter]
+        base = describe_base(model, options.base_model)
         write_base(folder, base)
         base_model = base.base or None
-        adapter = {"rank": lora.r, "alpha": lora.lora_alpha, "layers": len(adapted_layers(model))}
     else:
         cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
@@ -78,7 +77,6 @@ def finish_folder(
         base_model=base_model,
         license=options.license,
         note=options.note,
-        adapter=adapter,
         training=training_facts(run, state),
         evaluation=evaluation_facts(run, state),
         **(_save_images(folder, run, processor) if images and options.images else {}),
@@ -116,7 +114,7 @@ def training_facts(run: TrainingRun, state: TrainerState) -> cards.TrainingFacts
         seconds=next((line["train_runtime"] for line in reversed(log) if "train_runtime" in line), None),
         versions=cards.versions(),
         captions=_caption_lengths(run.caption_lengths),
-        contrastive="SigLIP's" if run.is_sigmoid else "CLIP's",
+        is_sigmoid=run.is_sigmoid,
         evaluations=[*{line["step"]: line for line in log if "eval_text_to_image_R@1" in line}.values()],
     )
 
@@ -161,7 +159,7 @@ def _save_images(folder: Path, run: TrainingRun, processor: Any) -> dict[str, An
     facts: dict[str, Any] = {}
     train = _first_rows(run.train_dataset)
     if run.objective.needs_pairs and train and all(row.pairs for row in train):
-        facts["pictures"] = save_pairs_sheet(folder, [row.as_dict() for row in train])
+        facts["pairs_image"] = save_pairs_sheet(folder, [row.as_dict() for row in train])
     shown = _first_rows(run.eval_dataset) or train
     if shown and processor is not None:
         facts["examples"] = cards.save_examples(

@@ -128,7 +128,7 @@ def _describe_data(data: Any) -> str:
 
 def _describe_evaluation(run: TrainingRun) -> str:
     if run.eval_dataset is None:
-        return "none (`eval_data` adds one)"
+        return "none"
     times = {"epoch": "every epoch", "steps": f"every {run.args.eval_steps or 0:g} steps"}
     first = "before the first step and " if run.args.eval_on_start else ""
     then = times.get(IntervalStrategy(run.args.eval_strategy), "at the end")

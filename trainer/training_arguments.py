@@ -238,7 +238,7 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(value) for value in allowed if value)
                 raise ValueError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}.")
-        if getattr(self, "length_column_name", "length") != "length":
+        if self.length_column_name != "length":
             raise ValueError(
                 f"`length_column_name` is not supported, got {self.length_column_name!r}. The lengths of "
                 "`train_sampling_strategy=group_by_length` are the captions' numbers of tokens."

@@ -328,9 +328,8 @@ def _refuse_missing(adapted: Any, name: str) -> None:
         raise ValueError("adapter_model.safetensors is missing")
     with safe_open(file, "pt") as opened:
         stored = set(opened.keys())
-    adapter = adapted.active_adapter
-    expected = {key.replace(f".{adapter}.", ".") for key in adapted.state_dict() if "lora_" in key}
-    if missing := sorted(expected - stored):
+    expected = require_peft().get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if missing := sorted(expected.keys() - stored):
         raise ValueError(f"{missing[0]} is missing in adapter_model.safetensors")
 
 

@@ -76,10 +76,10 @@ def work(family, source, tiny_bases, tmp_path_factory):
 def test_the_card_says_what_it_is(family, work):
     card = (work / "model" / "README.md").read_text()
     is_siglip = family != "metaclip2"
-    assert f"A {'SigLIP' if is_siglip else 'MetaCLIP 2'} that reads captions" in card
+    assert f"This {'SigLIP' if is_siglip else 'MetaCLIP 2'} model reads captions" in card
     assert f"stretched from {64 if is_siglip else 77} to {256 if is_siglip else 248}" in card
     assert (".sigmoid()" in card) == ('padding="max_length"' in card) == is_siglip
-    assert f"The global loss is {'SigLIP' if is_siglip else 'CLIP'}'s over" in card
+    assert f"The global loss is {'SigLIP' if is_siglip else 'CLIP'}'s" in card
     config = json.loads((work / "model" / "config.json").read_text())
     assert config["model_type"] == ("siglip" if is_siglip else "metaclip_2")
     assert json.loads((work / "model" / "processor_config.json").read_text())["language"] == "de"
@@ -165,7 +165,7 @@ def test_the_handler_answers_as_the_model(family, work):
         logits = model(**processor(images=image, text=LABELS)).logits_per_image[0]
     scores = logits.softmax(dim=0) if family == "metaclip2" else logits.sigmoid()
     assert answer == pytest.approx(dict(zip(LABELS, scores.tolist(), strict=True)), abs=1e-5)
-    with pytest.raises(ValueError, match=r"more than the 2\d\d tokens"):
+    with pytest.raises(ValueError, match=r"longer than the 2\d\d tokens"):
         handler({"inputs": {"text": "a red dog " * 300}, "parameters": {"truncate": False}})
 
 

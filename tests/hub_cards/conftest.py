@@ -61,7 +61,9 @@ def online(hub, monkeypatch):
     monkeypatch.setattr(
         f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
+    # Two clients that keep the address of the Hub.
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub
 

@@ -1,4 +1,4 @@
-"""The sheet of matched pairs: regions where they should be, in the color of their sentence."""
+"""Images of matched pairs: frames at the right place, in the color of their sentences."""
 
 import numpy as np
 import pytest
@@ -75,14 +75,14 @@ def test_sentences_of_one_region_share_a_frame_and_its_color():
     assert ImageColor.getrgb(COLORS[1]) not in colors_in(sheet)
 
 
-def test_numbers_stay_inside_the_picture_and_apart():
-    """Two regions with one corner, at the right edge, and a dozen sentences."""
+def test_numbers_stay_inside_the_image_and_apart():
+    """Two regions share a corner at the right edge, with ten sentences."""
     image = Image.new("RGB", (100, 120), "white")
     frames = [Frame(0, (90, 0, 100, 100), range(1, 9), ["#ff0000"]), Frame(1, (90, 5, 99, 50), [9, 10], ["#0000ff"])]
     draw_frames(image, frames, 1.0)
     red = [(x, y) for x in range(100) for y in range(120) if image.getpixel((x, y)) == (255, 0, 0)]
     blue = [(x, y) for x in range(90) for y in range(120) if image.getpixel((x, y)) == (0, 0, 255)]
-    # Four tags of 24 pixels fit beside each other: two rows of them, and the third for the other region.
+    # Four tags of 24 pixels fit next to each other: two rows of them, and a third row for the other region.
     assert min(x for x, _ in red) == 100 - 4 * TAG[0] + 1
     assert {y // TAG[1] for x, y in red if x < 90} == {0, 1}
     assert min(y for _, y in blue) >= 2 * TAG[1]
@@ -99,7 +99,7 @@ def test_a_frame_of_several_colors_has_all_of_them_as_stripes():
     assert [image.getpixel((place * TAG[0] + 2, 3)) for place in range(2)] == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_pairs_that_name_no_region_are_left_out():
+def test_pairs_without_a_region_are_left_out():
     pairs = [{"sentence": 0, "region": 7, "score": 0.5, "best": True}, row()["pairs"][1]]
     frames, lines = row_figure(row(pairs=pairs))
     assert [frame.numbers for frame in frames] == [[2]]
@@ -116,7 +116,7 @@ def test_blocks_flow_like_words():
     assert stack(blocks, 5, width=70).size == (70, 45)
 
 
-def test_texts_keep_to_their_width():
+def test_texts_are_wrapped():
     class Font:
         def getlength(self, text):
             return len(text)
@@ -129,37 +129,37 @@ def test_texts_keep_to_their_width():
     assert (np.asarray(text_block([("w" * 99, "black")], 200))[:, -1] == 255).all()
 
 
-def test_long_captions_make_the_sheet_higher():
+def test_long_captions_make_the_image_higher():
     long = "word " * 300 + "."
     high = pairs_sheet([row(caption=long, sentences=[{"start": 0, "end": len(long)}], pairs=[row()["pairs"][0]])])
     assert high.height > pairs_sheet([row()]).height
 
 
-def test_rows_stand_one_under_the_other():
+def test_rows_are_drawn_below_each_other():
     one, three = pairs_sheet([row()]), pairs_sheet([row()] * 3)
     assert three.width == one.width
     assert three.height > 2 * one.height
 
 
-def test_nothing_to_draw():
+def test_rows_are_required():
     with pytest.raises(ValueError, match="at least one row"):
         pairs_sheet([])
 
 
 def linear(color):
-    """Linear RGB, 0 to 1."""
+    """A color as linear RGB from 0 to 1."""
     values = np.array(ImageColor.getrgb(color)) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def oklab(rgb):
-    """Of linear RGB (Ottosson 2020)."""
+    """Linear RGB to Oklab (Ottosson 2020)."""
     cones = np.array([[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]])
     mixed = np.array([[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]])
     return mixed @ np.cbrt(cones @ rgb.clip(0, 1))
 
 
-# What people without one kind of cones see, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+# How people without one type of cones see linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
 SIGHTS = {
     "all cones": np.eye(3),
     "protanopia": np.array([[0.15229, 1.05258, -0.20487], [0.11450, 0.78628, 0.09922], [-0.00388, -0.04812, 1.05200]]),
@@ -169,7 +169,7 @@ SIGHTS = {
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-def test_colors_are_legible_and_differ_for_everybody(sight):
+def test_colors_are_legible_and_differ_with_any_color_vision(sight):
     luminance = [linear(color) @ (0.2126, 0.7152, 0.0722) for color in COLORS]
     assert min(1.05 / (value + 0.05) for value in luminance) >= 4.5  # WCAG AA, on white
     seen = [oklab(SIGHTS[sight] @ linear(color)) for color in COLORS]

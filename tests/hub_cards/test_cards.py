@@ -1,4 +1,4 @@
-"""Names for the public, and cards that change their name."""
+"""Public names, texts that are safe in a card, and the name in a card."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def test_public_weights(mark, public):
 HOSTILE = 'a" + exit()\n---\nlicense: mit <script>alert(1)</script> `x` | y \x1b]0;t\x07 \u202e{{ 7 * 7 }}'
 
 
-def test_names_are_names():
+def test_card_names():
     assert card_name("my-model_2.0") == "my-model_2.0"
     assert card_name("模型") == "模型"
     assert card_name("\x1b]0;x\x07") == "0_x"
@@ -49,7 +49,7 @@ def test_names_are_names():
     assert not set('"\n<>|`\x1b\u202e{}') & {*card_name(HOSTILE)}
 
 
-def test_a_card_is_whole_whatever_its_facts_hold(trained, tmp_path):
+def test_hostile_facts_leave_the_card_intact(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "model")
     training = TrainingFacts(
         data=public_name(HOSTILE),
@@ -75,7 +75,7 @@ def test_a_card_is_whole_whatever_its_facts_hold(trained, tmp_path):
     prose = "".join(parts[::2])
     assert "<script" not in prose
     assert not set("\x1b\x07\u202e") & {*card.text}
-    assert "{{ 7 * 7 }}" in prose  # as it is, not 49
+    assert "{{ 7 * 7 }}" in prose  # unchanged, not 49
     assert "\nlicense: mit" not in card.text
     rows = [line for line in prose.splitlines() if line.startswith("| note |")]
     assert len(rows) == 1

@@ -1,10 +1,11 @@
-"""`fastgoal push-data`: figures that were counted by hand, a card that says them, and what arrives at the Hub."""
+"""`fastgoal push-data`: the figures in the card, which were counted by hand, and the files on the Hub."""
 
 import json
 import re
 import shutil
 from dataclasses import asdict
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from fastgoal.hub_cards.data_card import (
     CaptionerFacts,
     DataFacts,
     find_captioner,
+    open_finished,
     prepare_data_card,
     sample_rows,
     write_data_card,
@@ -65,22 +67,23 @@ def folder(made, tmp_path):
 
 
 def test_the_card_of_known_pairs(tmp_path):
-    with pytest.raises(ValueError, match="not a finished dataset"):
-        DataFacts.of_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"`folder` must be a finished output folder of `fastgoal pairs`"):
+        open_finished(tmp_path)
     folder = write(tmp_path / "known", rows())
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
-    name = "hustvl/yolos-base"
-    spec = DetectorSpec("transformers", name, f"{name}@f00", min_score=0.3, min_area=0.02, max_area=0.5)
+    detector = DetectorSpec(
+        "transformers", "hustvl/yolos-base", "hustvl/yolos-base@f00", min_score=0.3, min_area=0.02, max_area=0.5
+    )
     manifest["settings"] = {
-        "model": "clip-b16#0123abcd", "detector": asdict(spec), "limit": None,
-        "dtype": "float32", "source_rows": 12, "source_fingerprint": "abc",
+        "model": "clip-b16#0123abcd", "detector": asdict(detector), "limit": None, "dtype": "float32",
+        "source_rows": 12, "source_fingerprint": "abc",
     }  # fmt: skip
     (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
-    text = write_data_card(folder, DataFacts.of_folder(folder, license="cc-by-4.0")).read_text()
+    text = write_data_card(folder, DataFacts.of_folder(PairsFolder(folder), license="cc-by-4.0")).read_text()
     assert "somewhere" not in text
     for words in (
         "5 images", "14 sentences, 14 pairs", "`photographs`", "| ultralytics | 4 | 3 |", "| default | 25 | 2 |",
-        "0.210 over those for training", "were left out: 1.", "cc-by-4.0. The terms", "| model | clip-b16 |",
+        "0.210 over the best pairs", "could not be read: 1.", "cc-by-4.0. The terms", "| model | clip-b16 |",
         "| detector | hustvl/yolos-base (transformers), score from 0.3, boxes of 2 to 50 % of the image, "
         "revision f00 |",
     ):  # fmt: skip
@@ -96,12 +99,12 @@ def test_the_card_of_known_pairs(tmp_path):
 
 def test_a_card_of_one_row(tmp_path, tiny_clip):
     folder = write(tmp_path / "one", rows()[4:])
-    facts = DataFacts.of_folder(folder, TokenCounter(str(tiny_clip)))
+    facts = DataFacts.of_folder(PairsFolder(folder), TokenCounter(str(tiny_clip)))
     facts.figures["captions"]["tokens"]["truncated"]["248"]["share"] = 0.0001
     text = " ".join(write_data_card(folder, facts).read_text().split())
     assert "<0.1 % are longer than 248 tokens" in text
     assert "1 image with long captions" in text
-    assert "shows it best: 1 sentence, 1 pair. Made" in text
+    assert "matches it best: 1 sentence, 1 pair. Made" in text
 
 
 def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
@@ -120,8 +123,8 @@ def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
         table_row("sentences", captions["sentences"]),
         table_row(f"CLIP tokens (`{tiny_clip.name}`)", captions["tokens"]),
         f"{cut['77']:.1f} % of the captions are longer than 77 tokens, "
-        f"{cut['248']:.1f} % are longer than 248 tokens: CLIP reads 77",
-        f"{scores['scores']['mean']:.3f} over all pairs,\n{scores['best_scores']['mean']:.3f} over those for training.",
+        f"{cut['248']:.1f} % are longer than 248 tokens. CLIP reads 77",
+        f"{scores['scores']['mean']:.3f} over all pairs,\n{scores['best_scores']['mean']:.3f} over the best pairs.",
         "# pairs",
         'name = "me/pairs"',
         "5 images with long captions",
@@ -129,18 +132,18 @@ def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
         "| detector | none (the five default regions only) |",
         f"| model | {tiny_clip.name} |",
         "](examples/pairs.jpg)",
-        "`tiny_vlm0` wrote the captions (decoding greedy, most tokens 3, number format float32)",
+        "`tiny_vlm0` wrote the captions (decoding greedy, max_new_tokens 3, dtype float32)",
         f"> {PROMPT}",
-        "The captions are a model's",
-        "The dataset: cc-by-4.0. Images: CC BY 2.0, by their photographers. Captions:\nMIT. Whoever uses it",
+        "The captions were generated.",
+        "Dataset: cc-by-4.0. Images: CC BY 2.0, by their photographers. Captions:\nMIT. All of them apply.",
     ):
         assert line in text, line
     assert str(made) not in text
     assert "\n\n\n" not in text
     cut = CaptionerFacts.of_folder(made / "captions").cut
     assert cut > 0
-    assert f"{cut} of 5 reached the token limit and were cut back to their last whole sentence." in text
-    # A table of Markdown has no empty line in it, and one before and after.
+    assert f"{cut} of 5 reached the token limit and were shortened to their last complete sentence." in text
+    # A Markdown table has no empty line inside, and one before and after it.
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(tables) == 4
     for table in tables:
@@ -148,29 +151,31 @@ def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
     data = yaml.safe_load(text.split("---")[1])
     assert data["license"] == "cc-by-4.0"
     assert data["size_categories"] == ["n<1K"]
-    with Image.open(folder / "examples" / "pairs.jpg") as picture:
-        assert picture.width > 1000
+    with Image.open(folder / "examples" / "pairs.jpg") as image:
+        assert image.width > 1000
 
 
-def test_captions_that_are_not_of_a_model(made, tmp_path, tiny_clip):
+def test_captions_of_people(made, tmp_path):
     told = shutil.copytree(made / "told", tmp_path / "told")
     assert prepare_data_card(told, "me/told", "cc0-1.0", tokenizer=None)
     text = (told / "README.md").read_text()
     assert "wrote the captions" not in text
     assert "CLIP tokens" not in text
     assert "\n\n\n" not in text
-    assert "cc0-1.0. The terms of the source apply as well." in text
+    assert "cc0-1.0. The terms of the source also apply." in text
 
 
-def test_what_wrote_the_captions_is_looked_for_and_checked(folder, made, tmp_path):
+def test_the_captioner_is_found_and_checked(folder, made, tmp_path):
     assert find_captioner(PairsFolder(folder)).prompt == PROMPT
     assert find_captioner(PairsFolder(folder), made / "captions") == find_captioner(PairsFolder(folder))
-    with pytest.raises(ValueError, match="is not a finished folder of `fastgoal caption`"):
+    with pytest.raises(
+        ValueError, match=r"`captions` must be a finished output folder of `fastgoal caption`, got .*known"
+    ):
         find_captioner(PairsFolder(folder), made / "known")
     others = shutil.copytree(made / "captions", tmp_path / "others")
     lines = (others / "metadata.jsonl").read_text().splitlines()
     (others / "metadata.jsonl").write_text("\n".join(lines[1:]))
-    with pytest.raises(ValueError, match="holds other captions or images"):
+    with pytest.raises(ValueError, match=r"`captions` must .*others"):
         find_captioner(PairsFolder(folder), others)
     manifest = json.loads((folder / "fastgoal_pairs.json").read_text())
     for source in (others, tmp_path / "absent"):
@@ -178,7 +183,7 @@ def test_what_wrote_the_captions_is_looked_for_and_checked(folder, made, tmp_pat
         assert find_captioner(PairsFolder(folder)) is None
 
 
-def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
+def test_an_edited_card_is_kept(folder):
     def prepare(license="cc-by-4.0", repo="me/pairs"):
         return prepare_data_card(folder, repo, license, tokenizer=None)
 
@@ -194,7 +199,7 @@ def test_a_card_changed_by_hand_is_kept(folder, tiny_clip):
     assert prepare()
 
 
-def test_samples_are_spread_over_the_data(made):
+def test_sample_rows(made):
     told = PairsFolder(made / "told")
     assert [row["file_name"] for row in sample_rows(told, 3)] == ["0.jpg", "1.jpg", "2.jpg"]
     assert [row["file_name"] for row in sample_rows(told, 2)] == ["0.jpg", "2.jpg"]
@@ -202,15 +207,15 @@ def test_samples_are_spread_over_the_data(made):
     assert all(row["image"]["bytes"] for row in sample_rows(told, 2))
 
 
-def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"license='CC BY 4\.0'; expected an identifier of the Hub"):
+def test_errors_come_before_anything_is_written(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"`license` must be .*'CC BY 4\.0'"):
         prepare_data_card(folder, "me/pairs", "CC BY 4.0")
-    with pytest.raises(ValueError, match="not a finished dataset"):
+    with pytest.raises(ValueError, match="`folder` must be a finished"):
         prepare_data_card(tmp_path, "me/pairs", "cc0-1.0")
-    with pytest.raises(ValueError, match=r"cannot be loaded: .* --tokenizer none"):
+    with pytest.raises(ValueError, match=r"absent.*cannot be loaded"):
         prepare_data_card(folder, "me/pairs", "cc0-1.0", tokenizer=str(tmp_path / "absent"))
     next((folder / "data").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"has . rows in .* its summary speaks of 5"):
+    with pytest.raises(ValueError, match=r"has . rows.* 5"):
         prepare_data_card(folder, "me/pairs", "cc0-1.0")
     assert not (folder / "README.md").exists()
 
@@ -226,40 +231,33 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)
     shards = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
     assert listed == ["README.md", *shards, "examples/pairs.jpg"]
-    # Without the dry run it stops before the work: there is nobody logged in.
+    # Without a dry run it stops before the work, since nobody is logged in.
     assert main(arguments) == 2
-    assert "There is no access token for the Hub" in capsys.readouterr().err
+    assert "no access token" in capsys.readouterr().err
 
 
-def test_the_license_has_to_be_stated(folder, capsys):
+def test_a_license_is_required(folder, capsys):
     assert main(["push-data", str(folder), "me/pairs"]) == 2
-    assert "required: --license" in capsys.readouterr().err
+    assert "--license" in capsys.readouterr().err
 
 
-LOAD = """
-import sys, datasets
-data = datasets.load_dataset(sys.argv[1], split="train")
-print(len(data), data.features["image"], data[4]["image"].size, data[4]["caption"] == sys.argv[2])
-"""
-
-
-def test_what_arrives_is_a_data_set(hub, outside, folder, made, tiny_clip):
-    arguments = ("--license", "cc-by-4.0", "--tokenizer", tiny_clip, "--private")
-    done = outside("-m", "fastgoal", "push-data", folder, "pairs", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    assert "/somebody/pairs: 5 files" in done.stdout
-    repo = hub.repos["datasets/somebody/pairs"]
+def test_the_dataset_loads_as_its_card_says(online, folder, made, tiny_clip, capsys):
+    arguments = ("--license", "cc-by-4.0", "--tokenizer", str(tiny_clip), "--private")
+    assert main(["push-data", str(folder), "pairs", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.out + printed.err
+    assert "/somebody/pairs: 5 files" in printed.out
+    repo = online.repos["datasets/somebody/pairs"]
     assert repo.private
     assert len(repo.commits) == 1
     assert b'name = "somebody/pairs"' in repo.files["README.md"]
     for content in repo.files.values():
         assert TOKEN.encode() not in content
         assert str(made).encode() not in content
-    # What a reader of the card's settings gets, a picture beside the data or not.
+    # The card names the data files, so that the image next to them is not loaded.
     rows = [json.loads(line) for line in (made / "captions" / "metadata.jsonl").read_text().splitlines()]
-    loaded = outside("-c", LOAD, folder, rows[4]["caption"])
-    assert loaded.stdout.strip() == "5 Image(mode=None, decode=True) (52, 40) True", loaded.stderr
+    data = datasets.load_dataset(str(folder), split="train")
+    assert (len(data), data[4]["image"].size, data[4]["caption"]) == (5, (52, 40), rows[4]["caption"])
 
-    # The full name that pushing put into the card does not make it a card changed by hand.
+    # The full name that the push wrote into the card does not count as an edit.
     assert prepare_data_card(folder, "pairs", "cc0-1.0", tokenizer=None)

@@ -1,4 +1,4 @@
-"""A model card says what really ran, keeps secrets and paths to itself, and its code works as it stands."""
+"""A model card says what was trained and measured, without secrets and paths, and its code runs unchanged."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import Trainer
+from transformers import CLIPModel, Trainer
 
 from fastgoal.hub_cards.model_card import ModelFacts, TrainingFacts, write_model_card
 
@@ -27,7 +27,7 @@ def code_blocks(text):
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_card_says_what_ran(trained, card):
+def test_the_card_shows_the_training(trained, card):
     text = card.text
     state = json.loads((trained / "trainer_state.json").read_text())
     first, last = [line for line in state["log_history"] if "loss" in line][:: state["global_step"] - 1]
@@ -41,7 +41,7 @@ def test_the_card_says_what_ran(trained, card):
     assert re.search(r"\| time \| \d+ s \|", text)
     for setting in ("learning_rate | 0.00123", "adam_beta2 | 0.98", "optim | adamw_torch", "seed | 42"):
         assert setting in text
-    assert "| batch size of all devices and accumulated steps | 3 |" in text
+    assert "| total_train_batch_size | 3 |" in text
     assert "transformers " in text
     assert "up to 248 tokens" in text
     assert "arxiv.org/abs/2605.26615" in text
@@ -50,7 +50,7 @@ def test_the_card_says_what_ran(trained, card):
     assert "](examples/pairs.jpg)" in text
 
 
-def test_evaluation_is_in_the_metadata_with_its_protocol(trained, card):
+def test_the_metadata_have_the_evaluation_with_its_protocol(trained, card):
     measured = json.loads((trained / "eval_results.json").read_text())
     (model,) = card.data.to_dict()["model-index"]
     (result,) = model["results"]
@@ -81,7 +81,7 @@ def test_metadata(trained, card):
         assert "On the left it is red." in scores
 
 
-def test_no_secret_and_no_path_in_any_file(trained):
+def test_no_file_has_a_secret_or_a_path(trained):
     for path in trained.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -94,7 +94,7 @@ def test_nothing_is_written_outside_the_output_folder(trained):
     assert sorted(path.name for path in trained.parent.iterdir()) == ["my-model", "squares"]
 
 
-def test_without_pictures_no_data_is_copied(trained, tiny_clip, tmp_path):
+def test_without_card_images_no_data_is_copied(trained, tiny_clip, tmp_path):
     from fastgoal.trainer.run import main
 
     settings = {
@@ -123,22 +123,22 @@ def test_checkpoints_have_cards_too(trained):
     assert (trained / "checkpoint-2" / "handler.py").is_file()
 
 
-def test_the_automatic_card_does_not_replace_it(trained):
+def test_the_card_of_transformers_does_not_replace_it(trained):
     from fastgoal import FastGoalTrainer
 
     assert FastGoalTrainer.create_model_card is not Trainer.create_model_card
     assert "Generated from Trainer" not in (trained / "README.md").read_text()
 
 
-def test_usage_runs_as_it_stands(trained, card, tmp_path):
+def test_the_code_runs_unchanged(trained, card, tmp_path):
     blocks = code_blocks(card.text)
     assert len(blocks) == 5
-    blocks = [block for block in blocks if "InferenceClient" not in block]  # which test_handler runs
+    blocks = [block for block in blocks if "InferenceClient" not in block]  # test_handler runs this one
     (tmp_path / "my-model").symlink_to(trained)
     Image.radial_gradient("L").convert("RGB").resize((60, 40)).save(tmp_path / "photo.jpg")
     if find_spec("sentence_transformers") is None:
         blocks = [block for block in blocks if "sentence_transformers" not in block]
-    # Each block as a reader would paste it, in a process of its own name space and without this package.
+    # Each block runs in a namespace of its own and without this package.
     script = "import sys\nsys.modules['fastgoal'] = None\n"
     script += "".join(f"exec({block!r}, {{}})\n" for block in blocks)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -156,11 +156,9 @@ def test_a_model_that_was_not_trained_here(trained, tmp_path):
     assert "model-index" not in data
     assert "widget" not in data
     assert "## Training" not in text
-    assert "Nothing was measured" in text
+    assert "has not been evaluated" in text
     assert "Not stated." in text
     assert f"{facts.parameters:,}" in text
-    from transformers import CLIPModel
-
     assert facts.parameters == sum(p.numel() for p in CLIPModel.from_pretrained(tmp_path).parameters())
 
 
@@ -174,24 +172,40 @@ def test_times_and_losses_of_a_training(seconds, words):
     assert [line["step"] for line in facts.shown_losses] == [1, 5, 9, 13, 17, 21, 25, 29]
 
 
-def test_one_thing_is_no_several(tmp_path):
+def test_singular(tmp_path):
     training = TrainingFacts("squares", 1, "global", {}, {}, 1, 1.0, [], "CPU", None, {})
     text = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, training=training)).read_text()
     assert "| `squares`, 1 image |" in text
     assert "| steps | 1 (1 epoch) |" in text
 
 
-def test_the_card_explains_the_losses_that_there_are(tmp_path):
-    def text(**weights):
-        training = TrainingFacts("squares", 6, "fast_goal", weights, {}, 1, 1.0, [], "CPU", None, {})
+def test_the_card_explains_the_losses_of_the_training(tmp_path):
+    def text(is_sigmoid=False, **weights):
+        training = TrainingFacts(
+            "squares",
+            6,
+            "fast_goal",
+            {"global": 1.0, **weights},
+            {},
+            1,
+            1.0,
+            [],
+            "CPU",
+            None,
+            {},
+            is_sigmoid=is_sigmoid,
+        )
         card = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, training=training)).read_text()
-        return card.partition("The global loss is CLIP's")[2].partition("###")[0]
+        return " ".join(card.partition("The global loss is ")[2].partition("###")[0].split())
 
+    assert text().startswith("CLIP's")
+    assert text(is_sigmoid=True).startswith("SigLIP's sigmoid loss")
     words = {
+        "local": "The local loss",
         "TSL": "Token similarity learning",
-        "token contrast": "The token\ncontrast",
+        "token contrast": "The token contrast",
         "short captions": "Short captions",
     }
     for label in words:
-        found = text(**{"global": 1.0, label: 0.1})
+        found = text(**{label: 0.1})
         assert [other for other in words if words[other] in found] == [label]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import main
 from fastgoal.hub_cards.push import Pushed, choose_files, describe_push, find_repo_type, push, refuse_secret
-from fastgoal.processing.checkpoints.adapters import add_adapter, describe_base, write_base
+from fastgoal.processing.checkpoints.adapters import add_adapter, describe_base, lora_config, write_base
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.trainer.run import main as train
@@ -99,7 +99,8 @@ def check_files(files, *secrets):
 
 
 def test_an_adapter_finds_its_base_on_the_hub(online, run, trained, tmp_path):
-    model = add_adapter(FastGoalCLIPModel.from_base(str(trained)), rank=2)
+    model = FastGoalCLIPModel.from_base(str(trained))
+    model = add_adapter(model, lora_config(model, 2))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -225,7 +226,7 @@ def test_a_dataset_gets_a_card(online, run, trained, tmp_path):
     shutil.copy(trained.parent / "squares" / "train-00000-of-00001.parquet", folder / "data")
     manifest = {
         "source": str(tmp_path / "photographs"),
-        "settings": {"model": "clip#00", "detector": "none"},
+        "settings": {"model": "clip#00", "detector": {"kind": "none"}},
         "versions": {"fastgoal": "0.1.0"},
         "summary": {"images": 6, "sentences": 12, "pairs": 12, "skipped": [], "regions": {}, "best_regions": {}},
     }

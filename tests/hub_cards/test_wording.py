@@ -14,11 +14,11 @@ from fastgoal.hub_cards.wording import count, number, percent, size_in_words
         (-0.4, 0, "0"),
     ],
 )
-def test_what_rounds_to_zero_has_no_sign(value, digits, text):
+def test_values_that_round_to_zero_have_no_sign(value, digits, text):
     assert number(value, digits) == text
 
 
-def test_one_thing_is_no_plural():
+def test_plurals():
     assert [count(many, "file") for many in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
     assert count(2, "query", "queries") == "2 queries"
 

@@ -46,8 +46,8 @@ def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tm
     assert f"R@1 text to image {last:.1f} %" in shown
     assert {round(line["eval_text_to_image_R@10"] * 12 / 100, 2) % 1 for line in evaluations} == {0.0}  # in percent
     card = (output / "README.md").read_text()
-    assert "| text to image, before the training |" in card
-    assert "### Evaluations on the way" in card
+    assert "| text to image, before training |" in card
+    assert "### Evaluations during training" in card
     assert "tokens in the mean" in card
 
 
@@ -55,7 +55,7 @@ def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):
     train(tiny_clip, squares, tmp_path / "lora", "--lora_r", "2", "--seed", "1")
     shown = capfd.readouterr().out
     assert "trained as an adapter; reads 248 tokens" in shown
-    assert "evaluation  none" in shown
+    assert "evaluation  none\n" in shown
     assert f"fastgoal merge {tmp_path / 'lora'} --output MODEL" in shown
 
 

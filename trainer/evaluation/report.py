@@ -283,7 +283,7 @@ def _localization_table(own: Localization, results: list[tuple[str, ModelResult]
     for name, values in PUBLISHED_LOCALIZATION.items():
         rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
     title = (
-        f"Localization: sentences whose boxes cover one of the first k of {own.patches} patches, in percent;"
+        f"Localization: sentences with one of the top k of {own.patches} patches in their boxes, in percent;"
         f" {own.sentences:,} sentences, {own.outside:,} others left out because their boxes are outside the crop"
     )
     if any(value < own.chance[k] for _, rate in rates for k, value in rate.items()):

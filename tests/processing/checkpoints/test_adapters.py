@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, set_seed
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainingArguments
 from fastgoal.cli import main
+from fastgoal.export.merge import merge
 from fastgoal.hub_cards.push import choose_files, push
 from fastgoal.processing.checkpoints.adapters import (
     BASE_FILE,
@@ -22,9 +24,9 @@ from fastgoal.processing.checkpoints.adapters import (
     lora_config,
 )
 from fastgoal.processing.checkpoints.load import check_model, load_model
-from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import CardOptions
 from tests.squares import image_of, rows_of_squares, write_pairs
+from tests.tiny_trainers import make_trainer
 
 CAPTIONS = ["On the left it is red. On the right it is blue.", "x y z " * 60]
 
@@ -34,34 +36,18 @@ def pairs(tmp_path_factory):
     return write_pairs(rows_of_squares(), tmp_path_factory.mktemp("squares"))
 
 
-def trained(clip, pairs, folder, model=None, **settings):
-    """A trainer after three steps."""
-    args = FastGoalTrainingArguments(
-        output_dir=str(folder),
-        max_steps=3,
-        learning_rate=0.01,
-        per_device_train_batch_size=4,
-        dataloader_num_workers=0,
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        **settings,
-    )
-    trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_base(str(clip)) if model is None else model,
-        args=args,
-        processing_class=FastGoalProcessor.from_base(str(clip)),
-        train_dataset=TrainingData(str(pairs)),
-    )
-    trainer.card = CardOptions(str(clip), images=False)
+def trained(clip, folder, rows=None, **changes):
+    """Return a trainer after three steps."""
+    settings = {"max_steps": 3, "learning_rate": 0.01, "card": CardOptions(str(clip), images=False)}
+    trainer = make_trainer(clip, folder, rows or rows_of_squares(), **{**settings, **changes})
     trainer.train()
     return trainer
 
 
 @pytest.fixture(scope="module")
-def made(tiny_clip, pairs, tmp_path_factory):
+def made(tiny_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter") / "lora"
-    trainer = trained(tiny_clip, pairs, folder, lora_r=3, lora_alpha=5.0)
+    trainer = trained(tiny_clip, folder, lora_r=3, lora_alpha=5.0)
     trainer.save_model()
     return folder, trainer.model
 
@@ -78,12 +64,12 @@ def logits(model, processor):
         return model.eval()(**{name: inputs[name] for name in inputs}).logits_per_image
 
 
-def test_training_is_pefts(made, tiny_clip, pairs, tmp_path):
+def test_training_is_pefts(made, tiny_clip, tmp_path):
     base = FastGoalCLIPModel.from_base(str(tiny_clip))
     set_seed(42)
     names = ["q_proj", "k_proj", "v_proj", "out_proj"]
     model = get_peft_model(base, LoraConfig(r=3, lora_alpha=5.0, target_modules=names))
-    theirs = trained(tiny_clip, pairs, tmp_path, model).model.state_dict()
+    theirs = trained(tiny_clip, tmp_path, model=model).model.state_dict()
     ours = made[1].state_dict()
     assert theirs.keys() == ours.keys()
     for name in theirs:
@@ -151,6 +137,73 @@ def test_its_folder_and_card(made):
     assert json.loads((folder / BASE_FILE).read_text())["fingerprint"] == base_fingerprint(model.get_base_model())
 
 
+LOSSES = {
+    "sparc": {"objective": "sparc"},
+    "weights": {"global_weight": 0.25, "tsl_weight": 2},
+    "siglip, softmax": {"base": "siglip2", "contrastive": "softmax"},
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_its_losses_are_those_of_the_merged_model(case, tiny_bases, tmp_path):
+    changes = dict(LOSSES[case])
+    base = tiny_bases[changes.pop("base", "clip")]
+    trainer = trained(base, tmp_path / "lora", max_steps=1, lora_r=2, **changes)
+    trainer.save_model()
+    expected = {**asdict(trainer.objective.weights), "contrastive": changes.get("contrastive")}
+    assert json.loads((tmp_path / "lora" / BASE_FILE).read_text())["losses"] == expected
+    merge(str(tmp_path / "lora"), tmp_path / "merged")
+    merged = FastGoalModel.from_pretrained(tmp_path / "merged")
+    assert {name: getattr(merged.config, name) for name in expected} == expected
+    batch = trainer.data_collator(rows_of_squares()[:5])
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model.eval(), dict(batch))
+        torch.testing.assert_close(merged(**batch, return_loss=True).loss, loss)
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"),
+    [
+        ({"r": 2}, {"q_proj", "k_proj", "v_proj", "out_proj"}),
+        ({"r": 2, "target_modules": "all-linear"}, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "head"}),
+        ({"r": 2, "target_modules": r".*vision.*\.fc[12]"}, {"fc1", "fc2"}),
+        ({"r": 2, "target_modules": ["out_proj", "fc1"], "exclude_modules": r".*\.fc1"}, {"out_proj"}),
+        (
+            {"r": 2, "use_dora": True, "use_rslora": True, "exclude_modules": ["q_proj"]},
+            {"k_proj", "v_proj", "out_proj"},
+        ),
+    ],
+)
+def test_a_config_of_peft_adapts_what_it_names(config, targets, tiny_bases, tmp_path):
+    """All but the layers of `nn.MultiheadAttention`, in SigLIP's pooling head, which are never called."""
+    trainer = trained(tiny_bases["siglip2"], tmp_path, max_steps=1, peft_config=LoraConfig(**config))
+    layers = adapted_layers(trainer.model)
+    assert {name.rpartition(".")[2] for name in layers} == targets
+    assert not [name for name in layers if "head.attention" in name]
+    trainer.save_model()
+    again, processor = load_model(str(tmp_path), "cpu")
+    torch.testing.assert_close(logits(again, processor), logits(trainer.model, processor), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("modules_to_save", ["text_projection"]),
+        ("trainable_token_indices", [1]),
+        ("layer_replication", [(0, 1)]),
+        ("task_type", "FEATURE_EXTRACTION"),
+        ("inference_mode", True),
+        ("lora_bias", True),
+        ("init_lora_weights", "pissa"),
+    ],
+)
+def test_a_config_that_trains_more_is_refused(name, value, tiny_clip):
+    with pytest.raises(ValueError, match=f"`peft_config` .*{name}.*, got "):
+        add_adapter(FastGoalModel.from_base(str(tiny_clip)), LoraConfig(**{name: value}))
+
+
 def test_commands_take_it(made, pairs, tmp_path, capsys):
     report = tmp_path / "report.json"
     assert main(["evaluate", "--model", str(made[0]), "--data", str(pairs), "--output", str(report)]) == 0
@@ -208,9 +261,9 @@ def test_only_one_of_a_base_on_the_hub_is_sent(adapter):
     assert {*sent} == {*choose_files(adapter, "model")[0]}
 
 
-def test_a_frozen_tower_and_frozen_layers_stay(tiny_clip, pairs, tmp_path):
+def test_a_frozen_tower_and_frozen_layers_stay(tiny_clip, tmp_path):
     before = FastGoalCLIPModel.from_base(str(tiny_clip)).state_dict()
-    after = trained(tiny_clip, pairs, tmp_path, freeze="vision", freeze_layers=1).model.state_dict()
+    after = trained(tiny_clip, tmp_path, freeze="vision", freeze_layers=1).model.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith(("vision_model.", "visual_projection."))} <= same
     assert {
@@ -230,7 +283,7 @@ def test_frozen_parts_get_no_adapter(tiny_clip):
     assert all("vision_model" in name for name in adapted_layers(model))
 
 
-def test_what_cannot_be_frozen_or_adapted(tiny_clip, made, pairs, tmp_path):
+def test_what_cannot_be_frozen_or_adapted(tiny_clip, made, tmp_path):
     model = FastGoalCLIPModel.from_base(str(tiny_clip))
     with pytest.raises(ValueError, match="`freeze_layers` must be at most 2"):
         frozen_parameters(model, None, 3)
@@ -239,7 +292,7 @@ def test_what_cannot_be_frozen_or_adapted(tiny_clip, made, pairs, tmp_path):
     with pytest.raises(ValueError, match=r"`lora_target_modules`: no layer that is trained"):
         lora_config(model, 2, targets=["visual_projection"], freeze="vision")
     with pytest.raises(ValueError, match=r"already has an adapter.*`lora_r`"):
-        trained(tiny_clip, pairs, tmp_path, made[1], lora_r=2)
+        trained(tiny_clip, tmp_path, model=made[1], lora_r=2)
     for wrong, words in (
         ({"lora_r": 0}, "`lora_r` must be at least 1"),
         ({"lora_alpha": 2.0}, "`lora_alpha` .*need `lora_r`"),

@@ -9,5 +9,5 @@ KS = (1, 5, 10, 25, 50)
 
 def check_ks(ks: Sequence[int]) -> None:
     """Raise `ValueError` unless `ks` is a non-empty sequence of positive integers."""
-    if not isinstance(ks, Sequence) or isinstance(ks, str) or not ks or not all(map(is_positive, ks)):
+    if not isinstance(ks, Sequence) or not ks or not all(map(is_positive, ks)):
         raise ValueError(f"`ks` must be a non-empty sequence of positive integers, got {ks!r}.")

@@ -114,7 +114,8 @@ def localize(
     sentences = outside = patches = 0
     with tqdm(total=len(rows), desc="boxes", unit="image", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
-            images, queries = [], []
+            images: list[Any] = []
+            queries: list[tuple[int, str, Tensor]] = []
             for number in rows[start : start + batch_size]:
                 row, label = source[number], source.label(number)
                 image = load_image(row.image, name=row.name)
@@ -129,13 +130,13 @@ def localize(
             visible = [query for query in queries if bool(query[2].any())]
             outside += len(queries) - len(visible)
             if visible:
-                image_of, asked, masks = zip(*visible, strict=True)
-                texts = embed_texts(model, processor, asked, batch_size=4 * batch_size)
-                similarity = (tokens[list(image_of)] @ texts[:, :, None]).squeeze(-1)
-                ranks = first_hit(similarity, torch.stack(masks))
+                texts = embed_texts(model, processor, [text for _, text, _ in visible], batch_size=4 * batch_size)
+                similarity = (tokens[[image for image, _, _ in visible]] @ texts[:, :, None]).squeeze(-1)
+                covered = torch.stack([mask for _, _, mask in visible])
+                ranks = first_hit(similarity, covered)
                 for k in TOP:
                     hits[k] += int((ranks <= k).sum())
-                    chance[k] += sum(_chance(patches, int(mask.sum()), k) for mask in masks)
+                    chance[k] += sum(_chance(patches, int(mask.sum()), k) for mask in covered)
                 sentences += len(visible)
             bar.update(len(images))
     if not sentences:
@@ -143,8 +144,8 @@ def localize(
             f"{source.name} has no sentence with a box inside the model's crop. Give boxes a 'sentence', or a 'label'"
             " that occurs in the captions."
         )
-    hit_rate, chance = ({k: values[k] / sentences for k in TOP} for values in (hits, chance))
-    return Localization(hit_rate, chance, sentences, outside, patches)
+    hit_rate = {k: hits[k] / sentences for k in TOP}
+    return Localization(hit_rate, {k: chance[k] / sentences for k in TOP}, sentences, outside, patches)
 
 
 def first_hit(similarity: Tensor, covered: Tensor) -> Tensor:
