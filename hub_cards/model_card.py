@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -18,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from fastgoal.modeling_fastgoal.families_fastgoal import FAMILIES, Family, family_of
+from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, FAMILIES, Family, family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.checkpoints.adapters import is_adapter, read_base
 from fastgoal.processing.checkpoints.load import check_model
@@ -145,7 +144,7 @@ class ModelFacts:
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         parameters: Number of weights.
-        family: Label of the model's family, such as `CLIP`.
+        family: The model's family.
         base_model: Hub id or folder of the model that it was made from, if known.
         license: License, an identifier of the Hub; None if nobody stated one.
         note: A sentence at the top of the card, such as a warning.
@@ -164,7 +163,7 @@ class ModelFacts:
     patch_size: int
     dim: int
     parameters: int
-    family: str = "CLIP"
+    family: Family = CLIP
     base_model: str | None = None
     license: str | None = None
     note: str | None = None
@@ -188,19 +187,14 @@ class ModelFacts:
         if is_adapter(folder):
             base, lora = read_base(folder), json.loads((folder / ADAPTER_CONFIG_NAME).read_bytes())
             known |= {name: getattr(base, name) for name in ("max_text_length", "image_size", "patch_size", "dim")}
-            known |= {"family": base.family, "base_model": base.base or None}
+            known |= {"family": FAMILIES[base.model_type], "base_model": base.base or None}
             known["adapter"] = AdapterFacts(lora["r"], lora["lora_alpha"])
         else:
             config = check_model(str(folder), "folder")
-            known |= {"family": family_of(config).label, "max_text_length": text_positions(config)}
+            known |= {"family": family_of(config), "max_text_length": text_positions(config)}
             known |= {name: getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
-            known["dim"] = embedding_width(SimpleNamespace(config=config))
+            known["dim"] = embedding_width(config)
         return cls(**{**known, **facts})
-
-    @property
-    def family_facts(self) -> Family:
-        """What is known of the model's family."""
-        return next(family for family in FAMILIES.values() if family.label == self.family)
 
 
 def _spread(lines: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -222,7 +216,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         license=facts.license,
         pipeline_tag="zero-shot-image-classification",
         tags=[
-            "siglip" if facts.family_facts.is_sigmoid else "clip",
+            "siglip" if facts.family.is_sigmoid else "clip",
             *("long-captions", "image-text-retrieval", "fast-goal", "fastgoal"),
             "lora" if facts.adapter else "sentence-transformers",
         ],

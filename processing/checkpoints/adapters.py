@@ -48,7 +48,7 @@ class AdapterBase:
         image_size: Side of its input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
-        family: Label of its family.
+        model_type: Model type of its configuration.
         losses: The values of `LossSettings` in the configuration of the trained model.
     """
 
@@ -58,7 +58,7 @@ class AdapterBase:
     image_size: int
     patch_size: int
     dim: int
-    family: str
+    model_type: str
     losses: dict[str, Any]
 
 
@@ -252,7 +252,7 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         dim=embedding_width(inner),
-        family=family_of(inner).label,
+        model_type=family_of(inner).model_type,
         losses={setting.name: getattr(config, setting.name) for setting in fields(LossSettings)},
     )
 

@@ -105,7 +105,7 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert type(plain) is CLIPModel
     processor = FastGoalProcessor.from_pretrained(output)
     torch.testing.assert_close(logits(plain, processor), logits(model, processor))
-    assert "with the adapter `lora` merged into it" in (output / "README.md").read_text()
+    assert "adapter `lora` is merged into it" in (output / "README.md").read_text()
     assert (output / "handler.py").is_file()
     assert main(["merge", str(folder), "--output", str(output)]) == 2
     assert "not an empty folder" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_its_folder_and_card(made):
     } <= sizes.keys()
     assert not {"config.json", "model.safetensors", "handler.py"} & sizes.keys()
     card = (folder / "README.md").read_text()
-    assert "An adapter (LoRA of rank 3, alpha 5)" in card
+    assert "LoRA adapter (rank 3, alpha 5)" in card
     assert "PeftModel.from_pretrained" in card
     assert "library_name: peft" in card
     assert json.loads((folder / BASE_FILE).read_text())["fingerprint"] == base_fingerprint(model.get_base_model())
