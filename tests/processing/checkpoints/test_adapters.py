@@ -108,7 +108,7 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert "adapter `lora` is merged into it" in (output / "README.md").read_text()
     assert (output / "handler.py").is_file()
     assert main(["merge", str(folder), "--output", str(output)]) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "new or empty folder" in capsys.readouterr().err
     assert main(["merge", str(output), "--output", str(tmp_path / "again")]) == 2
     assert "is not an adapter" in capsys.readouterr().err
 
