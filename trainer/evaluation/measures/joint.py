@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import best_pair
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.trainer.batches.rows import TrainingRow
 
 from .embeddings import EncodedSource
 from .ranks import TIE, count_at_least, unit_rows
@@ -173,20 +173,20 @@ def evaluate_joint(
 
 def _best_pair_of_row(source: Source, number: int, processor: FastGoalProcessor) -> tuple[str, Box]:
     """Return the sentence and the box of a row's best pair."""
-    row = source[number]
-    columns = row.columns
-    if not columns["pairs"] or not all(isinstance(columns[name], list) for name in ("pairs", "sentences", "regions")):
+    source_row = source[number]
+    columns, row = source_row.columns, TrainingRow.of(source_row)
+    if not (row.pairs and row.sentences and row.regions):
         raise ValueError(f"{source.label(number)} has no local pairs. Make them with `fastgoal pairs`.")
     if {"width", "height"} <= columns.keys():
         size = columns["width"], columns["height"]
     else:
         size = load_image(row.image, name=row.name).size
     try:
-        pair = best_pair(SimpleNamespace(**{**columns, "caption": row.caption}), processor, size)
+        pair = best_pair(row, processor, size)
     except ValueError as error:
         raise ValueError(f"{source.label(number)}: {error}") from None
-    span = columns["sentences"][pair["sentence"]]
-    return row.caption[span["start"] : span["end"]], columns["regions"][pair["region"]]["box"]
+    span = row.sentences[pair["sentence"]]
+    return row.caption[span["start"] : span["end"]], row.regions[pair["region"]]["box"]
 
 
 class _Crops(Sequence[Any]):
