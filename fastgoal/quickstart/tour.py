@@ -1,4 +1,4 @@
-"""The whole path on a drawn world, in minutes and without a network: scenes, pairs, two trainings, one table."""
+"""Run the whole workflow on drawn scenes, in minutes and without a network: scenes, pairs, two trainings, one table."""
 
 import shutil
 import sys
@@ -14,24 +14,24 @@ from fastgoal.processing.files import WORK_FOLDER, write_json, write_text
 from fastgoal.quickstart.drawing import Split
 from fastgoal.quickstart.scenes import draw_scenes, write_folder
 
-# Few shapes and colors, so that it takes the details to tell scenes apart.
+# With few shapes and colors, scenes differ mostly in details.
 SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
 COLORS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
-CARD_NOTE = "A toy of the quickstart: trained on drawn scenes only, of no use for photographs."
+CARD_NOTE = "A small model of the quickstart, trained on drawn scenes only. It does not work on photographs."
 
 
 @dataclass(frozen=True)
 class TourSettings:
-    """Sizes of the quickstart; chosen on validation scenes, never on those it reports.
+    """Settings of the quickstart. They were chosen on validation scenes, not on the test scenes.
 
     Attributes:
-        train_scenes: Scenes to fine-tune on.
-        test_scenes: Scenes to report on, of other seeds and never trained on.
-        epochs: Times the training scenes are gone through, the same for both trainings.
-        batch_size: Scenes in a step.
-        learning_rate: Peak learning rate of AdamW, the same for both.
-        seed: Draws the scenes and orders the batches.
+        train_scenes: Number of scenes to fine-tune on.
+        test_scenes: Number of scenes to evaluate on, which are never trained on.
+        epochs: Number of epochs of each training.
+        batch_size: Scenes per step.
+        learning_rate: Peak learning rate of AdamW.
+        seed: Random seed of the scenes and the order of the batches.
     """
 
     train_scenes: int = 800
@@ -43,13 +43,19 @@ class TourSettings:
 
 
 def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the quickstart and leave scenes, pairs, checkpoints, `pairs.png` and `report.json` in `output`.
+    """Run the quickstart, and write scenes, pairs, checkpoints, `pairs.png`, and `report.json` to `output`.
 
-    `say` takes a line of text at every step, and at every epoch of a training.
+    Args:
+        output: New folder, or one of an earlier quickstart, which is replaced.
+        settings: Settings.
+        say: Receives a line of text at every stage and at every epoch.
 
     Returns:
-        The report: `settings`, `pairs` (summary), `steps`, `results` (retrieval of the base, of fine-tuning with the
-        global loss alone and of FAST-GOAL, by name), `seconds` by stage, and a `note`.
+        The report: `settings`, `pairs` (the summary), `steps`, `results` (retrieval of the base model, after
+        fine-tuning with only the global loss, and with FAST-GOAL), `seconds` by stage, and a `note`.
+
+    Raises:
+        ValueError: The folder has files that no quickstart wrote.
     """
     from fastgoal.hub_cards.card_images import pairs_sheet
     from fastgoal.hub_cards.wording import count
@@ -66,7 +72,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     seconds: dict[str, float] = {}
     results: dict[str, dict[str, float]] = {}
 
-    say(f"1. Drawing {settings.train_scenes} scenes to train on and {settings.test_scenes} others to test on.")
+    say(f"1. Draw {settings.train_scenes} scenes for training and {settings.test_scenes} for testing.")
     with _timed(seconds, "scenes"):
         sources = {}
         numbers: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
@@ -76,7 +82,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
             write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colors=COLORS), folder)
             sources[split] = load_source(folder)
 
-    say("2. Finding local pairs with FLISM: which region of its scene does each sentence describe?")
+    say("2. Find local pairs with FLISM: which region of the scene does each sentence describe?")
     with _timed(seconds, "pairs"):
         model = FastGoalCLIPModel.from_base(str(BASE))
         processor = FastGoalProcessor.from_base(str(BASE))
@@ -92,8 +98,10 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         pairs = TrainingData(str(output / "pairs"))
         pairs_sheet([pairs[i].as_dict() for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
     objects, fixed = (summary["regions"][source] for source in ("column", "default"))
-    say(f"   The small CLIP chose one for each of {count(summary['pairs'], 'sentence')}, among the boxes of")
-    say(f"   {count(objects, 'object')} and {fixed:,} fixed regions, five in every scene. See {output / 'pairs.png'}")
+    say(
+        f"   A small CLIP model matched {count(summary['pairs'], 'sentence')} to {count(objects, 'object')} and {fixed:,}"
+    )
+    say(f"   default regions (five per scene). See {output / 'pairs.png'}")
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
@@ -101,11 +109,11 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
             results[name] = encoded.ranks(tuned.device).summary()
 
     measure("base", model)
-    for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):
-        say(f"{number}. Fine-tuning with {title}, {count(settings.epochs, 'epoch')}.")
+    for number, (objective, title) in enumerate((("global", "only the global loss"), ("fast_goal", "FAST-GOAL")), 3):
+        say(f"{number}. Fine-tune with {title} for {count(settings.epochs, 'epoch')}.")
         folder = output / objective.replace("_", "-")
         with _timed(seconds, objective):
-            # A fresh copy of the base: the two trainings differ in the objective alone.
+            # Both trainings start from the base model and differ only in the objective.
             trainer = quiet_trainer(
                 FastGoalCLIPModel.from_base(str(BASE)),
                 processor,
@@ -117,14 +125,14 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
                 learning_rate=settings.learning_rate,
                 seed=settings.seed,
                 logging_strategy="epoch",
+                card=CardOptions(note=CARD_NOTE),
             )
             trainer.add_callback(EpochLines(say))
-            trainer.card = CardOptions(note=CARD_NOTE)
             trainer.train()
             trainer.save_model()
         measure(objective, trainer.model)
         steps = trainer.state.global_step
-        say(f"   {steps} steps in {trainer.state.log_history[-1]['train_runtime']:.0f} s; the checkpoint is {folder}")
+        say(f"   {steps} steps in {trainer.state.log_history[-1]['train_runtime']:.0f} s, saved in {folder}")
 
     report = {
         "settings": asdict(settings),
@@ -132,27 +140,27 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         "steps": steps,
         "results": results,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "note": "A small CLIP on drawn scenes: it shows that the path works, not what a real CLIP reaches.",
+        "note": "A small model on drawn scenes shows that the workflow works, not the results of a real model.",
     }
     write_json(output / "report.json", report)
     return report
 
 
 def _claim(output: Path) -> None:
-    """Make the folder a quickstart's, whose old contents may be taken away; a `ValueError` where it is somebody's."""
+    """Mark the folder as one of the quickstart, whose contents may be replaced, or raise `ValueError` if it is not."""
     mark = output / WORK_FOLDER / "quickstart"
     others = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     if others and not mark.is_file():
         raise ValueError(
-            f"--output {output} has files in it that no quickstart made ({', '.join(others[:5])}). Name a new folder."
+            f"`output={output}` has files that no quickstart wrote ({', '.join(others[:5])}). Choose a new folder."
         )
-    write_text(mark, "Folders beside this one are made anew by the next quickstart.\n")
+    write_text(mark, "The next quickstart replaces the other folders here.\n")
 
 
 def result_table(report: dict[str, Any]) -> str:
-    """The results as a table of percentages."""
-    names = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
-    columns = [f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5)]
+    """Return the results as a table of percentages."""
+    names = {"base": "base model", "global": "only the global loss", "fast_goal": "FAST-GOAL"}
+    columns = [f"{direction}_R@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5)]
     lines = [f"{'':<20}{'text to image':^20}{'image to text':^20}", f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2]
     for name, title in names.items():
         cells = [f"{100 * report['results'][name][column]:>9.1f}" for column in columns]
@@ -162,7 +170,7 @@ def result_table(report: dict[str, Any]) -> str:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the seconds that its block takes to those of the stage."""
+    """Add the duration of the block to the seconds of the stage."""
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The trainer with the habits of the quickstart and the study: it prints nothing and saves nothing by itself."""
+"""The trainer of the quickstart and the study, which does not print or save anything by itself."""
 
 import time
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from fastgoal.trainer.callbacks import StartLines
+from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -18,11 +19,12 @@ def quiet_trainer(
     rows: Any,
     collator: Any = None,
     trainer_class: type[FastGoalTrainer] = FastGoalTrainer,
+    card: CardOptions | None = None,
     **settings: Any,
 ) -> Any:
-    """A trainer of `model` on `rows`, in this process alone and with full batches only.
+    """Return a trainer of `model` on `rows` that runs in this process and drops the last incomplete batch.
 
-    `settings` are arguments of `FastGoalTrainingArguments`; `FastGoalCollator` makes the batches if no other does.
+    `settings` are arguments of `FastGoalTrainingArguments`. The default collator is `FastGoalCollator`.
     """
     args = FastGoalTrainingArguments(
         dataloader_num_workers=0,
@@ -33,7 +35,7 @@ def quiet_trainer(
         **settings,
     )
     trainer = trainer_class(
-        model=model, args=args, processing_class=processor, train_dataset=rows, data_collator=collator
+        model=model, args=args, processing_class=processor, train_dataset=rows, data_collator=collator, card=card
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(StartLines)
@@ -41,9 +43,9 @@ def quiet_trainer(
 
 
 class EpochLines(TrainerCallback):
-    """Says a line after every epoch, where `logging_strategy` is `epoch`: its mean loss, and how long it will take.
+    """Report the mean loss and the remaining time after every epoch; needs `logging_strategy="epoch"`.
 
-    On a terminal there is a bar of the steps below them.
+    On a terminal there is also a progress bar of the steps.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -61,10 +63,10 @@ class EpochLines(TrainerCallback):
         self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" not in logs:  # the summary at the end
+        if "loss" not in logs:  # the final summary
             return
         rate = state.global_step / (time.perf_counter() - self.start)
         left = (state.max_steps - state.global_step) / rate
         time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
         epoch = f"Epoch {round(state.epoch)} of {state.num_train_epochs}"
-        self.say(f"   {epoch}: loss {float(logs['loss']):.2f}, {rate:.1f} steps/s, {time_left} to go.")
+        self.say(f"   {epoch}: loss {float(logs['loss']):.2f}, {rate:.1f} steps/s, {time_left} left.")
