@@ -98,10 +98,8 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         pairs = TrainingData(str(output / "pairs"))
         pairs_sheet([pairs[i].as_dict() for i in range(min(6, len(pairs)))]).save(output / "pairs.png")
     objects, fixed = (summary["regions"][source] for source in ("column", "default"))
-    say(
-        f"   A small CLIP model matched {count(summary['pairs'], 'sentence')} to {count(objects, 'object')} and {fixed:,}"
-    )
-    say(f"   default regions (five per scene). See {output / 'pairs.png'}")
+    say(f"   A small CLIP model matched {count(summary['pairs'], 'sentence')} to {count(objects, 'object')} and")
+    say(f"   {fixed:,} default regions (five per scene). See {output / 'pairs.png'}")
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
@@ -109,7 +107,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
             results[name] = encoded.ranks(tuned.device).summary()
 
     measure("base", model)
-    for number, (objective, title) in enumerate((("global", "only the global loss"), ("fast_goal", "FAST-GOAL")), 3):
+    for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):
         say(f"{number}. Fine-tune with {title} for {count(settings.epochs, 'epoch')}.")
         folder = output / objective.replace("_", "-")
         with _timed(seconds, objective):
@@ -159,7 +157,7 @@ def _claim(output: Path) -> None:
 
 def result_table(report: dict[str, Any]) -> str:
     """Return the results as a table of percentages."""
-    names = {"base": "base model", "global": "only the global loss", "fast_goal": "FAST-GOAL"}
+    names = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
     columns = [f"{direction}_R@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5)]
     lines = [f"{'':<20}{'text to image':^20}{'image to text':^20}", f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2]
     for name, title in names.items():

@@ -35,7 +35,7 @@ def test_progress_lines(toured):
     folder, report, lines = toured
     regions = report["pairs"]["regions"]
     text = "\n".join(lines)
-    assert f"matched {report['pairs']['pairs']} sentences to {regions['column']} objects and 60" in text
+    assert f"matched {report['pairs']['pairs']} sentences to {regions['column']} objects and\n   60 " in text
     epochs = [line for line in lines if line.startswith("   Epoch ")]
     assert [line.split(":")[0].strip() for line in epochs] == ["Epoch 1 of 2", "Epoch 2 of 2"] * 2
     assert epochs[1].endswith(" steps/s, 0 s left.")
