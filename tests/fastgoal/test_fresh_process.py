@@ -1,4 +1,4 @@
-"""A saved folder where this package is missing: plain CLIP for everybody, our classes for who trusts their code."""
+"""Load a saved folder without this package: as plain CLIP, and with our classes if their code is trusted."""
 
 import json
 import subprocess
@@ -89,16 +89,17 @@ def expected(folder):
         return model(**processor(images=image, text=[CAPTION]))
 
 
-def run(code: str, folder) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code, str(folder), CAPTION], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture(scope="module")
+def loaded(folder) -> list[dict]:
+    """Return what a process without this package sees: as plain CLIP, and with trusted code."""
+    command = [sys.executable, "-c", BEGIN + PLAIN + TRUSTED, str(folder), CAPTION]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-2:]]
 
 
-def test_any_transformers_program_loads_it(folder, expected):
-    got = run(PLAIN, folder)
+def test_any_transformers_program_loads_it(loaded, expected):
+    got = loaded[0]
     assert got["model"] == ["transformers.models.clip.modeling_clip", "CLIPModel"]
     assert got["processor"][1] == "CLIPProcessor"
     assert got["image_processor"].startswith("CLIPImageProcessor")
@@ -110,14 +111,14 @@ def test_any_transformers_program_loads_it(folder, expected):
     torch.testing.assert_close(torch.tensor(got["text"]), expected.text_embeds[0])
 
 
-def test_our_classes_travel_with_it(folder, expected):
-    got = run(TRUSTED, folder)
+def test_our_classes_travel_with_it(loaded, expected):
+    got = loaded[1]
     assert got["model"][0].startswith("transformers_modules.")
     assert got["model"][1] == "FastGoalCLIPModel"
     assert got["processor"][1] == "FastGoalProcessor"
     assert got["positions"] == 248
     assert got["patches"] > 0
-    assert got["message"].endswith("by the package fastgoal: pip install fastgoal")
+    assert "pip install fastgoal" in got["message"]
     assert got["loss"] > 0
     torch.testing.assert_close(torch.tensor(got["image"]), expected.image_embeds[0])
     torch.testing.assert_close(torch.tensor(got["text"]), expected.text_embeds[0])

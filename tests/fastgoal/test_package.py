@@ -81,6 +81,7 @@ def test_wheel_is_small(wheel):
     assert wheel.stat().st_size < 8_000_000
 
 
+@pytest.mark.slow
 def test_installed_wheel_gives_all_public_names(installed, tmp_path):
     script = (
         "import fastgoal, pathlib\n"
@@ -103,6 +104,20 @@ def test_installed_wheel_has_the_command(installed, tmp_path):
         "print(entry.name, entry.value)"
     )
     assert python(script, tmp_path, installed).split() == ["fastgoal", "fastgoal.cli:main"]
+
+
+@pytest.mark.slow
+def test_installed_wheel_trains_through_accelerate(installed, tiny_clip, pairs_folder, tmp_path):
+    script = (
+        "import sys, runpy, fastgoal.trainer\n"
+        f"assert fastgoal.trainer.__file__.startswith({str(installed)!r})\n"
+        f"sys.argv[1:] = ['--config_file', {str(installed / 'fastgoal/trainer/accelerate_configs/cpu.yaml')!r}, '-m',\n"
+        f"    'fastgoal.trainer.run', '--model', {str(tiny_clip)!r}, '--train_data', {str(pairs_folder)!r},\n"
+        "    '--output_dir', 'out', '--max_steps', '1', '--use_cpu', '--per_device_train_batch_size', '4']\n"
+        "runpy.run_module('accelerate.commands.launch', run_name='__main__')\n"
+    )
+    python(script, tmp_path, installed)
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_import_is_light(tmp_path):

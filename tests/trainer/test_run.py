@@ -1,10 +1,8 @@
 """The run script: settings from a file and flags, a training from end to end, and through accelerate."""
 
 import json
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,12 +97,14 @@ def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
     assert main([path, "--resume_from_checkpoint", "true"]) == 0
 
 
-def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [[str(SCRIPT)], ["-m", "fastgoal.trainer.run"]])
+def test_accelerate_launch(tiny_clip, pairs_folder, tmp_path, program):
     output = tmp_path / "out"
     path = config(tmp_path, f"model: {tiny_clip}\ntrain_data: {pairs_folder}\noutput_dir: {output}\n" + FAST)
     settings = SCRIPT.parent / "accelerate_configs" / "cpu.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
-    done = subprocess.run([*launch, str(SCRIPT), path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run([*launch, *program, path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (output / "model.safetensors").is_file()
 
@@ -114,23 +114,3 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
     _refuse_separate_processes(2)
     with pytest.raises(ValueError, match=r"2 processes .*no GPUs.*fastgoal train --num_processes 2"):
         _refuse_separate_processes(1)
-
-
-def test_a_process_that_stops_ends_the_others(tiny_clip, rows, tmp_path):
-    # One picture is broken: the process that reads it stops, and the other one waits for its embeddings.
-    for number, row in enumerate(rows[:8]):
-        (tmp_path / f"{number}.png").write_bytes(row["image"]["bytes"])
-    lines = [{"file_name": f"{number}.png", "caption": row["caption"]} for number, row in enumerate(rows[:8])]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
-    path = config(
-        tmp_path,
-        f"model: {tiny_clip}\ntrain_data: {tmp_path}\noutput_dir: {tmp_path / 'out'}\nobjective: global\n{FAST}"
-        "max_steps: 100\n".replace("max_steps: 2\n", ""),
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    started = time.monotonic()
-    done = subprocess.run([*launch, str(SCRIPT), path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode != 0
-    assert re.search(r"error: .*5\.png.* broken", done.stderr), done.stderr
-    assert time.monotonic() - started < 150  # the processes of a waiting group give up after half an hour

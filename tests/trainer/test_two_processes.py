@@ -1,10 +1,7 @@
 """Training in two processes is training in one with the whole batch: each part of the loss, each gradient."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from transformers import TrainerCallback
 from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.rows import TrainingData
 
-SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
 CASES = {
     "global": {"objective": "global"},
@@ -176,25 +172,3 @@ def test_they_find_the_same_neighbors(ranks, tiny_clip, pairs_folder, tmp_path):
     for rank in ranks:
         assert all(torch.equal(found, alone) for found in rank["near"])
         assert rank["near, one row"].shape == (1, 0)
-
-
-def test_the_run_script_in_two_processes(tiny_clip, pairs_folder, tmp_path):
-    output = tmp_path / "out"
-    flags = {
-        "model": tiny_clip,
-        "train_data": pairs_folder,
-        "output_dir": output,
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "dataloader_num_workers": 0,
-        "use_cpu": "true",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    command = [*launch, *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    # 12 rows are two steps of 2 x 4 rows; one process would have made three.
-    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 2
-    assert (output / "model.safetensors").is_file()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,11 +206,16 @@ def test_a_signal_ends_all_processes(settings, tmp_path, number, code):
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_is_one_line(settings, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors").write_bytes(b"")
-    process = start(write(tmp_path, **settings), "--num_processes", "2", cwd=tmp_path)
-    printed, _ = process.communicate(timeout=300)
+def test_an_error_in_one_process_ends_the_others_and_is_one_line(settings, rows, tmp_path):
+    # One image is broken: the process that reads it stops, and the other one waits for its embeddings.
+    for number, row in enumerate(rows[:8]):
+        (tmp_path / f"{number}.png").write_bytes(row["image"]["bytes"])
+    lines = [{"file_name": f"{number}.png", "caption": row["caption"]} for number, row in enumerate(rows[:8])]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
+    path = write(tmp_path, **{**settings, "train_data": str(tmp_path), "objective": "global"})
+    printed, _ = (process := start(path, "--num_processes", "2", cwd=tmp_path)).communicate(timeout=150)
     assert process.returncode == 2
     assert printed.count("error:") == 1
+    assert re.search(r"fastgoal train: error: .*5\.png", printed)
     assert "Traceback" not in printed

@@ -1,7 +1,6 @@
-"""Whatever names and captions hold, a console of any encoding shows it, and none of it steers the console."""
+"""A console of any encoding shows any text, and no text controls the console."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from fastgoal.trainer.cli.parser import Parser
-from fastgoal.trainer.cli.terminal import Terminal, any_text, run_cleanly
+from fastgoal.trainer.cli.terminal import PEER_ENDED, Terminal, any_text, run_cleanly
 
 PARSER = Parser(prog="p")
 PARSER.add_argument("--num-workers")
@@ -37,11 +36,11 @@ def shown(text, encoding="utf-8"):
         ("Ein Fluß, 红色, 🦊", "Ein Fluß, 红色, 🦊"),
     ],
 )
-def test_what_is_shown(text, expected):
+def test_text_on_the_console(text, expected):
     assert shown(text) == expected
 
 
-def test_what_an_encoding_has_not():
+def test_characters_that_an_encoding_does_not_have():
     assert shown("Fluß 红 🦊", "ascii") == r"Flu\xdf \u7ea2 \U0001f98a"
     assert shown("Fluß 红", "cp1252") == "Fluß \\u7ea2"
 
@@ -68,7 +67,7 @@ def test_progress_bars_still_move(capsys):
         ),
     ],
 )
-def test_how_a_program_ends(capsys, error, line, code):
+def test_expected_errors_are_one_line(capsys, error, line, code):
     def work():
         raise error
 
@@ -81,27 +80,61 @@ def test_how_a_program_ends(capsys, error, line, code):
             run_cleanly(lambda: PARSER, work, lambda: True)
 
 
-def test_a_defect_is_not_hidden():
+def test_a_bug_is_not_hidden():
     with pytest.raises(KeyError):
         run_cleanly(lambda: PARSER, lambda: {}["a"])
 
 
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
-def test_a_console_of_another_encoding(tmp_path, pairs_folder, encoding):
+PROGRAM = """
+import sys
+from fastgoal.trainer.cli.parser import Parser
+from fastgoal.trainer.cli.terminal import run_cleanly
+
+def work():
+    print(sys.argv[1])
+    raise ValueError(f"{sys.argv[1]} is empty")
+
+sys.exit(run_cleanly(lambda: Parser(prog="p"), work))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_of_another_encoding(encoding):
+    text, shown = "红色 🦊 \x1b]0;x\x07", rb"\u7ea2\u8272 \U0001f98a \x1b]0;x\x07"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, text], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, shown)
+    assert done.stderr.strip() == b"p: error: " + shown + b" is empty"
+
+
+@pytest.mark.slow
+def test_a_command_in_a_console_of_another_encoding(tmp_path, pairs_folder):
     folder = tmp_path / "红色 🦊\x1b]0;x\x07"
     folder.mkdir()
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    wrong = subprocess.run(
-        [sys.executable, "-m", "fastgoal", "inspect", str(folder)], env=environment, capture_output=True, check=False
-    )
-    assert wrong.returncode == 2
-    assert rb"\u7ea2\u8272 \U0001f98a\x1b]0;x\x07 is empty" in wrong.stderr
-    right = subprocess.run(
-        [sys.executable, "-m", "fastgoal", "inspect", str(pairs_folder), "--output", str(folder / "é.html")],
-        env=environment,
-        capture_output=True,
-        check=False,
-    )
-    assert right.returncode == 0, right.stderr
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fastgoal", "inspect", str(pairs_folder), "--output", str(folder / "é.html")]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "charset" in (folder / "é.html").read_text(encoding="utf-8")
-    assert json.dumps(right.stdout.decode(encoding))
+    assert rb"\u7ea2\u8272 \U0001f98a\x1b]0;x\x07" in done.stdout
+
+
+def test_processes_of_a_training_report_an_error_once(capsys, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: sys.stderr.write(f"[{seconds}]"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def fail(error):
+        def work():
+            raise error
+
+        return work
+
+    lost = RuntimeError("[../gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+    assert run_cleanly(lambda: PARSER, fail(lost)) == PEER_ENDED
+    assert capsys.readouterr().err == "[1]p: error: another process of this training ended first.\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run_cleanly(lambda: PARSER, fail(ValueError("bad row"))) == 2
+    assert capsys.readouterr().err == "[1]p: error: bad row\n"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError):
+        run_cleanly(lambda: PARSER, fail(lost))
