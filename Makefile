@@ -1,21 +1,23 @@
-# make quickstart   environment, installation, and the embedded example (a few minutes, no network needed to run it)
-# make test         environment, installation with the development tools, then lint, types and tests
-# make lint, make types, make unit: one of the three
-# make slow         the few tests that take long and that make test leaves out
-# make campaign     hundreds of hostile and broken inputs, each in a process of its own (ten minutes)
-# make campaign-kills   trainings that are killed again and again, and must end as if they never were (ten minutes)
-# make docs         the pages of docs/ as a site in site/, which can be read from the disk
-# make format       mends what lint would complain about, as far as ruff can
+# make quickstart       create the environment and run the embedded example (a few minutes; the run needs no network)
+# make test             create the environment and run lint, types and the quick tests
+# make lint, types, unit    run one of the three
+# make slow             run the slow tests, which make test skips
+# make campaign         run about 1,200 hostile and broken inputs, each in its own process (ten minutes)
+# make campaign-kills   kill trainings at random moments and compare the results (ten minutes)
+# make docs             build the documentation in site/, to read from disk
+# make format           fix formatting and lint errors, as far as ruff can
+# make clean            delete build files and caches
 #
-# VENV=DIR puts the environment elsewhere, PYTHON=python3.12 chooses the interpreter it is made with.
+# VENV=DIR names the environment (default: .venv). PYTHON=python3.12 names the interpreter that creates it.
+# WORKERS=N sets the number of test processes (default: 2).
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
 BIN = $(VENV)/bin
-# What an installation depends on: this checkout's place and the files that declare the package. The name of the stamp
-# carries their checksum, so an environment shared by two checkouts, or used after a change, is brought up to date.
+# The name of the stamp has a checksum of the checkout's path and of the files that declare the package, so that an
+# environment is updated after a change, or if another checkout used it.
 STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr ' ' '-')
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
@@ -52,7 +54,7 @@ campaign: $(INSTALLED_DEV)
 campaign-kills: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign.kills
 
-# The variable silences a notice on a successor of the theme, which is no warning about these pages.
+# The variable silences a notice about a successor of the theme.
 docs: $(INSTALLED_DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The pages are in site/: open site/index.html."
@@ -66,11 +68,11 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "error: fastgoal needs Python 3.10 or newer; '$(PYTHON)' is older or missing." \
-			"Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+		echo "error: fastgoal requires Python 3.10 or newer; '$(PYTHON)' is older or missing." \
+			"Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Not compiled at once: Python compiles what is used when it is used, which is a small part of torch and its company.
+# Without compiling: Python compiles modules at their first import, and only a small part of torch is imported.
 $(INSTALLED): | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --editable .
 	@rm -f $(VENV)/.fastgoal-*
