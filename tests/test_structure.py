@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,40 @@ def test_a_test_lies_where_its_subject_lies(path):
     names = [source.stem.strip("_").removesuffix("_fastgoal") for source in folder.glob("*.py")]
     # test_positions.py is about positions_fastgoal.py, test_pairs_in_processes.py about pairs.py.
     assert any(re.fullmatch(rf"test_{re.escape(name)}(_\w+)?", path.stem) for name in names)
+
+
+# These parse a command line of their own.
+COMMAND_LINES = (
+    "trainer/cli/",
+    "trainer/run.py",
+    "fastgoal/commands/",
+    "fastgoal/cli.py",
+    "fastgoal/quickstart/train_base.py",
+)
+
+
+def messages(tree: ast.AST) -> Iterator[str]:
+    """The string literals of a module without docstrings and elements of lists; `{}` stands for a value."""
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List | ast.Expr | ast.JoinedStr):
+            skipped.update(ast.iter_child_nodes(node))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
+def test_library_code_names_parameters_and_not_flags():
+    found = []
+    for path in MODULES.values():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith("benchmarks/") or name.startswith(COMMAND_LINES):
+            continue
+        for text in messages(ast.parse(path.read_text(encoding="utf-8"))):
+            # A whole command may have flags: `fastgoal merge ADAPTER --output DIR`.
+            without_commands = re.sub(r"(?:fastgoal|ray) [a-z][^`\n]*", "", text)
+            found += [f"{name}: {flag}" for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", without_commands)]
+    assert not found
