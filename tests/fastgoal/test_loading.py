@@ -1,4 +1,4 @@
-"""Every way of loading a saved folder where this package is missing, and what happens to very long labels."""
+"""Every way of loading a saved folder without this package, also with very long labels."""
 
 import ast
 import json
@@ -27,7 +27,10 @@ folder, longest, longer = sys.argv[1:]
 image = Image.radial_gradient("L").convert("RGB").resize((60, 40))
 plain = AutoModelForZeroShotImageClassification.from_pretrained(folder)
 trusted = AutoModelForZeroShotImageClassification.from_pretrained(folder, trust_remote_code=True)
+base = next(parent for parent in type(trusted).__mro__ if parent.__name__ == "FastGoalModel")
+made = [base.from_pretrained(folder), base.from_base(folder), type(trusted).from_pretrained(folder)]
 found = {"classes": [type(plain).__name__, type(trusted).__name__], "scores": [], "models": []}
+found["chosen"] = [type(model) is type(trusted) for model in made]
 for trust in (None, True):
     classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=trust)
     found["models"].append(type(classify.model).__name__)
@@ -66,7 +69,7 @@ def folder(tiny_clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """What a process without this package finds in the folder."""
+    """Results of a process without this package."""
     command = [sys.executable, "-c", ELSEWHERE, str(folder), LONGEST, LONGER]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -74,7 +77,7 @@ def found(folder):
 
 
 def test_little_code_travels_with_a_checkpoint(folder):
-    """The model and its inputs; detectors, matching, data and training stay in the package."""
+    """The code of the model and its inputs. Detectors, matching, data and training stay in the package."""
     lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     assert {name for name in lines if not name.endswith("_fastgoal")} == {"geometry", "images", "texts", "tokens"}
 
@@ -86,12 +89,16 @@ def scores_of(folder, labels):
     return dict(zip(labels, scores.tolist(), strict=True))
 
 
+def test_the_class_is_chosen_by_the_configuration(found):
+    assert found["chosen"] == [True, True, True]
+
+
 def test_pipelines(folder, found):
     assert found["classes"] == found["models"] == ["CLIPModel", "FastGoalCLIPModel"]
     plain, trusted, cut = found["scores"]
     assert plain == pytest.approx(scores_of(folder, ["a cup", LONGEST]), abs=1e-5)
     assert trusted == pytest.approx(plain, abs=1e-5)
-    # Our class cuts what the pipeline did not; a plain CLIP says what is wrong.
+    # Our class truncates what the pipeline did not. A plain CLIP raises an error.
     assert cut == pytest.approx(scores_of(folder, ["a cup", LONGER]), abs=1e-5)
     assert "max_position_embeddings: 248" in found["error"]
 
