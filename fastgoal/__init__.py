@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgoal.hub_cards.push import push
     from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, FastGoalOutput
     from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
     from fastgoal.modeling_fastgoal.modeling_fastgoal import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastgoal.processing.sentences import Sentence, split_sentences
     from fastgoal.search.index import ImageIndex
     from fastgoal.trainer.batches.collator import FastGoalCollator
+    from fastgoal.trainer.card import CardOptions
     from fastgoal.trainer.evaluation.evaluate import evaluate
     from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
     from fastgoal.trainer.evaluation.options import EvaluationOptions
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CardOptions",
     "EvaluationOptions",
     "EvaluationReport",
     "FastGoalCLIPConfig",
@@ -57,11 +60,13 @@ __all__ = [
     "evaluate",
     "explain",
     "load_source",
+    "push",
     "retrieval_metrics",
     "split_sentences",
 ]
 
 _MODULES = {
+    "CardOptions": "fastgoal.trainer.card",
     "EvaluationOptions": "fastgoal.trainer.evaluation.options",
     "EvaluationReport": "fastgoal.trainer.evaluation.report",
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
@@ -83,6 +88,7 @@ _MODULES = {
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "explain": "fastgoal.pages.explain",
     "load_source": "fastgoal.processing.data.sources",
+    "push": "fastgoal.hub_cards.push",
     "retrieval_metrics": "fastgoal.trainer.evaluation.measures.retrieval",
     "split_sentences": "fastgoal.processing.sentences",
 }

@@ -18,7 +18,7 @@ from .wording import count, number
 # Legible on white, and white on them (contrast of at least 4.5), and distinguishable with any color-vision deficiency.
 # The first ones differ most.
 COLORS = ("#027caf", "#db0184", "#7d7a00", "#402279", "#7a4403", "#8632fe", "#6e0c35", "#0106c7")
-GREY, PALE = "#757575", "#d0d0d0"
+GRAY, PALE = "#757575", "#d0d0d0"
 FONT_SIZE = 16
 LINE = 22
 MARGIN = 16
@@ -73,7 +73,7 @@ class Line:
 
     number: int
     text: str
-    color: str = GREY
+    color: str = GRAY
     region: int | None = None
     label: str = ""
     score: float = 0.0
@@ -86,8 +86,8 @@ class Line:
         return f"{'* ' if self.best else ''}{self.number}. {self.text}{match}{note}"
 
 
-def in_turn(index: int) -> str:
-    """Return the color of the thing with an index; colors repeat."""
+def color_at(index: int) -> str:
+    """Return the color for an index; colors repeat."""
     return COLORS[index % len(COLORS)]
 
 
@@ -105,7 +105,7 @@ def row_figure(row: Mapping[str, Any]) -> tuple[list[Frame], list[Line]]:
     of_region: dict[int, list[Mapping[str, Any]]] = {}
     for pair in pairs.values():
         of_region.setdefault(pair["region"], []).append(pair)
-    colors = {region: in_turn(index) for index, region in enumerate(of_region)}
+    colors = {region: color_at(index) for index, region in enumerate(of_region)}
     frames = []
     for region, matches in of_region.items():
         numbers, best = [pair["sentence"] + 1 for pair in matches], any(pair["best"] for pair in matches)
@@ -202,7 +202,7 @@ def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, widt
         image = load_image(row["image"], name=row.get("file_name"))
         shown.append((framed(image, frames, 0.45 * inside, image_height), lines))
     left = max(image.width for image, _ in shown)
-    blocks = [text_block([(LEGEND, GREY)], inside)]
+    blocks = [text_block([(LEGEND, GRAY)], inside)]
     for image, lines in shown:
         texts = lines_block(lines, inside - left - MARGIN)
         blocks += [flow([stack([image], width=left), texts], inside), rule(inside)]
@@ -239,7 +239,7 @@ def lines_block(lines: Iterable[Line], width: int) -> Image.Image:
     """Draw sentences in their colors, at most `MOST_SENTENCES`, each with its region and score."""
     texts = [(str(line), line.color) for line in lines]
     if (more := len(texts) - MOST_SENTENCES) > 0:
-        texts[MOST_SENTENCES:] = [(f"and {count(more, 'sentence')} more", GREY)]
+        texts[MOST_SENTENCES:] = [(f"and {count(more, 'sentence')} more", GRAY)]
     return text_block(texts, width)
 
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from fastgoal.hub_cards.card_images import (
     COLORS,
     FONT_SIZE,
-    GREY,
+    GRAY,
     MARGIN,
     PALE,
     Frame,
     Line,
+    color_at,
     fitted,
     flow,
     framed,
-    in_turn,
     lines_block,
     padded,
     plain_label,
@@ -106,7 +106,7 @@ class Explanation:
             patches = Image.fromarray((strength * 225).round().byte().numpy())
             mask = Image.new("L", shown.size, 0)
             mask.paste(patches.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-            maps.append(Image.composite(Image.new("RGB", shown.size, in_turn(index)), pale, mask))
+            maps.append(Image.composite(Image.new("RGB", shown.size, color_at(index)), pale, mask))
         return maps
 
     @cached_property
@@ -219,9 +219,9 @@ def sentences_and_regions(
         region = list(members).index(pair.region.box)
         label = plain_label(pair.region.label or pair.region.source)
         note = "" if read else f"not read: past {tokens} tokens"
-        lines.append(Line(index + 1, pair.sentence.text, in_turn(index), region, label, pair.score, note=note))
+        lines.append(Line(index + 1, pair.sentence.text, color_at(index), region, label, pair.score, note=note))
     frames = [
-        Frame(region, box, [index + 1 for index in indices], [in_turn(index) for index in indices])
+        Frame(region, box, [index + 1 for index in indices], [color_at(index) for index in indices])
         for region, (box, indices) in enumerate(members.items())
     ]
     return lines, frames
@@ -266,7 +266,7 @@ def _sheet(explanation: Explanation, width: int) -> Image.Image:
         (framed(image, explanation.frames, *room), "Best region of each sentence"),
         (fitted(explanation.components_image, *room), "Image tokens: first 3 principal components as color"),
     ]
-    top = [stack([text_block([(text, GREY)], max(view.width, 200)), view]) for view, text in views]
+    top = [stack([text_block([(text, GRAY)], max(view.width, 200)), view]) for view, text in views]
     # Next to tall images there is enough room for the caption.
     room_left = width - sum(block.width + MARGIN for block in top)
     top.append(lines_block(lines, room_left if room_left >= 400 else width))
@@ -276,10 +276,10 @@ def _sheet(explanation: Explanation, width: int) -> Image.Image:
     maps = []
     for line, heat_map, values in zip(lines, explanation.heat_maps, explanation.ranges, strict=True):
         text = text_block([(f"{line.number}. {line.text}", line.color)], cell, most=2)
-        maps.append(stack([fitted(heat_map, cell, 300), text, text_block([(f"patches {values}", GREY)], cell)]))
+        maps.append(stack([fitted(heat_map, cell, 300), text, text_block([(f"patches {values}", GRAY)], cell)]))
     heading = f"{explanation.model_name}: image and caption {number(explanation.score, 3)}"
     title = text_block([(heading, "black")], width, FONT_SIZE + 3)
-    legend, notes = (text_block([(text, GREY)], width) for text in (COLOR_NOTE, NOTE))
+    legend, notes = (text_block([(text, GRAY)], width) for text in (COLOR_NOTE, NOTE))
     return stack([title, legend, flow(top, width), flow(maps, width), notes], MARGIN)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from PIL import Image
 
-from fastgoal.hub_cards.card_images import GREY, MARGIN, fitted, flow, padded, rule, stack, text_block
+from fastgoal.hub_cards.card_images import GRAY, MARGIN, fitted, flow, padded, rule, stack, text_block
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.pages.render import render
 from fastgoal.processing.checkpoints.devices import choose_workers
@@ -217,7 +217,7 @@ def _query(
 def gallery_figure(gallery: Gallery, width: int = 1400) -> Image.Image:
     """Draw the gallery as one image."""
     inside = width - 2 * MARGIN
-    blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.introduction, GREY)], inside)]
+    blocks = [text_block([(gallery.title, "black")], inside, 24), text_block([(gallery.introduction, GRAY)], inside)]
     for text, queries in gallery.groups:
         heading = text_block([(text, "black")], inside, 20)
         blocks.append(stack([Image.new("RGB", (1, MARGIN), "white"), heading]))
@@ -245,7 +245,7 @@ def _query_blocks(query: Query, width: int) -> list[Image.Image]:
     blocks = [flow(top, width)]
     for model in query.models:
         answers = [_answer_block(answer, len(model.answers), width) for answer in model.answers]
-        title = text_block([(f"{model.model}{model.note}", GREY)], width)
+        title = text_block([(f"{model.model}{model.note}", GRAY)], width)
         blocks.append(stack([title, flow(answers, width)], 4))
     return blocks
 
