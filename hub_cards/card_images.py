@@ -22,6 +22,7 @@ GRAY, PALE = "#757575", "#d0d0d0"
 FONT_SIZE = 16
 LINE = 22
 MARGIN = 16
+SHEET_WIDTH, IMAGE_HEIGHT = 1100, 260  # of `pairs_sheet`
 MOST_CHARACTERS, MOST_SENTENCES = 1000, 100  # of a text, and of a row
 TAG = (24, 20)  # width and height of the number of a sentence on an image
 STRIPE = 12  # pixels of each color along a frame of several colors
@@ -179,28 +180,23 @@ def framed(image: Image.Image, frames: Iterable[Frame], width: float, height: fl
     return shown
 
 
-def pairs_sheet(rows: Sequence[Mapping[str, Any]], image_height: int = 260, width: int = 1100) -> Image.Image:
+def pairs_sheet(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw rows of a pairs dataset below each other.
 
     On the left is the image with the frames of matched regions; the frame of the best pair is thick. On the right are
     the sentences in the colors of their regions, with region and score; the best pair has an asterisk.
-
-    Args:
-        rows: Rows as `fastgoal pairs` writes them.
-        image_height: Height of the images in pixels; wide images become lower.
-        width: Width of the result in pixels.
 
     Raises:
         ValueError: `rows` is empty, or an image cannot be read.
     """
     if not rows:
         raise ValueError("`rows` must have at least one row of a pairs dataset, got none.")
-    inside = width - 2 * MARGIN
+    inside = SHEET_WIDTH - 2 * MARGIN
     shown = []
     for row in rows:
         frames, lines = row_figure(row)
         image = load_image(row["image"], name=row.get("file_name"))
-        shown.append((framed(image, frames, 0.45 * inside, image_height), lines))
+        shown.append((framed(image, frames, 0.45 * inside, IMAGE_HEIGHT), lines))
     left = max(image.width for image, _ in shown)
     blocks = [text_block([(LEGEND, GRAY)], inside)]
     for image, lines in shown:

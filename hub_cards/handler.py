@@ -19,12 +19,7 @@ MOST_ENTRIES = 64  # images or texts in a request
 MOST_CHARACTERS = 100_000  # in all texts of a request
 # Parameters that clients send next to `inputs` when they ask for embeddings.
 EMBEDDING_PARAMETERS = (
-    "normalize",
-    "truncate",
-    "prompt_name",
-    "truncation_direction",
-    "dimensions",
-    "encoding_format",
+    *("normalize", "truncate", "prompt_name", "truncation_direction", "dimensions", "encoding_format"),
 )
 
 
@@ -43,7 +38,7 @@ class EndpointHandler:
       the labels, or for a SigLIP model a sigmoid of each label;
     * `hypothesis_template` puts each label in place of its `{}`;
     * `return` is `"scores"` or `"embeddings"`; the default is scores for images with texts and embeddings otherwise;
-    * `normalize: false` returns embeddings of any length, and `truncate: false` refuses longer texts.
+    * `normalize: false` returns unnormalized embeddings, and `truncate: false` refuses longer texts.
 
     The answer for scores is a list of `{"label", "score"}` for each image, best first, or the list itself for a single
     image. The answer for embeddings is a list of rows, or `{"image_embeddings": [...], "text_embeddings": [...]}` if
@@ -114,23 +109,19 @@ class EndpointHandler:
         if result == "scores" and not (images and texts):
             raise ValueError("Scores need at least one image and one text (or `candidate_labels`).")
 
-        text_embeds = self.embed_texts([template.replace("{}", text) for text in texts], truncate) if texts else None
-        image_embeds = self.embed_images(images) if images else None
-        embeds: dict[str, Any] = {"image_embeddings": image_embeds, "text_embeddings": text_embeds}
+        embeds = {"image_embeddings": self.embed_images(images)} if images else {}
+        if texts:
+            embeds["text_embeddings"] = self.embed_texts([template.replace("{}", text) for text in texts], truncate)
         if normalize or result == "scores":
-            normalized = torch.nn.functional.normalize
-            embeds = {name: None if rows is None else normalized(rows, dim=-1) for name, rows in embeds.items()}
+            embeds = {name: torch.nn.functional.normalize(rows, dim=-1) for name, rows in embeds.items()}
         if result == "embeddings":
-            answer = {name: rows.tolist() for name, rows in embeds.items() if rows is not None}
+            answer = {name: rows.tolist() for name, rows in embeds.items()}
             return answer if has_names else next(iter(answer.values()))
         logits = self.model.logit_scale.exp().float() * embeds["image_embeddings"] @ embeds["text_embeddings"].T
-        if self.is_siglip:  # each label by itself, as it was trained
-            scores = (logits + self.model.logit_bias.float()).sigmoid().tolist()
-        else:
-            scores = logits.softmax(dim=-1).tolist()
+        scores = (logits + self.model.logit_bias.float()).sigmoid() if self.is_siglip else logits.softmax(dim=-1)
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
-            for row in scores
+            for row in scores.tolist()
         ]
         return answers if isinstance(inputs.get("image"), list) else answers[0]
 

@@ -241,30 +241,24 @@ def listed_settings(args: Any) -> dict[str, Any]:
     """Return the hyperparameters of `TrainingArguments` that a card lists: the core ones, and those that changed."""
     from transformers import TrainingArguments
 
-    def value_of(name: str) -> Any:
-        value = getattr(args, name, None)
-        return getattr(value, "value", value)  # an enumeration's
-
-    settings = {name: value_of(name) for name in CORE_SETTINGS}
+    values = args.to_dict()
+    settings = {name: values[name] for name in CORE_SETTINGS}
     for name, entry in TrainingArguments.__dataclass_fields__.items():
-        value = value_of(name)
-        changed = isinstance(value, bool | int | float | str) and value != entry.default
-        if changed and name not in settings and not NOT_LISTED.search(name):
+        value = values.get(name)
+        is_changed = isinstance(value, bool | int | float | str) and value != entry.default
+        if is_changed and not NOT_LISTED.search(name):
             settings[name] = value
-    settings["total_train_batch_size"] = (
-        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    )
-    return settings
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {**settings, "total_train_batch_size": batch}
 
 
 def hardware(world_size: int) -> str:
     """Describe the devices of a training in words."""
     import torch
 
-    if torch.cuda.is_available():
-        return f"{world_size} x {torch.cuda.get_device_name()}"
     if torch.accelerator.is_available():
-        return f"{world_size} x {torch.accelerator.current_accelerator()}"
+        device = torch.accelerator.current_accelerator()
+        return f"{world_size} x {torch.cuda.get_device_name() if torch.cuda.is_available() else device}"
     processes = f", {world_size} processes" if world_size > 1 else ""
     return f"CPU ({platform.machine()}, {count(torch.get_num_threads(), 'thread')}{processes})"
 
@@ -273,10 +267,8 @@ def versions() -> dict[str, str]:
     """Return the versions of the libraries that a training depends on."""
     from importlib.metadata import version
 
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("fastgoal", "torch", "transformers", "accelerate", "datasets")},
-    }
+    names = ("fastgoal", "torch", "transformers", "accelerate", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def save_examples(
@@ -299,19 +291,13 @@ def save_examples(
     scores_of = torch.sigmoid if family_of(model).is_sigmoid else partial(torch.softmax, dim=-1)
     examples = []
     for number, (image, row) in enumerate(zip(images, scores_of(logits).tolist(), strict=True), start=1):
-        small = image.convert("RGB")
+        path, small = f"{EXAMPLES}/{number}.jpg", image.convert("RGB")
         small.thumbnail((512, 512))
-        small.save(folder / EXAMPLES / f"{number}.jpg", quality=88)
-        scores = [{"label": label, "score": round(score, 4)} for label, score in zip(labels, row, strict=True)]
-        scores.sort(key=lambda entry: -entry["score"])
-        examples.append(
-            {
-                "src": f"{EXAMPLES}/{number}.jpg",
-                "candidate_labels": ", ".join(entry["label"] for entry in scores),
-                "example_title": str(number),
-                "output": scores,
-            }
-        )
+        small.save(folder / path, quality=88)
+        ranked = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
+        output = [{"label": label, "score": round(score, 4)} for label, score in ranked]
+        texts = ", ".join(label for label, _ in ranked)
+        examples.append({"src": path, "candidate_labels": texts, "example_title": str(number), "output": output})
     return examples
 
 

@@ -127,15 +127,15 @@ def push(
     folder = Path(folder)
     validate_repo_id(repo)
     repo_type = find_repo_type(folder)
+    secret = token or get_token() or "" if dry_run else require_token(token)
+    names, left_out = _prepare(folder, repo_type, repo, secret)
     if dry_run:
-        names, left_out = _prepare(folder, repo_type, repo, token or get_token())
         sizes = {name: (folder / name).stat().st_size for name in names}
         return Pushed(repo_type, repo, sizes, left_out, cleaned=count_unclean(folder, _shards(names), recode))
-    secret = require_token(token)
     api = HfApi(token=secret, library_name="fastgoal")
     with hub_errors(repo, secret):
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type=repo_type)
-        names, left_out = _prepare(folder, repo_type, url.repo_id, secret)
+        _name_card(folder / CARD, url.repo_id)
         with clean_shards(folder, _shards(names), recode) as (copies, cleaned):
             paths = {name: copies.get(name, folder / name) for name in names}
             sizes = {name: path.stat().st_size for name, path in paths.items()}
@@ -208,14 +208,20 @@ def choose_files(folder: Path, repo_type: str) -> tuple[list[str], list[str]]:
     return sent, [name for name in names if name not in sent]
 
 
-def refuse_secret(name: str, data: bytes, token: str | None) -> None:
-    """Raise a `ValueError` that names the file, not the token, if its bytes hold an access token, such as your own."""
+def refuse_secret(name: str, data: bytes, token: str) -> None:
+    """Raise a `ValueError` that names the file, not the token, if its bytes hold `token` or any other access token."""
     text = data.decode("utf-8", errors="replace")
     if (token and token in text) or SECRET.search(text):
         raise ValueError(f"{name}: the file holds an access token and is not sent. Remove the token first.")
 
 
-def _prepare(folder: Path, repo_type: str, repo: str, token: str | None) -> tuple[list[str], list[str]]:
+def _name_card(card: Path, repo: str) -> None:
+    text = card.read_text(encoding="utf-8")
+    if (renamed := rename_card(text, repo)) != text:
+        card.write_text(renamed, encoding="utf-8")
+
+
+def _prepare(folder: Path, repo_type: str, repo: str, token: str) -> tuple[list[str], list[str]]:
     """Complete the card and the handler, check the files, and return `choose_files`."""
     card = folder / CARD
     if not card.exists() and repo_type == "model":
@@ -224,10 +230,7 @@ def _prepare(folder: Path, repo_type: str, repo: str, token: str | None) -> tupl
         write_data_card(folder, DataFacts.of_folder(open_finished(folder)))
     if repo_type == "model" and not (folder / "handler.py").exists() and not is_adapter(folder):
         copy_handler(folder)
-    text = card.read_text(encoding="utf-8")
-    renamed = rename_card(text, repo)
-    if renamed != text:
-        card.write_text(renamed, encoding="utf-8")
+    _name_card(card, repo)
     names, left_out = choose_files(folder, repo_type)
     for path in (folder / name for name in names):
         if path.suffix in TEXT_FILES:

@@ -42,18 +42,16 @@ def push_space(
     models: Sequence[str],
     images: str | None = None,
     private: bool | None = None,
-    token: str | None = None,
     message: str = "Upload with fastgoal",
     dry_run: bool = False,
 ) -> Pushed:
-    """Send the demo to the Hub as a Space, in one commit.
+    """Send the demo to the Hub as a Space, in one commit, with the token of `hf auth login` or `HF_TOKEN`.
 
     Args:
         repo: `OWNER/NAME`, or `NAME` for your own account. A missing Space is created.
         models: Hub ids of one or two models, which the Space loads.
         images: Folder of images to search. The Space gets JPEG copies of at most 1024 pixels, without metadata.
         private: Whether a new Space is private. None uses the default of the account.
-        token: Access token with write permission. None uses the token of `hf auth login` or `HF_TOKEN`.
         message: Commit message.
         dry_run: Return what would be sent, without a token and without any request to the Hub.
 
@@ -72,7 +70,7 @@ def push_space(
     sizes = {name: len(data) for name, data in sorted(files.items())}
     if dry_run:
         return Pushed("space", repo, sizes, [])
-    secret = require_token(token)
+    secret = require_token()
     for name, data in files.items():
         refuse_secret(name, data, secret)
     api = HfApi(token=secret, library_name="fastgoal")

@@ -46,15 +46,15 @@ def colors_in(image):
 
 
 def test_frames_have_the_colors_of_their_sentences():
-    sheet = pairs_sheet([row()], image_height=200)
-    left, right = sheet.crop((0, 0, 420, sheet.height)), sheet.crop((440, 0, sheet.width, sheet.height))
+    sheet = pairs_sheet([row()])
+    left, right = sheet.crop((0, 0, 500, sheet.height)), sheet.crop((510, 0, sheet.width, sheet.height))
     for number in range(2):
         color = ImageColor.getrgb(COLORS[number])
         assert color in colors_in(left)
         assert color in colors_in(right)
-    # 100 x 50 shown at four times its size, 16 from the left, below the legend.
+    # 100 x 50 pixels at 4.8 times that size, 16 from the left and below the legend.
     top = MARGIN + LINE + MARGIN // 2
-    assert sheet.getpixel((MARGIN + 40 + 2, top + 80)) == ImageColor.getrgb(COLORS[0])
+    assert sheet.getpixel((MARGIN + 48 + 2, top + 80)) == ImageColor.getrgb(COLORS[0])
     assert sheet.getpixel((MARGIN + 70, top + 80)) == (255, 255, 255)
 
 

@@ -116,7 +116,7 @@ def decoded(data):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_pixels_colors_orientation_and_authors_stay(name, tmp_path):
+def test_pixels_colors_orientation_and_authors_stay(name):
     data = FULL[name]()
     assert SECRET in data
     clean = remove_metadata(data)
@@ -131,32 +131,6 @@ def test_pixels_colors_orientation_and_authors_stay(name, tmp_path):
         assert found.pop(ExifTags.Base.Artist).encode("latin-1").decode() == AUTHOR
         assert found == kept
         assert np.array_equal(load_image(clean), load_image(data))
-    check_with_exiftool(clean, tmp_path)
-
-
-def check_with_exiftool(data, folder):
-    """A program that knows far more metadata than this project finds none."""
-    if shutil.which("exiftool") is None:
-        return
-    (folder / "image").write_bytes(data)
-    command = ["exiftool", "-json", "-G", "-u", "-ee", "-charset", "exif=utf8", str(folder / "image")]
-    (found,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    allowed = {
-        *("SourceFile", "EXIF:Orientation", "EXIF:Artist", "EXIF:Copyright", "JFIF:JFIFVersion"),
-        *("JFIF:ResolutionUnit", "JFIF:XResolution", "JFIF:YResolution"),
-        *(f"PNG:{name}" for name in ("ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter")),
-        *(f"PNG:{name}" for name in ("Interlace", "Gamma", "Palette", "Transparency", "ProfileName")),
-        *(f"PNG:{name}" for name in ("AnimationFrames", "AnimationPlays")),
-        *(f"GIF:{name}" for name in ("GIFVersion", "ImageWidth", "ImageHeight", "HasColorMap", "BitsPerPixel")),
-        *(f"GIF:{name}" for name in ("ColorResolutionDepth", "BackgroundColor", "AnimationIterations", "FrameCount")),
-        *("GIF:Duration", "GIF:TransparentColor", "GIF:PixelAspectRatio"),
-    }
-    groups = ("File", "ExifTool", "ICC_Profile", "Composite", "RIFF", "APP14")
-    others = {name for name in found if name.partition(":")[0] not in groups and name not in allowed}
-    assert not others, others
-    assert "ExifTool:Warning" not in found, found["ExifTool:Warning"]
-    riff_names = {name for name in found if name.startswith("RIFF:")}
-    assert not [name for name in riff_names if "XMP" in str(found[name]) or name.endswith("Unknown")]
 
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF", NOISE.quantize(8))
@@ -235,12 +209,11 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_everything_else_goes(name, tmp_path):
+def test_everything_else_goes(name):
     data, plain = HIDDEN[name]
     assert data != plain
     assert remove_metadata(data) == remove_metadata(plain) == plain
     assert decoded(data)[0] == decoded(plain)[0]
-    check_with_exiftool(plain, tmp_path)
 
 
 def test_a_second_exif_segment_goes():
@@ -280,7 +253,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_formats_are_refused_or_stored_as_png(name, tmp_path):
+def test_other_formats_are_refused_or_stored_as_png(name):
     data = OTHERS[name]()
     with pytest.raises(ValueError, match=rf"{name.split()[0]}.*`recode=True`"):
         remove_metadata(data)
@@ -292,7 +265,36 @@ def test_other_formats_are_refused_or_stored_as_png(name, tmp_path):
         assert image.info.get("icc_profile") == (PROFILE if name == "TIFF" else None)
         tags = {ExifTags.Base.Artist} if ExifTags.Base.Make in Image.open(io.BytesIO(data)).getexif() else set()
         assert set(image.getexif()) == tags
-    check_with_exiftool(clean, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+def test_exiftool_finds_nothing_else(tmp_path):
+    """A program that knows far more forms of metadata than this project."""
+    files = [make() for make in (*FULL.values(), *OTHERS.values())] + [data for data, _ in HIDDEN.values()]
+    paths = [tmp_path / str(index) for index in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(remove_metadata(data, recode=True))
+    command = ["exiftool", "-json", "-G", "-u", "-ee", *map(str, paths)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert len(found) == len(files)
+    allowed = {
+        *("SourceFile", "EXIF:Orientation", "EXIF:Artist", "EXIF:Copyright", "JFIF:JFIFVersion"),
+        *("JFIF:ResolutionUnit", "JFIF:XResolution", "JFIF:YResolution"),
+        *(f"PNG:{name}" for name in ("ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter")),
+        *(f"PNG:{name}" for name in ("Interlace", "Gamma", "Palette", "Transparency", "ProfileName")),
+        *(f"PNG:{name}" for name in ("AnimationFrames", "AnimationPlays")),
+        *(f"GIF:{name}" for name in ("GIFVersion", "ImageWidth", "ImageHeight", "HasColorMap", "BitsPerPixel")),
+        *(f"GIF:{name}" for name in ("ColorResolutionDepth", "BackgroundColor", "AnimationIterations", "FrameCount")),
+        *("GIF:Duration", "GIF:TransparentColor", "GIF:PixelAspectRatio"),
+        *(f"RIFF:{name}" for name in ("ImageWidth", "ImageHeight", "WebP_Flags", "VP8Version", "AlphaIsUsed")),
+        *(f"RIFF:{name}" for name in ("AlphaPreprocessing", "AlphaFiltering", "AlphaCompression")),
+        *(f"RIFF:{name}" for name in ("AnimationLoopCount", "BackgroundColor", "FrameCount", "Duration")),
+        *(f"RIFF:{name}" for name in ("HorizontalScale", "VerticalScale")),
+    }
+    groups = ("File", "ICC_Profile", "Composite", "APP14")
+    for tags in found:
+        others = {name for name in tags if name.partition(":")[0] not in groups and name not in allowed}
+        assert others <= {"ExifTool:ExifToolVersion"}, (tags["SourceFile"], others)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8", PNG[:20], b"<svg/>"])

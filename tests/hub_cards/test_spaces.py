@@ -51,6 +51,7 @@ def images(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_app_starts_from_the_files_of_the_space_alone(online, trained, images, tmp_path):
     assert main(["push", str(trained), "me/squares"]) == 0
     assert main(["push-space", "me/demo", "--model", "me/squares", "--images", str(images)]) == 0
