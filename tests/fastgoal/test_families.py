@@ -209,7 +209,7 @@ def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder
 
 
 @pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
-def test_the_bias_is_trained_with_sigmoid_losses_alone(tiny_bases, rows, tmp_path, contrastive):
+def test_the_bias_is_trained_only_with_sigmoid_losses(tiny_bases, rows, tmp_path, contrastive):
     model = FastGoalModel.from_base(tiny_bases["siglip"])
     args = FastGoalTrainingArguments(
         output_dir=str(tmp_path),

@@ -134,7 +134,7 @@ def test_longer_texts_are_cut_as_the_tokenizer_cuts_them(folder, legacy):
     assert torch.equal(whole["input_ids"], before)
 
 
-def test_a_model_that_was_loaded_and_saved_again_still_names_its_classes(folder, tmp_path):
+def test_a_model_that_is_saved_again_names_its_classes(folder, tmp_path):
     FastGoalCLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
     for place in (folder, tmp_path):
         assert json.loads((place / "config.json").read_text())["auto_map"] == {
@@ -146,7 +146,7 @@ def test_a_model_that_was_loaded_and_saved_again_still_names_its_classes(folder,
         assert not [*place.glob("*.bin")]
 
 
-def test_nothing_trusts_remote_code_by_itself():
+def test_nothing_trusts_remote_code_by_default():
     import fastgoal
     import fastgoal.hub_cards
     import fastgoal.modeling_fastgoal

@@ -66,7 +66,7 @@ def local():
     }
 
 
-def test_with_clips_arguments_it_is_clip_to_the_bit(clip, batch):
+def test_the_arguments_of_clip_give_the_outputs_of_clip(clip, batch):
     ours = FastGoalCLIPModel.from_base(clip, max_text_length=77)
     expected, got = clip(**batch, return_loss=True), ours(**batch, return_loss=True)
     for name in ("logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
@@ -91,7 +91,7 @@ def test_local_inputs_do_not_change_the_global_embeddings(clip, model, batch, lo
     assert got.loss is None
 
 
-def test_outputs_of_the_towers_are_the_captions_and_images_alone(clip, model, batch, local):
+def test_tower_outputs_hold_only_captions_and_images(clip, model, batch, local):
     short = FastGoalCLIPModel.from_base(clip, max_text_length=77)
     expected = clip(**batch, output_hidden_states=True, output_attentions=True)
     got = short(**batch, **local, output_hidden_states=True, output_attentions=True)
@@ -139,7 +139,7 @@ def test_captions_longer_than_the_model_are_cut_with_their_masks(model, batch, l
     assert whole.sentence_embeds.norm(dim=-1).tolist() == pytest.approx([1, 1, 0, 0], abs=1e-5)
 
 
-def test_auto_model_makes_it_of_its_configuration(model, tmp_path):
+def test_auto_model_makes_it_from_its_configuration(model, tmp_path):
     made = AutoModel.from_config(model.config)
     assert type(made) is FastGoalCLIPModel
     model.save_pretrained(tmp_path)
@@ -147,7 +147,7 @@ def test_auto_model_makes_it_of_its_configuration(model, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is CLIPModel
 
 
-def test_token_similarity_is_a_slow_loop(clip, model, batch, local):
+def test_token_similarity_equals_a_slow_loop(clip, model, batch, local):
     got = model(**batch, **local, return_loss=True)
     patches = clip.vision_model(batch["pixel_values"]).last_hidden_state[:, 1:]
     caught = []
@@ -174,7 +174,7 @@ def test_token_similarity_is_a_slow_loop(clip, model, batch, local):
         torch.testing.assert_close(loss, sum(errors) / 3)
 
 
-def test_loss_is_the_weighted_sum_and_weights_are_the_configs(clip, batch, local):
+def test_loss_is_the_sum_weighted_by_the_configuration(clip, batch, local):
     model = FastGoalCLIPModel.from_base(clip)
     model.config.global_weight, model.config.local_weight, model.config.tsl_weight = 2.0, 3.0, 5.0
     got = model(**batch, **local, return_loss=True)
@@ -194,7 +194,7 @@ def test_gradients_reach_every_weight_and_are_finite_with_empty_masks(model, bat
         assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_integer_masks_are_bool_masks(model, batch, local):
+def test_integer_masks_work_like_bool_masks(model, batch, local):
     expected = model(**batch, **local, return_loss=True)
     as_ints = {**local, "region_mask": local["region_mask"].long(), "sentence_mask": local["sentence_mask"].float()}
     torch.testing.assert_close(model(**batch, **as_ints, return_loss=True).loss, expected.loss)
@@ -224,7 +224,7 @@ def test_short_captions_share_a_forward_and_change_nothing(model, batch, local):
     assert only.local_text_embeds is None
 
 
-def test_rows_must_belong_together(model, batch, local):
+def test_numbers_of_rows_must_match(model, batch, local):
     local["local_pixel_values"] = local["local_pixel_values"][:3]
     with pytest.raises(ValueError, match="'local_pixel_values': 3"):
         model(**batch, **local)
@@ -236,7 +236,7 @@ def test_mask_must_fit_its_tokens(model, batch, local):
         model(**batch, **local)
 
 
-def test_weights_are_exactly_clips(clip, model):
+def test_weights_are_those_of_clip(clip, model):
     assert list(model.state_dict()) == list(clip.state_dict())
     changed = "text_model.embeddings.position_embedding.weight"
     for name, tensor in clip.state_dict().items():
@@ -247,7 +247,7 @@ def test_weights_are_exactly_clips(clip, model):
     assert clip.config.text_config.max_position_embeddings == 77
 
 
-def test_from_base_keeps_what_is_long_already(model):
+def test_from_base_keeps_longer_positions(model):
     again = FastGoalCLIPModel.from_base(model)
     assert torch.equal(
         again.text_model.embeddings.position_embedding.weight, model.text_model.embeddings.position_embedding.weight

@@ -67,7 +67,7 @@ def batch(model):
 
 
 @torch.no_grad()
-def test_with_the_arguments_of_the_base_it_is_the_base_to_the_bit(plain, model):
+def test_the_arguments_of_the_base_give_the_outputs_of_the_base(plain, model):
     inputs = {**texts(model, 3, 12, 1), "pixel_values": pictures(3, 3), "return_loss": True}
     expected, got = plain(**inputs), model(**inputs)
     for name in ("logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
@@ -78,7 +78,7 @@ def test_with_the_arguments_of_the_base_it_is_the_base_to_the_bit(plain, model):
 
 
 @torch.no_grad()
-def test_local_pairs_are_what_the_base_makes_of_them(plain, model, batch):
+def test_local_pairs_are_embedded_as_by_the_base(plain, model, batch):
     got = model(**batch, return_loss=True)
     expected = plain(
         **{name[6:]: value for name, value in batch.items() if name.startswith("local_")},
@@ -94,7 +94,7 @@ def test_local_pairs_are_what_the_base_makes_of_them(plain, model, batch):
 
 
 @torch.no_grad()
-def test_regions_and_sentences_are_a_slow_loop(plain, model, batch):
+def test_regions_and_sentences_equal_a_slow_loop(plain, model, batch):
     got = model(**batch)
     vision = plain.vision_model(batch["pixel_values"]).last_hidden_state
     words = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
@@ -118,7 +118,7 @@ def test_regions_and_sentences_are_a_slow_loop(plain, model, batch):
 
 
 @torch.no_grad()
-def test_every_patch_and_token_by_itself(model, batch):
+def test_single_patches_and_tokens(model, batch):
     got = model(**batch, return_token_embeds=True)
     for patch in (0, 7):
         alone = torch.zeros(3, 16, dtype=torch.bool)
@@ -132,14 +132,14 @@ def test_every_patch_and_token_by_itself(model, batch):
 
 
 @torch.no_grad()
-def test_siglips_head_over_all_patches_is_its_own_embedding(tiny_bases):
+def test_siglip_pools_all_patches_to_its_own_embedding(tiny_bases):
     model = FastGoalModel.from_base(tiny_bases["siglip"])
     inputs = {"pixel_values": pictures(2, 3), **texts(model, 2, 12, 1)}
     got = model(**inputs, region_mask=torch.ones(2, 16), sentence_mask=torch.zeros(2, 12))
     torch.testing.assert_close(got.region_embeds, got.image_embeds)
 
 
-def test_gradients_reach_all_that_the_base_has(model, batch):
+def test_gradients_reach_all_weights_of_the_base(model, batch):
     model.train()
     model(**batch, return_loss=True).loss.backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
@@ -148,7 +148,7 @@ def test_gradients_reach_all_that_the_base_has(model, batch):
         assert torch.isfinite(region).all()
 
 
-def test_a_longer_one_is_the_plain_class_elsewhere(family, tiny_bases, tmp_path):
+def test_a_stretched_model_loads_as_the_plain_class(family, tiny_bases, tmp_path):
     longer = FastGoalModel.from_base(tiny_bases[family])
     assert longer.config.text_config.max_position_embeddings == LENGTHS[family][1]
     longer.save_pretrained(tmp_path)
@@ -183,7 +183,7 @@ def test_short_captions_share_a_forward_where_padding_does_not_count(model, batc
             torch.testing.assert_close(got.short_text_embeds, expected)
 
 
-def test_the_kind_of_loss_is_the_bases_own_or_the_one_asked_for(model, batch):
+def test_the_contrastive_loss_follows_the_configuration(model, batch):
     is_siglip = isinstance(model, FastGoalSiglipModel)
     own = model(**batch, return_loss=True).loss_local
     model.config.contrastive = "sigmoid" if is_siglip else "softmax"
@@ -200,7 +200,7 @@ def test_the_kind_of_loss_is_the_bases_own_or_the_one_asked_for(model, batch):
         model(**batch, return_loss=True)
 
 
-def test_what_is_of_another_family(tiny_bases):
+def test_other_families_and_lengths_are_refused(tiny_bases):
     with pytest.raises(ValueError, match="siglip' is a SigLIP: use FastGoalSiglipModel"):
         FastGoalCLIPModel.from_base(tiny_bases["siglip"])
     with pytest.raises(ValueError, match="from 64 to 256 for a SigLIP, got 300"):

@@ -1,4 +1,4 @@
-"""The stretched position table against METHOD's formula, row by row."""
+"""The stretched position table against its formula, row by row."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def table():
     return torch.randn(77, 6)
 
 
-def test_248_rows_are_long_clips(table):
+def test_248_rows_equal_long_clip(table):
     stretched = stretch_positions(table, 248)
     assert stretched.shape == (248, 6)
     assert torch.equal(stretched[:20], table[:20])
@@ -25,7 +25,7 @@ def test_248_rows_are_long_clips(table):
         torch.testing.assert_close(stretched[244 + k], table[76] + (k / 4) * (table[76] - table[75]))
 
 
-def test_77_rows_stay_as_they_are(table):
+def test_77_rows_stay_unchanged(table):
     assert torch.equal(stretch_positions(table, 77), table)
 
 
@@ -50,7 +50,7 @@ def test_other_lengths_are_refused(table, length):
 
 
 @pytest.mark.parametrize("length", [64, 65, 128, 256])
-def test_siglips_last_row_stays_the_last(length):
+def test_the_last_row_of_siglip_stays_last(length):
     table = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     stretched = stretch_positions(table, length, FAMILIES["siglip"])
     assert stretched.shape == (length, 6)
@@ -63,7 +63,7 @@ def test_siglips_last_row_stays_the_last(length):
         torch.testing.assert_close(stretched[20 + j], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_siglips_other_sizes_are_refused():
+def test_other_sizes_of_siglip_are_refused():
     with pytest.raises(ValueError, match="from 64 to 256, got 257"):
         stretch_positions(torch.zeros(64, 6), 257, FAMILIES["siglip"])
     with pytest.raises(ValueError, match=r"SigLIP's text position table of shape \(64, width\), got \(77, 6\)"):

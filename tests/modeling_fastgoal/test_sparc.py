@@ -1,4 +1,4 @@
-"""SPARC's loss against a slow one that goes token by token, its guards, and its place in the model."""
+"""SPARC's loss against a slow loop over tokens, its guards, and the model that computes it."""
 
 import math
 
@@ -36,14 +36,14 @@ def inputs(batch=3, patches=6, tokens=7, dim=5):
     return patch_embeds, token_embeds, words
 
 
-def test_loss_is_that_of_the_slow_way():
+def test_loss_equals_a_slow_loop():
     patches, tokens, words = inputs()
     got = sparc_losses(patches, tokens, words, torch.tensor(7.0, dtype=torch.float64))
     expected = [slow_sparc(patches[i], tokens[i], words[i], 7.0) for i in range(3)]
     assert got.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_padding_counts_for_nothing():
+def test_padding_does_not_matter():
     patches, tokens, words = inputs()
     scale = torch.tensor(7.0)
     other = torch.where(words[..., None], tokens, 1e3 * torch.randn_like(tokens))
@@ -130,7 +130,7 @@ def test_token_embeddings_of_the_model(model, batch):
 
 
 @torch.no_grad()
-def test_the_models_loss_with_sparc(tiny_clip, batch):
+def test_the_loss_of_a_model_with_sparc(tiny_clip, batch):
     model = FastGoalCLIPModel.from_base(str(tiny_clip))
     model.config.global_weight, model.config.sparc_weight = 0.5, 3.0
     outputs = model(**batch, return_loss=True)

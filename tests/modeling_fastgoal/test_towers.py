@@ -1,4 +1,4 @@
-"""What the towers are asked, against CLIP itself and a slow loop; any CLIPModel will do."""
+"""Functions of the towers against CLIP itself and a slow loop, with a plain CLIPModel."""
 
 import pytest
 import torch

@@ -5,7 +5,7 @@ import pytest
 from fastgoal.processing.files import prepare_output, write_json, write_text
 
 
-def test_written_whole_or_not_at_all(tmp_path):
+def test_files_are_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "report.json"
     prepare_output(path)
     write_json(path, {"name": "größer"})
@@ -17,6 +17,6 @@ def test_written_whole_or_not_at_all(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"`html=.*` is a folder"):
         prepare_output(tmp_path, "html")

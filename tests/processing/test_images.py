@@ -206,7 +206,7 @@ def test_broken_files_are_named(tmp_path: Path, file_name: str) -> None:
     assert "row 7" in str(error.value)
 
 
-def test_an_error_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_message_is_named_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(image: Image.Image) -> None:
         raise EOFError
 
@@ -215,7 +215,7 @@ def test_an_error_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPa
         load_image(Image.new("RGB", (2, 2)), name="row 2")
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_image(tmp_path)
     (tmp_path / "a.txt").write_text("a")
@@ -300,7 +300,7 @@ def test_the_current_frame_of_an_opened_file_counts(tmp_path: Path, file_format:
     assert _pixels(load_image(image)) == [WHITE] * 9
 
 
-def test_a_jpeg_that_is_to_be_read_smaller_stays_small(tmp_path: Path) -> None:
+def test_a_jpeg_with_a_draft_size_stays_small(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(_noise_jpeg())
     image = Image.open(path)
@@ -308,7 +308,7 @@ def test_a_jpeg_that_is_to_be_read_smaller_stays_small(tmp_path: Path) -> None:
     assert load_image(image).size == image.size == (16, 16)
 
 
-def test_a_file_that_is_cut_off_is_so_when_it_was_only_opened(tmp_path: Path) -> None:
+def test_an_opened_file_that_is_truncated_is_named(tmp_path: Path) -> None:
     path = tmp_path / "torn.jpg"
     path.write_bytes(_noise_jpeg()[:-900])
     with pytest.raises(ValueError, match=r"torn\.jpg is truncated or broken"):
@@ -316,7 +316,7 @@ def test_a_file_that_is_cut_off_is_so_when_it_was_only_opened(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [(20_000, 1), (1, 65_000), (2_001, 10)])
-def test_images_that_no_model_can_be_shown(tmp_path, size):
+def test_images_that_are_too_long_and_narrow(tmp_path, size):
     path = tmp_path / "long.png"
     Image.new("1", size).save(path)
     for source in (path, path.read_bytes(), Image.open(path), {"bytes": path.read_bytes(), "path": "long.png"}):

@@ -26,7 +26,7 @@ def image(size=(64, 48), color="black"):
     return Image.new("RGB", size, color)
 
 
-def test_inputs_are_clips(processor, tiny_clip):
+def test_inputs_are_those_of_clip(processor, tiny_clip):
     plain = CLIPProcessor.from_pretrained(tiny_clip)
     expected = plain(images=[image()], text=["a cup"], return_tensors="pt", padding=True)
     got = processor(images=[image()], text=["a cup"])
@@ -47,7 +47,7 @@ def test_inputs_are_clips(processor, tiny_clip):
         ({"truncation": False}, {}),
     ],
 )
-def test_options_are_clips_in_every_form(tiny_clip, options, at_load):
+def test_options_are_those_of_clip_in_every_form(tiny_clip, options, at_load):
     ours, plain = FastGoalProcessor.from_base(tiny_clip), CLIPProcessor.from_pretrained(tiny_clip)
     ours.tokenizer = plain.tokenizer = AutoTokenizer.from_pretrained(tiny_clip, **at_load)
     inputs = {"images": [image(color="red")], "text": ["a cup", "a red cup stands there"]}
@@ -67,7 +67,7 @@ def test_an_option_given_twice_is_refused(processor):
         processor(text="a cup", max_length=5, text_kwargs={"max_length": 6})
 
 
-def test_lists_are_as_the_tokenizer_gives_them(processor):
+def test_lists_are_those_of_the_tokenizer(processor):
     for text in ("a cup", ["a cup", "a red dog"]):
         assert dict(processor(text=text, padding=False, return_tensors=None)) == dict(processor.tokenizer(text))
 
@@ -85,7 +85,7 @@ def test_files_are_images(processor, tmp_path):
         assert torch.equal(processor(images=name)["pixel_values"], expected)
 
 
-def test_rotated_and_transparent_images_are_made_right(processor):
+def test_rotated_images_are_turned_upright(processor):
     upright = Image.new("RGB", (48, 64), "black")
     ImageDraw.Draw(upright).rectangle((0, 0, 47, 9), fill="white")
     turned = upright.rotate(90, expand=True)
@@ -128,7 +128,7 @@ def test_lengths_out_of_range(tiny_clip, length):
         FastGoalProcessor.from_base(str(tiny_clip), length)
 
 
-def test_saved_folder_loads_as_ours_and_as_clips(processor, tmp_path):
+def test_a_saved_folder_loads_as_ours_and_as_clip(processor, tmp_path):
     processor.detector = object()
     try:
         processor.save_pretrained(tmp_path)
@@ -154,7 +154,7 @@ def test_region_mask_goes_through_the_crop(processor):
     assert not processor.region_mask((0, 0, 16, 32), (64, 32)).any()
 
 
-def test_sentence_mask_holds_the_sentences_letters(processor):
+def test_a_sentence_mask_covers_the_letters_of_the_sentence(processor):
     ids = processor(text=CAPTION)["input_ids"][0]
     for start, end in SPANS:
         mask = processor.sentence_mask(CAPTION, start, end)
@@ -243,7 +243,7 @@ def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):
         FastGoalProcessor.from_base(str(folder))
 
 
-def test_nobody_is_asked_about_code(tiny_clip, tmp_path, monkeypatch):
+def test_no_code_is_run(tiny_clip, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(

@@ -1,4 +1,4 @@
-"""Token ids and the places of tokens, against the tokenizers themselves."""
+"""Token ids and the spans of tokens, against the tokenizers themselves."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def tokenizer(request, tiny_bases):
     return tokenizer
 
 
-def test_ids_and_padding_are_the_tokenizers_own(tokenizer):
+def test_ids_and_padding_are_those_of_the_tokenizer(tokenizer):
     made = tokens_with_spans(tokenizer, TEXTS)
     assert made["input_ids"] == tokenizer(TEXTS, truncation=True)["input_ids"]
     for ids, spans, special in zip(made["input_ids"], made["offset_mapping"], made["special_tokens_mask"], strict=True):
@@ -31,7 +31,7 @@ def test_ids_and_padding_are_the_tokenizers_own(tokenizer):
     assert padding_of(tokenizer) == (True if "attention_mask" in expected else "max_length")
 
 
-def test_a_sentences_tokens_are_those_of_the_sentence(tokenizer):
+def test_tokens_of_a_sentence_are_those_of_its_text(tokenizer):
     caption = "A red dog stands. The cat sits under the sofa, near a house! Two birds."
     spans = [(0, 17), (18, 60), (61, 71)]
     made = tokens_with_spans(tokenizer, [caption], truncation=False)
@@ -46,7 +46,7 @@ def test_a_sentences_tokens_are_those_of_the_sentence(tokenizer):
 
 
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
-def test_the_places_in_siglips_text_go_on(siglip, text):
+def test_spans_of_siglip_are_in_order(siglip, text):
     """Whatever a text holds: a place for every token, in order, and pieces that are those of the ids."""
     made = tokens_with_spans(siglip, [text])
     ids, spans = made["input_ids"][0], made["offset_mapping"][0][:-1]
@@ -66,21 +66,21 @@ def siglip(tiny_bases):
     return tokenizer
 
 
-def test_places_are_of_the_letters_themselves(siglip):
+def test_spans_cover_their_letters(siglip):
     text = "A RED, dog? (wide)"
     made = tokens_with_spans(siglip, [text])
     shown = "".join(text[start:end] for start, end in made["offset_mapping"][0])
     assert shown == "A RED dog wide"
 
 
-def test_longer_texts_are_counted_by_tokens(tokenizer):
+def test_truncated_texts_are_counted(tokenizer):
     texts = ["a" * 100, "a", "ﷺ" * 3, "a " * 80]
     ids = tokenizer(texts)["input_ids"]
     for limit in (3, 10, 64):
         assert count_truncated(texts, tokenizer, limit) == sum(len(row) > limit for row in ids)
 
 
-def test_slow_tokenizers_of_others_are_refused(tmp_path):
+def test_other_slow_tokenizers_are_refused(tmp_path):
     class Slow(BertTokenizerFast):
         is_fast = False
 

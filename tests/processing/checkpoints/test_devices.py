@@ -11,7 +11,7 @@ def test_auto_and_none_are_the_accelerator(monkeypatch):
         choose_device("abacus")
 
 
-def test_number_formats(monkeypatch):
+def test_dtypes(monkeypatch):
     assert choose_dtype("auto", "cpu") == choose_dtype("float32", "cuda") == "float32"
     assert choose_dtype("auto", "cuda:1") == "float16"
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)

@@ -1,4 +1,4 @@
-"""Errors over files of others: one line, what is loaded, what is wrong, what to do."""
+"""Errors of libraries as one line that says what is loaded, what is wrong and what to do."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_the_first_line_of_an_error():
         (OSError(), "OSError: OSError."),
     ],
 )
-def test_a_line_of_whatever_was_raised(error, reason):
+def test_any_error_becomes_one_line(error, reason):
     with (
         pytest.raises(ValueError, match=r"^the thing cannot be loaded") as caught,
         loading("the thing", way_out="Mend it."),
@@ -30,7 +30,7 @@ def test_a_line_of_whatever_was_raised(error, reason):
     assert str(caught.value) == f"the thing cannot be loaded: {reason} Mend it."
 
 
-def test_what_is_not_of_the_files_goes_through():
+def test_out_of_memory_is_not_changed():
     for error in (KeyboardInterrupt(), MemoryError()):
         with pytest.raises(type(error)), loading("the thing"):
             raise error

@@ -23,7 +23,7 @@ def test_a_fingerprint_depends_on_every_value_and_not_on_the_dtype():
     assert fingerprint(halves) == fingerprint({name: value.float() for name, value in halves.items()}) != first
 
 
-def test_a_name_changes_with_its_files(tiny_clip, tmp_path):
+def test_the_fingerprint_of_a_checkpoint_changes_with_its_files(tiny_clip, tmp_path):
     folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     mark = checkpoint_fingerprint(str(folder))
     assert mark.startswith("clip#")

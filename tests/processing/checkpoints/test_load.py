@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, belong to something else or bring code along are refused in a line that names them."""
+"""Checkpoints that are damaged, of another kind, or come with code are refused in one line that names them."""
 
 import builtins
 import contextlib
@@ -85,7 +85,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("length", [None, 248])
 @pytest.mark.parametrize("name", SPOILED)
-def test_what_is_wrong_with_a_checkpoint_is_a_line(clip, name, length):
+def test_damaged_checkpoints_are_refused_in_one_line(clip, name, length):
     spoil, words = SPOILED[name]
     spoil(clip)
     with pytest.raises(ValueError, match=rf"(`against={clip}`.*(?:{words}))|(?:{words}).*`against={clip}`") as error:
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_checkpoint_is_a_line(clip, name, length):
     assert len(str(error.value)) < 1000
 
 
-def test_a_whole_one_loads(clip):
+def test_an_intact_checkpoint_loads(clip):
     model, processor = load_model(str(clip), "cpu")
     assert model.config.text_config.max_position_embeddings == 77
     assert processor(text=["a"])["input_ids"].shape[0] == 1
@@ -105,13 +105,13 @@ def test_a_whole_one_loads(clip):
     assert check_model(str(clip)).model_type == "clip"
 
 
-def test_weights_are_never_made_up_in_python_either(clip):
+def test_from_base_does_not_initialize_weights(clip):
     weights(lambda tensors: tensors.pop("text_projection.weight"))(clip)
     with pytest.raises(ValueError, match=r"CLIPModel: text_projection\.weight is missing"):
         FastGoalCLIPModel.from_base(str(clip))
 
 
-def test_names_that_are_nowhere(tmp_path):
+def test_missing_checkpoints(tmp_path):
     for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
         with pytest.raises(ValueError, match=rf"`model={name}` cannot be loaded: .*Name a folder"):
             load_model(name, "cpu")
@@ -122,7 +122,7 @@ CODE = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Evil: pass\n"
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "processor_config.json"])
 @pytest.mark.parametrize("known", [True, False])
-def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(clip, tmp_path, monkeypatch, file, known):
+def test_code_of_a_checkpoint_is_not_run(clip, tmp_path, monkeypatch, file, known):
     mark = tmp_path / "it-ran"
     (clip / "evil.py").write_text(CODE.format(mark=str(mark)))
     kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor")

@@ -50,7 +50,7 @@ def test_bad_boxes_name_row_and_index(box: Any, message: str) -> None:
     assert "(x1, y1, x2, y2) in pixels" in str(error.value)
 
 
-def test_labels_and_scores_are_one_a_box() -> None:
+def test_each_box_has_one_label_and_score() -> None:
     with pytest.raises(ValueError, match="row 1: `labels` must have one entry per box, got 2 for 1 boxes"):
         regions_from_boxes([[0, 0, 1, 1]], SIZE, labels=["a", "b"], name="row 1")
     with pytest.raises(ValueError, match="`scores` must have one entry per box, got 0 for 1 boxes"):

@@ -1,4 +1,4 @@
-"""Repeated captions against a comparison of every two."""
+"""Duplicate captions against a comparison of all pairs."""
 
 import random
 

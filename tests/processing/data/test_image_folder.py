@@ -58,7 +58,7 @@ def test_other_sources_need_no_captions(folder, tmp_path):
     assert source[0].captions == []
 
 
-def test_what_is_wrong_is_said(folder, tmp_path):
+def test_errors(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty and its subfolders have no images \(\.jpg"):
         open_images(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Files of a dataset that are damaged, missing or of two datasets are named, whoever reads them."""
+"""Files that are damaged, missing or belong to two datasets are named by all readers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A dataset of pairs: its columns, single rows, and the folder in any state."""
+"""The dataset of pairs: its columns, single rows, and folders in any state."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_rows_are_read_by_number_and_in_batches(tmp_path):
     assert all(read == row(number) for number, read in found)
 
 
-def test_an_unfinished_run_is_read_as_far_as_it_is(tmp_path):
+def test_an_unfinished_folder_can_be_read(tmp_path):
     path = write(tmp_path / "pairs", [2, 2, 2])
     (path / "data/train-00001-of-00003.parquet").unlink()
     (path / ".fastgoal").mkdir()
@@ -78,7 +78,7 @@ def test_an_unfinished_run_is_read_as_far_as_it_is(tmp_path):
     assert (PairsFolder(path).manifest, PairsFolder(path).skipped) == (manifest, [])
 
 
-def test_what_is_no_such_folder_is_named(tmp_path):
+def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is not a folder.*fastgoal pairs"):
         PairsFolder(tmp_path / "absent")
     with pytest.raises(ValueError, match="is empty"):

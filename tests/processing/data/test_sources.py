@@ -1,4 +1,4 @@
-"""Sources: the same rows from every kind of folder, and errors that name the file, the line and the way out."""
+"""Sources: the same rows from every form of data, and errors that name the file and the line."""
 
 import json
 
@@ -30,14 +30,14 @@ ROWS = [
 ]
 
 
-def test_folder_keeps_the_order_of_its_lines_and_hands_on_other_columns(tmp_path):
+def test_a_folder_keeps_the_order_of_lines_and_other_columns(tmp_path):
     source = load_source(write_folder(tmp_path / "data", ROWS))
     assert len(source) == 2
     assert [row.name for row in source] == ["b.png", "a.png"]
     assert source[0] == SourceRow("b.png", str(tmp_path / "data/b.png"), ["A red wall."], {"boxes": [[0, 0, 4, 4]]})
 
 
-def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(tmp_path):
+def test_blank_lines_and_a_byte_order_mark(tmp_path):
     folder = write_folder(
         tmp_path / "data", ["\ufeff" + json.dumps(ROWS[0]), "", json.dumps({**ROWS[1], "caption": " "})]
     )
@@ -47,7 +47,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(tmp_pa
         source[1]
 
 
-def test_captions_are_joined_and_stay_sentences_of_their_own(tmp_path):
+def test_captions_are_joined_as_separate_sentences(tmp_path):
     row = {"file_name": "a.png", "captions": ["A dog", "It runs.", 'A sign says "Stop!"']}
     source = load_source(write_folder(tmp_path / "data", [row]))
     assert source[0].captions == row["captions"]
@@ -92,14 +92,14 @@ def test_a_bad_row_only_fails_when_it_is_read(tmp_path, row, message):
         source[1]
 
 
-def test_columns_can_be_named_and_a_wrong_one_lists_what_there_is(tmp_path):
+def test_columns_can_be_named(tmp_path):
     folder = write_folder(tmp_path / "data", [{"file_name": "a.png", "caption": "short", "story": "long"}])
     assert load_source(folder, caption_column="story")[0].caption == "long"
     with pytest.raises(ValueError, match=r"`caption_column` .*'tale'.*'file_name', 'caption', 'story'"):
         load_source(folder, caption_column="tale")
 
 
-def test_other_paths_say_what_is_expected(tmp_path):
+def test_other_paths_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "absent", write_folder(tmp_path / "data", ROWS) / "metadata.jsonl"):
         with pytest.raises(ValueError, match=r"Expected a folder with metadata.jsonl"):
             load_source(path)
@@ -107,7 +107,7 @@ def test_other_paths_say_what_is_expected(tmp_path):
         load_source(tmp_path / "data", split="test")
 
 
-def test_a_name_of_the_hub_is_loaded_and_failure_says_so(monkeypatch):
+def test_datasets_of_the_hub(monkeypatch):
     made = DatasetDict(train=make_dataset(), test=make_dataset())
     monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: made[split] if split else made)
     assert load_source("owner/name", split="test")[0].caption == "One."
@@ -133,7 +133,7 @@ def make_dataset(captions=("One.", "Two."), names=None):
     return Dataset.from_dict(columns, features=Features(features))
 
 
-def test_a_row_is_named_by_its_column_without_its_image(monkeypatch):
+def test_the_label_of_a_row_needs_no_image(monkeypatch):
     source = DatasetSource(make_dataset(names=["a.png", ""]), "data")
     read, values = [], source._values
     monkeypatch.setattr(source, "_values", lambda index: read.append(index) or values(index))

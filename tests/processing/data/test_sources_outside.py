@@ -1,4 +1,4 @@
-"""Rows name files of their own folder and no others, and only regular files are opened as images."""
+"""Rows can name files of their own folder only, and only regular files are opened as images."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from fastgoal.processing.images import load_image
 
 @pytest.fixture
 def places(tmp_path):
-    """A folder with a picture, and beside it a private one."""
+    """A folder with an image, and a private image next to it."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     Image.new("RGB", (8, 8), "green").save(folder / "own.png")
@@ -38,7 +38,7 @@ OUTSIDE = ["../private.png", "{private}", "link.png", "away/private.png", "sub/.
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_no_row_names_a_file_outside(places, name):
+def test_rows_cannot_name_files_outside(places, name):
     folder, private = places
     name = name.format(private=private)
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "caption": "a"}) + "\n")
@@ -48,7 +48,7 @@ def test_no_row_names_a_file_outside(places, name):
 
 
 @pytest.mark.parametrize("name", ["own.png", "inner.png", "sub/../own.png"])
-def test_rows_name_files_inside(places, tmp_path, name, monkeypatch):
+def test_rows_can_name_files_inside(places, tmp_path, name, monkeypatch):
     folder, _ = places
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "caption": "a"}) + "\n")
     beside = tmp_path / "beside"
@@ -59,7 +59,7 @@ def test_rows_name_files_inside(places, tmp_path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_parquet_files_name_no_file_outside(places, as_text, monkeypatch):
+def test_parquet_files_cannot_name_files_outside(places, as_text, monkeypatch):
     folder, private = places
 
     def write(path):
@@ -81,7 +81,7 @@ def test_parquet_files_name_no_file_outside(places, as_text, monkeypatch):
     assert load_image(load_source(folder, **options)[0].image).getpixel((0, 0)) == (0, 128, 0)
 
 
-def test_a_folder_of_pictures_with_links(places):
+def test_a_folder_of_images_with_links(places):
     folder, private = places
     source = open_images(folder)
     assert [row for row in range(len(source)) if source.files[row] == "link.png"] == [1]
@@ -92,7 +92,7 @@ def test_a_folder_of_pictures_with_links(places):
 
 
 @pytest.mark.parametrize("value", [7, 1.5, ["a.png"], {"bytes": [1, 2]}, {"path": 3}, True])
-def test_columns_that_are_no_images(value):
+def test_columns_without_images(value):
     table = datasets.Dataset.from_list([{"image": value, "caption": "a"}])
     with pytest.raises(ValueError, match=r"data row 0 .*'image' must be a file name or the bytes of an image"):
         DatasetSource(table, "data")[0]

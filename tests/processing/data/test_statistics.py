@@ -1,4 +1,4 @@
-"""Figures of a folder whose counts are known, and of one with rows that are not sound."""
+"""Statistics of a folder with known counts, and of one with damaged rows."""
 
 import re
 
@@ -60,7 +60,7 @@ def test_without_repetitions_no_image_is_read(tmp_path, monkeypatch):
     assert facts["captions"]["words"]["max"] == max(words)
 
 
-def test_rows_that_are_not_sound_are_named(tmp_path):
+def test_damaged_rows_are_named(tmp_path):
     broken = rows()
     broken[0]["pairs"][1]["score"] = None
     broken[1]["pairs"][0]["region"] = None

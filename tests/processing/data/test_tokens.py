@@ -14,7 +14,7 @@ def test_tokens_are_those_counted_by_hand(tiny_clip):
     assert counter(CAPTIONS) == [len(caption.replace(" ", "")) + 2 for caption in CAPTIONS]
 
 
-def test_where_a_clip_stops_to_read(tiny_clip):
+def test_ends_of_what_is_read(tiny_clip):
     counter = TokenCounter(str(tiny_clip))
     assert counter.ends(CAPTIONS[0]) == []
     ends = counter.ends(CAPTIONS[1])
@@ -24,7 +24,7 @@ def test_where_a_clip_stops_to_read(tiny_clip):
         assert CAPTIONS[1][end - 1] != " "
 
 
-def test_the_tokenizer_asked_for_or_the_likely_one(tiny_clip, monkeypatch, tmp_path):
+def test_the_given_tokenizer_or_a_likely_one(tiny_clip, monkeypatch, tmp_path):
     assert find_counter("none", {}) is None
     assert find_counter(str(tiny_clip), {}).name == str(tiny_clip)
     with pytest.raises(ValueError, match=r"`tokenizer=.*absent` cannot be loaded.*`tokenizer=none`"):

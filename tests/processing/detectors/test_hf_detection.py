@@ -1,4 +1,4 @@
-"""Object detectors of transformers: boxes in pixels of each image, whoever else is in the batch."""
+"""Object detectors of transformers: boxes in pixels of each image, whatever the batch."""
 
 import shutil
 from pathlib import Path
@@ -126,7 +126,7 @@ def test_a_transformers_model_needs_a_fitting_processor(yolos_folder: Path) -> N
         ),
     ],
 )
-def test_weights_are_neither_made_up_nor_taken_as_nan(yolos_folder, tmp_path, spoil, words):
+def test_damaged_weights_are_refused(yolos_folder, tmp_path, spoil, words):
     folder = shutil.copytree(yolos_folder, tmp_path / "yolos")
     weights = load_file(folder / "model.safetensors")
     spoil(weights)

@@ -1,4 +1,4 @@
-"""Names of detectors: what each stands for, and what is wrong with a name."""
+"""Names of detectors and their descriptions, and names that are wrong."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_descriptions_without_weights() -> None:
         ("grounding-dino", "open_vocabulary", 0.25),
     ],
 )
-def test_a_checkpoint_says_its_kind(tmp_path: Path, model_type: str, kind: str, min_score: float) -> None:
+def test_the_configuration_determines_the_kind(tmp_path: Path, model_type: str, kind: str, min_score: float) -> None:
     folder = tmp_path / "it"
     AutoConfig.for_model(model_type).save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"not looked into")
@@ -89,7 +89,7 @@ def test_a_checkpoint_says_its_kind(tmp_path: Path, model_type: str, kind: str, 
     assert describe_detector(f"{folder}/", min_score=0.7).min_score == 0.7
 
 
-def test_a_file_of_ultralytics_is_described_by_its_bytes(tmp_path: Path) -> None:
+def test_ultralytics_files_are_described_by_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "yolo.pt"
     path.write_bytes(b"one")
     first = describe_detector(path)

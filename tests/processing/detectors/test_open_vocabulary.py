@@ -118,7 +118,7 @@ class Answers(torch.nn.Module):
         )
 
 
-def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
+def test_owl_boxes_are_fractions_of_a_padded_square(owlv2):
     detector = load_detector(owlv2, device="cpu")
     assert detector.spec.min_score == 0.1
     # Columns: red cat, dogs. Boxes: center, width and height as shares of the padded square of 100 pixels.
@@ -148,7 +148,7 @@ def test_owl_boxes_are_shares_of_a_square_around_the_image(owlv2):
     assert [text.replace(" ", "").strip("!") for text in letters] == ["redcat", "dogs"]
 
 
-def test_the_least_score_can_be_given(owlv2):
+def test_the_lowest_score_can_be_given(owlv2):
     loaded = load_detector(owlv2, device="cpu", min_score=0.35)
     detector = OpenVocabularyDetector(loaded.model, loaded.processor, replace(loaded.spec, max_phrases=1))
     detector.model = Answers([[0.3], [0.4]], [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
@@ -157,7 +157,7 @@ def test_the_least_score_can_be_given(owlv2):
     ]
 
 
-def test_grounding_dino_boxes_are_shares_of_the_image(grounding_dino):
+def test_grounding_dino_boxes_are_fractions_of_the_image(grounding_dino):
     detector = load_detector(grounding_dino, device="cpu")
     assert detector.spec.min_score == 0.25
     # Columns: [CLS] red cat . dogs . [SEP], and what the model fills up with.
@@ -222,7 +222,7 @@ def test_captions_are_needed(owlv2, tiny_clip):
         processor.propose_regions([picture])
 
 
-def test_the_processor_hands_captions_over(owlv2, tiny_clip):
+def test_the_processor_passes_captions(owlv2, tiny_clip):
     from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 
     processor = FastGoalProcessor.from_base(str(tiny_clip))
@@ -281,7 +281,7 @@ def test_the_pairs_command(owlv2, data, tiny_clip, tmp_path, tmp_path_factory, m
     assert main(options) == 0
     printed = capsys.readouterr().out
     assert "8 open_vocabulary" in printed
-    assert "1 images whose captions name nothing to look for: default regions only" in printed
+    assert "1 images with default regions only" in printed
     assert loads[0].spec.min_score == 0.1
     manifest = json.loads((tmp_path / "out" / "fastgoal_pairs.json").read_text())
     spec = DetectorSpec.from_settings(manifest["settings"])

@@ -45,6 +45,6 @@ def test_a_long_caption_gives_its_first_phrases():
     assert len(noun_phrases(", ".join(a + b for a in "bcdfg" for b in ("at", "en", "ip", "og", "un")))) == 16
 
 
-def test_a_run_without_a_cut_is_no_phrase():
+def test_a_long_run_is_not_a_phrase():
     assert noun_phrases("a very old stone garden wall gate post") == []
     assert noun_phrases("an old stone garden wall gate") == ["old stone garden wall gate"]

@@ -141,7 +141,7 @@ def test_other_detectors_are_refused(detector, tiny_clip, tmp_path, capsys, monk
         (lambda weights: weights["mask_decoder.iou_token.weight"].fill_(float("nan")), "NaN or infinite"),
     ],
 )
-def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_sam, tmp_path, spoil, words):
+def test_damaged_weights_are_refused(tiny_sam, tmp_path, spoil, words):
     folder = shutil.copytree(tiny_sam, tmp_path / "sam")
     weights = load_file(folder / "model.safetensors")
     spoil(weights)

@@ -7,13 +7,13 @@ import pytest
 from fastgoal.processing.detectors.spec import DetectorSpec
 
 
-def test_limits_of_boxes_are_not_those_of_masks():
+def test_limits_of_masks_do_not_apply_to_boxes():
     limits = {"min_score": 0.3, "min_area": 0.02, "max_area": 0.5}
     assert DetectorSpec("transformers", "yolos", **limits).box_limits == limits
     assert DetectorSpec("sam", "sam", **limits).box_limits == limits | {"max_area": 1.0}
 
 
-def test_a_manifest_gives_it_back():
+def test_it_can_be_read_from_a_manifest():
     spec = DetectorSpec("open_vocabulary", "owl", "owl#ab", 0.1, max_phrases=16)
     assert DetectorSpec.from_settings({"detector": asdict(spec)}) == spec
 

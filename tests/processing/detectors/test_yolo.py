@@ -98,7 +98,7 @@ def test_ultralytics_boxes_are_clipped_and_named(tmp_path: Path, fake_ultralytic
     assert [len(call["source"]) for call in FakeYOLO.calls] == [2, 1]
 
 
-def test_a_letterbox_pads_and_turns_the_colors_round() -> None:
+def test_a_letterbox_pads_and_reverses_the_colors() -> None:
     image = Image.new("RGB", (40, 30), (10, 20, 30))
     boxed = letterbox(image, 64, 32)
     assert boxed.pixels.shape == (64, 64, 3)  # 64 x 48 pixels with 8 above and below
