@@ -1,12 +1,12 @@
-"""How often FLISM pairs a sentence with the right region, where the right one is known.
+"""Measure how often FLISM pairs a sentence with the right region, on data with known regions.
 
-    python -m benchmarks.matching --tuned OUT/fast-goal                      # the quickstart's drawn scenes
-    python -m benchmarks.matching --photographs DIR --detector yolo11n.pt    # what true boxes the candidates cover
+    python -m benchmarks.matching --tuned OUT/fast-goal                      # drawn scenes of the quickstart
+    python -m benchmarks.matching --photographs DIR --detector yolo11n.pt    # true boxes that the candidates cover
 
-On drawn scenes the object of every sentence is known: a region is right if it overlaps the object's box with an IoU of
-at least 0.5 or contains it. `--tuned` is a model that the quickstart left behind: would a second round of matching with
-it find more? On photographs with true boxes (`metadata.jsonl` with `file_name` and `boxes`: a list of dicts with `bbox`
-as x1, y1, x2, y2 in pixels) the second command reports how many objects some candidate region covers, by source.
+In drawn scenes the object of every sentence is known. A region is right if it overlaps the object's box with an IoU of
+at least 0.5 or contains it. `--tuned` is a model that the quickstart wrote, to see whether matching again with it is
+better. On photographs with true boxes (`metadata.jsonl` with `file_name` and `boxes`, a list of dicts with `bbox` as
+x1, y1, x2, y2 in pixels) the second command reports how many objects a candidate region covers, by source.
 """
 
 import argparse
@@ -20,16 +20,14 @@ from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
-from fastgoal.processing.regions import Region, default_regions, find_regions
+from fastgoal.processing.regions import MIN_AREA, Region, default_regions, find_regions
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, COLORS, SHAPES
 
-SMALLEST = 0.01  # of the image's area, as candidates are filtered
-
 
 def overlap(box: Sequence[float], true: Sequence[float]) -> tuple[bool, bool]:
-    """Whether two boxes have an IoU of at least 0.5, and whether the first contains the second."""
+    """Return whether two boxes have an IoU of at least 0.5, and whether the first contains the second."""
     width = min(box[2], true[2]) - max(box[0], true[0])
     height = min(box[3], true[3]) - max(box[1], true[1])
     shared = max(width, 0) * max(height, 0)
@@ -38,7 +36,7 @@ def overlap(box: Sequence[float], true: Sequence[float]) -> tuple[bool, bool]:
 
 
 def right_share(scenes: Sequence[Scene], matches: Sequence[Sequence[LocalPair]], best: bool) -> float:
-    """Share of the sentences about one object whose region is right; of all, or of those in each scene's best pair."""
+    """Return the share of sentences about one object with the right region, among all pairs or the best ones only."""
     hits = [
         any(overlap(pair.region.box, scene.boxes[thing]))
         for scene, pairs in zip(scenes, matches, strict=True)
@@ -50,17 +48,19 @@ def right_share(scenes: Sequence[Scene], matches: Sequence[Sequence[LocalPair]],
 
 
 def report_scenes(count: int, tuned: str | None) -> None:
-    """The table over drawn scenes: region sources by models."""
+    """Print a table for drawn scenes, by model and source of regions."""
     scenes = draw_scenes(count, 0, "validation", shapes=SHAPES, colors=COLORS)
     images, captions = [scene.image for scene in scenes], [scene.caption for scene in scenes]
     processor = FastGoalProcessor.from_base(str(BASE))
     boxes = [regions_from_boxes(scene.boxes, scene.image.size) for scene in scenes]
     sources: dict[str, Callable[[int], list[Region]]] = {
-        "five default ones": lambda i: default_regions(images[i].size),
+        "five default regions": lambda i: default_regions(images[i].size),
         "objects' boxes": lambda i: boxes[i],
         "both": lambda i: processor.propose_regions([images[i]], boxes=[boxes[i]])[0],
     }
-    print(f"{count} drawn scenes, sentences about one object whose region is right (IoU >= 0.5 or box contained):\n")
+    print(
+        f"{count} drawn scenes, share of sentences about one object with the right region (IoU >= 0.5 or box contained):\n"
+    )
     print("| model | regions | best pair | all pairs | best pairs from a default region |\n|---|---|---|---|---|")
     for name, path in {"base": str(BASE), **({"fine-tuned": tuned} if tuned else {})}.items():
         model = FastGoalCLIPModel.from_base(path)
@@ -72,28 +72,31 @@ def report_scenes(count: int, tuned: str | None) -> None:
 
 
 def report_photographs(folder: Path, detector_name: str) -> None:
-    """Shares of true objects that a candidate covers, for the detector, the default regions, and both."""
+    """Print the shares of true objects that a candidate covers: the detector's, the default ones, or both."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if line]
     detector: Any = load_detector(detector_name)
     if detector is None:
-        raise ValueError("--detector none finds nothing: name a detector.")
-    covered: dict[str, list[tuple[bool, bool]]] = {"detector": [], "five default ones": [], "both": []}
-    counts = {"detector": 0, "five default ones": 0}
+        raise ValueError("`detector` must name a detector, got none.")
+    covered: dict[str, list[tuple[bool, bool]]] = {"detector": [], "five default regions": [], "both": []}
+    counts = {"detector": 0, "five default regions": 0}
     for row in rows:
         image = load_image(folder / row["file_name"])
-        found = {"detector": find_regions(detector, [image])[0], "five default ones": default_regions(image.size)}
-        counts = {name: counts[name] + len(regions) for name, regions in found.items()}
-        found["both"] = [*found["detector"], *found["five default ones"]]
+        candidates = {
+            "detector": find_regions(detector, [image])[0],
+            "five default regions": default_regions(image.size),
+        }
+        counts = {name: counts[name] + len(regions) for name, regions in candidates.items()}
+        candidates["both"] = [*candidates["detector"], *candidates["five default regions"]]
         for thing in row["boxes"]:
             x1, y1, x2, y2 = thing["bbox"]
-            if thing.get("iscrowd") or (x2 - x1) * (y2 - y1) < SMALLEST * image.width * image.height:
+            if thing.get("iscrowd") or (x2 - x1) * (y2 - y1) < MIN_AREA * image.width * image.height:
                 continue
-            for name, regions in found.items():
+            for name, regions in candidates.items():
                 tests = [overlap(region.box, thing["bbox"]) for region in regions]
                 covered[name].append((any(tight for tight, _ in tests), any(tight or held for tight, held in tests)))
     total = len(covered["both"])
-    print(f"{len(rows)} photographs, {total} true objects of at least {SMALLEST:.0%} of the image.\n")
-    print("| regions | an image | objects with IoU >= 0.5 | or contained |\n|---|---|---|---|")
+    print(f"{len(rows)} photographs, {total} true objects of at least {MIN_AREA:.0%} of the image.\n")
+    print("| regions | per image | objects with IoU >= 0.5 | or contained |\n|---|---|---|---|")
     for name, hits in covered.items():
         per_image = sum(counts.values()) if name == "both" else counts[name]
         tight, held = (sum(column) / total for column in zip(*hits, strict=True))
@@ -103,9 +106,9 @@ def report_photographs(folder: Path, detector_name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=500, help="drawn scenes (default: 500)")
-    parser.add_argument("--tuned", metavar="DIR", help="a model of the quickstart, to match with as well")
+    parser.add_argument("--tuned", metavar="DIR", help="model of the quickstart to match with too")
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="photographs with true boxes instead of scenes")
-    parser.add_argument("--detector", metavar="NAME", help="as `fastgoal pairs` takes it; needs --photographs")
+    parser.add_argument("--detector", metavar="NAME", help="detector, as for `fastgoal pairs`; needs --photographs")
     args = parser.parse_args()
     if bool(args.photographs) != bool(args.detector):
         parser.error("--photographs and --detector go together.")

@@ -1,11 +1,11 @@
-"""How fast local pairs are made, side by side with the least that it could cost and with the SAM way.
+"""Measure the speed of `fastgoal pairs`, next to that of its models alone and of SAM.
 
     python -m benchmarks.pairs --images PHOTOGRAPHS --detector yolo11n.pt --tokenizer openai/clip-vit-base-patch32
 
-`--images` is a folder with metadata.jsonl. The matcher has the shape of ViT-B/32 and random weights, which changes no
-time. Each round takes the next photographs and times, in turn, the whole of `fastgoal pairs` on them (read, decode,
-detect, crop, embed, match, write) and the models alone on the same inputs, which were decoded, cut, resized, normalized
-and tokenized beforehand. Then come SAM's part of GOAL's way on an image, and the memory of a long run.
+`--images` is a folder with metadata.jsonl. The model has the shape of ViT-B/32 and random weights, which do not change
+the time. Each round takes the next photographs and times, in turn, all of `fastgoal pairs` (read, decode, detect, crop,
+embed, match, write) and the models alone on the same inputs, prepared beforehand. Then the benchmark times SAM's part
+of GOAL's method on one image, and watches the memory of a long run.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from fastgoal.processing.pixels import PixelReader
 # GOAL's: transformers' mask generation with its grid of 32 x 32 points, 128 of them in one forward.
 SAM_POINTS, SAM_POINTS_AT_ONCE = 1024, 128
 STAGE_MEANINGS = {
-    "decode": "waiting for rows that threads read, decode and bring to the detector's size",
+    "decode": "waiting for threads that read, decode and resize for the detector",
     "detect": "detector, non-maximum suppression, merging of boxes",
-    "crop": "waiting for crops that threads cut and resize",
+    "crop": "waiting for threads that cut and resize crops",
     "sentences": "tokenizer and text tower",
     "image": "normalizing and image tower",
     "write": "matching and parquet",
@@ -48,7 +48,7 @@ STAGE_MEANINGS = {
 
 
 def build_matcher(args: argparse.Namespace, thin: bool = False) -> tuple[Any, Any]:
-    """A CLIP of random weights, as ViT-B/32 or with two thin layers, and its processor with the detector."""
+    """Return a CLIP with random weights, as ViT-B/32 or with two thin layers, and its processor with the detector."""
     dtype = torch.float32 if thin else getattr(torch, args.dtype)
     processor = build_processor(args.tokenizer, "b32")
     processor.detector = load_detector(args.detector, device=args.device)
@@ -58,7 +58,7 @@ def build_matcher(args: argparse.Namespace, thin: bool = False) -> tuple[Any, An
 def make_pairs(
     folder: Path, output: Path, model: Any, processor: Any, shard_size: int, args: argparse.Namespace
 ) -> Any:
-    """The whole of `fastgoal pairs` on a folder; the summary."""
+    """Run all of `fastgoal pairs` on a folder, and return the summary."""
     return write_pairs(
         load_source(folder, allow_outside_files=True),
         output,
@@ -70,18 +70,18 @@ def make_pairs(
     )
 
 
-def take_rows(folder: Path, start: int, count: int, place: Path) -> Path:
-    """A folder of some of the rows; the pictures stay where they are."""
+def take_rows(folder: Path, start: int, count: int, target: Path) -> Path:
+    """Make a folder of some of the rows, with links to the images."""
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[start : start + count]
-    place.mkdir()
-    (place / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    target.mkdir()
+    (target / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for top in {Path(json.loads(line)["file_name"]).parts[0] for line in lines}:
-        (place / top).symlink_to((folder / top).resolve())
-    return place
+        (target / top).symlink_to((folder / top).resolve())
+    return target
 
 
 class Parts:
-    """The models' inputs for some photographs, ready to use, in the batches that `fastgoal pairs` makes of them."""
+    """The models' prepared inputs for some photographs, in the batches that `fastgoal pairs` makes."""
 
     def __init__(self, folder: Path, model: Any, processor: Any, batch_size: int) -> None:
         self.model, self.detector, self.batch_size = model, processor.detector, batch_size
@@ -112,7 +112,7 @@ class Parts:
 
     @torch.inference_mode()
     def times(self) -> dict[str, np.ndarray]:
-        """Seconds of each model on all inputs, on the clock and of the processor."""
+        """Return the seconds of each model on all inputs, wall-clock and processor time."""
         model = self.model
         work: dict[str, Callable[[], Any]] = {"detector": self.detect} if self.detector else {}
         work["crops"] = lambda: [model.get_image_features(pixel_values=pixels) for pixels in self.pixels]
@@ -120,22 +120,22 @@ class Parts:
         return {name: timed(run, str(model.device)) for name, run in work.items()}
 
 
-WHOLE, ALONE = "**`fastgoal pairs`, all of it**", "detector + CLIP alone"
+WHOLE, ALONE = "**all of `fastgoal pairs`**", "detector + CLIP alone"
 
 
 def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path) -> float:
-    """Pipeline and parts in turn on the same photographs; prints the tables, returns images/s of the pipeline."""
+    """Time pipeline and models in turn on the same photographs, print tables, and return images/s of the pipeline."""
     rounds, stages, totals = Rounds(), Counter[str](), Counter[str]()
     for number in range(args.rounds):
         folder = take_rows(args.images, number * args.images_per_round, args.images_per_round, work / f"rows{number}")
         parts = Parts(folder, model, processor, args.batch_size)
-        times = parts.times() if number % 2 else {}  # who comes first changes from round to round
+        times = parts.times() if number % 2 else {}  # the order changes from round to round
         start = now(args.device)
         summary = make_pairs(folder, work / f"pairs{number}", model, processor, args.images_per_round, args)
         rounds.add(WHOLE, (now(args.device) - start) / parts.images)
         times = times or parts.times()
         if sum(summary["regions"].values()) != parts.crops:
-            raise RuntimeError("the pipeline and the models alone had different crops")
+            raise RuntimeError("The pipeline and the models alone had different crops.")
         rounds.add(ALONE, np.sum(list(times.values()), axis=0) / parts.images)
         for name, seconds in times.items():
             rounds.add(f"of these, {name}", seconds / parts.images)
@@ -146,16 +146,16 @@ def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path
     images = totals["images"]
     print(
         f"\n{images} photographs with {totals['crops'] / images:.1f} crops and {totals['sentences'] / images:.1f} "
-        f"sentences each ({totals['texts']} of {totals['sentences']} different in their shard); medians of the rounds\n"
+        f"sentences each ({totals['texts']} of {totals['sentences']} distinct in their shard); medians of the rounds\n"
         "\n| | s/image | images/s | processor s/image |\n|---|---|---|---|"
     )
     for title in rounds.seconds:
         clock, processor_time = rounds.median(title)
         print(f"| {title} | {clock:.4f} | {1 / clock:.2f} | {processor_time:.4f} |")
-    print("\nShare of what the models alone allow, round by round:")
-    for title, values in zip(("on the clock", "of the processor"), rounds.ratios(ALONE, WHOLE).T):
+    print("\nSpeed relative to the models alone, by round:")
+    for title, values in zip(("wall-clock time", "processor time"), rounds.ratios(ALONE, WHOLE).T):
         print(f"- {title}: **{np.median(values):.1%}** (from {values.min():.1%} to {values.max():.1%})")
-    print("\n| stage | ms/image | share | what |\n|---|---|---|---|")
+    print("\n| stage | ms/image | share | meaning |\n|---|---|---|---|")
     for name in STAGES:
         share = stages[name] / max(sum(stages.values()), 1e-9)
         print(f"| {name} | {1000 * stages[name] / images:.2f} | {share:.1%} | {STAGE_MEANINGS[name]} |")
@@ -164,10 +164,10 @@ def time_rounds(args: argparse.Namespace, model: Any, processor: Any, work: Path
 
 @torch.inference_mode()
 def time_sam(args: argparse.Namespace) -> float:
-    """Seconds that SAM's ViT-B takes for an image: image encoder once, mask decoder for every point of the grid.
+    """Return the seconds of SAM's ViT-B for an image: the image encoder once, the mask decoder for every grid point.
 
-    Random weights make masks of noise, of which the later steps would drop all or none; so those steps are left out:
-    filtering and de-duplicating 3,072 masks, drawing them at full size, and CLIP on their boxes.
+    The steps after the decoder are not timed, since random weights give masks of noise: filtering 3,072 masks, removing
+    duplicates, drawing masks at full size, and CLIP on their boxes.
     """
     dtype = getattr(torch, args.dtype)
     model = SamModel(SamConfig()).to(args.device, dtype).eval()
@@ -188,13 +188,13 @@ def time_sam(args: argparse.Namespace) -> float:
 
 
 def resident_mb() -> float:
-    """Memory of this process in RAM."""
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def watch_memory(args: argparse.Namespace, work: Path) -> None:
-    """The whole pipeline with a tiny matcher over many photographs, memory looked at ten times a second."""
+    """Run the whole pipeline with a tiny model over many photographs, and sample the memory ten times a second."""
     model, processor = build_matcher(args, thin=True)
     folder = take_rows(args.images, 0, args.memory_images, work / "many")
     samples: list[tuple[float, float]] = []
@@ -213,7 +213,7 @@ def watch_memory(args: argparse.Namespace, work: Path) -> None:
         over.set()
         thread.join()
     until = samples[-1][0]
-    print(f"\n{summary['images']} photographs with a matcher of two thin layers, {until:.0f} s; MB in RAM:\n")
+    print(f"\n{summary['images']} photographs with a model of two thin layers, {until:.0f} s; MB of memory:\n")
     print("| part of the run | median | highest |\n|---|---|---|")
     for part in range(8):
         values = [mb for at, mb in samples if part <= at / until * 8 < part + 1 or (part == 7 and at == until)]
@@ -225,13 +225,15 @@ def watch_memory(args: argparse.Namespace, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs with metadata.jsonl")
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder of photographs with metadata.jsonl"
+    )
     parser.add_argument("--tokenizer", required=True, help="folder or Hub id of a CLIP tokenizer")
-    parser.add_argument("--detector", default="none", help="as for fastgoal pairs, with the step `prepare`")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="0 leaves the comparison out")
+    parser.add_argument("--detector", default="none", help="detector, as for `fastgoal pairs`")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="0 skips the comparison")
     parser.add_argument("--images-per-round", type=int, default=20)
-    parser.add_argument("--sam-images", type=int, default=1, metavar="N", help="0 leaves the SAM way out")
-    parser.add_argument("--memory-images", type=int, default=1600, metavar="N", help="0 leaves the long run out")
+    parser.add_argument("--sam-images", type=int, default=1, metavar="N", help="0 skips SAM")
+    parser.add_argument("--memory-images", type=int, default=1600, metavar="N", help="0 skips the long run")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=decoding_threads(count_cores()))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -20,7 +20,7 @@ from .embedding import TOKENS_PER_CROP, embed_crops, embed_texts
 from .images import load_image
 from .matching import LocalPair, pair_row, pair_up
 from .pixels import OpenImage, PixelReader
-from .regions import MAX_AREA, MIN_AREA, MIN_SCORE, Detector, Region, candidate_regions, detect_prepared, find_regions
+from .regions import Detector, Region, candidate_regions, detect_prepared, find_regions
 from .sentences import Sentence, split_sentences
 
 T = TypeVar("T")
@@ -128,8 +128,8 @@ def find_pairs(
             with clock("detect"):
                 detections = detect_prepared(detector, [row.prepared for row in chunk])
                 candidates = [
-                    candidate_regions(found, row.image.size, **limits) if row.regions is None else row.regions
-                    for row, found in zip(chunk, detections, strict=True)
+                    candidate_regions(some, row.image.size, **limits) if row.regions is None else row.regions
+                    for row, some in zip(chunk, detections, strict=True)
                 ]
             yield from zip(chunk, candidates, strict=True)
 
@@ -164,22 +164,16 @@ class Flism:
         self,
         images: Sequence[Image.Image],
         boxes: Sequence[Sequence[Region]] | None = None,
-        min_score: float | None = None,
-        min_area: float | None = None,
-        max_area: float | None = None,
         captions: Sequence[str] | None = None,
     ) -> list[list[Region]]:
         """Return the candidate regions of each image (FLISM, step 2).
 
-        They are the detector's regions, filtered, with near-duplicates merged, and always the five default ones: the
-        four quadrants and the center.
+        They are the detector's regions within its limits, with near-duplicates merged, and always the five default
+        ones: the four quadrants and the center.
 
         Args:
             images: PIL images, upright.
             boxes: Regions to use instead of the detector's, one list per image.
-            min_score: Lowest score of a region; by default the detector's own limit, or 0.25.
-            min_area: Smallest region as a fraction of the image; by default the detector's own limit, or 0.01.
-            max_area: Largest region as a fraction of the image; by default the detector's own limit, or 0.80.
             captions: One per image, for a detector that looks for the objects that they name.
 
         Returns:
@@ -194,13 +188,8 @@ class Flism:
             boxes = [[] for _ in images] if self.detector is None else find_regions(self.detector, images, captions)
         if len(boxes) != len(images):
             raise ValueError(f"`boxes` must hold one list of regions per image, {len(images)}, got {len(boxes)}.")
-        limits = {"min_score": MIN_SCORE, "min_area": MIN_AREA, "max_area": MAX_AREA}
-        given = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
-        limits |= {} if self.detector is None else self.detector.spec.box_limits
-        limits |= {name: value for name, value in given.items() if value is not None}
-        return [
-            candidate_regions(proposed, image.size, **limits) for image, proposed in zip(images, boxes, strict=True)
-        ]
+        limits = {} if self.detector is None else self.detector.spec.box_limits
+        return [candidate_regions(some, image.size, **limits) for image, some in zip(images, boxes, strict=True)]
 
     def match(
         self,
@@ -208,7 +197,6 @@ class Flism:
         captions: Sequence[str],
         model: Any,
         regions: Sequence[Sequence[Region]] | None = None,
-        sentences: Sequence[Sequence[Sentence]] | None = None,
         batch_size: int = 64,
     ) -> list[list[LocalPair]]:
         """Match every sentence of every caption to the region that shows it best (FLISM, steps 1 to 4).
@@ -221,7 +209,6 @@ class Flism:
             captions: One per image.
             model: Any supported model; it scores crops and sentences.
             regions: Candidates per image; by default those of `propose_regions`.
-            sentences: Sentences per caption; by default those of `split_sentences`.
             batch_size: Crops in a forward pass, and as many sentences of 32 tokens.
 
         Returns:
@@ -232,12 +219,11 @@ class Flism:
             ValueError: The lists differ in length, or an image (the message gives its index) has no sentence or region.
         """
         _check_lists(images=images, captions=captions)
-        sentences = [self.split_sentences(caption) for caption in captions] if sentences is None else sentences
         candidates = [None] * len(images) if regions is None else regions
-        lengths = {"images": images, "captions": captions, "regions": candidates, "sentences": sentences}
-        if len({len(value) for value in lengths.values()}) > 1:
-            got = {name: len(value) for name, value in lengths.items()}
-            raise ValueError(f"`match` needs one caption, list of regions and list of sentences per image, got {got}.")
+        if not len(images) == len(captions) == len(candidates):
+            got = f"{len(captions)} and {len(candidates)} for {len(images)} images"
+            raise ValueError(f"`match` needs one caption and one list of regions per image, got {got}.")
+        sentences = [self.split_sentences(caption) for caption in captions]
         for i, (some, spans) in enumerate(zip(candidates, sentences, strict=True)):
             if not spans:
                 raise ValueError(f"The caption of image {i} has no sentence: {captions[i]!r}. Give it a caption.")
@@ -251,7 +237,6 @@ class Flism:
         images: Sequence[Any],
         captions: Sequence[str],
         model: Any,
-        file_names: Sequence[str] | None = None,
         batch_size: int = 64,
     ) -> list[dict[str, Any]]:
         """Return rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them.
@@ -262,7 +247,6 @@ class Flism:
             images: What `load_image` reads: PIL images, paths, bytes or `{"bytes", "path"}`. Rows keep them unchanged.
             captions: One per image.
             model: Any supported model, as for `match`.
-            file_names: Names of the images for messages; by default those of their files, or their numbers.
             batch_size: Crops in a forward pass. At most about as many images are decoded at a time.
 
         Returns:
@@ -272,21 +256,20 @@ class Flism:
             TypeError: A list is expected, and one image or text is given.
             ValueError: The lists differ in length, an image cannot be read, or a caption has no sentence.
         """
-        _check_lists(images=images, captions=captions, file_names=file_names)
-        names = [_name(image, i) for i, image in enumerate(images)] if file_names is None else file_names
-        if not len(images) == len(captions) == len(names):
-            got = f"{len(captions)} and {len(names)} for {len(images)} images"
-            raise ValueError(f"`pair_rows` needs one caption and one file name per image, got {got}.")
+        _check_lists(images=images, captions=captions)
+        if len(images) != len(captions):
+            raise ValueError(f"`captions` must hold one caption per image, {len(images)}, got {len(captions)}.")
+        names = [_name(image, i) for i, image in enumerate(images)]
         sentences = [self.split_sentences(caption) for caption in captions]
         for name, caption, spans in zip(names, captions, sentences, strict=True):
             if not spans:
                 raise ValueError(f"{name}: the caption {caption!r} has no sentence. Give it a caption.")
         given = zip(images, captions, sentences, names, strict=True)
         rows = (self._row(load_image(image, name), caption, spans) for image, caption, spans, name in given)
-        found = find_pairs(self, model, rows, _texts(sentences), batch_size)
+        matched = find_pairs(self, model, rows, _texts(sentences), batch_size)
         return [
             pair_row(image, name, row.caption, row.image.size, row.sentences, regions, pairs)
-            for image, name, (row, regions, pairs) in zip(images, names, found, strict=True)
+            for image, name, (row, regions, pairs) in zip(images, names, matched, strict=True)
         ]
 
     def _row(
@@ -311,6 +294,6 @@ def _check_lists(**arguments: Any) -> None:
 
 
 def _name(image: Any, number: int) -> str:
-    """Return the name of an image for messages: its file, or its number."""
+    """Return the name of an image in rows and messages: that of its file, or its number."""
     path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", image)
     return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"image {number}"

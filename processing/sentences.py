@@ -1,8 +1,8 @@
-"""Splits a long caption into sentences and keeps where each of them lies in the caption.
+"""Split long captions into sentences with exact character spans.
 
-The library sentencex proposes where sentences start. The rules in this file correct it where captions need it: lists
-and bullets, line breaks, quotation marks without a partner, a missing space after a full stop, units, and the words
-that it takes for abbreviations although captions end sentences with them.
+The library sentencex proposes where sentences start. The rules in this file correct it for captions: lists and bullets,
+line breaks, unmatched quotation marks, a missing space after a period, units, and words that sentencex takes for
+abbreviations although captions end sentences with them.
 """
 
 import re
@@ -17,9 +17,9 @@ class Sentence:
     """One sentence of a caption.
 
     Attributes:
-        text: the sentence, with no white space at its ends; equal to `caption[start:end]`.
-        start: index of its first character in the caption.
-        end: index one past its last character.
+        text: The sentence without white space at its ends; equal to `caption[start:end]`.
+        start: Index of its first character in the caption.
+        end: Index after its last character.
     """
 
     text: str
@@ -27,17 +27,17 @@ class Sentence:
     end: int
 
 
-# Words that open sentences and do not open names, of those that sentencex does not know.
+# Words that start sentences but no names, besides those that sentencex knows.
 _OPENERS = (
     r"(?:A|Above|Across|Along|Around|Behind|Below|Beneath|Beside|Beyond|Daytime|Directly|Further|Inside|Near|Nearby"
     r"|Outside|Overhead|Past|Surrounding|Towards?|Under|Underneath|Up|Upper)\b(?!\.)"
 )
-# Small words that show a full stop to be the end of a sentence although no space or no capital follows it.
+# Short words that show that a period ends a sentence although no space or no capital letter follows it.
 _SMALL_OPENERS = r"(?:the|there|this|these|those|they|an?|it|he|she|his|her|its)\s"
 _CAPITAL = r"(?=[\"“(]?[A-Z])"
 
-# What ends where an English sentence starts, beyond what sentencex proposes. The patterns begin with the full stop and
-# look back from there, since that is many times faster than to try one at each word.
+# Matches that end where an English sentence starts, besides those that sentencex proposes. The patterns start at the
+# period and look back from there, which is many times faster than trying them at every word.
 _STARTS = re.compile(
     rf"""[.!?…](?:
       (?<=\.)\s+ (?=["“(]?{_OPENERS})                   # "on the left of the F. A rail", but "by A. A. Milne"
@@ -49,12 +49,12 @@ _STARTS = re.compile(
     )""",
     re.VERBOSE,
 )
-# The same in any language: 'bound for "Main St." This', "(It is big.) He", "leads on… Then"
+# The same for any language: 'bound for "Main St." This', "(It is big.) He", "leads on… Then"
 _UPPER = "[A-ZÀ-ÖØ-ÞĀ-ŽΑ-ΩА-Я]"
 _STARTS_ANYWHERE = re.compile(
     rf"""[.!?…](?:(?:["”’')\]»*″“]+|(?<=…))\s+(?=["“„«(]?{_UPPER})|\s+(?=„{_UPPER}|«\s?{_UPPER}))"""
 )
-# What ends where no sentence starts, whatever proposes it.
+# Matches that end where no sentence starts, even if another rule proposes one.
 _GOES_ON = re.compile(
     rf"""[.!?](?:
       (?:(?<=\bvs\.)|(?<=\b(?i:e\.g|i\.e|www)\.)|(?<=\b(?i:approx)\.))\s*
@@ -67,8 +67,8 @@ _GOES_ON = re.compile(
     )""",
     re.VERBOSE,
 )
-# Quotations and brackets hold together what is in them; an inch mark (6") follows a digit, so it opens nothing. Single
-# marks count only around whole sentences: an apostrophe looks like them.
+# Sentences do not end inside quotations and brackets. An inch mark (6") follows a digit and opens nothing. Single
+# quotation marks count only around whole sentences, since apostrophes look like them.
 _PAIRS = "|".join(
     rf"(?<={a})[^{a}{b}\n\r]{{1,300}}{b}" for a, b in ("“”", "«»", "「」", (r"\(", r"\)"), (r"\[", r"\]"))
 )
@@ -77,7 +77,7 @@ _ENCLOSED = re.compile(
       (?<=")(?<!\w")(?=\S)[^"\n\r]{{1,300}}(?:(?<=\S)"(?!\w)|(?<=[.!?…])"|"(?=[\s.,;:!?)]|$))
     | {_PAIRS} | (?<=„)[^„“”\n\r]{{1,300}}[“”]
     | (?<=[‘'])(?<!\w[‘'])(?=\S)[^'‘’"\n\r]{{1,120}}(?<=[.!?…])[’'](?!\w)
-    | (?<=["“])                                         # one without a partner
+    | (?<=["“])                                         # an unmatched one
     )""",
     re.VERBOSE,
 )
@@ -92,46 +92,48 @@ _BULLET = re.compile(r"(?<!\S)[•‣●◦▪](?=\s)")
 _NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)]\s*(?=[^\W\d])")
 _ENUMERATED = re.compile(r"(?:,|\b(?:and|or))$")
 _AFTER_ITEM = re.compile(r"(?:[.!?:;,][\"”)]?|\b(?:and|or))$")
-# Numbers that belong to the words around them: "the first shows 1. The second", "for number 2."
+# Numbers that belong to the words around them and not to a list: "the first shows 1. The second", "for number 2."
 _NO_LIST = re.compile(
     rf"\d[.)]\s*(?i:{_SMALL_OPENERS})|\b(?:number|at|by|for|from|in|is|are|of|on|than|to|shows|reads)\s\d"
 )
 _MARKER = re.compile(r"\s*\(?(?:\d{1,3}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{2,4})[.)]*\s*")
 _HAS_WORD = re.compile(r"[^\W_]")
-# For sentencex, which takes a line with a bullet for one sentence, and looks for the partner of some quotation marks to
-# the end of the text again and again.
+# Replacements for sentencex, which takes a line with a bullet for one sentence, and searches the rest of the text again
+# and again for the partner of some quotation marks.
 _ONE_LINE = str.maketrans("\n\r\v\f\x85\u2028\u2029•‣●◦▪‘‹«»„", '       -----\'\'"""')
-_FRENCH = re.compile(r"«(?=\s)|(?<=\s)»")  # sentencex takes the first for the end of what stands before it
+_FRENCH = re.compile(r"«(?=\s)|(?<=\s)»")  # sentencex takes the opening mark for the end of a sentence
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")
-_GAP = re.compile(r"(?:[\"”’')\]»*″]+(?=\s))?\s*")  # closing marks that sentencex left behind, and white space
+_GAP = re.compile(r"(?:[\"”’')\]»*″]+(?=\s))?\s*")  # closing marks after the boundary, and white space
 
 
 def check_language(language: str) -> str:
-    """A language's code, such as `de` or `zh`; a `ValueError` for what is none."""
+    """Return a language code such as `de` or `zh`, or raise `ValueError` if it is not one."""
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
-        raise ValueError(f"`language` must be the code of a language, such as en, de, fr, zh or ar, got {language!r}.")
+        raise ValueError(f"`language` must be a language code such as en, de, fr, zh or ar, got {language!r}.")
     return language
 
 
 def split_sentences(caption: str, language: str = "en") -> list[Sentence]:
-    """Splits a caption into sentences with exact character spans.
+    """Split a caption into sentences with exact character spans.
+
+        for sentence in split_sentences("A brown dog. A red ball lies next to it."):
+            print(sentence.start, sentence.end, sentence.text)
 
     Every character that is not white space belongs to exactly one sentence. A line break ends a sentence unless the
-    next line plainly goes on; a bullet or list number belongs to the sentence after it; sentences inside quotation
-    marks or brackets stay with the sentence around them.
+    next line clearly continues it. A bullet or list number belongs to the sentence after it. Sentences inside quotation
+    marks or brackets belong to the sentence around them.
 
     Args:
-        caption: text of any length.
-        language: its language, by the code of ISO 639 (`de`, `zh`, `pt-BR`). sentencex knows some 300, with their
-            abbreviations and full stops; of the others it takes one that is written alike. What is known of captions
-            beyond that is of English.
+        caption: Text of any length.
+        language: Its ISO 639 language code (`de`, `zh`, `pt-BR`). sentencex knows the abbreviations and sentence ends
+            of some 300 languages, and uses a related one for the others. The rules for captions are for English.
 
     Returns:
         The sentences in order; an empty list for an empty or blank caption.
 
     Raises:
-        TypeError: if `caption` is not a string.
-        ValueError: `language` is no code.
+        TypeError: `caption` is not a string.
+        ValueError: `language` is not a language code.
     """
     check_language(language)
     if not isinstance(caption, str):
@@ -147,17 +149,17 @@ def split_sentences(caption: str, language: str = "en") -> list[Sentence]:
 
 
 def _sentence_starts(caption: str, language: str) -> list[int]:
-    """Indices at which sentences start, the first one being 0."""
-    text = _ENCLOSED.sub(_hide, caption)  # as long as the caption
+    """Return the indices at which sentences start; the first is 0."""
+    text = _ENCLOSED.sub(_hide, caption)  # of the same length
     items, inside = _list_items(text)
     proposed = _proposals(text, language) | {match.end() for match in _STARTS_ANYWHERE.finditer(text)}
     if language.partition("-")[0] == "en":
         proposed |= {match.end() for match in _STARTS.finditer(text)}
     refused = inside | {match.end() for match in _GOES_ON.finditer(text)}
-    places = sorted((proposed - refused) | items | _line_starts(text))
-    # Bare punctuation and a bare list number are no sentences: they stay with, or wait for, one that has words.
+    candidates = sorted((proposed - refused) | items | _line_starts(text))
+    # Punctuation without words belongs to the sentence before it, and a list number to the one after it.
     starts, complete = [0], False
-    for start, end in pairwise([0, *places, len(text)]):
+    for start, end in pairwise([0, *candidates, len(text)]):
         if not _HAS_WORD.search(text, start, end):
             continue
         if complete:
@@ -167,36 +169,36 @@ def _sentence_starts(caption: str, language: str) -> list[int]:
 
 
 def _hide(match: re.Match[str]) -> str:
-    """What is enclosed, with no sign in it that could end a sentence before the closing mark."""
+    """Return an enclosed text without the characters that could end a sentence before its closing mark."""
     enclosed = match.group()
-    if enclosed[0] == "„" and len(enclosed) > 1:  # whose partner is the mark that opens elsewhere
+    if enclosed[0] == "„" and len(enclosed) > 1:  # its partner is an opening mark in other languages
         enclosed = f"“{enclosed[1:-1]}”"
     return _INNER_END.sub(",", enclosed[:-1]) + enclosed[-1] if len(enclosed) > 1 else "″"
 
 
 def _line_starts(text: str) -> set[int]:
-    """Where a line starts that does not continue the sentence of the line before it."""
+    """Return the starts of lines that do not continue the sentence of the line before them."""
     starts, line_start = set(), 0
     for match in _LINE_BREAK.finditer(text):
-        line, rest = text[line_start : match.start()].rstrip(), match.end()
-        line_start = rest
+        line, next_start = text[line_start : match.start()].rstrip(), match.end()
+        line_start = next_start
         wrapped = (
             _WRAPPED.fullmatch(match.group())
             and line
             and line[-1] not in ".!?…:;。！？؟।"
-            and text[rest : rest + 1].islower()
-            and (line[-1] == "," or len(line) >= 60 or _WRAPPED_WORD.match(text, rest))
+            and text[next_start : next_start + 1].islower()
+            and (line[-1] == "," or len(line) >= 60 or _WRAPPED_WORD.match(text, next_start))
         )
         if not wrapped:
-            starts.add(rest)
+            starts.add(next_start)
     return starts
 
 
 def _list_items(text: str) -> tuple[set[int], set[int]]:
-    """Where the items of lists in running text start, and the places after their numbers, where no sentence starts.
+    """Return the starts of list items in running text, and the positions after their numbers, where none starts.
 
-    Numbers that count up from 1 are a list: "on it: 1. a cup 2. a pen". After a comma, or "and", the list is part of
-    one sentence: "there are 1. a cup, 2. a pen, and 3. a book".
+    Numbers that count up from 1 are a list: "on it: 1. a cup 2. a pen". Items after a comma or "and" are part of one
+    sentence: "there are 1. a cup, 2. a pen, and 3. a book".
     """
     items = {match.start() for match in _BULLET.finditer(text)}
     if len(items) == 1:
@@ -218,8 +220,8 @@ def _list_items(text: str) -> tuple[set[int], set[int]]:
 
 
 def _proposals(text: str, language: str) -> set[int]:
-    """Where sentencex starts a new sentence."""
-    # After a word, since a bullet or a number at the very start makes all of it one sentence as well.
+    """Return where sentencex starts new sentences."""
+    # The text follows a word, since a bullet or number at the start would make all of it one sentence.
     line = "x " + _FRENCH.sub(",", text).translate(_ONE_LINE)
     ends = [boundary["end_index"] for boundary in get_sentence_boundaries(language, line)]
     return {gap.end() - 2 for end in ends if (gap := _GAP.match(line, end))}

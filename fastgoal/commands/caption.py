@@ -1,10 +1,9 @@
 """`fastgoal caption`: write long captions for images with an image-text-to-text model."""
 
 import argparse
-from inspect import signature
 from typing import Any
 
-from .options import add, number, text_file
+from .options import add, call, number, text_file
 
 HELP = "write long captions for images with an image-text-to-text model"
 
@@ -108,10 +107,10 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.processing.builders.captions import build_captions
 
-    options = {name: value for name, value in vars(args).items() if name in signature(build_captions).parameters}
-    if args.prompt_file is not None:
-        options["prompt"] = args.prompt_file
-    summary = build_captions(**options, show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n"))
+    more = {} if args.prompt_file is None else {"prompt": args.prompt_file}
+    summary = call(
+        build_captions, args, **more, show=lambda name, caption: tqdm.write(f"first caption ({name}):\n{caption}\n")
+    )
     print(describe(summary, args.output, args.max_new_tokens))
     return 0
 

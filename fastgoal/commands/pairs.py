@@ -2,10 +2,9 @@
 
 import argparse
 import shlex
-from inspect import signature
 from typing import Any
 
-from .options import add, number
+from .options import add, call, number
 
 HELP = "match the sentences of captions to image regions and save the pairs as a dataset"
 
@@ -97,8 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.builders.pairs import build_pairs
 
-    options = {name: value for name, value in vars(args).items() if name in signature(build_pairs).parameters}
-    summary = build_pairs(**options)
+    summary = call(build_pairs, args)
     print(describe(summary, args.output))
     output, model = shlex.quote(str(args.output)), shlex.quote(args.model)
     print(f"Next: fastgoal train --model {model} --train_data {output} --output_dir fast-goal")

@@ -1,1 +1,1 @@
-"""Making datasets of pairs and captions: shards that survive being killed, and what fills them."""
+"""Build datasets of pairs and of captions, in runs that can be killed and continued."""

@@ -156,17 +156,17 @@ class RayEngine(Engine):
         if device not in (None, AUTO, "cpu", "cuda"):
             raise ValueError(f"`device` must be auto, cuda (a GPU per worker) or cpu with workers, got {device!r}.")
         if self._address is None:
-            found = choose_device(device)
-            if found not in ("cpu", "cuda"):
-                raise ValueError(f"`device={found}` does not support workers. Use `device=cpu`, or no `workers`.")
+            chosen = choose_device(device)
+            if chosen not in ("cpu", "cuda"):
+                raise ValueError(f"`device={chosen}` does not support workers. Use `device=cpu`, or no `workers`.")
         else:
             self._join()
             gpus = self._ray.cluster_resources().get("GPU", 0)
             if device == "cuda" and not gpus:
                 raise ValueError("`device=cuda`: the Ray cluster has no GPU. Use cpu or auto.")
-            found = "cuda" if gpus and device != "cpu" else "cpu"
-        self._on_gpus = found == "cuda"
-        return found
+            chosen = "cuda" if gpus and device != "cpu" else "cpu"
+        self._on_gpus = chosen == "cuda"
+        return chosen
 
     def run_shards(
         self, pending: Sequence[Shard], load_maker: Callable[[int], ShardMaker], total: int, title: str, progress: bool

@@ -152,15 +152,15 @@ def build_pairs(
 
         def load_matcher() -> tuple[Any, Any]:
             # The detector first: it takes less time to fail.
-            found: Any = detector
+            loaded: Any = detector
             if name is not None:
-                found = load_detector("none" if spec.kind == "column" else name, device, **limits)
+                loaded = load_detector("none" if spec.kind == "column" else name, device, **limits)
             matcher: Any = model
             if processor is None:
                 matcher, own = load_model(checkpoint, device, dtype, stretch=True)
             else:
                 own = copy.copy(processor)
-            own.detector, own.language = found, language
+            own.detector, own.language = loaded, language
             return matcher, own
 
         settings = PairSettings(mark, spec, dtype, split, limit, shard_size, store_size, boxes, language)
@@ -387,8 +387,8 @@ class _PairMaker:
                     by_source.update(region.source for region in regions)
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
                     kept = _scaled(regions, row.image.size, row.stored_size)
-                    made = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
-                    yield {**made, SHORT_CAPTIONS: row.short_captions} if with_short else made
+                    stored = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
+                    yield {**stored, SHORT_CAPTIONS: row.short_captions} if with_short else stored
                     advance(1)
 
         def describe() -> dict[str, Any]:

@@ -61,5 +61,5 @@ def test_reports(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "3 true objects" in out  # the fourth is too small
     assert "| detector | 1.0 | 33.3% | 33.3% |" in out
-    assert "| five default ones | 5.0 | 33.3% | 66.7% |" in out
+    assert "| five default regions | 5.0 | 33.3% | 66.7% |" in out
     assert "| both | 6.0 | 66.7% | 100.0% |" in out

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import sentences
 
 
-def test_differences_are_printed_with_who_splits(
+def test_differences_name_the_splitters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "captions.jsonl"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is wh
 
 
 class Finds:
-    """A detector that finds the same in every image."""
+    """A detector that returns the same regions for every image."""
 
     def __init__(self, regions, **limits):
         self.regions, self.spec = regions, DetectorSpec("mine", "mine", **limits)
@@ -43,7 +44,7 @@ def image(size=(64, 48), color="black"):
 
 
 class ColorTowers:
-    """Stands for a CLIP whose answers are known: an image is its mean color, a text the color it names."""
+    """A model with known embeddings: an image gets its mean color, a text the color that it names."""
 
     COLORS = ("red", "green", "blue")
 
@@ -74,10 +75,10 @@ class ColorTowers:
 
 
 def scene(boxes):
-    picture = Image.new("RGB", (64, 64), "black")
+    photo = Image.new("RGB", (64, 64), "black")
     for box, color in boxes:
-        ImageDraw.Draw(picture).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=color)
-    return picture
+        ImageDraw.Draw(photo).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=color)
+    return photo
 
 
 RED, GREEN, BLUE = (4, 4, 20, 20), (40, 6, 60, 26), (10, 40, 26, 60)
@@ -146,17 +147,16 @@ def test_regions_of_a_detector_are_filtered_and_merged(processor):
         regions = processor.propose_regions([image((80, 40))])[0]
         assert [region.box for region in regions[:-5]] == [box]
         assert len(regions) == 6
-        # Its own limits count, those that are given more.
         processor.detector = Finds(found, min_score=0.05, max_area=0.9, min_area=0.05)
         assert [region.label for region in processor.propose_regions([image((80, 40))])[0][:-5]] == ["cup", "dog"]
-        (regions,) = processor.propose_regions([image((80, 40))], max_area=1.0, min_score=0.85)
-        assert [region.label for region in regions[:-5]] == ["room"]
+        processor.detector = Finds(found, min_score=0.85, max_area=1.0)
+        assert [region.label for region in processor.propose_regions([image((80, 40))])[0][:-5]] == ["room"]
     finally:
         processor.detector = None
 
 
-def test_match_refuses_what_does_not_fit(processor, model):
-    with pytest.raises(ValueError, match="'captions': 1"):
+def test_match_refuses_arguments_that_do_not_fit(processor, model):
+    with pytest.raises(ValueError, match=r"one caption .*got 1 and 2 for 2 images"):
         processor.match([image(), image()], ["a."], model)
     with pytest.raises(ValueError, match="image 1 has no sentence"):
         processor.match([image(), image()], ["a.", "  "], model)
@@ -165,24 +165,26 @@ def test_match_refuses_what_does_not_fit(processor, model):
     assert processor.match([], [], model) == []
 
 
-def test_match_with_the_real_model_is_a_slow_loop(processor, model):
+def test_match_equals_a_loop_over_single_forward_passes(processor, model):
     torch.manual_seed(0)
-    picture = Image.fromarray(torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy())
-    pairs = processor.match([picture], [CAPTION], model, batch_size=2)[0]
-    regions = processor.propose_regions([picture])[0]
+    photo = Image.fromarray(torch.randint(0, 255, (60, 90, 3), dtype=torch.uint8).numpy())
+    pairs = processor.match([photo], [CAPTION], model, batch_size=2)[0]
+    regions = processor.propose_regions([photo])[0]
     for pair in pairs:
         text = processor.tokenizer(pair.sentence.text, return_tensors="pt")
-        wanted = model.get_text_features(**text).pooler_output[0]
+        expected = model.get_text_features(**text).pooler_output[0]
         cosines = []
         for region in regions:
-            crop = picture.crop(tuple(int(value) for value in region.box))
+            crop = photo.crop(tuple(int(value) for value in region.box))
             pixels = processor.image_processor(crop, return_tensors="pt")
-            cosines.append(torch.cosine_similarity(model.get_image_features(**pixels).pooler_output[0], wanted, dim=0))
+            cosines.append(
+                torch.cosine_similarity(model.get_image_features(**pixels).pooler_output[0], expected, dim=0)
+            )
         assert pair.region_index == int(torch.stack(cosines).argmax())
         assert pair.score == pytest.approx(torch.stack(cosines).max().item(), abs=1e-5)
 
 
-# Rows: pictures of two squares.
+# Rows: images of two squares.
 CAPTIONS = [
     "On the left it is red. On the right it is green.",
     "A blue square. A white one lies to the right of it, further down.",
@@ -204,34 +206,37 @@ def folder(tmp_path_factory):
 
 def without_scores(rows):
     pairs = [[{**pair, "score": None} for pair in row["pairs"]] for row in rows]
-    return [{**row, "image": None, "pairs": mine} for row, mine in zip(rows, pairs, strict=True)]
+    names = [os.path.basename(row["file_name"]) for row in rows]
+    return [
+        {**row, "image": None, "file_name": name, "pairs": mine}
+        for row, name, mine in zip(rows, names, pairs, strict=True)
+    ]
 
 
 def scores(rows):
     return [pair["score"] for row in rows for pair in row["pairs"]]
 
 
-def test_they_are_the_rows_of_the_command(processor, model, folder, tiny_clip, tmp_path):
+def test_rows_equal_those_of_the_command(processor, model, folder, tiny_clip, tmp_path):
     options = ["--model", str(tiny_clip), "--detector", "none", "--device", "cpu", "--dtype", "float32"]
     assert main(["pairs", str(folder), "--output", str(tmp_path / "out"), *options]) == 0
     written = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     paths = [folder / f"{number}.png" for number in range(3)]
-    names = [path.name for path in paths]
-    rows = processor.pair_rows(paths, CAPTIONS, model, names)
+    rows = processor.pair_rows(paths, CAPTIONS, model)
     assert without_scores(rows) == without_scores(written)
     assert scores(rows) == pytest.approx(scores(written), abs=1e-6)
     assert [row["image"] for row in rows] == paths
     for size in (1, 2):
-        smaller = processor.pair_rows(paths, CAPTIONS, model, names, batch_size=size)
+        smaller = processor.pair_rows(paths, CAPTIONS, model, batch_size=size)
         assert without_scores(smaller) == without_scores(rows)
         assert scores(smaller) == pytest.approx(scores(rows), abs=1e-5)
 
 
-def test_the_trainer_trains_on_them(processor, tiny_clip, folder, tmp_path):
-    picture = Image.open(folder / "0.png")
+def test_the_trainer_trains_on_the_rows(processor, tiny_clip, folder, tmp_path):
+    photo = Image.open(folder / "0.png")
     data = (folder / "1.png").read_bytes()
     images = [
-        picture,
+        photo,
         data,
         {"bytes": data, "path": None},
         str(folder / "2.png"),
@@ -263,36 +268,36 @@ def test_the_trainer_trains_on_them(processor, tiny_clip, folder, tmp_path):
     assert not torch.equal(model.visual_projection.weight, before)
 
 
-def test_what_is_wrong_is_said_with_the_row(processor, model, folder):
-    picture, path = image_of("red", "green"), folder / "0.png"
+def test_errors_name_the_row(processor, model, folder):
+    photo, path = image_of("red", "green"), folder / "0.png"
     with pytest.raises(ValueError, match=r"0\.png: the caption ' ' has no sentence"):
-        processor.pair_rows([picture, path], ["It is red.", " "], model)
-    with pytest.raises(ValueError, match=r"mine .*is not an image"):
-        processor.pair_rows([b"no picture"], ["It is red."], model, ["mine"])
-    with pytest.raises(ValueError, match="got 1 and 2 for 2 images"):
-        processor.pair_rows([picture, path], ["It is red."], model)
+        processor.pair_rows([photo, path], ["It is red.", " "], model)
+    with pytest.raises(ValueError, match=r"image 0 is not an image"):
+        processor.pair_rows([b"no image"], ["It is red."], model)
+    with pytest.raises(ValueError, match=r"`captions`.* 2, got 1"):
+        processor.pair_rows([photo, path], ["It is red."], model)
     assert processor.pair_rows([], [], model) == []
 
 
-def test_one_image_or_caption_is_no_list(processor, model, folder):
-    picture, buffer = image_of("red", "green"), io.BytesIO()
-    picture.save(buffer, "PNG")
-    for one in (picture, folder / "0.png", str(folder / "0.png"), buffer.getvalue(), {"bytes": buffer.getvalue()}):
+def test_one_image_or_caption_is_refused(processor, model, folder):
+    photo, buffer = image_of("red", "green"), io.BytesIO()
+    photo.save(buffer, "PNG")
+    for one in (photo, folder / "0.png", str(folder / "0.png"), buffer.getvalue(), {"bytes": buffer.getvalue()}):
         with pytest.raises(TypeError, match=rf"`images` must be a list .*got one {type(one).__name__}: put it in"):
             processor.pair_rows(one, ["It is red."], model)
     for call in (
-        lambda: processor.pair_rows([picture], "It is red.", model),
-        lambda: processor.match([picture], "It is red.", model),
-        lambda: processor.propose_regions([picture], captions="It is red."),
+        lambda: processor.pair_rows([photo], "It is red.", model),
+        lambda: processor.match([photo], "It is red.", model),
+        lambda: processor.propose_regions([photo], captions="It is red."),
     ):
         with pytest.raises(TypeError, match="`captions` must be a list with an entry per image, got one str"):
             call()
-    for call in (lambda: processor.match(picture, ["It is red."], model), lambda: processor.propose_regions(picture)):
+    for call in (lambda: processor.match(photo, ["It is red."], model), lambda: processor.propose_regions(photo)):
         with pytest.raises(TypeError, match=r"`images` must be a list .*got one Image"):
             call()
 
 
-def test_a_stage_inside_another_one_counts_alone(monkeypatch):
+def test_the_clock_counts_inner_stages_only(monkeypatch):
     now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
     monkeypatch.setattr(flism.time, "perf_counter", lambda: next(now))
     clock = flism.Clock()

@@ -148,7 +148,7 @@ def test_crop_shows_the_box(case):
     "box", [(3, 4, 9, 8), (2.9, 4.2, 8.1, 7.5), (-2.5, -1, 4.01, 3), (15, 6.5, 30, 30), (7, 7, 8, 8)]
 )
 def test_crop_has_the_very_pixels_of_the_box(box):
-    """Every pixel of the picture says where it is, so a crop that begins one pixel late or early is another one."""
+    """Every pixel holds its position, so a crop that starts a pixel too early or late differs."""
     width, height = 20, 10
     image = Image.new("RGB", (width, height))
     image.putdata([(x, y, 0) for y in range(height) for x in range(width)])

@@ -48,9 +48,7 @@ def test_pixels_equal_those_of_the_processor(name, size):
 
 @pytest.mark.parametrize("with_torchcodec", [True, False])
 @pytest.mark.parametrize("family", ["clip", "metaclip2", "siglip", "siglip2"])
-def test_files_read_equal_the_call_of_each_family_s_processor(
-    family, tiny_bases, tmp_path, monkeypatch, with_torchcodec
-):
+def test_files_equal_the_call_of_the_processor(family, tiny_bases, tmp_path, monkeypatch, with_torchcodec):
     if not with_torchcodec:
         monkeypatch.setattr("fastgoal.processing.pixels.jpeg_decoder", lambda: None)
     elif jpeg_decoder() is None:
@@ -65,7 +63,7 @@ def test_files_read_equal_the_call_of_each_family_s_processor(
     assert torch.equal(found, processor(images=images, return_tensors="pt")["pixel_values"])
 
 
-def test_nothing_is_held_of_an_image_that_changes():
+def test_pixels_do_not_change_with_the_image():
     reader, image = PixelReader(CLIPImageProcessor()), noise(300, 300)
     found = reader.read([(image, None)])
     before = found.clone()
@@ -82,7 +80,7 @@ def test_nothing_is_held_of_an_image_that_changes():
         {"rescale_factor": 1 / 127},
     ],
 )
-def test_a_processor_with_other_steps_works_by_itself(changes):
+def test_a_processor_with_other_steps_is_called(changes):
     reader = PixelReader(CLIPImageProcessor(**changes))
     assert not reader.fast
     image = noise(100, 300)
@@ -101,7 +99,7 @@ def test_a_box_outside_is_refused():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_batch_against_the_processor_row_by_row(tiny_clip, rows, mode, orientation):
+def test_a_batch_equals_the_processor_row_by_row(tiny_clip, rows, mode, orientation):
     processor = FastGoalProcessor.from_base(str(tiny_clip))
     made = []
     for number, row in enumerate(copy.deepcopy(rows[:4])):
@@ -164,7 +162,7 @@ def test_a_jpeg_has_the_pixels_that_pil_reads(mode, options, tmp_path):
 
 
 @pytest.mark.parametrize("make", [turned, png, lambda: jpeg(noise(40, 30, "CMYK")), lambda: noise(40, 30)])
-def test_all_else_is_read_by_pil(make):
+def test_other_files_are_read_by_pil(make):
     source = make()
     found = PixelReader(CLIPImageProcessor()).open(source)
     assert isinstance(found, Image.Image)

@@ -159,7 +159,7 @@ class Named:
         return [[Region((0, 0, 1, 1), label=word) for word in words] for words in prepared]
 
 
-def test_an_image_without_anything_to_look_for_has_no_regions() -> None:
+def test_an_image_with_nothing_to_detect_has_no_regions() -> None:
     images = [Image.new("RGB", (4, 4))] * 3
     found = find_regions(Named(), images, ["a cat", "dog", "a red cup"])
     assert [[region.label for region in regions] for regions in found] == [["a", "cat"], [], ["a", "red", "cup"]]

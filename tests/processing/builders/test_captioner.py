@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText
 from fastgoal.processing.builders.captioner import PROMPT, Caption, Captioner, whole_sentences
 
 DICE = np.random.default_rng(0)
-PICTURES = [Image.fromarray(DICE.integers(0, 256, (64 - 4 * i, 40 + 8 * i, 3), dtype=np.uint8)) for i in range(6)]
-PICTURES += [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
+IMAGES = [Image.fromarray(DICE.integers(0, 256, (64 - 4 * i, 40 + 8 * i, 3), dtype=np.uint8)) for i in range(6)]
+IMAGES += [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +21,27 @@ def captioner(tiny_vlm):
     return Captioner.load(str(tiny_vlm), max_new_tokens=24)
 
 
-def test_a_batch_says_of_each_image_what_is_said_of_it_alone(captioner):
-    padding = (captioner._inputs(PICTURES)["attention_mask"] == 0).sum(dim=1).tolist()
+def test_captions_do_not_depend_on_the_batch(captioner):
+    padding = (captioner._inputs(IMAGES)["attention_mask"] == 0).sum(dim=1).tolist()
     assert min(padding) == 0 < max(padding)
-    together = captioner(PICTURES)
-    assert together == [captioner([picture])[0] for picture in PICTURES]
+    together = captioner(IMAGES)
+    assert together == [captioner([image])[0] for image in IMAGES]
     assert len({caption.text for caption in together}) > 4
     assert {caption.finish for caption in together} == {"stop", "length"}
-    assert captioner(PICTURES[::-1]) == together[::-1]
+    assert captioner(IMAGES[::-1]) == together[::-1]
 
     captioner.processor.tokenizer.padding_side = "right"
     try:
-        assert captioner(PICTURES) != together, "this test could not tell left from right"
+        assert captioner(IMAGES) != together, "this test could not tell left from right"
     finally:
         captioner.processor.tokenizer.padding_side = "left"
 
 
-def test_what_is_generated_is_what_transformers_generates(captioner, tiny_vlm):
+def test_captions_equal_those_of_transformers(captioner, tiny_vlm):
     model = AutoModelForImageTextToText.from_pretrained(tiny_vlm)
-    for picture in PICTURES[:4]:
+    for image in IMAGES[:4]:
         conversation = [
-            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]}
+            {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": PROMPT}]}
         ]
         inputs = captioner.processor.apply_chat_template(
             conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -57,7 +57,7 @@ def test_what_is_generated_is_what_transformers_generates(captioner, tiny_vlm):
                 break
         text = captioner.processor.tokenizer.decode(written, skip_special_tokens=True)
         assert len(ids) > 100
-        (caption,) = captioner([picture])
+        (caption,) = captioner([image])
         assert caption.text == (text if caption.finish == "stop" else whole_sentences(text))
 
 
@@ -74,28 +74,28 @@ def extended(inputs, written):
 def test_without_a_chat_template_the_plain_prompt_follows_the_image(tiny_vlm):
     captioner = Captioner.load(str(tiny_vlm), prompt="the red cup", max_new_tokens=8)
     captioner.processor.chat_template = None
-    ids = captioner._inputs(PICTURES[:1])["input_ids"][0]
+    ids = captioner._inputs(IMAGES[:1])["input_ids"][0]
     image = captioner.processor.image_token_id
     assert (ids == image).sum() > 1
     assert captioner.processor.tokenizer.decode(ids[ids != image]) == "the red cup"
-    assert captioner(PICTURES) == [captioner([picture])[0] for picture in PICTURES]
+    assert captioner(IMAGES) == [captioner([image])[0] for image in IMAGES]
     own = Captioner(captioner.model, captioner.processor, f"grey {captioner.processor.image_token} sky", 8)
-    ids = own._inputs(PICTURES[:1])["input_ids"][0]
+    ids = own._inputs(IMAGES[:1])["input_ids"][0]
     assert captioner.processor.tokenizer.decode([ids[0], ids[-1]]) == "grey sky"
 
 
 def test_sampling_follows_its_seed(captioner, tiny_vlm):
     sampler = Captioner.load(str(tiny_vlm), max_new_tokens=24, temperature=1.5, top_p=0.9)
-    once = sampler(PICTURES, seed=3)
-    assert sampler(PICTURES, seed=3) == once
-    assert sampler(PICTURES, seed=4) != once
-    assert captioner(PICTURES, seed=3) == captioner(PICTURES, seed=4)
+    once = sampler(IMAGES, seed=3)
+    assert sampler(IMAGES, seed=3) == once
+    assert sampler(IMAGES, seed=4) != once
+    assert captioner(IMAGES, seed=3) == captioner(IMAGES, seed=4)
 
 
 def test_settings_of_the_checkpoint_do_not_make_it_sample(tiny_vlm, captioner):
     model = AutoModelForImageTextToText.from_pretrained(tiny_vlm)
     model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.5, top_k=3, num_beams=2, max_length=2)
-    assert Captioner(model, captioner.processor, max_new_tokens=24)(PICTURES) == captioner(PICTURES)
+    assert Captioner(model, captioner.processor, max_new_tokens=24)(IMAGES) == captioner(IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -123,21 +123,21 @@ def test_at_the_limit_the_last_whole_sentence_ends_it(captioner, monkeypatch):
     assert captioner._caption([end]) == Caption("", "stop")
 
 
-def test_memory_that_is_too_small_is_an_error_with_a_way_out(captioner, monkeypatch):
+def test_out_of_memory_names_a_way_out(captioner, monkeypatch):
     def generate(**_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
 
     monkeypatch.setattr(captioner.model, "generate", generate)
     with pytest.raises(ValueError, match=r"9 images .* 2 GiB\. .*`batch_size`"):
-        captioner(PICTURES)
+        captioner(IMAGES)
 
 
-def test_a_model_that_writes_nothing_is_refused(tiny_clip):
+def test_a_model_that_does_not_write_is_refused(tiny_clip):
     with pytest.raises(ValueError, match=r"type 'clip'.* does not write about images"):
         Captioner.load(str(tiny_clip))
 
 
-def test_the_prompt_asks_for_what_the_paper_describes():
+def test_the_prompt_asks_for_captions_as_in_the_paper():
     for word in (
         "objects",
         "where",
@@ -154,7 +154,7 @@ def test_the_prompt_asks_for_what_the_paper_describes():
 
 
 @pytest.mark.parametrize(("change", "words"), [(None, "is missing"), (float("nan"), "NaN or infinite")])
-def test_weights_are_neither_made_up_nor_taken_as_nan(tiny_vlm, tmp_path, change, words):
+def test_missing_and_nan_weights_are_refused(tiny_vlm, tmp_path, change, words):
     folder = shutil.copytree(tiny_vlm, tmp_path / "vlm")
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("q_proj.weight"))

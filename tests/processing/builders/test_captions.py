@@ -20,7 +20,7 @@ SETTINGS = CaptionSettings("a model", "What color is it?", max_new_tokens=20)
 
 
 class Captioner:
-    """Says the color of an image, notes what it was asked about, and fails when it has said enough."""
+    """Writes the color of an image, notes the images, and can fail after a number of them."""
 
     def __init__(self, last=None, pause=0.0):
         self.batches = []
@@ -123,7 +123,7 @@ def test_images_are_copies_of_the_originals(photographs, tmp_path):
     assert not copy.samefile(photographs / "003.png")
 
 
-def test_pictures_outside_of_the_folder_are_not_copied(photographs, tmp_path):
+def test_images_outside_the_folder_are_not_copied(photographs, tmp_path):
     private = (photographs / "003.png").rename(tmp_path / "private.png")
     (photographs / "003.png").symlink_to(private)
     with pytest.raises(ValueError, match=r"'003\.png' is outside the folder"):
@@ -137,7 +137,7 @@ def test_pictures_outside_of_the_folder_are_not_copied(photographs, tmp_path):
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
-def test_an_interrupted_run_goes_on_where_it_stopped(photographs, tmp_path, last):
+def test_an_interrupted_run_continues(photographs, tmp_path, last):
     first, second = Captioner(last), Captioner()
     with pytest.raises(KeyboardInterrupt):
         build(photographs, tmp_path / "out", first)
@@ -157,8 +157,8 @@ def unbroken(photographs, tmp_path):
 
 
 def test_a_damaged_batch_is_named_and_written_again(photographs, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(captions.logger, "warning", said.append)
+    warnings = []
+    monkeypatch.setattr(captions.logger, "warning", warnings.append)
     with pytest.raises(KeyboardInterrupt):
         build(photographs, tmp_path / "out", Captioner(3))
     batches = sorted((tmp_path / "out" / ".fastgoal").glob("captions-*.json"))
@@ -166,7 +166,7 @@ def test_a_damaged_batch_is_named_and_written_again(photographs, tmp_path, monke
     batches[1].write_bytes(batches[1].read_bytes()[:50])
     captioner = Captioner()
     build(photographs, tmp_path / "out", captioner)
-    assert f"{batches[1]} is damaged" in said[0]
+    assert f"{batches[1]} is damaged" in warnings[0]
     assert len(captioner.seen) == 11 - 6
     assert rows_of(tmp_path / "out") == expected(range(11))
 
@@ -269,7 +269,7 @@ def test_a_broken_image_stops_or_is_listed(photographs, tmp_path):
         build(photographs, tmp_path / "out", captioner)
 
 
-def test_an_image_about_which_nothing_is_written(photographs, tmp_path):
+def test_an_image_without_a_caption(photographs, tmp_path):
     Image.new("RGB", (8, 8), (199, 0, 0)).save(photographs / "zz.png")
     with pytest.raises(ValueError, match=r"zz\.png: the model wrote nothing about this image"):
         build(photographs, tmp_path / "out", Captioner())
@@ -278,7 +278,7 @@ def test_an_image_about_which_nothing_is_written(photographs, tmp_path):
     assert "wrote nothing" in summary["skipped"][0]["reason"]
 
 
-def test_when_no_image_can_be_used_there_is_no_data_set(tmp_path):
+def test_no_usable_image_is_an_error(tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"the 1 images .*a\.jpg"):
@@ -312,7 +312,7 @@ def test_rows_with_the_same_file_count_once(photographs, tmp_path):
     assert captioner.seen == [(1, 2), (3, 6)]
 
 
-def test_rows_of_a_data_set_get_names_of_their_own(photographs, tmp_path):
+def test_rows_of_a_dataset_get_unique_names(photographs, tmp_path):
     names = ["000.png", "001.png", "002.png"]
     images = [{"bytes": (photographs / name).read_bytes(), "path": "x/same name.png"} for name in names]
     images[2]["path"] = None
@@ -343,7 +343,7 @@ def test_two_runs_do_not_write_one_folder(photographs, tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_said_and_what_is_done_is_kept(photographs, tmp_path, monkeypatch, call):
+def test_a_full_disk_is_reported_and_finished_work_is_kept(photographs, tmp_path, monkeypatch, call):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -362,7 +362,7 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(photographs, tmp_path, mon
     assert rows_of(tmp_path / "out") == expected(range(11))
 
 
-def test_foreign_folders_are_left_alone(photographs, tmp_path):
+def test_folders_with_other_files_are_refused(photographs, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"`fastgoal caption` did not write \(thesis.tex\)"):

@@ -24,7 +24,7 @@ from fastgoal.processing.data.image_folder import open_images
 from .color_world import Halves, make_folder, matcher, rows_of, run, without_times
 
 ROOT = Path(__file__).resolve().parents[3]
-COUNT = 13  # pictures: shards of 3, 3, 3, 3 and 1
+COUNT = 13  # images: shards of 3, 3, 3, 3 and 1
 
 
 class Maker:
@@ -60,11 +60,11 @@ def test_shards_get_their_rows_in_order(overlap):
     assert maker.loaded_before == [[], [0, 1, 2, 7, 9] if overlap else [0, 1, 2, 7]]
 
 
-def test_models_are_not_loaded_for_nothing():
+def test_models_are_loaded_only_for_work():
     assert not list(Engine().run_shards([], lambda cores: pytest.fail("loaded"), 9, "rows", False))
 
 
-def test_the_bar_counts_what_was_there_before(capsys):
+def test_the_bar_counts_finished_rows(capsys):
     list(Engine().run_shards(SHARDS, lambda cores: Maker(True), 9, "rows", True))
     assert "rows: 100%" in capsys.readouterr().err
 
@@ -78,7 +78,7 @@ def test_an_error_in_a_thread_ends_the_run():
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_few_results_wait(overlap):
+def test_the_number_of_waiting_results_is_limited(overlap):
     taken, most_waiting = 0, 0
     begun = []
     with Threads(3, overlap) as threads:
@@ -126,7 +126,7 @@ def kill_oneself():
 
 
 class Deadly(Halves):
-    """Kills its process at every picture of 67 pixels."""
+    """Kills its process at every image of 67 pixels."""
 
     def detect(self, prepared):
         if any(width == 67 for width, _ in prepared):
@@ -146,20 +146,20 @@ def engine():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The folder of pictures, and what one process makes of it."""
+    """A folder of images, and the output and summary of one process."""
     folder = make_folder(tmp_path_factory.mktemp("data") / "data", COUNT)
     whole = tmp_path_factory.mktemp("whole") / "pairs"
     return folder, whole, run(folder, whole)
 
 
-def test_ray_is_not_imported_for_nothing():
+def test_ray_is_imported_only_for_workers():
     code = "import sys; from fastgoal.processing.builders.engine import open_engine; open_engine(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ray" not in done.stdout.split()
     assert type(open_engine()) is Engine
 
 
-def test_two_workers_of_which_one_is_killed_make_the_rows_of_one_process(made, engine, tmp_path, capfd):
+def test_two_workers_one_of_them_killed_write_the_same_rows(made, engine, tmp_path, capfd):
     folder, whole, summary = made
     found = run(folder, tmp_path / "pairs", matcher(Halves(5, kill_oneself)), engine=engine, progress=True)
     assert rows_of(tmp_path / "pairs") == rows_of(whole)
@@ -183,6 +183,7 @@ def test_workers_that_always_die_end_the_run_and_lose_nothing(made, engine, tmp_
     assert rows_of(tmp_path / "pairs") == rows_of(whole)
 
 
+@pytest.mark.slow
 def test_shards_go_to_several_processes_and_errors_come_back(made, engine):
     shards, records = [Shard(number, [10 * number, 10 * number + 1]) for number in range(12)], {}
     with pytest.raises(ValueError, match=r"^line 7 \(a.png\): broken$"):
@@ -336,7 +337,7 @@ def test_a_running_cluster_is_used_with_a_gpu_for_each_worker():
         host.wait(30)
 
 
-def test_clusters_that_are_not_there(monkeypatch):
+def test_clusters_that_do_not_answer(monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         closed = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -49,7 +49,7 @@ def load(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder of eight pictures and the output of an uninterrupted run over it: shards of 3, 3 and 2 rows."""
+    """A folder of eight images and the output of an uninterrupted run over it: shards of 3, 3 and 2 rows."""
     base = tmp_path_factory.mktemp("made")
     folder = make_folder(base / "data")
     model = ColorModel()
@@ -73,6 +73,14 @@ def test_every_sentence_gets_the_region_of_its_color(made, load):
         assert row["image"].tobytes() == Image.open(made.folder / row["file_name"]).tobytes()
 
 
+def test_each_caption_is_split_once(made, tmp_path, monkeypatch):
+    split, captions = FastGoalProcessor.split_sentences, []
+    monkeypatch.setattr(FastGoalProcessor, "split_sentences", lambda *args: captions.append(args[1]) or split(*args))
+    run(made.folder, tmp_path / "pairs")
+    assert len(captions) == 8
+    assert rows_of(tmp_path / "pairs") == rows_of(made.output)
+
+
 def test_short_captions_are_kept_where_the_data_have_them(made, tmp_path, load):
     known: dict = {0: {"short_captions": ["one", " two "]}, 1: {"short_captions": ["three"]}}
     folder = make_folder(tmp_path / "data", 3, known)
@@ -94,7 +102,7 @@ def test_summary_counts_what_is_in_the_data(made):
     assert "transformers" in saved["versions"]
 
 
-def test_crops_of_several_images_share_a_forward(made):
+def test_crops_of_several_images_share_a_forward_pass(made):
     # A shard of three images with seven candidate regions each goes to CLIP eight crops at a time, and no batch takes
     # crops of two shards: whoever makes a shard makes the same batches.
     assert made.model.image_batches == [8, 8, 5, 8, 8, 5, 8, 6]
@@ -102,7 +110,7 @@ def test_crops_of_several_images_share_a_forward(made):
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, monkeypatch, overlap, workers):
+def test_threads_in_parallel_or_in_turns_give_the_same_rows(made, tmp_path, monkeypatch, overlap, workers):
     monkeypatch.setattr(pair_builder, "overlaps", lambda device: overlap)
     threads = torch.get_num_threads()
     run(made.folder, tmp_path / "pairs", num_workers=workers)
@@ -112,7 +120,7 @@ def test_threads_beside_a_gpu_or_in_turns_make_the_same_rows(made, tmp_path, mon
         run(made.folder, tmp_path / "pairs", num_workers=0)
 
 
-def test_time_on_the_clock_is_counted_once():
+def test_overlapping_times_are_counted_once():
     spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 30.0), (40.0, 41.0)]
     assert pair_builder._covered(spans) == 21.0
 
@@ -125,7 +133,7 @@ def test_images_keep_the_bytes_of_their_files(made):
         assert image == {"bytes": (made.folder / f"{number}.png").read_bytes(), "path": f"{number}.png"}
 
 
-def test_a_finished_folder_is_left_as_it_is(made):
+def test_a_finished_folder_stays_unchanged(made):
     before = rows_of(made.output)
     again = run(made.folder, made.output, unused)
     assert again == {**made.summary, "shards_made": 0}
@@ -214,8 +222,8 @@ def test_a_second_run_is_refused_while_the_first_one_lives(context, tmp_path):
 
 
 def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(shards.logger, "warning", said.append)
+    warnings = []
+    monkeypatch.setattr(shards.logger, "warning", warnings.append)
     output = tmp_path / "pairs"
     run(made.folder, output)
     first, second, third = sorted((output / "data").iterdir())
@@ -225,9 +233,9 @@ def test_a_damaged_shard_is_named_and_made_again(made, tmp_path, monkeypatch):
     second.write_bytes(content[:-4] + b"XXXX")
     third.unlink()
     assert run(made.folder, output)["shards_made"] == 3
-    assert len(said) == 2  # one that is not there at all is nothing to wonder about
-    assert all(fact in said[0] for fact in (f"{first} is damaged", f"{size // 2} bytes", f"record says {size}"))
-    assert f"{second} is damaged" in said[1]
+    assert len(warnings) == 2  # a missing shard is no damage
+    assert all(fact in warnings[0] for fact in (f"{first} is damaged", f"{size // 2} bytes", f"record says {size}"))
+    assert f"{second} is damaged" in warnings[1]
     first.unlink()
     (output / ".fastgoal" / f"{second.stem}.json").write_text("{")
     assert run(made.folder, output)["shards_made"] == 2
@@ -254,7 +262,7 @@ def test_other_settings_or_data_are_refused(made, tmp_path):
         run(folder, output, unused)
 
 
-def test_settings_may_be_put_right_while_no_shard_is_finished(made, tmp_path):
+def test_settings_may_change_until_a_shard_is_finished(made, tmp_path):
     def fail():
         raise RuntimeError("wrong detector")
 
@@ -264,7 +272,7 @@ def test_settings_may_be_put_right_while_no_shard_is_finished(made, tmp_path):
     assert rows_of(tmp_path / "pairs") == rows_of(made.output)
 
 
-def test_a_folder_with_other_things_in_it_is_refused(made, tmp_path):
+def test_a_folder_with_other_files_is_refused(made, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"`fastgoal pairs` did not write \(thesis.tex\)"):
         run(made.folder, tmp_path, unused)
@@ -353,7 +361,7 @@ def test_bad_boxes_name_the_row(tmp_path, extra, message):
         run(folder, tmp_path / "pairs", matcher(), settings=COLUMN)
 
 
-def test_a_rotated_photograph_is_stored_as_it_is_and_measured_upright(tmp_path, load):
+def test_a_rotated_photograph_is_stored_unchanged_and_measured_upright(tmp_path, load):
     folder = make_folder(tmp_path / "data", count=1)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -363,7 +371,7 @@ def test_a_rotated_photograph_is_stored_as_it_is_and_measured_upright(tmp_path, 
     assert (row["width"], row["height"]) == (30, 60) == row["image"].size
 
 
-def test_limit_takes_the_first_rows_and_default_regions_always_take_part(made, tmp_path, load):
+def test_limit_takes_the_first_rows_and_default_regions_are_always_there(made, tmp_path, load):
     settings = PairSettings("colors", replace(HALVES, max_area=0.2), limit=4, shard_size=3)
     summary = run(made.folder, tmp_path / "pairs", settings=settings)
     assert (summary["images"], summary["shards"], summary["regions"]) == (4, 2, {"default": 20})
@@ -429,7 +437,7 @@ def test_arguments_that_do_not_go_together(made, tiny_clip, tmp_path, options, m
     assert not (tmp_path / "pairs").exists()
 
 
-def test_captions_that_name_nothing_are_counted(tmp_path, load):
+def test_captions_without_phrases_are_counted(tmp_path, load):
     folder = make_folder(tmp_path / "data", 3, {1: {"caption": "Red, nothing else. It is blue."}})
     summary = run(folder, tmp_path / "pairs")
     assert (summary["without_phrases"], summary["regions"]) == (1, {"default": 15, "halves": 4})

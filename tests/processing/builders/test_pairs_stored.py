@@ -11,7 +11,7 @@ from .color_world import SETTINGS, make_folder, make_processor, rows_of, run
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eight pictures of 60x30 pixels and a little wider."""
+    """Eight images of 60x30 pixels and a little wider."""
     return make_folder(tmp_path_factory.mktemp("data") / "data")
 
 

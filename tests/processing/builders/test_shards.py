@@ -36,9 +36,9 @@ def folder(tmp_path):
     return RunFolder(tmp_path / "out", "run.json", "fastgoal run", ["data/*"])
 
 
-def test_versions_that_changed_are_told_and_new_ones_are_not(source, folder, monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(shards.logger, "warning", said.append)
+def test_changed_versions_are_reported_and_new_ones_are_not(source, folder, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(shards.logger, "warning", warnings.append)
     with folder.open(source, SETTINGS) as manifest:
         (folder.folder / "data").mkdir()
         (folder.folder / "data" / "made").touch()
@@ -46,7 +46,7 @@ def test_versions_that_changed_are_told_and_new_ones_are_not(source, folder, mon
         write_json(folder.manifest, {**manifest, "versions": versions}, folder.work)
     with folder.open(source, SETTINGS):
         pass
-    (message,) = said
+    (message,) = warnings
     assert str(folder.folder) in message
     assert "pillow 1.0," in message
     assert "torch" not in message

@@ -73,7 +73,7 @@ def measure(model, processor, folder, **settings):
     return evaluate(model, folder, options, processor=processor)
 
 
-def test_the_answer_is_known(processor, tmp_path):
+def test_known_ranks(processor, tmp_path):
     """Images 0 to 3; of the six captions one (of image 2) describes image 3 instead."""
     rows = [
         (0, ["number 0"]),
