@@ -58,9 +58,7 @@ def report_scenes(count: int, tuned: str | None) -> None:
         "objects' boxes": lambda i: boxes[i],
         "both": lambda i: processor.propose_regions([images[i]], boxes=[boxes[i]])[0],
     }
-    print(
-        f"{count} drawn scenes, share of sentences about one object with the right region (IoU >= 0.5 or box contained):\n"
-    )
+    print(f"{count} drawn scenes; sentences about one object with the right region (IoU >= 0.5 or box contained):\n")
     print("| model | regions | best pair | all pairs | best pairs from a default region |\n|---|---|---|---|---|")
     for name, path in {"base": str(BASE), **({"fine-tuned": tuned} if tuned else {})}.items():
         model = FastGoalCLIPModel.from_base(path)

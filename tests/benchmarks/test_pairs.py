@@ -40,7 +40,7 @@ def test_rounds_compare_the_same_work(tiny_clip, tmp_path, capsys):
     printed = capsys.readouterr().out
     # Two rounds of three images with six crops each; the two sentences are those of all images.
     assert "6 photographs with 6.0 crops and 2.0 sentences each (4 of 12 distinct in their shard)" in printed
-    for row in ("all of it", "detector + CLIP alone", "of these, detector", "| decode |", "| image |"):
+    for row in ("all of `fastgoal pairs`", "detector + CLIP alone", "of these, detector", "| decode |", "| image |"):
         assert row in printed
     assert printed.count("round ") >= 2
     parts = bench.Parts(tmp_path / "rows1", model, processor, 8)
