@@ -26,9 +26,9 @@ LONGEST_TEXT = 30_000  # characters of an artist or a copyright notice: both fit
 _PNG = b"\x89PNG"
 
 # Decoders skip everything between a segment and the next marker. In a scan, only these markers are its end.
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_JPEG_SCAN_END = re.compile(rb"\xff+[\xc0-\xcf\xd8-\xfe]")
-_JPEG_SCAN, _JPEG_END, _JPEG_SCREEN, _JPEG_EXIF, _JPEG_ICC, _JPEG_ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_JPEG_SCAN_END = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+_JPEG_SCAN, _JPEG_END, _JPEG_JFIF, _JPEG_EXIF, _JPEG_ICC, _JPEG_ADOBE = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
 _JPEG_TABLES = {*range(0xC0, 0xD0), *range(0xDA, 0xE0)} - {0xC8}  # frames, scans, and what they are decoded with
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a body
 _PNG_CHUNKS = {
@@ -99,10 +99,10 @@ def remove_metadata(data: bytes, recode: bool = False) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind, mode, profile = image.format or "", image.mode, image.info.get("icc_profile")
+            file_format, mode, profile = image.format or "", image.mode, image.info.get("icc_profile")
             exif = _kept_exif(image)
-            if kind in _REBUILD:
-                return _REBUILD[kind](data, exif.tobytes() if exif else b"")
+            if file_format in _REBUILD:
+                return _REBUILD[file_format](data, exif.tobytes() if exif else b"")
             if _is_bare(image, data):
                 return data
     except Exception as error:  # broken files make PIL raise nearly anything
@@ -110,7 +110,7 @@ def remove_metadata(data: bytes, recode: bool = False) -> bytes:
         raise ValueError(f"the image cannot be read: {reason}. Make the pairs again without this image") from None
     if not recode:
         raise ValueError(
-            f"metadata can be removed from JPEG, PNG, WebP, and GIF files, and the format of this image is {kind}. "
+            f"metadata can be removed from JPEG, PNG, WebP, and GIF files, and the format of this image is {file_format}. "
             "Convert it, or use `recode=True` to send a PNG copy of its pixels"
         )
     exif.pop(ExifTags.Base.Orientation, None)  # `load_image` turns the image
@@ -128,7 +128,7 @@ def _clean_batches(path: Path, recode: bool) -> Iterator[tuple[pyarrow.RecordBat
             images, names, changed = batch["image"].to_pylist(), batch["file_name"].to_pylist(), 0
             for row, (image, name) in enumerate(zip(images, names, strict=True), first):
                 try:
-                    clean = remove_metadata(image["bytes"] or b"", recode)
+                    clean = remove_metadata((image or {}).get("bytes") or b"", recode)
                 except ValueError as error:
                     raise ValueError(f"{path}, row {row} ({name}): {error}.") from None
                 if clean != image["bytes"]:
@@ -163,7 +163,7 @@ def _is_bare(image: Image.Image, data: bytes) -> bool:
 
 
 def _jpeg(data: bytes, exif: bytes) -> bytes:
-    screen, parts, place = b"", [], 2
+    jfif, parts, place = b"", [], 2
     while marker := _JPEG_MARKER.search(data, place):
         code, place = marker[1][0], marker.end()
         if code in _JPEG_ALONE:
@@ -172,8 +172,8 @@ def _jpeg(data: bytes, exif: bytes) -> bytes:
             break
         end = place + int.from_bytes(data[place : place + 2], "big")
         body, place = data[place + 2 : end], end
-        if code == _JPEG_SCREEN and body.startswith(b"JFIF\0") and len(body) >= 14:
-            screen = _jpeg_segment(code, body[:12] + b"\0\0")  # a thumbnail of 0 x 0 pixels
+        if code == _JPEG_JFIF and body.startswith(b"JFIF\0") and len(body) >= 14:
+            jfif = _jpeg_segment(code, body[:12] + b"\0\0")  # a thumbnail of 0 x 0 pixels
         elif code == _JPEG_ADOBE and body.startswith(b"Adobe"):
             parts.append(_jpeg_segment(code, body[:12]))
         elif code in _JPEG_TABLES or (code == _JPEG_ICC and body.startswith(b"ICC_PROFILE\0")):
@@ -182,7 +182,7 @@ def _jpeg(data: bytes, exif: bytes) -> bytes:
             scan_end = _JPEG_SCAN_END.search(data, end)
             place = scan_end.start() if scan_end else len(data)
             parts.append(data[end:place])
-    return b"".join([data[:2], screen, _jpeg_segment(_JPEG_EXIF, exif) if exif else b"", *parts, b"\xff\xd9"])
+    return b"".join([data[:2], jfif, _jpeg_segment(_JPEG_EXIF, exif) if exif else b"", *parts, b"\xff\xd9"])
 
 
 def _jpeg_segment(code: int, body: bytes) -> bytes:

@@ -326,5 +326,10 @@ def test_shards_are_copied_without_metadata(tmp_path):
         assert (count, [*copies]) == (3, ["0.parquet", "2.parquet"])
         image = pyarrow.parquet.read_table(copies["2.parquet"])["image"].to_pylist()[1]
         assert (image["path"], image["bytes"]) == ("a.png", remove_metadata(tiff, recode=True))
+    datasets.Dataset.from_list([{"image": None, "file_name": "none.jpg"}], features=features).to_parquet(
+        tmp_path / "3.parquet"
+    )
+    with pytest.raises(ValueError, match=r"row 0 \(none\.jpg\): the image cannot be read"):
+        count_unclean(tmp_path, ["3.parquet"], recode=True)
     assert before == [(tmp_path / name).read_bytes() for name in names]
     assert not [*(tmp_path / ".fastgoal").iterdir()]
