@@ -110,7 +110,7 @@ def remove_metadata(data: bytes, recode: bool = False) -> bytes:
         raise ValueError(f"the image cannot be read: {reason}. Make the pairs again without this image") from None
     if not recode:
         raise ValueError(
-            f"metadata can be removed from JPEG, PNG, WebP, and GIF files, and the format of this image is {file_format}. "
+            f"metadata can be removed from JPEG, PNG, WebP, and GIF files, and this is a file of format {file_format}. "
             "Convert it, or use `recode=True` to send a PNG copy of its pixels"
         )
     exif.pop(ExifTags.Base.Orientation, None)  # `load_image` turns the image
