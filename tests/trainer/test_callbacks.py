@@ -1,47 +1,34 @@
-"""The limit of the logit scale, against the same training without one, and the lines at the start."""
+"""Callbacks: the bound of the logit scale against the same training without one, and L2-SP against autograd."""
 
 import math
 
 import pytest
 import torch
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalCLIPModel
 from fastgoal.trainer.callbacks import LogitScaleLimit, TowardsBase
+from tests.tiny_trainers import make_trainer
 
 
 def scales(clip, rows, folder, start, **changes):
-    """Factors in the logits, before each step and after the last."""
-    model = FastGoalCLIPModel.from_base(clip)
+    """Return the logit scales before each step and after the last, of a training that changes nothing else."""
+    model = FastGoalCLIPModel.from_base(str(clip))
     model.logit_scale.data = torch.tensor(math.log(start))
-    args = FastGoalTrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=4,
-        max_steps=2,
-        learning_rate=3.0,
-        weight_decay=0.0,
-        dataloader_num_workers=0,
-        save_strategy="no",
-        logging_steps=1,
-        use_cpu=True,
-        disable_tqdm=True,
-        **changes,
-    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name == "logit_scale")
-    trainer = FastGoalTrainer(
-        model=model, args=args, processing_class=FastGoalProcessor.from_base(clip), train_dataset=rows
-    )
+    settings = {"max_steps": 2, "learning_rate": 3.0, "weight_decay": 0.0, **changes}
+    trainer = make_trainer(clip, folder, rows, model=model, **settings)
     trainer.train()
     seen = [line["logit_scale"] for line in trainer.state.log_history if "logit_scale" in line]
     return [*seen, round(model.logit_scale.exp().item(), 2)]
 
 
-def test_the_factor_stays_within_its_limits(tiny_clip, rows, tmp_path, capsys):
-    free = scales(str(tiny_clip), rows, str(tmp_path), 50.0, max_logit_scale=0.0)
+def test_the_logit_scale_stays_within_its_bounds(tiny_clip, rows, tmp_path, capsys):
+    free = scales(tiny_clip, rows, tmp_path, 50.0, max_logit_scale=0.0)
     assert "runs on     1 process on cpu, float32, 4 pairs a step\n" in capsys.readouterr().out
-    assert free[2] < 1 < free[1] < free[0] == 50.0  # random embeddings: the surer, the worse
-    assert scales(str(tiny_clip), rows, str(tmp_path), 50.0) == [*free[:2], 1.0]
-    assert scales(str(tiny_clip), rows, str(tmp_path), 50.0, max_logit_scale=20.0)[0] == 20.0
+    assert free[2] < 1 < free[1] < free[0] == 50.0  # with random embeddings, confident logits are worse
+    assert scales(tiny_clip, rows, tmp_path, 50.0) == [*free[:2], 1.0]
+    assert scales(tiny_clip, rows, tmp_path, 50.0, max_logit_scale=20.0)[0] == 20.0
 
 
 def test_a_step_beyond_the_limit_ends_at_it():
@@ -51,7 +38,7 @@ def test_a_step_beyond_the_limit_ends_at_it():
     assert model.logit_scale.exp().item() == pytest.approx(100.0)
 
 
-def test_the_pull_towards_the_base_is_that_of_the_squared_distance():
+def test_l2sp_adds_the_gradient_of_the_squared_distance():
     model = torch.nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     pull = TowardsBase(0.25, model)
@@ -61,12 +48,7 @@ def test_the_pull_towards_the_base_is_that_of_the_squared_distance():
     loss = model(torch.ones(1, 3)).sum()
     loss.backward()
     pull.on_pre_optimizer_step(None, None, None, model)
-    found, model.weight.grad = model.weight.grad, None
+    gradient, model.weight.grad = model.weight.grad, None
     (model(torch.ones(1, 3)).sum() + 0.25 * ((model.weight - start) ** 2).sum()).backward()
-    assert torch.equal(found, model.weight.grad)
+    assert torch.equal(gradient, model.weight.grad)
     assert model.bias.grad is None
-
-
-def test_a_limit_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`max_logit_scale` must be .*got 0.5"):
-        FastGoalTrainingArguments(output_dir=str(tmp_path), max_logit_scale=0.5)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.parallel.gradient_cache import cached_backward, split_batch
+from tests.tiny_trainers import make_trainer
 
 WEIGHTS = {
     "fast_goal": {},
@@ -16,36 +16,16 @@ WEIGHTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return FastGoalProcessor.from_base(str(tiny_clip))
-
-
 @pytest.fixture
-def trainer_for(tiny_clip, processor, rows, tmp_path):
+def trainer_for(tiny_clip, rows, tmp_path):
     def make(**changes):
-        settings = {
-            "per_device_train_batch_size": 12,
-            "num_train_epochs": 1,
-            "dataloader_num_workers": 0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        args = FastGoalTrainingArguments(output_dir=str(tmp_path / "run"), **{**settings, **changes})
-        return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
-            args=args,
-            processing_class=processor,
-            train_dataset=rows,
-        )
+        return make_trainer(tiny_clip, tmp_path / "run", rows, **{"per_device_train_batch_size": 12, **changes})
 
     return make
 
 
 def step_of(trainer, batch):
-    """Loss and gradients of one step from the same weights."""
+    """Return the loss and the gradients of one step from the initial weights."""
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     loss = trainer.training_step(trainer.model, dict(batch))
     return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
@@ -60,13 +40,13 @@ def assert_same(cached, whole, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("chunk", [1, 5, 100])
-def test_same_as_the_whole_batch(trainer_for, rows, weights, chunk):
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_same_as_the_whole_batch(trainer_for, rows, weights, size):
     whole = trainer_for(**WEIGHTS[weights])
     batch = whole.data_collator(rows)
     if "region_mask" in batch:
-        batch["region_mask"][2] = False  # a row that TSL leaves out
-    cached = trainer_for(**WEIGHTS[weights], mini_batch_size=chunk)
+        batch["region_mask"][2] = False  # a row without TSL
+    cached = trainer_for(**WEIGHTS[weights], mini_batch_size=size)
     assert_same(step_of(cached, batch), step_of(whole, batch))
     assert cached._part_sums.keys() == whole._part_sums.keys()
     for name, value in whole._part_sums.items():
@@ -84,21 +64,21 @@ def test_same_under_autocast(trainer_for, rows):
     whole = trainer_for(bf16=True, sparc_weight=0.7)
     cached = trainer_for(bf16=True, sparc_weight=0.7, mini_batch_size=5)
     batch = whole.data_collator(rows)
-    # bfloat16 has 8 bits: sums over 5 rows and then over chunks round otherwise than sums over 12 rows.
+    # bfloat16 has 8 bits: sums over mini-batches of 5 rows are rounded differently than sums over 12 rows.
     largest = max(gradient.abs().max() for gradient in step_of(trainer_for(sparc_weight=0.7), batch)[1].values())
     assert_same(step_of(cached, batch), step_of(whole, batch), tolerance=float(largest) / 100)
     one = trainer_for(bf16=True, sparc_weight=0.7, mini_batch_size=12)
     assert_same(step_of(one, batch), step_of(trainer_for(bf16=True, sparc_weight=0.7), batch))
 
 
-def test_the_same_units_are_dropped_in_both_forwards():
+def test_both_forward_passes_drop_the_same_units():
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
     scale = torch.nn.Parameter(torch.tensor(2.0))
     seen = []
 
-    def embed(piece):
-        embeds = layers(piece["x"])
+    def embed(part):
+        embeds = layers(part["x"])
         seen.append(embeds.detach())
         return {"embeds": embeds}, [scale.exp()]
 
@@ -112,14 +92,14 @@ def test_the_same_units_are_dropped_in_both_forwards():
         assert torch.equal(first, second)
     assert not torch.equal(seen[0], seen[1])
     after = torch.get_rng_state()
-    # The numbers after the step are those that were due after the first forwards.
+    # The generator continues where it was after the first forward passes.
     torch.set_rng_state(before)
     for _ in range(3):
         torch.nn.functional.dropout(torch.ones(2, 64), 0.5)
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_no_more_than_a_chunk_at_once_and_one_exchange(trainer_for, rows):
+def test_mini_batches_and_exchanges_of_gradients(trainer_for, rows):
     trainer = trainer_for(mini_batch_size=5)
     sizes, waits = [], []
     forward = trainer.model.forward
@@ -128,7 +108,7 @@ def test_no_more_than_a_chunk_at_once_and_one_exchange(trainer_for, rows):
     trainer.accelerator.no_sync = lambda model: (waits.append(len(sizes)), no_sync(model))[1]
     step_of(trainer, trainer.data_collator(rows))
     assert sizes == [5, 5, 2] * 2
-    assert waits == [3, 4]  # before the backward of every chunk but the last
+    assert waits == [3, 4]  # before the backward pass of every mini-batch but the last
 
 
 def test_training_ends_at_the_same_weights(trainer_for):
@@ -140,18 +120,13 @@ def test_training_ends_at_the_same_weights(trainer_for):
     assert cached.state.log_history[0]["loss_tsl_text"] == whole.state.log_history[0]["loss_tsl_text"]
     assert cached.state.log_history[-1]["train_loss"] == pytest.approx(whole.state.log_history[-1]["train_loss"])
     for (name, got), expected in zip(cached.model.named_parameters(), whole.model.parameters()):
-        # AdamW makes steps of the learning rate of rounding errors too, where a gradient is 0 but for them.
+        # Where a gradient is 0 but for rounding, AdamW still makes steps of the learning rate.
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=0, msg=name)
 
 
 def test_splitting():
-    pieces = split_batch({"a": torch.arange(5), "b": torch.arange(10).reshape(5, 2)}, 2)
-    assert [piece["a"].tolist() for piece in pieces] == [[0, 1], [2, 3], [4]]
-    assert pieces[2]["b"].tolist() == [[8, 9]]
+    parts = split_batch({"a": torch.arange(5), "b": torch.arange(10).reshape(5, 2)}, 2)
+    assert [part["a"].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert parts[2]["b"].tolist() == [[8, 9]]
     with pytest.raises(ValueError, match="same number of rows"):
         split_batch({"a": torch.arange(5), "b": torch.arange(4)}, 2)
-
-
-def test_a_wrong_chunk_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="mini_batch_size"):
-        FastGoalTrainingArguments(output_dir=str(tmp_path), mini_batch_size=0)
