@@ -1,4 +1,4 @@
-"""What makes a checkpoint complete, which one is gone on with, and what an output folder must not hold."""
+"""Which checkpoints are complete, which one a training resumes from, and which output folders are refused."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import (
     checkpoints,
     damage,
@@ -17,28 +17,15 @@ from fastgoal.trainer.checkpoints import (
     require_checkpoint,
     step_of,
 )
+from tests.tiny_trainers import make_trainer
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_clip, rows, tmp_path_factory):
-    """The output folder of a training with three checkpoints."""
+    """Return the output folder of a training with three checkpoints."""
     folder = tmp_path_factory.mktemp("trained")
-    args = FastGoalTrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        max_steps=3,
-        save_steps=1,
-        save_total_limit=3,
-        dataloader_num_workers=0,
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    FastGoalTrainer(
-        model=FastGoalCLIPModel.from_base(str(tiny_clip)),
-        args=args,
-        processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
-        train_dataset=rows,
-    ).train()
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}
+    make_trainer(tiny_clip, folder, rows, card=CardOptions(images=False), **settings).train()
     return folder
 
 
@@ -47,7 +34,7 @@ def output(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "out")
 
 
-def test_what_the_trainer_saves_is_complete(output):
+def test_saved_checkpoints_are_complete(output):
     assert [step for step, _ in checkpoints(output)] == [3, 2, 1]
     for step, path in checkpoints(output):
         assert damage(path) is None
@@ -72,7 +59,7 @@ def cut(path, keep=0.5):
         (lambda path: (path / "optimizer.pt").unlink(), "it has no optimizer state"),
     ],
 )
-def test_a_damaged_one_is_passed_over_and_named(output, caplog, spoil, words):
+def test_a_damaged_checkpoint_is_skipped_with_a_reason(output, caplog, spoil, words):
     newest = output / "checkpoint-3"
     spoil(newest)
     assert newest_checkpoint(output).name == "checkpoint-2"
@@ -82,7 +69,7 @@ def test_a_damaged_one_is_passed_over_and_named(output, caplog, spoil, words):
         require_checkpoint(newest)
 
 
-def test_none_where_none_is_complete(output, tmp_path):
+def test_without_a_complete_checkpoint(output, tmp_path):
     for _, path in checkpoints(output):
         (path / "model.safetensors").unlink()
     assert newest_checkpoint(output) is None
@@ -91,7 +78,7 @@ def test_none_where_none_is_complete(output, tmp_path):
         require_checkpoint(tmp_path / "nowhere")
 
 
-def test_an_output_that_somebody_wants_is_refused(output, tmp_path, tiny_clip, pairs_folder):
+def test_output_folders_with_contents_are_refused(output, tmp_path, tiny_clip, pairs_folder):
     def refused(folder, words, overwrite=False, checkpoint=None, resume=False, **given):
         with pytest.raises(ValueError, match=words):
             refuse_output(folder, given, overwrite, checkpoint, resume)
@@ -110,34 +97,34 @@ def test_an_output_that_somebody_wants_is_refused(output, tmp_path, tiny_clip, p
     refused(output, r"holds checkpoints of a training \(checkpoint-3\).*`resume_from_checkpoint=true`")
     inside = str(output / "checkpoint-1")
     refused(output, "deletes the old checkpoints .*`model` .* is in one of them", overwrite=True, model=inside)
-    # A finished model whose checkpoints are gone is not one to go on with.
+    # A finished model without checkpoints cannot be resumed.
     refused(model, "holds a model", resume=True)
 
     for folder in (tmp_path / "new", tmp_path / "clip", data, output):
         refuse_output(folder, {"model": str(model), "train_data": str(data)}, True, None, False)
     refuse_output(tmp_path / "new", {"model": "owner/name", "eval_data": None}, False, None, False)
     refuse_output(output, {}, False, output / "checkpoint-3", True)
-    refuse_output(output, {}, False, None, True)  # none is complete: the training begins anew
+    refuse_output(output, {}, False, None, True)  # none is complete: the training starts from the beginning
     assert {path.name for path in tmp_path.iterdir()} == {"clip", "pairs", "file", "link", "out"}
 
 
-def test_settings_are_compared_where_both_are_known(output, caplog):
+def test_only_settings_known_to_both_are_compared(output, caplog):
     folder = output / "checkpoint-1"
-    found = json.loads((folder / "fastgoal_training.json").read_bytes())
-    refuse_other_settings(folder, found, False)
-    refuse_other_settings(folder, {**found, "of a later version": 1}, False)
+    settings = json.loads((folder / "fastgoal_training.json").read_bytes())
+    refuse_other_settings(folder, settings, False)
+    refuse_other_settings(folder, {**settings, "of a later version": 1}, False)
     with pytest.raises(ValueError, match="`seed` was 42 and is now 7"):
-        refuse_other_settings(folder, {**found, "seed": 7}, False)
-    refuse_other_settings(folder, {**found, "seed": 7}, True)
+        refuse_other_settings(folder, {**settings, "seed": 7}, False)
+    refuse_other_settings(folder, {**settings, "seed": 7}, True)
     assert "`seed` was 42 and is now 7" in caplog.text
     for text in ("{", "[1]"):
         (folder / "fastgoal_training.json").write_text(text)
         with pytest.raises(ValueError, match=r"fastgoal_training.json: cannot be read"):
-            refuse_other_settings(folder, found, False)
+            refuse_other_settings(folder, settings, False)
     (folder / "fastgoal_training.json").unlink()
-    refuse_other_settings(folder, found, False)
+    refuse_other_settings(folder, settings, False)
 
 
-def test_the_settings_of_a_checkpoint_are_json(trained):
-    found = json.loads((trained / "checkpoint-1/fastgoal_training.json").read_bytes())
-    assert (found["objective"], found["batch size"], found["tsl_weight"]) == ("fast_goal", 4, 1.0)
+def test_checkpoints_hold_their_settings(trained):
+    settings = json.loads((trained / "checkpoint-1/fastgoal_training.json").read_bytes())
+    assert (settings["objective"], settings["batch size"], settings["tsl_weight"]) == ("fast_goal", 4, 1.0)
