@@ -1,47 +1,23 @@
-"""Training on a small dataset: the loss and its parts, accumulation, resuming, evaluation, checkpoints."""
+"""Training on a small dataset: the loss and its parts, accumulation, resuming, evaluation, recipes."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel, TrainerCallback
+from transformers import TrainerCallback
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import training_facts
-from fastgoal.trainer.objectives import OBJECTIVES
+from tests.tiny_trainers import make_trainer
 from tests.trainer.kinds import KINDS, of_kind
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_clip):
-    return FastGoalProcessor.from_base(str(tiny_clip))
-
-
 @pytest.fixture
-def trainer_for(tiny_clip, processor, rows, tmp_path):
+def trainer_for(tiny_clip, rows, tmp_path):
     def make(folder="run", train=None, **changes):
-        settings = {
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 1,
-            "learning_rate": 1e-3,
-            "dataloader_num_workers": 0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-        }
-        args = FastGoalTrainingArguments(output_dir=str(tmp_path / folder), **{**settings, **changes})
-        return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
-            args=args,
-            processing_class=processor,
-            train_dataset=rows if train is None else train,
-            eval_dataset=rows,
-        )
+        return make_trainer(tiny_clip, tmp_path / folder, rows if train is None else train, rows, **changes)
 
     return make
 
@@ -50,20 +26,7 @@ def weights(trainer):
     return {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("sparc_weight", [None, 2.0])
-def test_loss_is_the_models(trainer_for, rows, objective, sparc_weight):
-    trainer = trainer_for(objective=objective, sparc_weight=sparc_weight)
-    batch = trainer.data_collator(rows[:5])
-    assert ("local_input_ids" in batch) == (objective not in ("global", "sparc"))
-    model = trainer.model.eval()
-    loss = trainer.compute_loss(model, batch)
-    for name, weight in asdict(trainer.objective.weights).items():
-        setattr(model.config, name, weight)
-    torch.testing.assert_close(loss, model(**batch, return_loss=True).loss)
-
-
-def test_a_local_step_leaves_whole_images_and_captions_out(trainer_for, rows):
+def test_objective_local_skips_whole_images_and_captions(trainer_for, rows):
     trainer = trainer_for(objective="local")
     batch = trainer.data_collator(rows[:5])
     seen = []
@@ -72,10 +35,10 @@ def test_a_local_step_leaves_whole_images_and_captions_out(trainer_for, rows):
     loss = trainer.compute_loss(trainer.model.train(), dict(batch))
     assert seen == [5, 5]
     assert loss.item() == pytest.approx(trainer.model(**batch, return_loss=True).loss_local.item(), rel=1e-6)
-    assert trainer.evaluate()["eval_text_to_image_R@1"] >= 0  # an evaluation needs them all the same
+    assert trainer.evaluate()["eval_text_to_image_R@1"] >= 0  # evaluations use them
 
 
-def test_the_log_has_sparcs_part(trainer_for):
+def test_the_log_and_the_card_have_sparcs_part(trainer_for):
     trainer = trainer_for(objective="sparc", max_steps=1)
     trainer.train()
     line = trainer.state.log_history[0]
@@ -85,7 +48,7 @@ def test_the_log_has_sparcs_part(trainer_for):
     assert facts.losses[0]["loss_sparc"] == line["loss_sparc"]
 
 
-def test_every_line_of_the_log_has_the_parts(trainer_for):
+def test_every_log_line_has_the_loss_parts(trainer_for):
     trainer = trainer_for()
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
@@ -95,13 +58,12 @@ def test_every_line_of_the_log_has_the_parts(trainer_for):
         assert line["loss"] == pytest.approx(total, abs=1e-3)
 
 
-def test_accumulated_steps_average(trainer_for, rows):
-    # The same four rows twice: two accumulated batches are one step on the four rows.
-    once = trainer_for("once", train=rows[:4], lr_scheduler_type="constant")
+def test_accumulated_batches_average(trainer_for, rows):
+    # Two accumulated batches of the same four rows are one step on these rows.
+    changes = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
+    once = trainer_for("once", train=rows[:4], **changes)
     once.train()
-    twice = trainer_for("twice", train=rows[:4] * 2, gradient_accumulation_steps=2, lr_scheduler_type="constant")
-    sampler = torch.utils.data.SequentialSampler(twice.train_dataset)
-    twice._get_train_sampler = lambda *args, **kwargs: sampler
+    twice = trainer_for("twice", train=rows[:4] * 2, gradient_accumulation_steps=2, **changes)
     once_log = once.state.log_history[0]
     twice.train()
     assert twice.state.global_step == once.state.global_step == 1
@@ -109,7 +71,7 @@ def test_accumulated_steps_average(trainer_for, rows):
     assert twice.state.log_history[0]["loss"] == pytest.approx(once_log["loss"], rel=1e-4)
 
 
-def test_it_learns_what_it_is_shown(trainer_for):
+def test_training_improves_retrieval_and_the_losses(trainer_for):
     trainer = trainer_for(num_train_epochs=50, per_device_train_batch_size=12, learning_rate=3e-3, logging_steps=25)
     before = trainer.evaluate()
     trainer.train()
@@ -134,8 +96,8 @@ def test_evaluation_loss_is_the_mean_over_batches(trainer_for, rows):
         assert metrics[f"eval_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_pairs_drawn_anew_are_for_training_alone(trainer_for, rows):
-    """The choice reaches the training batches; evaluations take the best pair, and their loss is no matter of luck."""
+def test_pairs_are_drawn_for_training_only(trainer_for, rows):
+    """`pair_sampling` applies to training batches; evaluations use the best pair, so that their losses compare."""
     two = [
         {**row, "pairs": [{**row["pairs"][0], "region": 1 - row["pairs"][0]["region"]}, *row["pairs"]]} for row in rows
     ]
@@ -144,18 +106,6 @@ def test_pairs_drawn_anew_are_for_training_alone(trainer_for, rows):
     assert any_pair.data_collator.pair_sampling == "any"
     best_ones, drawn = ({str(batch["region_mask"]) for batch in one.get_train_dataloader()} for one in (best, any_pair))
     assert best_ones != drawn
-
-
-def test_resumed_is_uninterrupted(trainer_for, tmp_path):
-    whole = trainer_for("whole", num_train_epochs=2)
-    whole.train()
-    first = trainer_for("cut", num_train_epochs=2, save_strategy="steps", save_steps=3)
-    first.train()
-    resumed = trainer_for("cut", num_train_epochs=2)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
-    assert resumed.state.global_step == whole.state.global_step == 6
-    for name, expected in weights(whole).items():
-        torch.testing.assert_close(weights(resumed)[name], expected, msg=name)
 
 
 def test_a_checkpoint_holds_model_and_processor(trainer_for, tmp_path):
@@ -169,7 +119,7 @@ def test_a_checkpoint_holds_model_and_processor(trainer_for, tmp_path):
     assert json.loads((folder / "config.json").read_text())["model_type"] == "clip"
 
 
-def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_path, rows):
+def test_missing_pairs_are_refused_if_the_objective_needs_them(trainer_for, tmp_path, rows):
     import datasets
 
     folder = tmp_path / "plain"
@@ -184,36 +134,29 @@ def test_pairs_are_required_where_they_are_needed(tiny_clip, trainer_for, tmp_pa
         trainer_for(train=data, objective=objective).train()
 
 
-def test_a_processor_is_needed(tiny_clip, tmp_path):
-    with pytest.raises(ValueError, match="processing_class"):
-        FastGoalTrainer(
-            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
-            args=FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
-        )
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_three_kinds_of_rows_are_one(trainer_for, rows, tmp_path, kind):
-    """With and without workers, in their own order, by length and beside their neighbors."""
+def test_rows_of_all_kinds_train_the_same(trainer_for, rows, tmp_path, kind):
+    """By length and with hard negatives; rows on disk with workers too."""
     changes = {"max_steps": 2, "hard_negatives": True, "train_sampling_strategy": "group_by_length"}
     whole = trainer_for("whole", **changes)
     whole.train()
+    workers = 2 if kind == KINDS[-1] else 0
     data = of_kind(kind, rows, tmp_path / "data")
-    for workers in (0, 2):
-        trainer = trainer_for(f"run{workers}", train=data, dataloader_num_workers=workers, **changes)
-        trainer.train()
-        for got, expected in zip(trainer.state.log_history[:2], whole.state.log_history[:2], strict=True):
-            assert got["loss"] == expected["loss"]
-            assert got["loss_tsl_image"] == expected["loss_tsl_image"]
+    trainer = trainer_for(train=data, dataloader_num_workers=workers, **changes)
+    trainer.train()
+    for got, expected in zip(trainer.state.log_history[:2], whole.state.log_history[:2], strict=True):
+        assert got["loss"] == expected["loss"]
+        assert got["loss_tsl_image"] == expected["loss_tsl_image"]
 
 
-def test_rows_of_the_processor_with_pictures_that_are_not_read_yet(trainer_for, processor, rows, tmp_path):
-    """Workers share the open files that such pictures hold; each must get its own pixels all the same."""
+def test_workers_read_images_that_are_still_open_files(trainer_for, tiny_clip, rows, tmp_path):
+    """Workers share the open files that such images hold, and each must still get its own pixels."""
     files = [tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(len(rows))]
-    for file in files:  # noise makes them larger than what is read of a file at once
+    for file in files:  # noise, so that a file is larger than a read buffer
         Image.effect_noise((160, 160), 80).convert("RGB").save(file)
     captions, changes = [row["caption"] for row in rows], {"max_steps": 3}
-    model = FastGoalCLIPModel.from_base(trainer_for().model)
+    model = FastGoalModel.from_base(str(tiny_clip))
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
     whole = trainer_for("whole", train=processor.pair_rows(files, captions, model), **changes)
     whole.train()
     unread = processor.pair_rows([Image.open(file) for file in files], captions, model)
@@ -224,7 +167,7 @@ def test_rows_of_the_processor_with_pictures_that_are_not_read_yet(trainer_for, 
         assert got["loss"] == expected["loss"]
 
 
-def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
+def test_a_row_without_pairs_is_refused_by_name(trainer_for, rows):
     broken = [*rows[:7], {**rows[7], "pairs": []}, *rows[8:]]
     with pytest.raises(ValueError, match=rf"`train_dataset`: 1 of 12 .*row 7 \({rows[7]['file_name']}\)"):
         trainer_for(train=broken)
@@ -233,14 +176,8 @@ def test_a_row_without_pairs_is_an_error_at_once(trainer_for, rows):
         trainer_for(train=rows[0])
 
 
-def test_a_plain_clip_is_an_error_at_once(tiny_clip, processor, tmp_path):
-    args = FastGoalTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(TypeError, match=r"`model` .*got CLIPModel.*FastGoalModel\.from_base\(model\)"):
-        FastGoalTrainer(model=CLIPModel.from_pretrained(tiny_clip), args=args, processing_class=processor)
-
-
 class Norms(TrainerCallback):
-    """Length of the gradient as the optimizer is about to see it."""
+    """Record the gradient norm that the optimizer sees."""
 
     def __init__(self):
         self.seen = []
@@ -249,14 +186,14 @@ class Norms(TrainerCallback):
         self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
 
 
-def test_the_recipe_of_goals_code(trainer_for, rows):
-    """All parameters decay, gradients keep their length, and the last 4 of 20 rows, no whole batch, are left out."""
+def test_recipe_goal_trains_as_goals_code(trainer_for, rows):
+    """All parameters decay, gradients are not clipped, and the last 4 of 20 rows are dropped."""
     trainer = trainer_for(train=[*rows, *rows[:8]], recipe="goal", per_device_train_batch_size=None, sparc_weight=100.0)
     norms = Norms()
     trainer.add_callback(norms)
     trainer.train()
     assert trainer.state.global_step == 1
-    assert norms.seen[0] > 1.5  # what the recipe `paper` would have cut to 1
+    assert norms.seen[0] > 1.5  # the recipe `paper` would clip it to 1
     assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norms.seen[0], rel=1e-4)
     decayed = {
         id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.05 for p in group["params"]
