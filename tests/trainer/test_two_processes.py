@@ -1,16 +1,15 @@
 """Training in two processes is training in one with the whole batch: each part of the loss, each gradient."""
 
 import os
-import socket
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import TrainerCallback
 
-from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
+from fastgoal import FastGoalTrainer
 from fastgoal.trainer.batches.rows import TrainingData
+from tests.tiny_trainers import make_trainer
+from tests.trainer.processes import in_two_processes
 
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
 CASES = {
@@ -32,10 +31,11 @@ CASES = {
     "siglip with softmax": {"base": "siglip2", "contrastive": "softmax"},
     "metaclip2": {"base": "metaclip2", "sparc_weight": 0.5},
 }
+FAST = ["all, cached and accumulated", "siglip, cached"]
 
 
 class Recorder(FastGoalTrainer):
-    """Keeps the loss of every batch."""
+    """Record the loss of every batch."""
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -44,7 +44,7 @@ class Recorder(FastGoalTrainer):
 
 
 class Gradients(TrainerCallback):
-    """Keeps every parameter's gradient as the optimizer is about to see it."""
+    """Record the gradients that the optimizer sees."""
 
     def __init__(self):
         self.steps = []
@@ -54,121 +54,82 @@ class Gradients(TrainerCallback):
 
 
 def train(bases, pairs, folder, batch, case):
-    """Losses and gradients of an epoch over the first rows in their order, from and at the same weights."""
+    """Return losses and gradients of an epoch over the first rows in order, without changing the weights."""
     settings = dict(CASES[case])
     base = bases[settings.pop("base", "clip")]
-    args = FastGoalTrainingArguments(
-        output_dir=folder,
+    gradients = Gradients()
+    trainer = make_trainer(
+        base,
+        folder,
+        TrainingData(str(pairs), limit=ROWS),
+        trainer_class=Recorder,
+        callbacks=[gradients],
         per_device_train_batch_size=batch,
-        num_train_epochs=1,
         learning_rate=0.0,
         weight_decay=0.0,
         max_grad_norm=0.0,
         train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
-        save_strategy="no",
+        logging_steps=10,
         logging_first_step=True,
-        use_cpu=True,
-        disable_tqdm=True,
         **settings,
-    )
-    gradients = Gradients()
-    trainer = Recorder(
-        model=FastGoalModel.from_base(base),
-        args=args,
-        processing_class=FastGoalProcessor.from_base(base),
-        train_dataset=TrainingData(pairs, limit=ROWS),
-        callbacks=[gradients],
     )
     trainer.losses = []
     trainer.train()
-    wrapped = type(trainer.model_wrapped).__name__
     logged = {name: value for line in trainer.state.log_history for name, value in line.items() if "loss" in name}
     return {
         "losses": trainer.losses,
         "gradients": gradients.steps,
-        "processes": args.world_size,
-        "model": wrapped,
+        "processes": trainer.args.world_size,
+        "model": type(trainer.model_wrapped).__name__,
         "logged": logged,
     }
 
 
-def near(clip, pairs, folder, again=False, rows=ROWS):
-    """Neighbors of the images; `again` they must come out of the file."""
-    args = FastGoalTrainingArguments(output_dir=folder, dataloader_num_workers=0, use_cpu=True, hard_negatives=True)
-    trainer = FastGoalTrainer(
-        model=FastGoalCLIPModel.from_base(clip),
-        args=args,
-        processing_class=FastGoalProcessor.from_base(clip),
-        train_dataset=TrainingData(pairs, limit=rows),
-    )
-    if again:
+def neighbors(clip, pairs, folder, is_stored=False, rows=ROWS):
+    """Return the neighbors of the images; with `is_stored` they must come from the file."""
+    trainer = make_trainer(clip, folder, TrainingData(str(pairs), limit=rows), hard_negatives=True)
+    if is_stored:
         trainer.model.get_image_features = None
     return trainer._find_neighbors(trainer.train_dataset)
 
 
-def work(rank, port, bases, pairs, folder):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    results = {case: train(bases, pairs, folder, WHOLE // 2, case) for case in CASES}
-    results["near"] = [near(bases["clip"], pairs, folder, again) for again in (False, True)]
-    results["near, one row"] = near(bases["clip"], pairs, folder, rows=1)  # the share of the other process is empty
-    torch.save({"pid": os.getpid(), **results}, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+def work(bases, pairs, folder, cases):
+    results = {case: train(bases, pairs, folder, WHOLE // 2, case) for case in cases}
+    found = [neighbors(bases["clip"], pairs, folder, is_stored) for is_stored in (False, True)]
+    # With one row, the share of the second process is empty.
+    return os.getpid(), results, found, neighbors(bases["clip"], pairs, folder, rows=1)
 
 
-@pytest.fixture(scope="module")
-def ranks(tiny_bases, pairs_folder, tmp_path_factory):
-    """What each of two processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (port, tiny_bases, str(pairs_folder), str(folder))
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=300)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-
-
-def test_two_processes_ran(ranks):
-    assert len({rank["pid"] for rank in ranks} | {os.getpid()}) == 3
-    for rank in ranks:
-        for case in CASES:
-            assert rank[case]["processes"] == 2
-            assert rank[case]["model"] == "DistributedDataParallel"
-            assert len(rank[case]["losses"]) == 2
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_they_are_one(ranks, case, tiny_bases, pairs_folder, tmp_path):
-    whole = train(tiny_bases, str(pairs_folder), str(tmp_path), WHOLE, case)
-    assert whole["processes"] == 1
-    assert len(whole["gradients"]) == (1 if "accumulated" in case else 2)
-    losses = [sum(shares) / len(ranks) for shares in zip(*(rank[case]["losses"] for rank in ranks))]
-    assert losses == pytest.approx(whole["losses"], abs=1e-5)
-    for rank in ranks:
-        assert rank[case]["logged"] == pytest.approx(whole["logged"], abs=2e-4)
-        assert len(rank[case]["gradients"]) == len(whole["gradients"])
-        for got, expected in zip(rank[case]["gradients"], whole["gradients"]):
-            assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
-            for name, gradient in expected.items():
-                close = 1e-5 * max(1.0, gradient.abs().max().item())  # of the largest one: sums over many tokens round
-                torch.testing.assert_close(got[name], gradient, atol=close, rtol=1e-5, msg=f"{case}: {name}")
-            # DDP gives the parameters that had no part in the loss a gradient of 0.
-            for name in got.keys() - expected.keys():
-                assert (got[name] == 0).all()
-
-
-def test_they_find_the_same_neighbors(ranks, tiny_clip, pairs_folder, tmp_path):
-    alone = near(str(tiny_clip), str(pairs_folder), str(tmp_path))
+@pytest.mark.parametrize(
+    "cases",
+    [FAST, pytest.param([case for case in CASES if case not in FAST], marks=pytest.mark.slow)],
+    ids=["fast", "rest"],
+)
+def test_two_processes_do_what_one_does(cases, tiny_bases, pairs_folder, tmp_path):
+    ranks = in_two_processes(work, tiny_bases, pairs_folder, tmp_path, cases, folder=tmp_path)
+    assert len({pid for pid, *_ in ranks} | {os.getpid()}) == 3
+    for case in cases:
+        whole = train(tiny_bases, pairs_folder, tmp_path, WHOLE, case)
+        assert whole["processes"] == 1
+        assert len(whole["gradients"]) == (1 if "accumulated" in case else 2)
+        results = [results[case] for _, results, *_ in ranks]
+        assert [len(result["losses"]) for result in results] == [2, 2]
+        losses = [sum(shares) / 2 for shares in zip(*(result["losses"] for result in results), strict=True)]
+        assert losses == pytest.approx(whole["losses"], abs=1e-5)
+        for result in results:
+            assert (result["processes"], result["model"]) == (2, "DistributedDataParallel")
+            assert result["logged"] == pytest.approx(whole["logged"], abs=2e-4)
+            for got, expected in zip(result["gradients"], whole["gradients"], strict=True):
+                assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+                for name, gradient in expected.items():
+                    close = 1e-5 * max(1.0, gradient.abs().max().item())  # sums over many tokens round
+                    torch.testing.assert_close(got[name], gradient, atol=close, rtol=1e-5, msg=f"{case}: {name}")
+                # DDP gives parameters without a part in the loss a gradient of 0.
+                for name in got.keys() - expected.keys():
+                    assert (got[name] == 0).all()
+    (tmp_path / "alone").mkdir()
+    alone = neighbors(tiny_bases["clip"], pairs_folder, tmp_path / "alone")
     assert alone.shape == (ROWS, ROWS - 1)
-    for rank in ranks:
-        assert all(torch.equal(found, alone) for found in rank["near"])
-        assert rank["near, one row"].shape == (1, 0)
+    for *_, found, of_one_row in ranks:
+        assert all(torch.equal(rows, alone) for rows in found)
+        assert of_one_row.shape == (1, 0)
