@@ -1,5 +1,4 @@
-"""Checkpoints appear whole or not at all, a training goes on from complete ones alone, and nothing that is no number is
-saved."""
+"""Checkpoints appear complete or not at all, trainings resume from complete ones, and NaN is never saved."""
 
 import errno
 import json
@@ -15,32 +14,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.processing.files import hold_folder
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.run import main
 from tests.locks import held_by_another
+from tests.tiny_trainers import make_trainer
 
 
 @pytest.fixture
 def trainer_for(tiny_clip, rows):
     def make(folder, data=None, **changes):
-        settings = {
-            "per_device_train_batch_size": 4,
-            "max_steps": 4,
-            "learning_rate": 1e-3,
-            "dataloader_num_workers": 0,
-            "save_steps": 2,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        return FastGoalTrainer(
-            model=FastGoalCLIPModel.from_base(str(tiny_clip)),
-            args=FastGoalTrainingArguments(output_dir=str(folder), **{**settings, **changes}),
-            processing_class=FastGoalProcessor.from_base(str(tiny_clip)),
-            train_dataset=rows if data is None else data,
-            eval_dataset=rows,
-        )
+        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **changes}
+        return make_trainer(tiny_clip, folder, rows if data is None else data, rows, **settings)
 
     return make
 
@@ -50,7 +35,7 @@ def names(folder):
 
 
 class At(TrainerCallback):
-    """Calls a function at the end of a step."""
+    """Call a function at the end of a step."""
 
     def __init__(self, step, function):
         self.step, self.function = step, function
@@ -61,7 +46,7 @@ class At(TrainerCallback):
 
 
 @pytest.mark.parametrize("stage", ["_save_rng_state", "_save_optimizer_and_scheduler"])
-def test_a_checkpoint_that_fails_half_way_is_not_there(trainer_for, tmp_path, monkeypatch, stage):
+def test_a_checkpoint_that_fails_half_way_does_not_appear(trainer_for, tmp_path, monkeypatch, stage):
     trainer = trainer_for(tmp_path)
     whole, calls = getattr(trainer, stage), []
 
@@ -84,8 +69,8 @@ def test_a_checkpoint_that_fails_half_way_is_not_there(trainer_for, tmp_path, mo
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
-def test_a_training_that_is_finished_trains_nothing_more(trainer_for, tmp_path):
-    # Three steps an epoch: the end lies in the middle of the second one.
+def test_resuming_a_finished_training_trains_nothing(trainer_for, tmp_path):
+    # With three steps per epoch, the training ends in the middle of the second one.
     whole = trainer_for(tmp_path)
     whole.train()
     before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
@@ -95,7 +80,7 @@ def test_a_training_that_is_finished_trains_nothing_more(trainer_for, tmp_path):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_the_best_checkpoint_is_named_by_its_own_folder(trainer_for, tmp_path):
+def test_the_best_checkpoint_is_recorded_under_its_final_name(trainer_for, tmp_path):
     trainer = trainer_for(
         tmp_path,
         eval_strategy="steps",
@@ -115,9 +100,9 @@ def test_the_best_checkpoint_is_named_by_its_own_folder(trainer_for, tmp_path):
     )
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
-def test_a_loss_that_is_no_number_stops_the_training(trainer_for, tmp_path, rows, chunk):
-    trainer = trainer_for(tmp_path, mini_batch_size=chunk)
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_nan_loss_stops_the_training(trainer_for, tmp_path, rows, size):
+    trainer = trainer_for(tmp_path, mini_batch_size=size)
     trainer.add_callback(At(3, lambda model: model.text_projection.weight.data.fill_(float("nan"))))
     with pytest.raises(ValueError, match=r"loss of step 4 .*loss_global nan.* \S*checkpoint-2") as stop:
         trainer.train()
@@ -125,7 +110,7 @@ def test_a_loss_that_is_no_number_stops_the_training(trainer_for, tmp_path, rows
     assert names(tmp_path) == ["checkpoint-2"]
 
 
-def test_the_rows_whose_embeddings_are_none_are_named(trainer_for, tmp_path, rows):
+def test_rows_with_nan_embeddings_are_named(trainer_for, tmp_path, rows):
     trainer = trainer_for(tmp_path, per_device_train_batch_size=len(rows))
     bad = rows[3]["file_name"]
     collate = trainer.data_collator.__class__.__call__
@@ -145,7 +130,7 @@ def test_the_rows_whose_embeddings_are_none_are_named(trainer_for, tmp_path, row
     assert "no checkpoint yet" in str(stop.value)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(trainer_for, tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(trainer_for, tmp_path):
     trainer = trainer_for(tmp_path)
     trainer.add_callback(At(4, lambda model: model.visual_projection.weight.data[0].fill_(float("inf"))))
     with pytest.raises(ValueError, match=r"after step 4 has weights that are NaN .*visual_projection.weight"):
@@ -153,21 +138,21 @@ def test_weights_that_are_no_numbers_are_not_saved(trainer_for, tmp_path):
     assert names(tmp_path) == ["checkpoint-2"]
 
 
-def test_two_trainings_in_one_folder(trainer_for, tmp_path):
+def test_a_second_training_in_the_folder_is_refused(trainer_for, tmp_path):
     with (
         held_by_another(tmp_path / ".fastgoal") as number,
         pytest.raises(ValueError, match=f"process {number} on the machine .* writes this folder"),
     ):
         trainer_for(tmp_path).train()
     trainer_for(tmp_path, max_steps=1, save_strategy="no").train()
-    # A lock that this process holds already lets it in, and is still held afterwards.
+    # A lock that this process holds does not stop it, and is still held afterwards.
     with hold_folder(tmp_path / ".fastgoal", again=True):
         trainer_for(tmp_path, max_steps=1, save_strategy="no").train()
         assert json.loads((tmp_path / ".fastgoal/run.json").read_text())["pid"] == os.getpid()
     assert not (tmp_path / ".fastgoal/run.json").exists()
 
 
-def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pairs_folder, caplog):
+def test_resuming_with_other_settings_is_refused_unless_allowed(trainer_for, tmp_path, pairs_folder, caplog):
     data = TrainingData(str(pairs_folder))
     trainer_for(tmp_path, data, max_steps=2).train()
     for changes, words in (
@@ -183,10 +168,10 @@ def test_going_on_with_other_settings_asks_for_a_flag(trainer_for, tmp_path, pai
     assert "`batch size` was 4 and is now 2" in caplog.text
 
 
-def test_a_saved_model_replaces_the_one_before_it_whole(trainer_for, tmp_path, monkeypatch):
+def test_a_saved_model_replaces_an_earlier_one(trainer_for, tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path, max_steps=1, save_strategy="no")
     trainer.train()
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of an older model")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier model")
     (tmp_path / "notes.txt").write_text("mine")
     trainer.save_model()
     left = names(tmp_path)
@@ -220,7 +205,8 @@ main(sys.argv[1:])
 """
 
 
-def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path, caplog):
+@pytest.mark.slow
+def test_a_kill_while_a_checkpoint_is_written(tiny_clip, pairs_folder, tmp_path, caplog):
     def command(folder, *more):
         return [
             *("--model", str(tiny_clip), "--train_data", str(pairs_folder), "--output_dir", str(folder)),
@@ -238,7 +224,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path,
     assert left[-1] == "checkpoint-1"
     assert len(left) == 2
     assert left[0].endswith(".tmp")
-    # A half one as older versions left it.
+    # An incomplete checkpoint, as `transformers` leaves one.
     half = shutil.copytree(tmp_path / "killed/checkpoint-1", tmp_path / "killed/checkpoint-2")
     (half / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match="holds checkpoints of a training"):
@@ -250,13 +236,13 @@ def test_a_kill_in_the_middle_of_a_checkpoint(tiny_clip, pairs_folder, tmp_path,
     for folder in (".", "checkpoint-3"):
         weights = [(tmp_path / name / folder / "model.safetensors").read_bytes() for name in ("killed", "whole")]
         assert weights[0] == weights[1]
-    # Once more: nothing is left to train, and no result is written over.
+    # Once more: nothing is left to train, and no result is overwritten.
     results = (tmp_path / "killed/train_results.json").read_bytes()
     assert main([*killed, "--resume_from_checkpoint", "true"]) == 0
-    assert "nothing was left to train" in caplog.text
+    assert "Nothing was left to train" in caplog.text
     assert (tmp_path / "killed/train_results.json").read_bytes() == results
     assert (tmp_path / "killed/model.safetensors").read_bytes() == weights[1]
-    # Written over where that is asked for.
+    # It is overwritten on request.
     assert main([*killed, "--overwrite_output_dir", "--max_steps", "1"]) == 0
     assert names(tmp_path / "killed").count("checkpoint-1") == 1
     assert "checkpoint-3" not in names(tmp_path / "killed")
