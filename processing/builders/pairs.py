@@ -138,12 +138,13 @@ def build_pairs(
     if not isinstance(source, Source):
         source = load_source(source, image_column, caption_column, split, allow_outside_files=allow_outside_files)
     with open_engine(workers, ray) as engine:
-        if isinstance(model, str | os.PathLike):
-            checkpoint = os.fspath(model)
+        checkpoint = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+        if (checkpoint is None) == (processor is None):
+            got = "None" if processor is None else "one with a `model` given by name"
+            raise ValueError(f"`processor` must be the FastGoalProcessor of a loaded `model`, got {got}.")
+        if checkpoint is not None:
             device = engine.choose_device(device)
             dtype, mark = choose_dtype(dtype, device), checkpoint_fingerprint(checkpoint)
-        elif processor is None:
-            raise ValueError("`processor` must be the FastGoalProcessor of the loaded `model`, got None.")
         elif (workers, ray) != (None, None):
             raise ValueError("`workers` and `ray` need a `model` given by name, which every process loads itself.")
         else:
@@ -155,11 +156,9 @@ def build_pairs(
             loaded: Any = detector
             if name is not None:
                 loaded = load_detector("none" if spec.kind == "column" else name, device, **limits)
-            matcher: Any = model
-            if processor is None:
+            matcher, own = model, copy.copy(processor)
+            if checkpoint is not None:
                 matcher, own = load_model(checkpoint, device, dtype, stretch=True)
-            else:
-                own = copy.copy(processor)
             own.detector, own.language = loaded, language
             return matcher, own
 

@@ -421,7 +421,8 @@ def test_the_public_function_takes_loaded_models_and_detectors(made, tiny_clip, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"processor": None}, "`processor`"),
+        ({"processor": None}, "`processor`.*None"),
+        ({"model": "folder"}, "`processor`.*name"),
         ({"workers": 2}, "`workers`.*`model`"),
         ({"regions": "masks"}, "`regions`.*'masks'"),
         ({"regions": "sam"}, "`regions=sam`.*`detector=none`"),
@@ -432,8 +433,9 @@ def test_the_public_function_takes_loaded_models_and_detectors(made, tiny_clip, 
 def test_arguments_that_do_not_go_together(made, tiny_clip, tmp_path, options, message):
     model, processor = ColorModel(), make_processor()
     model.state_dict, model.name_or_path = dict, "colors"
+    options = {"model": model, "detector": "none", "processor": processor, **options}
     with pytest.raises(ValueError, match=message):
-        build_pairs(made.folder, tmp_path / "pairs", model, "none", **{"processor": processor, **options})
+        build_pairs(made.folder, tmp_path / "pairs", **options)
     assert not (tmp_path / "pairs").exists()
 
 
