@@ -1,7 +1,7 @@
-"""The trainings of a seed: each arm is trained once, measured once, and kept.
+"""Train and measure the arms of a seed, each of them once, and keep the results.
 
-Training is `FastGoalTrainer`'s; only the collator is the study's own, which takes pixels and ids from memory where
-`FastGoalCollator` reads files (a test holds that both make the same batch).
+Arms are trained by `FastGoalTrainer`. The collator is the study's own: it takes pixels and ids from memory where
+`FastGoalCollator` reads files. A test compares their batches.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from .scenes import draw_crowds
 
 
 class StudyCollator:
-    """Batches for an arm, from row numbers; pairs that are drawn anew depend on the seed and on how often."""
+    """Build the batches of an arm from row numbers. Random pairs depend on the seed and on the number of draws."""
 
     def __init__(self, data: StudyData, arm: Arm, seed: int):
         self.data = data
@@ -49,7 +49,7 @@ class StudyCollator:
             self.choices.append(data.ranked(index, pairs)[:most])
 
     def __call__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `FastGoalCollator` makes it."""
+        """Build the batch of `FastGoalCollator`."""
         data, arm = self.data, self.arm
         chosen = [(row, self.rng.choice(self.choices[row])) for row in rows]
         batch = {**self._pad([data.ids[row] for row in rows], are_short=False), "pixel_values": data.pixels[rows]}
@@ -76,7 +76,7 @@ class StudyCollator:
 
 
 class StudyTrainer(FastGoalTrainer):
-    """The trainer over row numbers, with batches of like caption length, or of images that look alike in twos."""
+    """The trainer over row numbers, with batches of captions of similar length, or with hard negatives."""
 
     data: StudyData
     near: bool
@@ -89,19 +89,19 @@ class StudyTrainer(FastGoalTrainer):
         return HardNegativeSampler(self._find_neighbors(None), size, seed, lengths, self._renewed_neighbors)
 
     @torch.no_grad()
-    def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
+    def _find_neighbors(self, data: Any, **options: Any) -> torch.Tensor:
         with self.compute_loss_context_manager(), eval_mode(self.model):
-            return nearest_rows(
-                torch.nn.functional.normalize(embed_pixels(self.model, self.data.pixels).float(), dim=-1)
-            )
+            embeds = embed_pixels(self.model, self.data.pixels).float()
+            return nearest_rows(torch.nn.functional.normalize(embeds, dim=-1))
 
 
 def train_arm(
     arm: Arm, sizes: Sizes, seed: int, data: StudyData, base: Path, processor: FastGoalProcessor
 ) -> tuple[Any, dict[str, float]]:
-    """Fine-tune the base on an arm, without its `average`: the model, and what it cost in steps, seconds, samples.
+    """Fine-tune the base on an arm, without its `average`.
 
-    `train_seconds` are the processor's.
+    Returns:
+        The model, and its cost: `steps`, `samples` and `train_seconds` of processor time.
     """
     model = FastGoalModel.from_base(str(base))
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
@@ -140,15 +140,15 @@ def train_arm(
 
 
 class Seed:
-    """All trainings of one seed; scenes are drawn only if there is something to train or measure.
+    """All trainings of one seed. Scenes are drawn only if there is something to train or measure.
 
     Args:
-        seed: Of the scenes, the orders of the batches and the pairs.
-        sizes: What all arms have in common.
-        split: Of the scenes to measure on.
-        fresh: Draws the scenes to measure on, instead of the seed.
-        base: Folder of the base CLIP.
-        work: Folder for what is finished.
+        seed: The seed of the scenes, the order of rows and the random pairs.
+        sizes: The settings that all arms share.
+        split: The split of the scenes to measure on.
+        fresh: A seed for the scenes to measure on, instead of `seed`.
+        base: Folder of the base model.
+        work: Folder of the results.
     """
 
     def __init__(self, seed: int, sizes: Sizes, split: Split, fresh: str | None, base: Path, work: Path) -> None:
@@ -173,26 +173,26 @@ class Seed:
         return Gallery(scenes, self.processor, self.sizes.gallery)
 
     def run(self, arms: Sequence[Arm]) -> None:
-        """Train and measure what is missing of some arms, and print all of it."""
+        """Train and measure the arms that have no results yet, and print the results of all."""
         for arm in arms:
             result = self.result(arm)
             line = "  ".join(f"{name} {100 * result[name]:.1f}" for name in MEASURES)
             print(f"seed {self.seed}  {arm.name:<32} {line}  {result['train_seconds']:.0f} s", flush=True)
 
-    def _path(self, arm: Arm, what: str, ending: str) -> Path:
-        return self.work / f"{arm.key(self.sizes, self.seed, what, self.fingerprint)}{ending}"
+    def _path(self, arm: Arm, label: str, suffix: str) -> Path:
+        return self.work / f"{arm.key(self.sizes, self.seed, label, self.fingerprint)}{suffix}"
 
     def result_path(self, arm: Arm) -> Path:
-        """Where the numbers of an arm are kept."""
+        """Return the file of an arm's results."""
         return self._path(arm, self.split if self.fresh is None else f"{self.split}-{self.fresh}", ".json")
 
     def finished(self, arm: Arm) -> dict[str, Any] | None:
-        """The numbers of an arm if they are in the folder."""
+        """Return the results of an arm if they are in the folder."""
         path = self.result_path(arm)
         return dict(json.loads(path.read_text())) if path.exists() else None
 
     def result(self, arm: Arm) -> dict[str, Any]:
-        """The numbers of an arm, from the folder or from a training."""
+        """Return the results of an arm, from the folder or from a training."""
         path = self.result_path(arm)
         if not path.exists():
             model, cost = self.model(arm)
@@ -203,7 +203,7 @@ class Seed:
         return dict(json.loads(path.read_text()))
 
     def model(self, arm: Arm) -> tuple[Any, dict[str, Any]]:
-        """The tuned model, from the folder or from a training, and what it cost."""
+        """Return the tuned model, from the folder or from a training, and its cost."""
         trained = replace(arm, average=1.0)
         path = self._path(trained, "weights", ".safetensors")
         cost_path, part = path.with_suffix(".cost"), path.with_suffix(".part")

@@ -52,12 +52,7 @@ class TrainingRow:
 
     @classmethod
     def of(cls, row: Any, **changes: Any) -> "TrainingRow":
-        """Convert a row of any dataset that the trainer takes.
-
-        Args:
-            row: A dict as `fastgoal pairs` writes it, of which `image` and `caption` suffice; a `SourceRow`; or a
-                `TrainingRow`.
-            **changes: Values of other attributes, such as `epoch`.
+        """Convert a dict as `fastgoal pairs` writes it, a `SourceRow` or a `TrainingRow`, and set some attributes.
 
         Raises:
             TypeError: The row is something else.
@@ -68,7 +63,7 @@ class TrainingRow:
         if isinstance(row, SourceRow):
             row = {**row.columns, "image": row.image, "caption": row.caption, "file_name": row.name}
         if not isinstance(row, Mapping):
-            raise TypeError(f"a row must be a dict with `image` and `caption`, got a {type(row).__name__}.")
+            raise TypeError(f"a row must be a dict with `image` and `caption`, got {row!r:.80}.")
         image, caption = row.get("image"), row.get("caption")
         path = image.get("path") if isinstance(image, Mapping) else None
         name = str(row.get("file_name") or path or "a row of the dataset")
@@ -141,14 +136,9 @@ class TrainingData(Dataset):
     def for_training(self, tokenizer: Any = None, rows_seen: int = 0) -> "TrainingData":
         """Return the same rows with an epoch, which `begin_epoch` sets in all workers.
 
-        Args:
-            tokenizer: Tokenize the captions of a source with it, once for all epochs and workers. This is left to the
-                workers if it does not pay: if the training sees fewer rows than there are, if they are more than a
-                million, or if the tokenizer is not a fast one that pads on the right.
-            rows_seen: The number of rows that the training sees; 0 or less for all.
-
-        Raises:
-            ValueError: A row has no caption.
+        With a tokenizer, the captions of a source are tokenized here, once for all epochs and workers. It must be a
+        fast one that pads on the right, and it must pay: there are at most a million rows, and the training sees all of
+        them (`rows_seen` is their number; 0 or less for all).
         """
         rows = copy.copy(self)
         rows._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -196,27 +186,15 @@ class TrainingData(Dataset):
             counts += map(len, processor.tokenizer(captions[start : start + CHUNK], truncation=True)["input_ids"])
         return counts
 
-    def require(self, column: str, dataset_name: str, label: str, way_out: str) -> None:
-        """Raise `ValueError` unless each row has a value in a column."""
-        missing = [index for index, has_value in enumerate(self._has(column)) if not has_value]
-        if missing:
-            raise ValueError(
-                f"`{dataset_name}`: {len(missing):,} of {len(self):,} rows have no {label}; the first is "
-                f"{self._describe(missing[0])}. {way_out}."
-            )
-
     def _has(self, column: str) -> Iterator[bool]:
         """Yield for each row whether it has a value in the column; a list of pairs must not be empty."""
         table = self.data.dataset if isinstance(self.data, DatasetSource) else self.data
         if not isinstance(table, datasets.Dataset):
             for index in range(len(self)):
                 row = self.data[index]
-                values = row.columns if isinstance(row, SourceRow) else row
-                values = vars(row) if isinstance(row, TrainingRow) else values
+                values = vars(TrainingRow.of(row)) if isinstance(row, SourceRow | TrainingRow) else row
                 if not isinstance(values, Mapping):
-                    raise TypeError(
-                        f"row {index} must be a dict with `image` and `caption`, got a {type(row).__name__}."
-                    )
+                    raise TypeError(f"row {index} must be a dict with `image` and `caption`, got {values!r:.80}.")
                 yield bool(values.get(column)) if column == "pairs" else values.get(column) is not None
             return
         schema = table.features.arrow_schema
@@ -232,7 +210,8 @@ class TrainingData(Dataset):
         if self.source is not None:
             return self.source.label(index)
         is_table = _is_table(self.data) and "image" in self.data.column_names
-        name = (self.data.remove_columns("image") if is_table else self.data)[index].get("file_name")
+        row = (self.data.remove_columns("image") if is_table else self.data)[index]
+        name = row.get("file_name") if isinstance(row, Mapping) else row.name
         return f"row {index} ({name})" if name else f"row {index}"
 
 
@@ -283,17 +262,21 @@ def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
     if not isinstance(rows.data, Source | Sequence) and not _is_table(rows.data):
         return
     # A source has checked both columns when it was opened, and checks them again row by row.
-    for column in () if rows.source else ("image", "caption"):
-        rows.require(column, name, f"`{column}`", "Each must be a dict with `image` and `caption`")
+    needed = {} if rows.source else dict.fromkeys(("image", "caption"), "Each must be a dict with both.")
     if needs_pairs:
-        rows.require(
-            "pairs",
-            name,
-            "local pairs",
+        needed["pairs"] = (
             "This objective trains on them. Make them with `fastgoal pairs SOURCE --output DIR --model MODEL` or "
             "`processor.pair_rows(images, captions, model)`, leave such rows out, or train with the objective global "
-            "or sparc, which need none",
+            "or sparc, which need none."
         )
+    for column, way_out in needed.items():
+        missing = [index for index, has_value in enumerate(rows._has(column)) if not has_value]
+        if missing:
+            label = "local pairs" if column == "pairs" else f"`{column}`"
+            first = rows._describe(missing[0])
+            raise ValueError(
+                f"`{name}`: {len(missing):,} of {len(rows):,} rows have no {label}; the first is {first}. {way_out}"
+            )
 
 
 def _is_table(data: Any) -> bool:

@@ -6,7 +6,7 @@ however far ahead the workers have read.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,28 +32,21 @@ WINDOW = 1000
 
 @dataclass(frozen=True)
 class Position:
-    """The position of a row in the rows of a worker.
+    """A row's position in the endless sequence of rows of a worker.
 
     Attributes:
+        worker: The number of the worker.
         epoch: The epoch.
         window: Number of windows before the row's in this epoch.
         state: State of the stream at the start of the window; None at the start of the epoch.
         row: Number of rows before it in the shuffled window.
     """
 
+    worker: int
     epoch: int = 0
     window: int = 0
     state: dict[str, Any] | None = None
     row: int = 0
-
-
-@dataclass(frozen=True)
-class BatchPosition:
-    """The worker that made a batch, and the positions of the batch's first row and of the row after its last."""
-
-    worker: int
-    first: Position
-    following: Position
 
 
 class StreamData(IterableDataset):
@@ -74,7 +67,7 @@ class StreamData(IterableDataset):
         self.rank, self.processes, self.seed, self.workers = 0, 1, 0, 1
         self._starts: dict[int, Position] = {}  # by worker
         self._turn = 0  # the worker that makes the next batch
-        self._trained: dict[int, BatchPosition] = {}  # the last batch of each worker
+        self._trained: dict[int, Sequence[Position]] = {}  # by worker, of its last batch: see `note`
 
     def steps(self, args: TrainingArguments) -> int:
         """Return the number of steps in `num_train_epochs` epochs.
@@ -92,9 +85,9 @@ class StreamData(IterableDataset):
 
     def __iter__(self) -> Iterator[TrainingRow]:
         info = get_worker_info()
-        worker = 0 if info is None else info.id
+        start = Position(0 if info is None else info.id)
+        position = self._starts.get(start.worker, start)
         stream = split_dataset_by_node(self.source.dataset, rank=self.rank, world_size=self.processes)
-        position = self._starts.get(worker, Position())
         while True:
             epoch = position.epoch
             # With epoch 0 the stream would not shuffle its shards.
@@ -103,39 +96,15 @@ class StreamData(IterableDataset):
                 stream.load_state_dict(position.state)
             rows = iter(stream)
             while window := list(islice(rows, self.window)):
-                following = Position(epoch, position.window + 1, stream.state_dict())
+                following = Position(start.worker, epoch, position.window + 1, stream.state_dict())
                 random = np.random.default_rng([self.seed % 2**32, epoch, position.window])
                 for index, chosen in enumerate(random.permutation(len(window))[position.row :], position.row):
                     row = self.source.row(0, dict(window[chosen]))
-                    yield TrainingRow.of(row, epoch=epoch, position=(worker, replace(position, row=index)))
+                    yield TrainingRow.of(row, epoch=epoch, position=replace(position, row=index))
                 position = following
-            if position == Position():
-                raise ValueError(f"'{self.source.name}' has no rows for worker {worker} of process {self.rank}.")
-            position = Position(epoch + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of this process's training, for `load_state_dict`."""
-        trained = {worker: asdict(position) for worker, position in self._trained.items()}
-        return {"processes": self.processes, "workers": self.workers, "turn": self._turn, "trained": trained}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume after the last batch that was trained on.
-
-        Raises:
-            ValueError: The state is of a training with other numbers of processes or workers.
-        """
-        if (state["processes"], state["workers"]) != (self.processes, self.workers):
-            raise ValueError(
-                f"the checkpoint was saved with {state['processes']} processes and {state['workers']} workers, this "
-                f"training has {self.processes} and {self.workers}. Resume with the same numbers (see "
-                "`dataloader_num_workers`), or start the stream over with `ignore_data_skip=true`."
-            )
-        self._turn, self._trained, self._starts = state["turn"], {}, {}
-        for batch in state["trained"].values():
-            first, following = (Position(**batch[name]) for name in ("first", "following"))
-            self._trained[batch["worker"]] = BatchPosition(batch["worker"], first, following)
-            # A loader starts with worker 0. Workers before the one in turn repeat their last batch, which is skipped.
-            self._starts[batch["worker"]] = first if batch["worker"] < self._turn else following
+            if position == start:
+                raise ValueError(f"'{self.source.name}' has no rows for worker {start.worker} of process {self.rank}.")
+            position = Position(start.worker, epoch + 1)
 
     def prepare(self, args: Any, needs_pairs: bool) -> None:
         """Take this process's part of the shards, and the seed of the order of rows.
@@ -179,10 +148,10 @@ class StreamData(IterableDataset):
             ValueError: The checkpoint has no state of the stream, or was saved with other numbers of processes or
                 workers.
         """
-        self._starts, self._trained, self._turn = {}, {}, 0
+        self._turn, self._trained, self._starts = 0, {}, {}
         if checkpoint is None:
             return
-        path = _state_file(Path(checkpoint), self.rank)
+        path = Path(checkpoint) / f"stream_{self.rank}.json"
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -190,11 +159,24 @@ class StreamData(IterableDataset):
                 f"{path}, the state of the stream, cannot be read ({error}). Resume from an older checkpoint, or start "
                 "the stream over with `ignore_data_skip=true`."
             ) from None
-        self.load_state_dict(state)
+        if (state["processes"], state["workers"]) != (self.processes, self.workers):
+            raise ValueError(
+                f"the checkpoint was saved with {state['processes']} processes and {state['workers']} workers, this "
+                f"training has {self.processes} and {self.workers}. Resume with the same numbers (see "
+                "`dataloader_num_workers`), or start the stream over with `ignore_data_skip=true`."
+            )
+        self._turn = state["turn"]
+        for values in state["trained"]:
+            first, following = (Position(**value) for value in values)
+            self._trained[first.worker] = (first, following)
+            # A loader starts with worker 0. Workers before the one in turn repeat their last batch, which is skipped.
+            self._starts[first.worker] = first if first.worker < self._turn else following
 
     def save(self, checkpoint: Path) -> None:
         """Write the state of this process's training into a checkpoint."""
-        write_json(_state_file(checkpoint, self.rank), self.state_dict())
+        trained = [[asdict(position) for position in positions] for positions in self._trained.values()]
+        state = {"processes": self.processes, "workers": self.workers, "turn": self._turn, "trained": trained}
+        write_json(checkpoint / f"stream_{self.rank}.json", state)
 
     def loader(self, args: TrainingArguments, collator: Any, device: torch.device) -> DataLoaderShard:
         """Return the data loader of this process. Its batches have a `position` for `note`."""
@@ -211,22 +193,19 @@ class StreamData(IterableDataset):
             **options,
         )
 
-    def note(self, position: BatchPosition) -> None:
-        """Record that the batch at a position has been trained on."""
-        self._trained[position.worker] = position
-        self._turn = (position.worker + 1) % self.workers
+    def note(self, positions: Sequence[Position]) -> None:
+        """Record that a batch has been trained on: the positions of its first row and of the row after its last."""
+        worker = positions[0].worker
+        self._trained[worker] = positions
+        self._turn = (worker + 1) % self.workers
 
 
 class PositionCollator:
-    """Add the `BatchPosition` to the batches of a collator."""
+    """Add the `position` for `StreamData.note` to the batches of a collator."""
 
     def __init__(self, collator: Any):
         self.collator = collator
 
     def __call__(self, rows: Sequence[TrainingRow]) -> dict[str, Any]:
-        (worker, first), (_, last) = rows[0].position, rows[-1].position
-        return {**self.collator(rows), "position": BatchPosition(worker, first, replace(last, row=last.row + 1))}
-
-
-def _state_file(folder: Path, rank: int) -> Path:
-    return folder / f"stream_{rank}.json"
+        first, last = rows[0].position, rows[-1].position
+        return {**self.collator(rows), "position": (first, replace(last, row=last.row + 1))}

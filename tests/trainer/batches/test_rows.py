@@ -52,7 +52,7 @@ def test_a_row_converts_back(rows):
     assert row.as_dict() == {name: value for name, value in rows[0].items() if name not in ("width", "height")}
     assert TrainingRow.of(row, epoch=None).epoch is None
     assert TrainingRow.of({"image": {"bytes": b"", "path": "a.png"}, "caption": "x"}).name == "a.png"
-    with pytest.raises(TypeError, match="dict with `image` and `caption`, got a str"):
+    with pytest.raises(TypeError, match=r"dict with `image` and `caption`, got .*a\.png"):
         TrainingRow.of("a.png")
 
 
@@ -136,6 +136,11 @@ def test_pairs_that_are_not_a_list_of_pairs(rows, pairs):
         check_rows(data, "train_dataset", True)
 
 
+def test_typed_rows_are_checked(broken):
+    with pytest.raises(ValueError, match=r"2 of 12 rows .* row 5 \("):
+        check_rows([TrainingRow.of(row) for row in broken], "train_dataset", True)
+
+
 def test_rows_past_the_limit_are_not_checked(broken, tmp_path):
     write_pairs(broken, tmp_path)
     check_rows(TrainingData(str(tmp_path), limit=5), "train_dataset", True)
@@ -163,7 +168,7 @@ def test_a_row_without_image_or_caption_is_named(rows, key, kind):
 def test_data_that_are_not_rows_are_refused(rows):
     for data, words in (
         (rows[0], r"`train_dataset` .*a single row\. Pass `\[row\]`"),
-        (["a.png"], "row 0 .*dict with `image` and `caption`, got a str"),
+        (["a.png"], r"row 0 .*dict with `image` and `caption`, got .*a\.png"),
         ("pairs", "`train_dataset` .*'pairs'.*TrainingData"),
     ):
         with pytest.raises(TypeError, match=words):
