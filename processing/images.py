@@ -6,14 +6,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .texts import shortened
 
-ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | dict[str, Any] | BinaryIO
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | dict[str, Any]
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 LARGEST_RATIO = 200
@@ -32,8 +32,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     The source is never changed, and files that this function opens are closed.
 
     Args:
-        source: A PIL image, a path, the bytes of an encoded file, a binary file object (read from its start), or a
-            dict with `bytes` and/or `path`, as `datasets.Image(decode=False)` returns.
+        source: A PIL image, a path, the bytes of an encoded file, or a dict with `bytes` and/or `path`, as
+            `datasets.Image(decode=False)` returns.
         name: Name of the image in errors; by default its path.
 
     Returns:
@@ -72,22 +72,17 @@ def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     name = name if name is None else shortened(name, 300)
     label = name or "an image given as bytes"
     try:
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            data = bytes(source)
+        if isinstance(source, bytes):
+            data = source
         elif isinstance(source, (str, os.PathLike)):
             path = Path(os.fspath(source))
             shown_path = shortened(str(path), 300)
             label = shown_path if name in (None, str(path)) else f"{name} ({shown_path})"
             data = read_regular(path)
-        elif hasattr(source, "read"):
-            label = name or str(getattr(source, "name", "") or "an image given as a file object")
-            if hasattr(source, "seekable") and source.seekable():
-                source.seek(0)
-            data = source.read()
         else:
             raise TypeError(
-                "`source` must be a PIL image, a path, bytes, a dict with `bytes` or `path`, or a binary file object, "
-                f"got {type(source).__name__}{f' for {name}' if name else ''}."
+                "`source` must be a PIL image, a path, bytes, or a dict with `bytes` or `path`, got "
+                f"{type(source).__name__}{f' for {name}' if name else ''}."
             )
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -96,8 +91,6 @@ def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"The image {label} cannot be read: {reason}. {_WAY_OUT}") from error
-    if not isinstance(data, bytes):
-        raise TypeError(f"`source` must be opened in binary mode, got text for {label}. Use open(path, 'rb').")
     if not data:
         raise ValueError(f"The image {label} is empty (0 bytes). {_WAY_OUT}")
     return data, label

@@ -171,13 +171,9 @@ class FastGoalProcessor(CLIPProcessor, Flism):
             options = self._merge_kwargs(self.valid_processor_kwargs, **init, **kwargs)["text_kwargs"]
             limit = options.get("max_length") or self.tokenizer.model_max_length
             is_cut = options["truncation"] not in (False, None, TruncationStrategy.DO_NOT_TRUNCATE)
-            if is_cut and (cut := self.count_truncated(captions, limit)):
+            if is_cut and (cut := count_truncated(captions, self.tokenizer, limit)):
                 logger.warning(f"{cut} of {len(captions)} captions have more than {limit} tokens and were truncated.")
         return inputs
-
-    def count_truncated(self, captions: Sequence[str], max_length: int | None = None) -> int:
-        """Return how many captions have more tokens than the model reads (or than `max_length`)."""
-        return count_truncated(captions, self.tokenizer, max_length or self.tokenizer.model_max_length)
 
     def region_mask(self, box: Sequence[float], image_size: tuple[int, int]) -> torch.Tensor:
         """Return which patches of the model's input a box covers, after the resize and crop of this processor.

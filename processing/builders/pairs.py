@@ -408,7 +408,7 @@ class _PairMaker:
     def _sentences(self, number: int) -> list[Sentence]:
         """Return the sentences of a row's caption; none for a row that `load` cannot use either."""
         try:
-            return list(self.processor.split_sentences(self.source.caption(number)))
+            return list(self.processor.split_sentences(self.source.captions([number])[0]))
         except (ValueError, OSError):
             return []
 

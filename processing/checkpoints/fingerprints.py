@@ -77,16 +77,26 @@ def checkpoint_fingerprint(name: str, argument: str = "model") -> str:
     return f"{name}@{revision}" if revision else name
 
 
-def hash_files(paths: Iterable[Path]) -> str:
-    """Hash the names, sizes and 16 evenly spaced blocks of 64 kB of files. Large files are not read in full."""
+def hash_files(paths: Iterable[Path], folder: Path | None = None, blocks: int = 16, block_size: int = 2**16) -> str:
+    """Hash the names, sizes and some evenly spaced blocks of files. Large files are not read in full.
+
+    Args:
+        paths: The files. Only the names of others, such as pipes and broken links, are hashed.
+        folder: Hash the paths in this folder instead of the names.
+        blocks: Number of blocks of each file, at least 2.
+        block_size: Number of bytes of a block.
+    """
     digest = hashlib.sha256()
     for path in paths:
+        digest.update(f"{path.relative_to(folder) if folder else path.name}\n".encode())
+        if not path.is_file():
+            continue
         size = path.stat().st_size
-        digest.update(f"{path.name}\n{size}\n".encode())
+        digest.update(f"{size}\n".encode())
         with path.open("rb") as file:
-            for block in range(16):
-                file.seek(max(0, size - 2**16) * block // 15)
-                digest.update(file.read(2**16))
+            for block in range(blocks):
+                file.seek(max(0, size - block_size) * block // (blocks - 1))
+                digest.update(file.read(block_size))
     return digest.hexdigest()[:32]
 
 

@@ -1,17 +1,15 @@
 """Images without captions as numbered rows: a plain folder of images, or anything that `load_source` reads."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.checkpoints.fingerprints import hash_files
 from fastgoal.processing.texts import is_unicode
 
 from .sources import Source, is_source, load_source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Bytes at both ends of every file for the fingerprint, which tell images of the same size apart.
-_BLOCK = 4096
 
 
 def open_images(
@@ -71,20 +69,8 @@ class ImageFolder(Source):
     @property
     def fingerprint(self) -> str:
         """A hash of the names and sizes of all files and of the bytes at both ends of each."""
-        digest = hashlib.sha256()
-        for name in self.files:
-            path = self.folder / name
-            if not path.is_file():  # a pipe, a device or a broken link is an error when it is read
-                digest.update(f"{name}\n".encode())
-                continue
-            size = path.stat().st_size
-            digest.update(f"{name}\n{size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_BLOCK))
-                if size > _BLOCK:
-                    file.seek(max(_BLOCK, size - _BLOCK))
-                    digest.update(file.read(_BLOCK))
-        return digest.hexdigest()[:32]
+        # Both ends of a file tell images of the same size apart.
+        return hash_files((self.folder / name for name in self.files), self.folder, blocks=2, block_size=4096)
 
     def __len__(self) -> int:
         return len(self.files)

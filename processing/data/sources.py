@@ -6,9 +6,8 @@ is used. No code that comes with the data is run: no pickles are read and no dat
 """
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,13 +129,9 @@ class Source:
             captions = self._read_captions(values.pop(self.caption_column), label)
         return SourceRow(self._row_name(index, image, values), self._read_image(image, label), captions, values)
 
-    def caption(self, index: int) -> str:
-        """Return the caption of a row, without reading its image if possible."""
-        return self[index].caption
-
-    def captions(self, count: int) -> list[str]:
-        """Return the captions of the first `count` rows."""
-        return [self.caption(index) for index in range(count)]
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """Return the captions of rows, without reading images if possible."""
+        return [self[index].caption for index in indices]
 
     def label(self, index: int) -> str:
         """Return the name of a row for messages: the source, the number of the row and its file."""
@@ -290,14 +285,10 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def caption(self, index: int) -> str:
-        return self._caption(index, self._texts[index][self.caption_column])
-
-    def captions(self, count: int) -> list[str]:
-        return list(itertools.starmap(self._caption, enumerate(self._texts[:count][self.caption_column])))
-
-    def _caption(self, index: int, value: Any) -> str:
-        return SourceRow("", None, self._read_captions(value, f"{self.name} row {index}")).caption
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        values = self._texts[indices][self.caption_column]
+        labels = (f"{self.name} row {index}" for index in indices)
+        return [SourceRow("", None, captions).caption for captions in map(self._read_captions, values, labels)]
 
     def label(self, index: int) -> str:
         # Without reading the image, if the row has a file name.

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,24 +124,19 @@ def fetch_weights(path: Path) -> None:
             HF_HUB_OFFLINE), or the download failed.
         ImportError: ultralytics is not installed.
     """
-    missing = f"`detector={path}` does not exist"
+    label = f"`detector={path}`"
+    releases = "download it from https://github.com/ultralytics/assets/releases"
     if path.name != str(path):
-        raise FileNotFoundError(f"{missing}. Name an existing file, {APACHE}.")
-    if find_spec("ultralytics") is None:
-        raise ImportError(
-            f"{missing}, and ultralytics, which could download it, is not installed: pip install 'fastgoal[yolo]', "
-            f"{APACHE}."
-        )
+        raise FileNotFoundError(f"{label} does not exist. Name an existing file, {APACHE}.")
     if is_offline_mode() or os.environ.get("YOLO_OFFLINE", "").lower() in ("1", "true"):
         raise FileNotFoundError(
-            f"{missing}, and downloads are switched off (YOLO_OFFLINE, HF_HUB_OFFLINE). Download it from "
-            f"https://github.com/ultralytics/assets/releases, {APACHE}."
+            f"{label} does not exist, and YOLO_OFFLINE or HF_HUB_OFFLINE switches downloads off: {releases}, {APACHE}."
         )
     _import_ultralytics()
     from ultralytics.utils import downloads
 
     if path.name not in downloads.GITHUB_ASSETS_NAMES:
-        raise FileNotFoundError(f"{missing}, and ultralytics does not publish it. Name another file, {APACHE}.")
+        raise FileNotFoundError(f"{label} does not exist, and ultralytics does not publish it. Name another, {APACHE}.")
     logger.warning(
         f"ultralytics downloads {path} into this folder. Its weights are under AGPL-3.0 "
         "(https://ultralytics.com/license), and a .pt file is a pickle, which can run code when it is loaded."
@@ -152,9 +146,9 @@ def fetch_weights(path: Path) -> None:
         try:
             os.replace(downloads.attempt_download_asset(str(Path(folder) / path.name)), path)
         except Exception as error:  # whatever the network raises
+            reason = first_line(error)
             raise FileNotFoundError(
-                f"{missing}, and ultralytics could not download it: {first_line(error)} Try again, download it from "
-                f"https://github.com/ultralytics/assets/releases, {APACHE}."
+                f"{label} does not exist, and ultralytics cannot download it: {reason} Try again, {releases}, {APACHE}."
             ) from error
 
 
@@ -218,7 +212,7 @@ def _import_ultralytics() -> Any:
                 importlib.import_module("ultralytics")
             except ImportError as error:
                 raise ImportError(
-                    f"a .pt detector needs the package ultralytics ({error}): pip install 'fastgoal[yolo]'"
+                    f"A .pt detector needs the package ultralytics ({error}): pip install 'fastgoal[yolo]', {APACHE}."
                 ) from error
             finally:
                 logging.disable(disabled)

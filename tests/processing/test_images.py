@@ -154,14 +154,11 @@ def test_sources(tmp_path: Path) -> None:
     image = Image.new("RGB", (3, 2), (1, 2, 3))
     path = tmp_path / "a.png"
     path.write_bytes(_encoded(image))
-    buffer = io.BytesIO(path.read_bytes())
-    buffer.seek(5)
-    sources = [image, path, str(path), path.read_bytes(), bytearray(path.read_bytes()), buffer, Image.open(path)]
+    sources = [image, path, str(path), path.read_bytes(), Image.open(path)]
     sources += [{"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}]
     sources += [{"bytes": path.read_bytes(), "path": "elsewhere.jpg"}]
-    with path.open("rb") as file:
-        for source in [*sources, file]:
-            assert _pixels(load_image(source)) == [(1, 2, 3)] * 6
+    for source in sources:
+        assert _pixels(load_image(source)) == [(1, 2, 3)] * 6
 
 
 def test_result_is_independent_of_a_given_image() -> None:
@@ -223,13 +220,13 @@ def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
         load_image(tmp_path / "a.txt" / "b.jpg")
 
 
-def test_empty_dict_text_file_and_other_types() -> None:
+def test_empty_dicts_and_other_types() -> None:
     with pytest.raises(ValueError, match="row 2 must have `bytes`"):
         load_image({"bytes": None, "path": None}, name="row 2")
     with pytest.raises(TypeError, match="got int for row 2"):
         load_image(5, name="row 2")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="binary mode"):
-        load_image(io.StringIO("text"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got BytesIO"):
+        load_image(io.BytesIO(b"a file"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no pixels"):
         load_image(Image.new("RGB", (0, 5)))
 

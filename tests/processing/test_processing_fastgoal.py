@@ -112,11 +112,6 @@ def test_long_captions_are_cut_with_one_warning(processor, caplog, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("words", [245, 246, 247])
-def test_count_truncated_at_the_limit(processor, words):
-    assert processor.count_truncated(["a " * words]) == int(words + 2 > 248)
-
-
 def test_nothing_to_process_is_an_error(processor):
     with pytest.raises(ValueError, match="images"):
         processor()

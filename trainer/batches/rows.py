@@ -164,7 +164,7 @@ class TrainingData(Dataset):
             ValueError: A row has no caption.
         """
         if self.source is not None:
-            return self.source.captions(len(self))
+            return self.source.captions(range(len(self)))
         rows = self.data.select_columns(["caption"]) if _is_table(self.data) else self.data
         return [TrainingRow.of(row).caption for row in islice(rows, len(self))]
 

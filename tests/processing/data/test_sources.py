@@ -218,8 +218,8 @@ def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(source, "_values", lambda index: read.append(index) or values(index))
     captions = [source[index].caption for index in range(2)]
     assert read == [0, 1]
-    assert captions == source.captions(2) == [source.caption(0), source.caption(1)]
-    assert source.captions(1) == captions[:1]
+    assert captions == source.captions(range(2)) == [source.captions([index])[0] for index in range(2)]
+    assert source.captions([0]) == captions[:1]
     # A dataset's captions leave its images alone.
     assert read == ([0, 1] if kind == "saved" else [0, 1, 0, 1, 0, 1, 0])
 
@@ -227,6 +227,6 @@ def test_a_row_is_read_once_and_captions_by_column(tmp_path, monkeypatch, kind):
 def test_a_caption_that_is_none_is_named_by_its_row(tmp_path):
     make_dataset(["One.", None]).save_to_disk(tmp_path / "data")
     source = load_source(tmp_path / "data")
-    for read in (lambda: source.captions(2), lambda: source.caption(1), lambda: source[1]):
+    for read in (lambda: source.captions(range(2)), lambda: source.captions([1]), lambda: source[1]):
         with pytest.raises(ValueError, match=r"data row 1.*: 'caption' must be a text, got None"):
             read()

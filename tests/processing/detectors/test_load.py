@@ -28,13 +28,19 @@ def test_a_column_is_for_the_pairs_command() -> None:
         load_detector("column:boxes")
 
 
+def _fail() -> None:
+    raise ImportError("pip install 'fastgoal[yolo]', or a detector")
+
+
 def test_missing_weights_are_not_downloaded_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"yolo11n\.pt` does not exist, .*downloads.*rtdetr_v2_r18vd"):
         load_detector("yolo11n.pt")
     with monkeypatch.context() as patched:
-        patched.setattr("fastgoal.processing.detectors.yolo.find_spec", lambda name: None)
-        with pytest.raises(ImportError, match=r"pip install 'fastgoal\[yolo\]', or a detector .*yolos-base"):
+        patched.setattr("fastgoal.processing.detectors.yolo.is_offline_mode", lambda: False)
+        patched.setenv("YOLO_OFFLINE", "false")
+        patched.setattr("fastgoal.processing.detectors.yolo._import_ultralytics", _fail)
+        with pytest.raises(ImportError, match=r"fastgoal"):
             load_detector("yolo11n.pt")
     with pytest.raises(FileNotFoundError, match=r"elsewhere/yolo11n\.pt` does not exist"):
         load_detector("elsewhere/yolo11n.pt")
