@@ -197,7 +197,7 @@ class Source:
         if not inside:
             raise ValueError(
                 f"{label}: {shortened(repr(name), 200)} is outside the folder {self.base}: it is "
-                f"{os.path.realpath(path)}. If you trust the source of the data, pass `allow_outside_files=true`."
+                f"{os.path.realpath(path)}. If you trust the source of the data, pass `allow_outside_files=True`."
             )
         return path
 

@@ -107,7 +107,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "a caption file in another encoding": ([*explain[:-2], "--caption-file", picture, "--html", "o.html"], "UTF-8"),
         "joint without pairs": (
             ["evaluate", "--model", model, "--data", "plain", "--joint"],
-            "needs the columns pairs",
+            "--joint .*columns pairs",
         ),
         "localization without boxes": (["evaluate", "--model", model, "--data", "plain", "--localization"], "boxes"),
         "a report in Markdown": ([*evaluate, "--output", "r.md"], "name the JSON file"),

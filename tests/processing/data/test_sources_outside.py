@@ -30,7 +30,7 @@ def places(tmp_path):
 
 
 def refused(source, words="is outside the folder"):
-    with pytest.raises(ValueError, match=f"{words}.*`allow_outside_files=true`"):
+    with pytest.raises(ValueError, match=f"{words}.*`allow_outside_files=True`"):
         source[0]
 
 
