@@ -66,6 +66,12 @@ def public_weights(mark: str) -> str:
     return public_name(name) + at + revision
 
 
+def spread(lines: Sequence[Any], most: int = 8) -> list[Any]:
+    """Return at most `most` lines, evenly spaced, with the first and the last one."""
+    shown, last = min(most, len(lines)), len(lines) - 1
+    return [lines[round(index * last / max(1, shown - 1))] for index in range(shown)]
+
+
 def write_card(folder: str | os.PathLike[str], template: str, data: CardData, facts: Any) -> Path:
     """Write `README.md` into a folder, complete or not at all; return its path.
 
@@ -76,7 +82,7 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
         facts: The facts, a dataclass with a `name`.
     """
     environment = Environment(loader=FileSystemLoader(HERE))
-    environment.filters.update(public_name=public_name, number=number, percent=percent, things=count)
+    environment.filters.update(public_name=public_name, number=number, percent=percent, things=count, spread=spread)
     title = facts.name.split("/")[-1]
     text = environment.get_template(template).render(card_data=data.to_yaml(), facts=plain(facts), title=title)
     path = Path(folder) / CARD

@@ -17,7 +17,7 @@ from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 
-from .cards import CARD, card_name, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, write_card
+from .cards import CARD, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, spread, write_card
 
 SAMPLES = 3
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -114,7 +114,7 @@ class DataFacts:
         captioner = facts.get("captioner")
         return cls(
             **{
-                "name": card_name(folder.folder.resolve().name),
+                "name": public_name(str(folder.folder.resolve())),
                 "source": captioner.source if captioner else public_name(folder.manifest["source"]),
                 "figures": inspect_pairs(folder, counter, repetitions=False),
                 "settings": _public_settings(folder.manifest["settings"]),
@@ -184,7 +184,7 @@ def prepare_data_card(
         image_license=image_license,
         caption_license=caption_license,
         captioner=find_captioner(opened, captions),
-        pairs_image=save_pairs_sheet(folder, sample_rows(opened, SAMPLES)),
+        pairs_image=save_pairs_sheet(folder, sample_rows(opened)),
     )
     write_data_card(folder, facts)
     mark.parent.mkdir(exist_ok=True)
@@ -233,9 +233,9 @@ def find_captioner(pairs: PairsFolder, captions: str | os.PathLike[str] | None =
     )
 
 
-def sample_rows(folder: PairsFolder, count: int) -> list[dict[str, Any]]:
-    """Return `count` rows of a pairs dataset, evenly spaced."""
-    return [row for _, row in folder.read(range(0, len(folder), max(1, len(folder) // count))[:count])]
+def sample_rows(folder: PairsFolder) -> list[dict[str, Any]]:
+    """Return some rows of a pairs dataset, evenly spaced."""
+    return [row for _, row in folder.read(spread(range(len(folder)), SAMPLES))]
 
 
 def _read_finished(path: Path, refusal: str) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from fastgoal.processing.checkpoints.load import check_model
 from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
 from .wording import count
 
-LOG_LINES = 8  # in a table of a card
-
 # Settings that every card lists. Others are listed if they were changed.
 CORE_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
@@ -77,16 +75,6 @@ class TrainingFacts:
     captions: str | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
     is_sigmoid: bool = False
-
-    @property
-    def shown_losses(self) -> list[dict[str, float]]:
-        """Some lines of the losses, evenly spaced, with the first and the last one."""
-        return _spread(self.losses)
-
-    @property
-    def shown_evaluations(self) -> list[dict[str, float]]:
-        """Some lines of the evaluations, evenly spaced, with the first and the last one."""
-        return _spread(self.evaluations)
 
     @property
     def duration(self) -> str | None:
@@ -195,11 +183,6 @@ class ModelFacts:
             known |= {name: getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
             known["dim"] = embedding_width(config)
         return cls(**{**known, **facts})
-
-
-def _spread(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    shown, last = min(LOG_LINES, len(lines)), len(lines) - 1
-    return [lines[index] for index in sorted({round(i * last / max(1, shown - 1)) for i in range(shown)})]
 
 
 def copy_handler(folder: str | os.PathLike[str]) -> Path:

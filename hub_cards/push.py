@@ -129,14 +129,15 @@ def push(
     repo_type = find_repo_type(folder)
     secret = token or get_token() or "" if dry_run else require_token(token)
     names, left_out = _prepare(folder, repo_type, repo, secret)
+    shards = [name for name in names if name.endswith(".parquet")]
     if dry_run:
         sizes = {name: (folder / name).stat().st_size for name in names}
-        return Pushed(repo_type, repo, sizes, left_out, cleaned=count_unclean(folder, _shards(names), recode))
+        return Pushed(repo_type, repo, sizes, left_out, cleaned=count_unclean(folder, shards, recode))
     api = HfApi(token=secret, library_name="fastgoal")
     with hub_errors(repo, secret):
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type=repo_type)
         _name_card(folder / CARD, url.repo_id)
-        with clean_shards(folder, _shards(names), recode) as (copies, cleaned):
+        with clean_shards(folder, shards, recode) as (copies, cleaned):
             paths = {name: copies.get(name, folder / name) for name in names}
             sizes = {name: path.stat().st_size for name, path in paths.items()}
             operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
@@ -238,10 +239,6 @@ def _prepare(folder: Path, repo_type: str, repo: str, token: str) -> tuple[list[
         elif path.suffix == ".safetensors":
             refuse_not_finite(_tensors(path), f"'{path}'")
     return names, left_out
-
-
-def _shards(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.endswith(".parquet")]
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from fastgoal.hub_cards.cards import card_name, plain, public_name, public_weights, rename_card
+from fastgoal.hub_cards.cards import card_name, plain, public_name, public_weights, rename_card, spread
 from fastgoal.hub_cards.model_card import ModelFacts, TrainingFacts, write_model_card
 
 
@@ -80,6 +80,13 @@ def test_hostile_facts_leave_the_card_intact(trained, tmp_path):
     rows = [line for line in prose.splitlines() if line.startswith("| note |")]
     assert len(rows) == 1
     assert re.sub(r"\\\|", "", rows[0]).count("|") == 3
+
+
+def test_long_logs_are_shown_in_part():
+    assert spread(range(1, 30)) == [1, 5, 9, 13, 17, 21, 25, 29]
+    assert spread([1, 2, 3]) == [1, 2, 3]
+    assert spread([1]) == [1]
+    assert spread([]) == []
 
 
 def test_a_prompt_keeps_its_lines():

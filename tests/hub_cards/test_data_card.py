@@ -201,10 +201,8 @@ def test_an_edited_card_is_kept(folder):
 
 def test_sample_rows(made):
     told = PairsFolder(made / "told")
-    assert [row["file_name"] for row in sample_rows(told, 3)] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(told, 2)] == ["0.jpg", "2.jpg"]
-    assert [row["file_name"] for row in sample_rows(told, 99)] == [f"{number}.jpg" for number in range(5)]
-    assert all(row["image"]["bytes"] for row in sample_rows(told, 2))
+    assert [row["file_name"] for row in sample_rows(told)] == ["0.jpg", "2.jpg", "4.jpg"]
+    assert all(row["image"]["bytes"] for row in sample_rows(told))
 
 
 def test_errors_come_before_anything_is_written(folder, tmp_path):
