@@ -276,19 +276,24 @@ class ImageIndex:
         vectors = self._embed(names, errors, batch_size, num_workers)
         if self._table is None:
             if not len(vectors):
-                return errors  # the width is not known yet
+                return errors  # the width is not known yet: tried again by the next update
             self._create(vectors.shape[1])
-        schema, rows = self._table.schema, iter(vectors)
-        columns = [
-            names,
-            [files[name][0] for name in names],
-            [files[name][1] for name in names],
-            [None if name in errors else next(rows) for name in names],
-            [errors.get(name) for name in names],
-        ]
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        is_broken = np.array([name in errors for name in names])
+        values = np.zeros((len(names), self._table.schema.field("vector").type.list_size), np.float16)
+        if len(vectors):
+            values[~is_broken] = vectors
+        vector_column = pa.FixedSizeListArray.from_arrays(
+            pa.array(values.ravel()), values.shape[1], mask=pa.array(is_broken)
+        )
+        columns = {
+            "name": names,
+            "size": [files[name][0] for name in names],
+            "mtime": [files[name][1] for name in names],
+            "vector": vector_column,
+            "error": [errors.get(name) for name in names],
+        }
         with self._writable():
-            self._table.add(pa.Table.from_arrays(arrays, schema=schema))
+            self._table.add(pa.table(columns, schema=self._table.schema))
         return errors
 
     def _embed(

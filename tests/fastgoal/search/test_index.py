@@ -109,6 +109,8 @@ def test_broken_images_are_skipped_and_tried_again_only_when_changed(folder, emb
     embedded.clear()
     assert open_index(folder).update().skipped == update.skipped
     assert embedded == []
+    (folder / "torn.jpg").write_bytes(b"still no image")
+    assert [*open_index(folder).update().skipped] == ["torn.jpg"]
     save_image(folder / "torn.jpg", 1)
     assert open_index(folder).update().skipped == {}
 
