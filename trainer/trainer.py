@@ -332,9 +332,9 @@ class FastGoalTrainer(Trainer):
                 if checkpoint is None:  # an earlier training's
                     neighbors_file(self.args, is_renewal=True).unlink(missing_ok=True)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and normalize its pixels there. Keep its names and its position in a stream."""
-        inputs = super()._prepare_inputs(inputs)
+        inputs = self._prepare_inputs(inputs)
         self._names = inputs.pop("names", [])
         if isinstance(self.train_dataset, StreamData) and "position" in inputs:
             self.train_dataset.note(inputs.pop("position"))
@@ -350,8 +350,7 @@ class FastGoalTrainer(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader:
-        # Overridden since the collator reads typed rows, which have an epoch for training and none for evaluation, and
-        # since a stream needs a loader that resumes at a row.
+        # Overridden for exact resume: a stream resumes at a row, and rows know their epoch, whatever the loader skips.
         if isinstance(dataset, StreamData):
             return dataset.loader(self.args, self.data_collator, self.accelerator.device)
         collator, tokenizer = self.data_collator, None
@@ -361,25 +360,25 @@ class FastGoalTrainer(Trainer):
         if is_training and isinstance(dataset, TrainingData):
             rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset = self._train_rows = dataset.for_training(tokenizer, self.args.max_steps * rows_per_step)
+        sampler_fn = self.train_sampler if is_training else self._eval_sampler
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        data: Any = self.train_dataset if train_dataset is None else train_dataset
-        near, by_length = self.args.hard_negatives, self.args.train_sampling_strategy == "group_by_length"
-        if not near and not by_length:
-            return super()._get_train_sampler(train_dataset)
+    def train_sampler(self, data: Any) -> Sampler | None:
+        """Return the order of the training rows: random, sequential, by caption length or with hard negatives."""
+        hard, by_length = self.args.hard_negatives, self.args.train_sampling_strategy == "group_by_length"
+        if not hard and not by_length:
+            return self._get_train_sampler(data)
         lengths = TrainingData.of(data).caption_lengths(self.processing_class) if by_length else None
         batch_size, seed = self.args.train_batch_size * self.args.world_size, self.args.order_seed
-        if lengths is not None and not near:
+        if lengths is not None and not hard:
             return CaptionLengthSampler(lengths, batch_size, seed)
         if self._neighbors is None:
             self._neighbors = self._find_neighbors(data)
         return HardNegativeSampler(self._neighbors, batch_size, seed, lengths, self._renewed_neighbors)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        # Overridden since the Trainer would apply `train_sampling_strategy` to evaluations too.
-        is_alone = isinstance(eval_dataset, Sized) and self.args.world_size <= 1
-        return SequentialSampler(eval_dataset) if is_alone else None
+    def _eval_sampler(self, data: Any) -> Sampler | None:
+        """Return the order of evaluation rows, which `train_sampling_strategy` does not change."""
+        return SequentialSampler(data) if isinstance(data, Sized) and self.args.world_size <= 1 else None
 
     def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
@@ -418,10 +417,11 @@ class FastGoalTrainer(Trainer):
         """Run the forward and backward pass of a batch, in mini-batches with `mini_batch_size`."""
         if inputs is self._last_batch and isinstance(self.train_dataset, Sized) and not self.args.dataloader_drop_last:
             self._last_rows = len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size) or None
+        inputs = self._prepare_batch(inputs)
         try:
             if not self.args.mini_batch_size:
                 return super().training_step(model, inputs, num_items_in_batch)
-            return self._cached_step(model, self._prepare_inputs(inputs), self.args.mini_batch_size)
+            return self._cached_step(model, inputs, self.args.mini_batch_size)
         finally:
             self._last_rows = None
 
@@ -524,7 +524,7 @@ class FastGoalTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         """Return the loss of an evaluation batch, and its image and text embeddings for the retrieval metrics."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._prepare_batch(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = self._forward(model, inputs)
             # Without gathering: processes may have different numbers of rows or batches in the end.

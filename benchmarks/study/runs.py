@@ -81,7 +81,7 @@ class StudyTrainer(FastGoalTrainer):
     data: StudyData
     near: bool
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def train_sampler(self, data: Any) -> Any:
         lengths = [len(ids) for ids in self.data.ids]
         if not self.near:
             return CaptionLengthSampler(lengths, self.args.train_batch_size, self.args.seed)

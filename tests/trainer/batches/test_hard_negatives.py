@@ -146,7 +146,7 @@ def test_lengths_count_too(make, twins):
     lengths = torch.tensor([len(row["caption"]) for row in twins])
 
     def padding(trainer):
-        batches = torch.tensor(list(epochs(trainer._get_train_sampler(), 20))).view(-1, 4)
+        batches = torch.tensor(list(epochs(trainer.train_sampler(trainer.train_dataset), 20))).view(-1, 4)
         return (4 * lengths[batches].amax(dim=1) - lengths[batches].sum(dim=1)).sum()
 
     assert padding(make(train_sampling_strategy="group_by_length")) < 0.8 * padding(make())
