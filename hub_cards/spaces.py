@@ -148,7 +148,7 @@ def small_copies(folder: Path) -> dict[str, bytes]:
     for index, path in enumerate(paths):
         if not lies_inside(path, folder):
             raise ValueError(f"{path}: the link leads out of the folder. Put the image itself into the folder.")
-        image = load_image(path)  # without metadata, of which PIL would write a comment again
+        image = load_image(path)  # without metadata, which PIL would partly write again
         image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)

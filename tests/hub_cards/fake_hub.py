@@ -38,7 +38,7 @@ class FakeHub(ThreadingHTTPServer):
         repos: By `OWNER/NAME`, with `datasets/` in front for a dataset, `spaces/` for a Space.
         stored: Uploaded large files by their SHA-256.
         uploads: How many bytes were uploaded to large storage, in order.
-        broken: A request whose line matches this pattern is answered by `broken_status`.
+        broken: Requests with a line that matches this pattern get the status `broken_status`.
     """
 
     daemon_threads = True
