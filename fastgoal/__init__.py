@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fastgoal.hub_cards.push import push
     from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, FastGoalOutput
     from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
+    from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
     from fastgoal.modeling_fastgoal.modeling_fastgoal import (
         FastGoalCLIPModel,
         FastGoalMetaClip2Model,
@@ -52,6 +53,7 @@ __all__ = [
     "FastGoalTrainingArguments",
     "ImageIndex",
     "LocalPair",
+    "LossWeights",
     "Region",
     "Sentence",
     "__version__",
@@ -81,6 +83,7 @@ _MODULES = {
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
     "ImageIndex": "fastgoal.search.index",
     "LocalPair": "fastgoal.processing.matching",
+    "LossWeights": "fastgoal.modeling_fastgoal.losses_fastgoal",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "build_captions": "fastgoal.processing.builders.captions",

@@ -58,7 +58,7 @@ def finish_folder(
         folder: The folder.
         run: The training.
         state: What it has done so far.
-        options: What the card says besides.
+        options: Contents of the card that the training does not tell.
         hub_model_id: Name of the model on the Hub, where it has one.
         images: Whether to add images, if `options` allow them.
         processor: Processor of the model; None leaves out the images that the model itself labels.
