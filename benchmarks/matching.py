@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.checks import MIN_AREA
 from fastgoal.processing.data.boxes import regions_from_boxes
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import LocalPair
-from fastgoal.processing.regions import MIN_AREA, Region, default_regions, find_regions
+from fastgoal.processing.regions import Region, default_regions, find_regions
 from fastgoal.quickstart.drawing import Scene
 from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, COLORS, SHAPES

@@ -1,4 +1,7 @@
-"""Checks of arguments that several stages share."""
+"""Checks and default values of arguments that several stages share."""
+
+# Limits of regions; areas are fractions of the image.
+MIN_SCORE, MIN_AREA, MAX_AREA = 0.25, 0.01, 0.80
 
 
 def is_positive(value: object) -> bool:

@@ -12,10 +12,8 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
+from .checks import MAX_AREA, MIN_AREA, MIN_SCORE
 from .geometry import Box, check_size
-
-# The limits of `filter_regions` where a detector has none of its own; areas are fractions of the image.
-MIN_SCORE, MIN_AREA, MAX_AREA = 0.25, 0.01, 0.80
 
 
 @dataclass(frozen=True)

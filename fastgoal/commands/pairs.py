@@ -4,6 +4,8 @@ import argparse
 import shlex
 from typing import Any
 
+from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE
+
 from .options import add, call, number
 
 HELP = "match the sentences of captions to image regions and save the pairs as a dataset"
@@ -54,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=number(0, 1, float),
         metavar="S",
-        help="lowest score of a detection (default: 0.25, or 0.1 for OWL, which gives low scores)",
+        help=f"lowest score of a detection (default: {MIN_SCORE}, or 0.1 for OWL, which gives low scores)",
     )
-    for name, default, which in (("--min-area", 0.01, "smallest"), ("--max-area", 0.80, "largest")):
+    for name, default, which in (("--min-area", MIN_AREA, "smallest"), ("--max-area", MAX_AREA, "largest")):
         parser.add_argument(
             name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
         )

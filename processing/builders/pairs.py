@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from fastgoal.processing.checkpoints.devices import choose_dtype
 from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint, fingerprint
 from fastgoal.processing.checkpoints.load import load_model
-from fastgoal.processing.checks import check_positive
+from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source, load_source
@@ -32,7 +32,7 @@ from fastgoal.processing.flism import CROPS_PER_IMAGE, Clock, FlismRow, find_pai
 from fastgoal.processing.images import image_bytes, load_image
 from fastgoal.processing.matching import pair_row
 from fastgoal.processing.pixels import PixelReader
-from fastgoal.processing.regions import MAX_AREA, MIN_AREA, Detector, Region, candidate_regions
+from fastgoal.processing.regions import Detector, Region, candidate_regions
 from fastgoal.processing.sentences import Sentence, check_language
 
 from .engine import Engine, Shard, Threads, decoding_threads, open_engine

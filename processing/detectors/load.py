@@ -15,7 +15,8 @@ from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, MODEL_FOR_OBJECT_DET
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
-from fastgoal.processing.regions import MAX_AREA, MIN_AREA, MIN_SCORE, Detector
+from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE
+from fastgoal.processing.regions import Detector
 
 from .hf_detection import TransformersDetector
 from .open_vocabulary import MIN_SCORES, OpenVocabularyDetector

@@ -8,8 +8,9 @@ from PIL import Image
 from torchvision.ops import box_convert
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from fastgoal.processing.checks import MIN_SCORE
 from fastgoal.processing.images import load_image
-from fastgoal.processing.regions import MIN_SCORE, Region, merge_regions
+from fastgoal.processing.regions import Region, merge_regions
 
 from .hf_detection import Prepared, TransformersDetector
 from .phrases import MAX_PHRASES, noun_phrases

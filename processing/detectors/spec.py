@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastgoal.processing.checks import check_positive
-from fastgoal.processing.regions import MAX_AREA, MIN_AREA, MIN_SCORE
+from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE, check_positive
 
 
 @dataclass(frozen=True)
