@@ -140,7 +140,8 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if starts_processes(asked.num_processes, asked.accelerate_config):
-        parse([*argv, "--use_cpu", "true"], parser)  # report invalid settings once, without occupying a GPU
+        # Report invalid settings once, without occupying a GPU.
+        parse(argv if asked.use_cpu else [*argv, "--use_cpu", "true"], parser)
         return launch(argv, asked.num_processes, asked.accelerate_config, asked.use_cpu)
     run, args = parse(argv, parser)
     _refuse_separate_processes(args.world_size)

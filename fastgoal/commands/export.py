@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output
     if output is None:
         if not Path(args.model).is_dir():
-            raise ValueError(f"--model {args.model} is no folder here; name a folder for the files with --output.")
+            raise ValueError(f"`output` is required, because {args.model} is not a folder on this machine.")
         output = Path(args.model) / "onnx"
 
     from fastgoal.export.export_onnx import export_onnx

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add
+from .options import add, call
 
 HELP = "merge an adapter into its base model"
 
@@ -27,6 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastgoal.export.merge import merge
 
-    tokens = merge(args.adapter, args.output, args.base)
-    print(f"{args.output}: a CLIP that reads {tokens} tokens, for every transformers program")
+    tokens = call(merge, args)
+    print(f"{args.output}: a model with a text length of {tokens} tokens; load it with transformers")
     return 0

@@ -49,9 +49,9 @@ def run(argv: list[str], log: Path, end: tuple[str, float] | None, output: Path)
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(end[1]), int(end[1])))
             from fastgoal.trainer.cli.terminal import run_cleanly
-            from fastgoal.trainer.run import main
+            from fastgoal.trainer.run import main, run_parser
 
-            code = run_cleanly(lambda: "training", lambda: main(argv))
+            code = run_cleanly(run_parser, lambda: main(argv))
         finally:
             os._exit(code)
     if end is not None and end[0] != "disk":

@@ -36,7 +36,7 @@ def warm_up() -> None:
 
 def table(tried: Mapping[str, Counter[str]]) -> str:
     """The results by area as Markdown."""
-    lines = [f"| area | tried | {' | '.join(RESULTS)} | not as due |", f"|---|{'---|' * (len(RESULTS) + 2)}"]
+    lines = [f"| area | tried | {' | '.join(RESULTS)} | not as expected |", f"|---|{'---|' * (len(RESULTS) + 2)}"]
     total: Counter[str] = Counter()
     for area, counts in tried.items():
         total += counts

@@ -75,7 +75,7 @@ def launch(arguments: Sequence[str], num_processes: int | None, accelerate_confi
             f"`num_processes` must be at most {devices}, the number of GPUs of this machine, got {count}. "
             "Use fewer, or `use_cpu=True`."
         )
-    command = [str(SCRIPT), *arguments, *(["--use_cpu", "true"] if on_cpu else [])]
+    command = [str(SCRIPT), *arguments, *(["--use_cpu", "true"] if on_cpu and not use_cpu else [])]
     with patch_environment(**{STARTED: "1"}):
         if on_cpu and count > 1:
             return _exit_code(lambda: _run_on_cpu(count, command, config))

@@ -65,12 +65,12 @@ def test_gpus_through_accelerate(commands):
 
 
 def test_cpu_processes_through_torch(commands, monkeypatch):
-    assert launch(["c.yaml"], 2, None, True) == 0
+    assert launch(["c.yaml", "--use-cpu"], 2, None, True) == 0
     assert launch(["c.yaml"], 3, "cpu", False) == 0
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     assert launch(["c.yaml"], 2, None, False) == 0
     command = [str(module.SCRIPT), "c.yaml", "--use_cpu", "true"]
-    assert commands == [(2, command), (3, command), (2, command)]
+    assert commands == [(2, [*command[:2], "--use-cpu"]), (3, command), (2, command)]
 
 
 def test_the_command_starts_that_many_gpu_processes(monkeypatch):
