@@ -135,7 +135,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Measured:
-    """The result of one model, and what the comparison and the report need besides."""
+    """The result of one model, with the values that the comparison and the report need."""
 
     result: ModelResult
     encoded: EncodedSource

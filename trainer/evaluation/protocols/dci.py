@@ -1,4 +1,4 @@
-"""DCI, densely captioned images (facebookresearch/DCI), of which three test sets are in use."""
+"""DCI, densely captioned images (facebookresearch/DCI). Three test sets of it are in use."""
 
 from functools import partial
 from pathlib import Path
