@@ -90,7 +90,7 @@ def test_pairs_of_another_language_are_not_mixed_in(family, work, source, tiny_b
     assert main([*command, "--detector", "none", "--language", "fr"]) == 2
     assert "language" in capsys.readouterr().err
     assert main([*command, "--detector", "none", "--language", "french"]) == 2
-    assert "must be the code of a language" in capsys.readouterr().err
+    assert "must be a language code" in capsys.readouterr().err
 
 
 def test_every_command_takes_it(family, work, source, capsys):
