@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastgoal.hub_cards.push import push
     from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, FastGoalOutput
-    from fastgoal.modeling_fastgoal.configuration_fastgoal import FastGoalCLIPConfig
+    from fastgoal.modeling_fastgoal.configuration_fastgoal import (
+        FastGoalCLIPConfig,
+        FastGoalMetaClip2Config,
+        FastGoalSiglipConfig,
+    )
     from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
     from fastgoal.modeling_fastgoal.modeling_fastgoal import (
         FastGoalCLIPModel,
@@ -44,10 +48,12 @@ __all__ = [
     "FastGoalCLIPConfig",
     "FastGoalCLIPModel",
     "FastGoalCollator",
+    "FastGoalMetaClip2Config",
     "FastGoalMetaClip2Model",
     "FastGoalModel",
     "FastGoalOutput",
     "FastGoalProcessor",
+    "FastGoalSiglipConfig",
     "FastGoalSiglipModel",
     "FastGoalTrainer",
     "FastGoalTrainingArguments",
@@ -74,10 +80,12 @@ _MODULES = {
     "FastGoalCLIPConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalCLIPModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalCollator": "fastgoal.trainer.batches.collator",
+    "FastGoalMetaClip2Config": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalMetaClip2Model": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalModel": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalOutput": "fastgoal.modeling_fastgoal.base_fastgoal",
     "FastGoalProcessor": "fastgoal.processing.processing_fastgoal",
+    "FastGoalSiglipConfig": "fastgoal.modeling_fastgoal.configuration_fastgoal",
     "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalTrainer": "fastgoal.trainer.trainer",
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
