@@ -51,7 +51,7 @@ Row = TypeVar("Row", bound=FlismRow)
 
 
 class Clock:
-    """Seconds spent in each stage. The time of a stage inside another one counts for the inner one only."""
+    """Count the seconds of each stage. The time of a stage inside another one counts for the inner one only."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -94,9 +94,7 @@ def find_pairs(
     texts: Iterable[str],
     batch_size: int = 64,
     limits: Mapping[str, float] | None = None,
-    parallel: Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]] = lambda run, items, _: map(
-        run, items
-    ),
+    parallel: Callable[[Callable[[Any], Any], Iterable[Any], int], Iterable[Any]] | None = None,
     clock: Clock | None = None,
 ) -> Iterator[tuple[Row, Sequence[Region], list[LocalPair]]]:
     """Match every sentence of every row to the region that shows it best (FLISM, steps 2 to 4).
@@ -112,7 +110,8 @@ def find_pairs(
         batch_size: Crops in a forward pass, as many sentences of 32 tokens, and a quarter as many images for the
             detector.
         limits: `min_score`, `min_area` and `max_area` of detections; by default the detector's own.
-        parallel: Applies a function to items in order, with at most this many results waiting, for example in threads.
+        parallel: Maps a function over items in order with a number of results that may wait, such as `Threads.map`; by
+            default the crops are cut one after the other.
         clock: Counts the seconds of the stages `sentences`, `detect`, `crop` and `image`.
 
     Yields:

@@ -1,8 +1,7 @@
 """Run the shards of a dataset: one after the other in this process, or on several workers with Ray (docs.ray.io).
 
-A shard depends on its own rows only, so it is the same whoever makes it. Ray starts the workers where there are cores
-and GPUs, and notices when one dies. This process plans, hands out one shard after the other, counts, and holds the
-output folder.
+A shard depends on its own rows only, so it does not matter which process makes it. Ray starts the workers on machines
+with free cores and GPUs, and reports when one dies. This process assigns shards, counts, and holds the output folder.
 """
 
 import logging
@@ -55,7 +54,7 @@ class Shard:
 
 
 class ShardMaker(Protocol):
-    """The interface of what makes shards, with its models loaded.
+    """The interface of objects that make shards with loaded models.
 
     Attributes:
         threads: The threads that `load` runs in.
@@ -125,11 +124,11 @@ def open_engine(workers: int | None = None, ray: str | None = None) -> Engine:
 
 @dataclass
 class _Slot:
-    """A worker, its shard, the pending question how far it is, and its last answer in rows."""
+    """A worker, its shard, a pending request for its progress, and the last answer."""
 
     actor: Any
     shard: Shard
-    question: Any = None
+    request: Any = None
     rows_done: int = 0
 
 
@@ -278,18 +277,18 @@ class RayEngine(Engine):
         return lambda: actor_class.remote(cores)
 
     def _ask(self, slot: _Slot) -> bool:
-        """Read a worker's last answer how far it is, and ask again; return whether it has started any shard."""
+        """Read a worker's answer about its progress, and ask again; return whether it has started any shard."""
         from ray.exceptions import RayError
 
-        if slot.question is None:
-            slot.question = slot.actor.at.options(concurrency_group="ask").remote()
-        if not self._ray.wait([slot.question], timeout=0)[0]:
+        if slot.request is None:
+            slot.request = slot.actor.at.options(concurrency_group="ask").remote()
+        if not self._ray.wait([slot.request], timeout=0)[0]:
             return False
         try:
-            at = self._ray.get(slot.question)
-        except RayError:  # the worker died, which its shard reports too
+            at = self._ray.get(slot.request)
+        except RayError:  # the worker died; the call for its shard reports it
             return False
-        slot.question = None
+        slot.request = None
         if at is not None and at[0] == slot.shard.number:
             slot.rows_done = at[1]
         return at is not None

@@ -1,7 +1,7 @@
 """The class that runs in the processes that Ray starts.
 
-It travels to a worker as its code, not by name, and imports nothing of this package before `make` has checked that it
-is there. So a worker on a machine without the package can say so.
+The class travels to a worker as code, and imports nothing of this package before `make` has checked that the package is
+installed. So a worker without it can report that.
 """
 
 import os
