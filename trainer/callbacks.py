@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from .batches.rows import TrainingData
 from .summary import TrainingRun, start_lines
@@ -24,28 +23,12 @@ class LogitScaleLimit(TrainerCallback):
     def __init__(self, limit: float):
         self.limit = limit
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.on_optimizer_step(args, state, control, model)
-
     @torch.no_grad()
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        scale: Any = model.logit_scale if model is not None else torch.zeros(())
-        if scale.requires_grad:  # with an adapter the scale is frozen
-            scale.clamp_(0.0, math.log(self.limit))
+    def on_optimizer_step(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        if model.logit_scale.requires_grad:  # with an adapter the scale is frozen
+            model.logit_scale.clamp_(0.0, math.log(self.limit))
+
+    on_train_begin = on_optimizer_step
 
 
 class TowardsBase(TrainerCallback):
@@ -63,15 +46,8 @@ class TowardsBase(TrainerCallback):
         self.start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
     @torch.no_grad()
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        for name, value in model.named_parameters() if model is not None else ():
+    def on_pre_optimizer_step(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        for name, value in model.named_parameters():
             if value.grad is not None:
                 start = self.start[name] = _placed_like(value, self.start[name])
                 value.grad.add_(value - start, alpha=2 * self.weight)
@@ -92,12 +68,7 @@ class Epochs(TrainerCallback):
     """
 
     def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         batches: Any = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
@@ -123,8 +94,6 @@ class StartLines(TrainerCallback):
     def __init__(self, run: TrainingRun, devices: str):
         self.run, self.devices = run, devices
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             tqdm.write(start_lines(self.run, self.devices, state.max_steps))

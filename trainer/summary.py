@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,26 +94,17 @@ def end_lines(output: str, metrics: dict[str, float], data: str | None, adapted:
 
 def pairs_of(folder: str) -> int | None:
     """Return the number of pairs in a dataset that `fastgoal pairs` wrote, None for other data."""
-    try:
-        return int(_manifest(folder)["summary"]["pairs"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((Path(folder) / MANIFEST).read_bytes())["summary"]["pairs"])
+    return None
 
 
 def language_of(folder: str) -> str | None:
     """Return the language of the captions in a dataset that `fastgoal pairs` wrote, None for other data."""
-    try:
-        return check_language(_manifest(folder)["settings"].get("language", "en"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _manifest(folder: str) -> Any:
-    """Return what `fastgoal pairs` wrote about a dataset; empty for other data."""
-    try:
-        return json.loads((Path(folder) / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        settings = json.loads((Path(folder) / MANIFEST).read_bytes())["settings"]
+        return check_language(settings.get("language", "en"))
+    return None
 
 
 def _describe_data(data: Any) -> str:

@@ -33,8 +33,6 @@ PEFT_FIELDS = (
     *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
 )
 """Fields of a `peft.LoraConfig` that a training may set."""
-# Fields that peft fills in.
-PEFT_NOTES = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
 
 
 @dataclass(frozen=True)
@@ -146,19 +144,13 @@ def add_adapter(model: FastGoalModel, config: Any) -> Any:
 
 
 def check_peft_config(config: Any) -> None:
-    """Raise an error unless a configuration of peft trains LoRA weights and nothing else.
-
-    Raises:
-        ImportError: peft is not installed.
-        TypeError: `config` is not a `peft.LoraConfig`.
-        ValueError: A field is set that is not in `PEFT_FIELDS`, or the base's weights would change.
-    """
+    """Raise `TypeError` or `ValueError` unless a configuration is a `peft.LoraConfig` that trains LoRA weights only."""
     peft = require_peft()
     if not isinstance(config, peft.LoraConfig):
         raise TypeError(f"`peft_config` must be a peft.LoraConfig, got {type(config).__name__}.")
     plain = vars(peft.LoraConfig())
     for name, value in vars(config).items():
-        if name not in (*PEFT_FIELDS, *PEFT_NOTES) and value != plain.get(name):
+        if name not in PEFT_FIELDS and value != plain.get(name):
             raise ValueError(
                 f"`peft_config` must leave {name} at {plain.get(name)!r}, got {value!r}. It may set "
                 f"{', '.join(PEFT_FIELDS)}."
@@ -209,11 +201,6 @@ def is_adapted(model: Any) -> bool:
 def base_of(model: Any) -> Any:
     """Return the model inside a model of peft; any other model as it is."""
     return model.get_base_model() if is_adapted(model) else model
-
-
-def adapted_layers(model: Any) -> list[str]:
-    """Return the names of the layers that have an adapter."""
-    return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
 def is_adapter(name: str | os.PathLike[str]) -> bool:

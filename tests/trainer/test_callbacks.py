@@ -34,7 +34,7 @@ def test_the_logit_scale_stays_within_its_bounds(tiny_clip, rows, tmp_path, caps
 def test_a_step_beyond_the_limit_ends_at_it():
     model = torch.nn.Module()
     model.logit_scale = torch.nn.Parameter(torch.tensor(4.7))
-    LogitScaleLimit(100.0).on_optimizer_step(None, None, None, model)
+    LogitScaleLimit(100.0).on_optimizer_step(None, None, None, model=model)
     assert model.logit_scale.exp().item() == pytest.approx(100.0)
 
 
@@ -47,7 +47,7 @@ def test_l2sp_adds_the_gradient_of_the_squared_distance():
         model.weight += torch.arange(6.0).reshape(2, 3)
     loss = model(torch.ones(1, 3)).sum()
     loss.backward()
-    pull.on_pre_optimizer_step(None, None, None, model)
+    pull.on_pre_optimizer_step(None, None, None, model=model)
     gradient, model.weight.grad = model.weight.grad, None
     (model(torch.ones(1, 3)).sum() + 0.25 * ((model.weight - start) ** 2).sum()).backward()
     assert torch.equal(gradient, model.weight.grad)

@@ -16,7 +16,6 @@ from fastgoal.export.merge import merge
 from fastgoal.hub_cards.push import choose_files, push
 from fastgoal.processing.checkpoints.adapters import (
     BASE_FILE,
-    adapted_layers,
     add_adapter,
     base_fingerprint,
     frozen_parameters,
@@ -56,6 +55,10 @@ def made(tiny_clip, tmp_path_factory):
 def adapter(made, tmp_path):
     """A copy to spoil."""
     return shutil.copytree(made[0], tmp_path / "lora")
+
+
+def adapted_layers(model):
+    return [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
 def logits(model, processor):
