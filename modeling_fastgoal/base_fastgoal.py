@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class FastGoalOutput(FastGoalLosses):
-    """Output of a FAST-GOAL model; a field that the arguments did not ask for is None.
+    """Output of a FAST-GOAL model. Fields that the arguments did not request are None.
 
     With `return_loss=True` it also has the losses, the fields of `FastGoalLosses`.
 
@@ -51,7 +51,7 @@ class FastGoalOutput(FastGoalLosses):
         sentence_embeds: Normalized embeddings of the tokens in `sentence_mask`, pooled, `(batch, dim)`; a row of zeros
             where the mask is empty.
         patch_embeds: Every patch of the images after the final norm and the projection, not normalized,
-            `(images, patches, dim)`; only with `return_token_embeds=True`, as the next two.
+            `(images, patches, dim)`; only with `return_token_embeds=True`, like the next two.
         token_embeds: Every token of the captions after the final norm and the projection, not normalized,
             `(captions, tokens, dim)`.
         word_mask: Which of these tokens are words (not BOS, EOS or padding), `(captions, tokens)` bool.
@@ -89,7 +89,7 @@ _Model = TypeVar("_Model", bound="FastGoalModel")
 class FastGoalModel(_Base):
     """A dual encoder that reads long captions and computes the losses of FAST-GOAL over global and local pairs.
 
-    The classes of the families derive from this one, which chooses among them by a checkpoint's configuration:
+    Each model family has a subclass. `from_base` and `from_pretrained` choose it by the checkpoint's configuration:
 
     >>> model = FastGoalModel.from_base("openai/clip-vit-base-patch16")  # doctest: +SKIP
     >>> type(model).__name__, model.config.text_config.max_position_embeddings  # doctest: +SKIP
@@ -140,7 +140,7 @@ class FastGoalModel(_Base):
         max_text_length: int | None = None,
         **kwargs: Any,
     ) -> _Model:
-        """Make a FAST-GOAL model from a base checkpoint, and stretch its text positions as Long-CLIP does.
+        """Create a FAST-GOAL model from a base checkpoint, and stretch its text positions as Long-CLIP does.
 
         On `FastGoalModel` itself, the configuration of the checkpoint determines the class. Train a stretched model
         before you use it: it is worse than its base at first.
@@ -149,9 +149,9 @@ class FastGoalModel(_Base):
 
         Args:
             name_or_model: Hub id or folder of a checkpoint, or a model of transformers (which is not changed).
-            max_text_length: Number of tokens that the model reads, from 77 to 248, for SigLIP from 64 to 256; the
-                maximum by default. A checkpoint that already reads more than 77 (64) tokens stays unchanged, provided
-                that it reads at least this many.
+            max_text_length: Number of tokens that the model reads: 77 to 248, or 64 to 256 for SigLIP; the
+                maximum by default. A checkpoint that already reads more than 77 (64) tokens stays unchanged; it must
+                read at least this many.
             **kwargs: Passed to `from_pretrained` (`dtype`, `revision`, `token`...).
 
         Returns:
@@ -216,7 +216,7 @@ class FastGoalModel(_Base):
         position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Embed texts as the base does, and cut those that are too long as the tokenizer would have done.
+        """Embed texts as the base does, and truncate those that are too long, as the tokenizer would have done.
 
         Pipelines do not truncate, and a plain model raises an error for such a text.
         """
@@ -249,11 +249,11 @@ class FastGoalModel(_Base):
     ) -> FastGoalOutput:
         """Embed images and captions, and their local pairs. With the base's arguments this is the base's forward pass.
 
-        An image goes through its tower together with its crop. Captions and sentences are two forward passes, so that
+        Images and crops go through the image tower in one forward pass. Captions and sentences take two, so that
         sentences are not padded to the length of captions. With local pairs alone, nothing global is computed.
 
         Args:
-            input_ids: Captions, `(captions, tokens)`; longer ones than the model reads are cut, with their masks.
+            input_ids: Captions, `(captions, tokens)`; captions that are too long are truncated, and their masks too.
             pixel_values: Images, `(images, 3, height, width)`.
             attention_mask: `(captions, tokens)`.
             local_input_ids: Sentence of the local pair of each row, `(batch, sentence_tokens)`.
@@ -266,8 +266,8 @@ class FastGoalModel(_Base):
             short_input_ids: A short caption of each image, `(batch, short_tokens)`, embedded with the sentences.
             short_attention_mask: `(batch, short_tokens)`.
             position_ids: Positions of `input_ids`.
-            return_loss: Compute the losses that the inputs allow, weighted and of the kind that the configuration says.
-            interpolate_pos_encoding: Accept images of another size than the model was trained with.
+            return_loss: Compute the losses that the inputs allow, with the configuration's weights and loss type.
+            interpolate_pos_encoding: Accept images of a different size than the model was trained with.
             return_token_embeds: Also return the projected embeddings of every patch and every caption token.
             **kwargs: As for the base (`output_attentions`...). With `sentence_mask` the last hidden state of the
                 captions is always returned.

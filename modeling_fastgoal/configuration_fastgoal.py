@@ -36,7 +36,7 @@ class FastGoalMetaClip2Config(MetaClip2Config, LossSettings):
 
 @strict
 class FastGoalSiglipConfig(SiglipConfig, LossSettings):
-    """Configuration of SigLIP, or SigLIP 2 of fixed resolution, with the settings of the losses. The model type stays
+    """Configuration of SigLIP, or SigLIP 2 with fixed resolution, with the settings of the losses. The model type stays
     `"siglip"`."""
 
     model_type = "siglip"

@@ -57,8 +57,8 @@ def clip_loss(
         first: Index of this process's first row in them.
 
     Returns:
-        Scalar; `log(batch)` if all embeddings are equal, 0 without rows. With the rows of all processes it is this
-        process's share, and the shares add up to the loss.
+        Scalar; `log(batch)` if all embeddings are equal, 0 without rows. With the rows of all processes, this process's
+        share; the shares add up to the loss.
     """
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     every_image = images if all_images is None else F.normalize(all_images, dim=-1)
@@ -76,7 +76,7 @@ def sigmoid_loss(
     all_texts: torch.Tensor | None = None,
     first: int = 0,
 ) -> torch.Tensor:
-    """Compute SigLIP's sigmoid loss (arXiv 2303.15343, equation 1): each image and text is classified as pair or not.
+    """Compute SigLIP's sigmoid loss (arXiv 2303.15343, equation 1): classify each image and text as a pair or not.
 
     Args:
         image_embeds: `(batch, dim)`.
@@ -88,7 +88,7 @@ def sigmoid_loss(
 
     Returns:
         Scalar, the mean over rows of `sum_j softplus(-z_ij logit_ij)`, where `z` is 1 for a pair and -1 otherwise; 0
-        without rows. With the texts of all processes it is this process's share, and the shares add up to the loss.
+        without rows. With the texts of all processes, this process's share; the shares add up to the loss.
     """
     images = F.normalize(image_embeds, dim=-1)
     every_text = F.normalize(text_embeds if all_texts is None else all_texts, dim=-1)
@@ -138,7 +138,7 @@ def token_similarity_loss(
         token_embeds: Projected mean of the patches or tokens of each row's region or sentence, `(batch, dim)`.
         target_embeds: Embeddings of the region's crop or of the sentence by itself, `(batch, dim)`.
         valid: `(batch,)` bool; False for rows whose region or sentence has no tokens.
-        count: As in `mean_of_rows`.
+        count: Number of valid rows of all processes, as in `mean_of_rows`.
 
     Returns:
         Scalar; 0 (with a gradient of 0) if no row is valid.
@@ -167,7 +167,7 @@ def _weight(default: float, label: str, text: str) -> Any:
 
 @dataclass
 class LossWeights:
-    """Weights of the losses in the sum. A loss of weight 0 is not trained; it is reported if it costs nothing.
+    """Weights of the losses in the sum. A loss with weight 0 is not trained, but is reported if it costs nothing.
 
     The defaults are the objective of FAST-GOAL and GOAL. A configuration of a model is a `LossWeights` too, and the
     training arguments have the same names. `label` is the name on model cards, `help` describes the loss.
@@ -199,7 +199,7 @@ class LossTerm:
         compute: Function of these rows.
         valid: Name of the mask of valid rows, if there may be one.
         contrasts: Whether each row is contrasted with the rows of all processes.
-        is_extra: Whether it costs something, and is therefore only reported if it has a weight.
+        is_extra: Whether it costs time to compute. If so, it is only reported if it has a weight.
     """
 
     name: str
@@ -270,7 +270,7 @@ TERMS = (
 
 
 def contrasted(weights: LossWeights) -> set[str]:
-    """Return the names of the rows that processes need of each other."""
+    """Return the names of the rows that processes need from each other."""
     terms = [term for term in TERMS if term.contrasts and (not term.is_extra or getattr(weights, term.weight))]
     return {name for term in terms for name in term.needs}
 
@@ -291,10 +291,10 @@ def loss_rows(
     region_mask: torch.Tensor | None = None,
     sentence_mask: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return what the losses are computed from, tensors with one row per sample that can be gathered or concatenated.
+    """Return the inputs of the losses: tensors with one row per sample, which can be gathered or concatenated.
 
     Args:
-        embeds: Embeddings by the names of `FastGoalOutput`; may be one.
+        embeds: Embeddings by the names of `FastGoalOutput`; can be a `FastGoalOutput`.
         logit_scale: The scale itself, scalar.
         region_mask: `(batch, patches)`, as the model takes it.
         sentence_mask: `(batch, tokens)`, as the model takes it.
@@ -332,10 +332,10 @@ def fast_goal_loss(
         logit_scale: The scale itself (`model.logit_scale.exp()`), scalar.
         weights: Weights of the losses, FAST-GOAL's by default.
         whole: The rows of all processes, if there are several.
-        logit_bias: SigLIP's bias, scalar. With it, the contrastive losses are `sigmoid_loss`, else `clip_loss`.
+        logit_bias: SigLIP's bias, scalar. With it, the contrastive losses are `sigmoid_loss`, otherwise `clip_loss`.
 
     Returns:
-        `loss`, the weighted sum, and the unweighted parts by the names of `TERMS`; scalars. With `whole` they are this
+        `loss`, the weighted sum, and the unweighted parts by the names of `TERMS`; scalars. With `whole`, this
         process's shares, which add up over the processes.
 
     Raises:

@@ -9,7 +9,7 @@ from .configuration_fastgoal import FastGoalCLIPConfig, FastGoalMetaClip2Config,
 class FastGoalCLIPModel(FastGoalModel, CLIPModel):
     """CLIP for long captions, with the losses of FAST-GOAL over global and local pairs.
 
-    The weights are those of CLIP, with the same names. `from_base` makes one of a CLIP checkpoint.
+    The weights have the same names and shapes as CLIP's. `from_base` creates the model from a CLIP checkpoint.
     """
 
     config_class = FastGoalCLIPConfig
@@ -19,7 +19,7 @@ class FastGoalCLIPModel(FastGoalModel, CLIPModel):
 class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
     """MetaCLIP 2, which is multilingual, for long captions, with the losses of FAST-GOAL.
 
-    `from_base` makes one of a MetaCLIP 2 checkpoint.
+    `from_base` creates the model from a MetaCLIP 2 checkpoint.
     """
 
     config_class = FastGoalMetaClip2Config
@@ -27,9 +27,9 @@ class FastGoalMetaClip2Model(FastGoalModel, MetaClip2Model):
 
 
 class FastGoalSiglipModel(FastGoalModel, SiglipModel):
-    """SigLIP, or SigLIP 2 of fixed resolution, for long captions, with the losses of FAST-GOAL.
+    """SigLIP, or SigLIP 2 with fixed resolution, for long captions, with the losses of FAST-GOAL.
 
-    Its contrastive losses are sigmoid losses by default. `from_base` makes one of a SigLIP checkpoint.
+    Its contrastive losses are sigmoid losses by default. `from_base` creates the model from a SigLIP checkpoint.
     """
 
     config_class = FastGoalSiglipConfig

@@ -1,4 +1,4 @@
-"""SPARC's fine-grained loss (arXiv 2401.09865): every token of a caption against the patches that it attends to.
+"""SPARC's fine-grained loss (arXiv 2401.09865), between each caption token and the patches that are similar to it.
 
 Pure tensor functions. The loss compares within a row, so processes need not exchange tokens: each computes the losses
 of its own rows, and only the losses are gathered.
@@ -39,7 +39,7 @@ def group_patches(patch_embeds: torch.Tensor, token_embeds: torch.Tensor) -> tor
 def sparc_losses(
     patch_embeds: torch.Tensor, token_embeds: torch.Tensor, token_mask: torch.Tensor, logit_scale: torch.Tensor
 ) -> torch.Tensor:
-    """Return SPARC's fine-grained loss of each row: InfoNCE between its tokens and their grouped patches, both ways.
+    """Return SPARC's fine-grained loss of each row: InfoNCE between tokens and grouped patches, in both directions.
 
     With tokens `t_l`, grouped patches `c_l` from `group_patches`, the logit scale `k` and n words:
     `L_fine = -1/(2n) sum_l (log softmax_m(k cos(t_l, c_m))[l] + log softmax_m(k cos(c_l, t_m))[l])`.

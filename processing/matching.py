@@ -14,7 +14,7 @@ from .sentences import Sentence
 
 @dataclass(frozen=True)
 class LocalPair:
-    """A sentence and the region that shows what it says.
+    """A sentence and the region that shows what the sentence describes.
 
     Attributes:
         sentence: The sentence, with its span in the caption.
@@ -102,7 +102,7 @@ def rank_row_pairs(
 def _visibility(
     processor: Any, image_size: tuple[int, int], readable: Sequence[bool]
 ) -> Callable[[int, Sequence[float]], bool]:
-    """Return a function that tells whether the model sees a sentence, by its index, and a box."""
+    """Return a function of a sentence's index and a box that tells whether the model sees both."""
     transform, patch_size = ImageTransform.of(processor.image_processor, image_size), processor.require_patch_size()
     return lambda sentence, box: readable[sentence] and patch_span(box, transform, patch_size) is not None
 

@@ -52,7 +52,7 @@ class FastGoalProcessor(CLIPProcessor, Flism):
         image_processor: Image processor of CLIP or SigLIP.
         tokenizer: Tokenizer; its `model_max_length` is the largest number of tokens of a caption.
         patch_size: Side of a patch of the model in pixels; required for `region_mask` and `match`.
-        language: Code of the language of captions, which determines how they are split into sentences.
+        language: Language code of the captions, such as `de`; it determines how they are split into sentences.
 
     Attributes:
         detector: Detector for `propose_regions`; None for the five default regions only. It is not saved.
@@ -79,7 +79,7 @@ class FastGoalProcessor(CLIPProcessor, Flism):
 
     @classmethod
     def from_base(cls, name: str, max_text_length: int | None = None, **kwargs: Any) -> "FastGoalProcessor":
-        """Make the processor of a checkpoint for a text length of `max_text_length`.
+        """Load the processor of a checkpoint, and set its text length to `max_text_length`.
 
         Args:
             name: Hub id or folder of a checkpoint with its configuration, tokenizer and image processor.
@@ -143,7 +143,7 @@ class FastGoalProcessor(CLIPProcessor, Flism):
             images: An image or a list of images: PIL images and paths, which are turned upright by their EXIF
                 orientation, or anything that the image processor accepts.
             text: A caption or a list of captions. Captions that are too long are truncated, with one warning per call.
-            **kwargs: As for `CLIPProcessor`, nested (`text_kwargs`, `images_kwargs`, `common_kwargs`) or not. The
+            **kwargs: As for `CLIPProcessor`, nested (`text_kwargs`, `images_kwargs`, `common_kwargs`) or flat. The
                 defaults, unless the tokenizer was loaded with others, are `padding=True` ("max_length" for SigLIP),
                 `truncation=True` and `return_tensors="pt"`.
 
@@ -204,7 +204,7 @@ class FastGoalProcessor(CLIPProcessor, Flism):
 
         Returns:
             `(tokens,)` bool for the ids that this processor gives for the caption, truncated but not padded: BOS first
-            (except for SigLIP), EOS last. All False if the sentence was cut off.
+            (except for SigLIP), EOS last. All False if the sentence was truncated away.
 
         Raises:
             ValueError: `start` and `end` are not a span of the caption, or the tokenizer does not know the spans of its

@@ -28,7 +28,7 @@ LISTED = ("hard_negative_refresh", "l2sp_weight", "decay_all", "freeze", "freeze
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What a model card says that the trainer cannot know.
+    """Information for the model card that the trainer does not have.
 
     Attributes:
         base_model: Hub id or folder of the model that the training started from.

@@ -75,24 +75,24 @@ class FastGoalTrainer(Trainer):
     >>> trainer = FastGoalTrainer("openai/clip-vit-base-patch16", args, train_dataset=rows)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
 
-    Contrastive losses run over the batch of all processes: embeddings are gathered with gradients, and each process
-    computes the losses of its own rows against all. Rows that the data loader repeats to fill the last batch of an
-    epoch are left out of the loss. So N processes compute what one process computes with the whole batch.
+    Contrastive losses use the batch of all processes: embeddings are gathered with gradients, and each process
+    contrasts its own rows with all rows. Rows that the data loader repeats to fill the last batch of an epoch are left
+    out of the loss. Therefore N processes compute the same loss as one process with the whole batch.
 
-    The log reports the unweighted parts of the loss next to the loss. Evaluations report the loss and recall@k in both
-    directions over the whole evaluation dataset. Checkpoints appear complete or not at all; they hold the model with
-    its loss weights in the configuration, the processor and a model card.
+    The log reports the loss and its unweighted parts. Evaluations report the loss and recall@k in both
+    directions over the whole evaluation dataset. A checkpoint appears only when it is complete. It
+    contains the model, with the loss weights in its configuration, the processor and a model card.
 
-    `args` is never changed. What the trainer resolves from it is kept in `objective` (with the loss weights in use),
-    `is_sigmoid` and `max_logit_scale`.
+    The trainer never changes `args`. It stores the values that it derives from `args` in `objective` (with the loss
+    weights in use), `is_sigmoid` and `max_logit_scale`.
 
     Args:
-        model: A FAST-GOAL model, or the name or folder of any supported checkpoint, which is then loaded as
-            `FastGoalModel.from_base` loads it.
+        model: A FAST-GOAL model, or the name or folder of any supported checkpoint, which is loaded with
+            `FastGoalModel.from_base`.
         args: A `FastGoalTrainingArguments`.
         data_collator: A `FastGoalCollator` for the objective by default.
         train_dataset: A source from `load_source`, a `TrainingData`, a `StreamData`, a `datasets.Dataset` or a list of
-            rows, see `FastGoalCollator`.
+            rows as described in `FastGoalCollator`.
         eval_dataset: The same, or a dictionary of datasets by name.
         processing_class: The model's `FastGoalProcessor`; loaded with the model if `model` is a name.
         model_init: Not supported.
@@ -103,14 +103,14 @@ class FastGoalTrainer(Trainer):
         optimizers: As in `transformers.Trainer`.
         optimizer_cls_and_kwargs: As in `transformers.Trainer`.
         preprocess_logits_for_metrics: Not supported.
-        peft_config: A `peft.LoraConfig` with `bias="none"` and without `modules_to_save`: train an adapter.
-        card: What the model card says that the trainer cannot know.
-        max_text_length: Number of tokens that a model given by its name reads; the maximum of its family by default.
+        peft_config: A `peft.LoraConfig` with `bias="none"` and without `modules_to_save`, to train an adapter.
+        card: A `CardOptions` with information for the model card that the trainer does not have.
+        max_text_length: Number of tokens that the model reads if `model` is a name; the family's maximum by default.
 
     Raises:
         ValueError: An unsupported argument is given; the processor is missing; a row has no image, no caption or none
             of the pairs that the objective needs; or one process would use several GPUs.
-        TypeError: `model` is not a FAST-GOAL model, `args` are not `FastGoalTrainingArguments`, or the data are a
+        TypeError: `model` is not a FAST-GOAL model, `args` is not a `FastGoalTrainingArguments`, or a dataset is a
             single row.
     """
 
@@ -243,16 +243,16 @@ class FastGoalTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, as the only training in the output folder.
+        """Train the model. Only one training can use an output folder at a time.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the newest complete checkpoint of the output
-                folder. Nothing is trained if that training has ended.
+                folder. If that training is already complete, nothing is trained.
             trial: As in `transformers.Trainer`.
             ignore_keys_for_eval: As in `transformers.Trainer`.
 
         Raises:
-            ValueError: Another training writes the output folder; the checkpoint is not complete, or of a training on
+            ValueError: Another training uses the output folder; the checkpoint is incomplete, or is from a training on
                 other data or with other settings; or the loss became NaN or infinite.
         """
         output = Path(self.args.output_dir or ".")
@@ -266,7 +266,7 @@ class FastGoalTrainer(Trainer):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def training_settings(self) -> dict[str, Any]:
-        """Return what the weights depend on and a resumed training must not change unnoticed."""
+        """Return the settings that the weights depend on, which a resumed training must not change unnoticed."""
         args, data = self.args, cast(Any, self.train_dataset)
         source = None if isinstance(data, StreamData) else source_of(data)
         names = (
@@ -466,7 +466,7 @@ class FastGoalTrainer(Trainer):
         return model(**{name: inputs[name] for name in names if name in inputs}, **tokens)
 
     def loss_rows(self, outputs: FastGoalOutput, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return what the losses of this process's rows are computed from, tensors with one row per sample."""
+        """Return the inputs of the losses of this process's rows, tensors with one row per sample."""
         # SPARC's losses are computed here and need full precision; the others get it in `_loss_of_rows`.
         full = {
             name: outputs[name].float() for name in ("patch_embeds", "token_embeds", "logit_scale") if name in outputs
@@ -685,7 +685,7 @@ class FastGoalTrainer(Trainer):
             self.args.hub_token = token
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our model card, in place of the one of `transformers`."""
+        """Write our model card instead of the one of `transformers`."""
         if self.is_world_process_zero():
             self._finish_folder(Path(self.args.output_dir or "."), images=True)
 
@@ -708,7 +708,7 @@ class FastGoalTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save the model, and push it with processor, card and code in one commit; always waits for it."""
+        """Save the model, push it with the processor, card and code in one commit, and wait for the upload."""
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)

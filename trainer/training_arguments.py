@@ -107,8 +107,8 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     Only the arguments that `TrainingArguments` does not have, or that have another default here, are listed. The
     defaults are those of GOAL's published training: AdamW, and a cosine schedule without warmup.
 
-    The recipe fills in the arguments that are None, which then count as given. To change the recipe, create new
-    arguments: `dataclasses.replace` would keep the values of the old one.
+    The recipe replaces arguments that are None with its own values. To change the recipe, create new arguments:
+    `dataclasses.replace` would keep the values of the old recipe.
 
     Raises:
         ValueError: A value is not allowed; the message names the argument.
@@ -116,11 +116,11 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
 
     recipe: str = _setting(
         "paper",
-        "Set of defaults for the arguments that are not given. `paper`: the published settings. `goal`: those of "
-        "GOAL's public code as well (batches of 16, incomplete batches dropped, no gradient clipping, weight decay on "
+        "Set of defaults for the arguments that are not given. `paper`: the published settings. `goal`: the settings "
+        "of GOAL's public code (batches of 16, incomplete batches dropped, no gradient clipping, weight decay on "
         "all parameters); use it with `bf16` and with pairs made by `fastgoal pairs --model "
         "openai/clip-vit-large-patch14-336`, the model that GOAL matches pairs with. `experimental`: the best settings "
-        "of this project's study, which used drawn scenes and never photographs (`pair_sampling` any, "
+        "of this project's study on drawn scenes, never tried on photographs (`pair_sampling` any, "
         "`hard_negatives`, `hard_negative_refresh` 0.4, `warmup_steps` 0.2, `l2sp_weight` 0.001, `token_weight` 0.1 "
         "instead of `tsl_weight`, `short_weight` 0.3 if the rows have short captions).",
         choices=[*RECIPES],
@@ -128,14 +128,14 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     objective: str = _setting("fast_goal", f"Objective to train: {', '.join(OBJECTIVES)}.", choices=[*OBJECTIVES])
     contrastive: str | None = _setting(
         None,
-        "Contrastive loss: `softmax` (InfoNCE, as CLIP) or `sigmoid` (as SigLIP, and for SigLIP only). Defaults to the "
-        "loss that the base model was trained with.",
+        "Contrastive loss: `softmax` (InfoNCE, as in CLIP) or `sigmoid` (as in SigLIP; for SigLIP only). Defaults to "
+        "the loss that the base model was trained with.",
         choices=["softmax", "sigmoid"],
     )
     pair_sampling: str | None = _setting(
         None,
-        "Which local pair of an image each step trains on: the `best`, as published, one of the `top3`, or `any`. "
-        "`top3` and `any` draw a pair anew in each epoch. Set by the recipe by default.",
+        "Which local pair of an image to train on: the `best` (as published), one of the `top3`, or `any`. "
+        "`top3` and `any` draw a new pair in each epoch. Set by the recipe by default.",
         choices=[*PAIR_SAMPLING],
     )
     hard_negatives: bool | None = _setting(
@@ -146,8 +146,8 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     )
     hard_negative_refresh: float | None = _setting(
         None,
-        "Fraction of the epochs after which hard negatives are searched once more, with the current model. 0 for "
-        "never. Set by the recipe by default.",
+        "Fraction of the epochs after which to search for hard negatives again, with the current model; 0 disables it. "
+        "Set by the recipe by default.",
     )
     l2sp_weight: float | None = _setting(
         None,
@@ -170,16 +170,16 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         None, "Tower to freeze together with its projection: `vision` or `text`.", choices=[*TOWERS]
     )
     freeze_layers: int = _setting(
-        0, "Number of first layers to freeze in both towers, together with the embeddings before them."
+        0, "Number of layers to freeze in both towers, counted from the input, together with the embeddings."
     )
     mini_batch_size: int | None = _setting(
         None,
-        "Number of pairs to process at once with gradient caching. Loss and gradients remain those of the whole batch, "
-        "at the memory of a mini-batch and the cost of another forward pass.",
+        "Number of pairs to process at once with gradient caching. Loss and gradients remain those of the whole batch. "
+        "Needs the memory of a mini-batch and one more forward pass.",
     )
     max_logit_scale: float | None = _setting(
         None,
-        "Upper bound of the learned logit scale; 0 for none. Defaults to 100, as in CLIP's training, and to 0 with "
+        "Upper bound of the learned logit scale; 0 for no bound. Defaults to 100, as in CLIP's training, and to 0 with "
         "sigmoid losses.",
     )
     train_sampling_strategy: str = _setting(
@@ -193,7 +193,7 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     weight_decay: float = _setting(0.05, "Weight decay of AdamW.")
     num_train_epochs: float = _setting(10.0, "Number of training epochs.")
     warmup_steps: float | None = _setting(  # type: ignore[assignment]
-        None, "Number of warmup steps, or their fraction of all steps if below 1. Set by the recipe by default."
+        None, "Number of warmup steps, or a fraction of all steps if below 1. Set by the recipe by default."
     )
     decay_all: bool | None = _setting(
         None,
@@ -219,13 +219,15 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     save_total_limit: int | None = _setting(2, "Number of checkpoints to keep. Older ones are deleted.")
     overwrite_output_dir: bool = _setting(
         False,
-        "Whether to train into a folder that already holds a model, a dataset or another training. Old checkpoints in "
-        "it are deleted.",
+        "Whether to train into a folder that already contains a model, a dataset or another training. Old checkpoints "
+        "in it are deleted.",
     )
     ignore_resume_mismatch: bool = _setting(
         False, "Whether to resume from a checkpoint that was trained on other data or with other settings."
     )
-    remove_unused_columns: bool = _setting(False, "Must be False: the collator reads columns that the model does not.")
+    remove_unused_columns: bool = _setting(
+        False, "Must be False: the collator needs columns that the model does not take."
+    )
 
     def __post_init__(self) -> None:
         if self.remove_unused_columns:

@@ -21,7 +21,7 @@ PAIR_SAMPLING = {"best": 1, "top3": 3, "any": sys.maxsize}
 
 
 class FastGoalCollator:
-    """Load images, cut out the region of one local pair for each row, and build the batch.
+    """Load images, crop the region of one local pair per row, and build the batch.
 
         collator = FastGoalCollator(processor)
         outputs = model(**collator(rows), return_loss=True)
@@ -29,24 +29,24 @@ class FastGoalCollator:
     Rows are dicts as `fastgoal pairs` and `FastGoalProcessor.pair_rows` write them: `image` (PIL image, file name or
     `{"bytes", "path"}`), `caption`, `regions` (dicts with `box` in pixels of the upright image), `sentences` (dicts
     with `start` and `end` in characters of the caption) and `pairs` (dicts with `sentence`, `region` and `score`).
-    Without local pairs, `image` and `caption` suffice.
+    With `local_pairs=False`, `image` and `caption` are enough.
 
-    The data loaders of the trainer pass `TrainingRow`s instead. Their batches are completed on the device: pixels are
-    uint8 where the image processor allows it, a quarter of the bytes, until `reader.normalize` converts them, and
-    `names` lists the names of the rows.
+    The trainer's data loaders pass `TrainingRow`s instead. The pixels of their batches are uint8 if the image processor
+    allows it, which takes a quarter of the bytes, and `reader.normalize` converts them on the device. `names` lists
+    the names of the rows.
 
     As published, each row trains on its best pair (FAST-GOAL, FLISM step 4): the one with the highest score among those
     that the model sees; see `processing.matching.rank_pairs`.
 
     Args:
-        processor: The model's processor: it sets the input size, the crop and the length of captions.
+        processor: The model's processor, which sets the input size, the crop and the length of captions.
         local_pairs: Whether to add local pairs. Set it to False to train on whole images and captions only.
         pair_sampling: `best` takes the best pair, `top3` draws one of the three best, and `any` one of all pairs that
-            the model sees. Rows of each epoch draw again; rows for evaluation take the best pair.
-        seed: The seed of random draws. A draw depends only on the seed, and the epoch, name and caption of the row, so
-            it is the same in any worker and process and after a resume. Dicts draw as in epoch 0.
+            the model sees. Each epoch draws again; evaluation uses the best pair.
+        seed: Random seed. A draw depends only on the seed and on the row's epoch, name and caption, so it is the same
+            in any worker and process and after a resume. Rows given as dicts draw as in epoch 0.
         short_captions: Whether to add a short caption of each image: one of the row's `short_captions`, drawn in each
-            epoch, or the first sentence of its caption if it has none. Rows for evaluation take the first.
+            epoch, or the first sentence of its caption if it has none. Evaluation uses the first one.
 
     Attributes:
         reader: The `PixelReader`.

@@ -43,7 +43,7 @@ def evaluate(
     against_processor: Any = None,
     progress: bool = False,
 ) -> EvaluationReport:
-    """Measure the retrieval between the images and captions of a dataset, and what the options ask for.
+    """Measure retrieval between the images and captions of a dataset, and run the tests that the options select.
 
         report = fastgoal.evaluate("outputs/", "test/", against="openai/clip-vit-base-patch16")
         print(report.metrics["text_to_image_R@1"], report.differences["text_to_image_R@1"].interval)
@@ -58,12 +58,12 @@ def evaluate(
             list of rows such as `{"image": PIL image or file name, "caption": text}`.
         options: Protocol, tests and settings; the defaults of `EvaluationOptions` if None.
         processor: Processor of a loaded `model`.
-        against: Another model to compare with on the same queries, given like `model`.
+        against: Another model to compare with on the same queries, in the same form as `model`.
         against_processor: Processor of a loaded `against`.
-        progress: Show progress bars.
+        progress: Whether to show progress bars.
 
     Raises:
-        ValueError: An argument is wrong, a model or the data cannot be used, a row is broken, or the check fails.
+        ValueError: An argument is invalid, a model, the data or a row cannot be used, or the check fails.
     """
     started = time.perf_counter()
     options = EvaluationOptions() if options is None else options

@@ -14,13 +14,13 @@ from .protocols.registry import PROTOCOLS
 
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
-    """Return a field with its help and, where there are such, the `lowest` value or the `choices` that are allowed."""
+    """Return a field with its help text and, optionally, the `lowest` value or the `choices` allowed."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How an evaluation reads its data and what it measures: the options of `fastgoal evaluate`.
+    """Options of an evaluation: how it reads its data and what it measures. `fastgoal evaluate` has the same ones.
 
         fastgoal.evaluate("outputs/", "test/", EvaluationOptions(joint=True, resamples=0))
 
@@ -38,7 +38,9 @@ class EvaluationOptions:
         False,
         "also evaluate changed captions: a false sentence inserted, sentences shuffled or dropped, text truncated",
     )
-    localization: bool = _option(False, "also measure how often a sentence finds its boxes (top 5, 10, 15 patches)")
+    localization: bool = _option(
+        False, "also measure how often the 5, 10 and 15 patches most similar to a sentence are inside its boxes"
+    )
     check: bool = _option(False, "compute recalls and ranks again with a second implementation; stop if they differ")
     split: str | None = _option(None, "split of the dataset, if it has several")
     image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
@@ -46,10 +48,8 @@ class EvaluationOptions:
     boxes_column: str = _option("boxes", "column with the boxes for the localization test")
     allow_outside_files: bool = _option(False, "also read image files outside the data folder")
     limit: int | None = _option(None, "use only the first N rows", lowest=1)
-    on_error: str = _option(
-        "stop", "at a row that cannot be read, stop, or skip it and list it", choices=("stop", "skip")
-    )
-    batch_size: int = _option(32, "images per forward pass", lowest=1)
+    on_error: str = _option("stop", "if a row cannot be read: stop, or skip and list it", choices=("stop", "skip"))
+    batch_size: int = _option(32, "number of images per forward pass", lowest=1)
     num_workers: int | None = _option(
         None, "number of processes that read images (default: 4, or 0 if the model is on the CPU)", lowest=0
     )

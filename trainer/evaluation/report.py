@@ -37,12 +37,12 @@ class ModelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(ModelResult):
-    """The results of `evaluate`, and the settings that they depend on (see `EvaluationOptions`).
+    """Results of `evaluate`, and the settings that they depend on (see `EvaluationOptions`).
 
     Attributes:
-        protocol_title: Name of the protocol in text.
-        complete: Whether the data have as many images as the protocol.
-        remark: Note on a result of incomplete data; otherwise empty.
+        protocol_title: Display name of the protocol.
+        complete: Whether the data has as many images as the protocol requires.
+        remark: Note about incomplete data; otherwise empty.
         data: Folder or Hub id.
         images: Number of images.
         captions: Number of captions.
@@ -52,10 +52,10 @@ class EvaluationReport(ModelResult):
         skipped: The message of each skipped row.
         intervals: 95 % intervals of `metrics`; None without resamples.
         checked: Whether a second implementation gave the same `metrics`; None if it did not run.
-        published: Published results of the protocol; None if there are none or the data are incomplete.
+        published: Published results of the protocol; None if there are none or the data is incomplete.
         against: Results of the other model; None if there is none.
         differences: Differences between the metrics of both models.
-        seconds: Wall-clock time, with loading.
+        seconds: Wall-clock time, including loading.
         versions: Versions of the libraries.
     """
 
