@@ -148,8 +148,9 @@ def build_pairs(
         elif (workers, ray) != (None, None):
             raise ValueError("`workers` and `ray` need a `model` given by name, which every process loads itself.")
         else:
-            device, dtype = device or str(model.device), str(model.dtype).removeprefix("torch.")
-            mark = f"{os.path.basename(str(model.name_or_path))}#{fingerprint(model.state_dict())[:32]}"
+            given: Any = model
+            device, dtype = device or str(given.device), str(given.dtype).removeprefix("torch.")
+            mark = f"{os.path.basename(str(given.name_or_path))}#{fingerprint(given.state_dict())[:32]}"
 
         def load_matcher() -> tuple[Any, Any]:
             # The detector first: it takes less time to fail.
