@@ -35,7 +35,7 @@ class EndpointHandler:
     `parameters` are the following; those for embeddings may also stand next to `inputs`:
 
     * `candidate_labels`, a list of texts or texts separated by commas, asks for scores of the image: a softmax over
-      the labels, or for a SigLIP model a sigmoid of each label;
+      the labels, or a sigmoid of each label for a SigLIP model that was trained with the sigmoid loss;
     * `hypothesis_template` puts each label in place of its `{}`;
     * `return` is `"scores"` or `"embeddings"`; the default is scores for images with texts and embeddings otherwise;
     * `normalize: false` returns unnormalized embeddings, and `truncate: false` refuses longer texts.
@@ -55,6 +55,8 @@ class EndpointHandler:
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.processor.tokenizer.split_special_tokens = True  # a text with `<|endoftext|>` does not end there
         self.is_siglip = self.model.config.model_type == "siglip"  # these models read padding, up to their text length
+        # A SigLIP model that was trained with the softmax loss says so.
+        self.is_sigmoid = self.is_siglip and getattr(self.model.config, "contrastive", None) != "softmax"
 
     def __call__(self, data: dict[str, Any]) -> Any:
         try:
@@ -118,7 +120,7 @@ class EndpointHandler:
             answer = {name: rows.tolist() for name, rows in embeds.items()}
             return answer if has_names else next(iter(answer.values()))
         logits = self.model.logit_scale.exp().float() * embeds["image_embeddings"] @ embeds["text_embeddings"].T
-        scores = (logits + self.model.logit_bias.float()).sigmoid() if self.is_siglip else logits.softmax(dim=-1)
+        scores = (logits + self.model.logit_bias.float()).sigmoid() if self.is_sigmoid else logits.softmax(dim=-1)
         answers = [
             [{"label": text, "score": score} for text, score in sorted(zip(texts, row), key=lambda pair: -pair[1])]
             for row in scores.tolist()

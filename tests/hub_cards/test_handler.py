@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import fastgoal.hub_cards.handler
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalSiglipModel
 from fastgoal.processing import images
 
 SOURCE = Path(fastgoal.hub_cards.handler.__file__).read_text(encoding="utf-8")
@@ -69,6 +69,24 @@ def test_scores_of_an_image(handler, expected, image, named):
     probabilities = expected.logits_per_image.softmax(dim=-1)[0].tolist()
     assert scores == pytest.approx(dict(zip(LABELS, probabilities, strict=True)), abs=1e-5)
     assert answer[0]["score"] >= answer[1]["score"]
+
+
+@pytest.mark.parametrize("contrastive", ["softmax", "sigmoid"])
+def test_a_siglip_scores_as_it_was_trained(tiny_bases, contrastive, tmp_path):
+    model = FastGoalSiglipModel.from_base(tiny_bases["siglip"], max_text_length=64)
+    model.config.contrastive = contrastive
+    model.save_pretrained(tmp_path)
+    FastGoalProcessor.from_base(tiny_bases["siglip"], max_text_length=64).save_pretrained(tmp_path)
+    answer = fastgoal.hub_cards.handler.EndpointHandler(str(tmp_path))(
+        {"inputs": png(), "parameters": {"candidate_labels": ["a red cup", "a blue cup"]}}
+    )
+    inputs = FastGoalProcessor.from_pretrained(tmp_path)(images=IMAGE, text=["a red cup", "a blue cup"])
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits_per_image[0]
+    scores = logits.softmax(0) if contrastive == "softmax" else logits.sigmoid()
+    assert {row["label"]: row["score"] for row in answer} == pytest.approx(
+        dict(zip(["a red cup", "a blue cup"], scores.tolist(), strict=True)), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/a.png", "https://example.com/a.png", "HTTP://[64:ff9b::1]/"])
