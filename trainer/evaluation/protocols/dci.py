@@ -59,5 +59,13 @@ PROTOCOLS = (
         images=7602,
         captions_each=1,
     ),
-    Protocol("dci-2k", "DCI, GOAL's 2k test split", "GOAL's DCI_test.json and photos/", read_dci_2k, split="test"),
+    Protocol(
+        "dci-2k",
+        "DCI, GOAL's 2k test split",
+        "GOAL's DCI_test.json and photos/",
+        read_dci_2k,
+        images=1999,
+        captions_each=1,
+        split="test",
+    ),
 )

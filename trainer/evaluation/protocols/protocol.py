@@ -21,7 +21,7 @@ class Protocol:
         captions_each: Number of captions per image that are used; None for all.
         columns: Caption columns to try, in order, if the protocol is given as a table (parquet files, a saved dataset,
             a Hub id). None stands for the defaults of `load_source`.
-        split: Split to use in such a table, if it has several.
+        split: Split to use in such a table, if it has several; `a+b` for two.
     """
 
     name: str

@@ -86,7 +86,7 @@ def open_protocol(
         source = _load_table(protocol, data, image_column, caption_column, split, allow_outside_files)
     rows: Sequence[int] = range(len(source))
     if protocol.split and not split and "split" in source.columns:
-        rows = [row for row in rows if source._values(row).get("split") == protocol.split]
+        rows = [row for row in rows if source._values(row).get("split") in protocol.split.split("+")]
     return SelectedRows(source, rows[:limit], protocol.captions_each)
 
 

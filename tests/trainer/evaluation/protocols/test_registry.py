@@ -1,6 +1,7 @@
 """Protocols are found by name, and take their data in every form."""
 
 import json
+import re
 
 import pytest
 
@@ -11,7 +12,18 @@ from tests.published_files import rows_of, write
 
 def test_the_help_lists_all_protocols(capsys):
     assert {*PROTOCOLS} == {
-        *("docci", "dci-7805", "dci-7602", "dci-2k", "urban1k", "sharegpt4v-1k", "coco-5k", "flickr30k-1k", "folder")
+        *(
+            "docci",
+            "docci-5100",
+            "dci-7805",
+            "dci-7602",
+            "dci-2k",
+            "urban1k",
+            "sharegpt4v-1k",
+            "coco-5k",
+            "flickr30k-1k",
+            "folder",
+        )
     }
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
@@ -22,7 +34,8 @@ def test_the_help_lists_all_protocols(capsys):
 def test_a_protocol_as_parquet_uses_its_split_column_and_caption_column(tmp_path):
     import datasets
 
-    rows = [{"image": None, "split": split, "description": f"{split}."} for split in ("train", "test")]
+    splits = ("train", "test", "qual_dev", "qual_test")
+    rows = [{"image": None, "split": split, "description": f"{split}."} for split in splits]
     features = datasets.Features(
         {"image": datasets.Image(), "split": datasets.Value("string"), "description": datasets.Value("string")}
     )
@@ -30,6 +43,8 @@ def test_a_protocol_as_parquet_uses_its_split_column_and_caption_column(tmp_path
     source = open_protocol("docci", str(tmp_path))
     assert len(source) == 1
     assert "row 1" in source.label(0)
+    both = open_protocol("docci-5100", str(tmp_path))
+    assert [re.search(r"row \d", both.label(row))[0] for row in range(len(both))] == ["row 1", "row 3"]
 
 
 def test_own_data(tmp_path):
