@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, FAMILIES, Family, family_of
-from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, is_sigmoid, text_positions
 from fastgoal.processing.checkpoints.adapters import is_adapter, read_base
 from fastgoal.processing.checkpoints.load import check_model
 
@@ -133,6 +133,7 @@ class ModelFacts:
         dim: Width of the embeddings.
         parameters: Number of weights.
         family: The model's family.
+        is_sigmoid: Whether the probability of a caption is the sigmoid of its logit, rather than a softmax over all.
         base_model: Hub id or folder of the model that it was made from, if known.
         license: License, an identifier of the Hub; None if nobody stated one.
         note: A sentence at the top of the card, such as a warning.
@@ -152,6 +153,7 @@ class ModelFacts:
     dim: int
     parameters: int
     family: Family = CLIP
+    is_sigmoid: bool = False
     base_model: str | None = None
     license: str | None = None
     note: str | None = None
@@ -180,6 +182,7 @@ class ModelFacts:
         else:
             config = check_model(str(folder), "folder")
             known |= {"family": family_of(config), "max_text_length": text_positions(config)}
+            known["is_sigmoid"] = is_sigmoid(config, getattr(config, "contrastive", None))
             known |= {name: getattr(config.vision_config, name) for name in ("image_size", "patch_size")}
             known["dim"] = embedding_width(config)
         return cls(**{**known, **facts})
@@ -271,7 +274,11 @@ def save_examples(
         inputs = processor(images=list(images), text=labels).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         logits = model(**inputs).logits_per_image.float()
-    scores_of = torch.sigmoid if family_of(model).is_sigmoid else partial(torch.softmax, dim=-1)
+    scores_of = (
+        torch.sigmoid
+        if is_sigmoid(model, getattr(model.config, "contrastive", None))
+        else partial(torch.softmax, dim=-1)
+    )
     examples = []
     for number, (image, row) in enumerate(zip(images, scores_of(logits).tolist(), strict=True), start=1):
         path, small = f"{EXAMPLES}/{number}.jpg", image.convert("RGB")

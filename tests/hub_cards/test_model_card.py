@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import CLIPModel, Trainer
 
+from fastgoal import FastGoalSiglipModel
 from fastgoal.hub_cards.model_card import ModelFacts, TrainingFacts, write_model_card
 
 from .conftest import TOKEN
@@ -160,6 +161,15 @@ def test_a_model_that_was_not_trained_here(trained, tmp_path):
     assert "Not stated." in text
     assert f"{facts.parameters:,}" in text
     assert facts.parameters == sum(p.numel() for p in CLIPModel.from_pretrained(tmp_path).parameters())
+
+
+@pytest.mark.parametrize(("contrastive", "scores"), [("softmax", "softmax(dim=-1)"), (None, "sigmoid()")])
+def test_the_example_of_a_siglip_scores_as_it_was_trained(tiny_bases, contrastive, scores, tmp_path):
+    model = FastGoalSiglipModel.from_base(tiny_bases["siglip"])
+    model.config.contrastive = contrastive
+    model.save_pretrained(tmp_path)
+    card = write_model_card(tmp_path, ModelFacts.of_folder(tmp_path)).read_text()
+    assert f"probabilities = model(**inputs).logits_per_image.{scores}\n" in card
 
 
 @pytest.mark.parametrize(
