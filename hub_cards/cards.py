@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 CARD = "README.md"
 EXAMPLES = "examples"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# An identifier of https://huggingface.co/docs/hub/repositories-licenses, such as openrail++ or bsd-3-clause.
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Control characters, line breaks, unpaired surrogates, and characters that change the direction of the text.
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -35,6 +38,20 @@ def is_hub_id(name: str) -> bool:
 def public_name(name: str) -> str:
     """Return the public name of a model or dataset: a Hub id, or only the last name of a folder or file."""
     return name if is_hub_id(name) else card_name(Path(name).name or Path(name).resolve().name)
+
+
+def check_license(license: str | None, way_out: str = "") -> None:
+    """Raise `ValueError` unless a license is None or in the form of the Hub's identifiers.
+
+    Args:
+        license: The license.
+        way_out: End of the message.
+    """
+    if license is not None and not LICENSE.fullmatch(license):
+        raise ValueError(
+            "`license` must be an identifier of the Hub in lower case, such as cc-by-4.0, cc0-1.0, mit or other, got "
+            f"{license!r}.{way_out}"
+        )
 
 
 def card_name(name: str) -> str:
@@ -80,7 +97,11 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
         template: Name of a template in the folder of this file, which lays out the facts below the metadata.
         data: The metadata.
         facts: The facts, a dataclass with a `name`.
+
+    Raises:
+        ValueError: The license in the metadata is not an identifier of the Hub.
     """
+    check_license(data.get("license"))
     environment = Environment(loader=FileSystemLoader(HERE))
     environment.filters.update(public_name=public_name, number=number, percent=percent, things=count, spread=spread)
     title = facts.name.split("/")[-1]
@@ -92,12 +113,13 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
 
 def rename_card(text: str, repo: str) -> str:
     """Return the text of a card with the Hub id in place of the folder's name, in code, metadata, title and widget."""
+    in_yaml = yaml.safe_dump(repo).splitlines()[0]  # with quotes where YAML reads a number or a date
     old = re.search(r'^name = "(.*)"$', text, re.MULTILINE)
     text = re.sub(r'^name = ".*"$', lambda _: f'name = "{repo}"', text, flags=re.MULTILINE)
     address = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLES}/"
     text = re.sub(rf"(src: )(?:https://huggingface\.co/\S+?/)?{EXAMPLES}/", lambda m: m[1] + address, text)
     if old:
-        text = re.sub(rf"^- name: {re.escape(old[1])}$", lambda _: f"- name: {repo}", text, flags=re.MULTILINE)
+        text = re.sub(rf"^- name: {re.escape(old[1])}$", lambda _: f"- name: {in_yaml}", text, flags=re.MULTILINE)
         text = re.sub(rf"^# {re.escape(old[1].split('/')[-1])}$", f"# {repo.split('/')[-1]}", text, flags=re.MULTILINE)
     return text
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,19 @@ from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 
-from .cards import CARD, is_hub_id, public_name, public_weights, rename_card, save_pairs_sheet, spread, write_card
+from .cards import (
+    CARD,
+    check_license,
+    is_hub_id,
+    public_name,
+    public_weights,
+    rename_card,
+    save_pairs_sheet,
+    spread,
+    write_card,
+)
 
 SAMPLES = 3
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 # Holds the hash of the card that was written. A card with another hash was edited, and is not overwritten.
 CARD_MARK = Path(".fastgoal", "card.json")
@@ -167,11 +175,7 @@ def prepare_data_card(
         ValueError: The folder, the license or the folder of captions is not valid, or the tokenizer cannot be loaded.
     """
     folder = Path(folder)
-    if not LICENSE.fullmatch(license):
-        raise ValueError(
-            f"`license` must be an identifier of the Hub in lower case, such as cc-by-4.0, cc0-1.0 or other, got "
-            f"'{license}'. Free text goes into `image_license` and `caption_license`."
-        )
+    check_license(license, " Free text goes into `image_license` and `caption_license`.")
     opened = open_finished(folder)
     card, mark = folder / CARD, folder / CARD_MARK
     if card.exists() and _hash(card) != (json.loads(mark.read_bytes())["hash"] if mark.exists() else None):

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerState
 
 from fastgoal.hub_cards import model_card as cards
-from fastgoal.hub_cards.cards import card_name, public_name, save_pairs_sheet
+from fastgoal.hub_cards.cards import card_name, check_license, public_name, save_pairs_sheet
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import describe_base, is_adapted, write_base
@@ -33,14 +33,21 @@ class CardOptions:
     Attributes:
         base_model: Hub id or folder of the model that the training started from.
         license: License of the model, an identifier of the Hub such as `mit`.
-        images: Whether the card shows images of the data, which are copied next to the model and pushed with it.
+        images: Whether the card shows a few images of the data, which are copied next to the model. A push publishes
+            them.
         note: A sentence at the top of the card, such as a warning.
+
+    Raises:
+        ValueError: The license is not an identifier of the Hub.
     """
 
     base_model: str | None = None
     license: str | None = None
-    images: bool = True
+    images: bool = False
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        check_license(self.license)
 
 
 def finish_folder(

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
+from fastgoal.hub_cards.cards import check_license
 from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.sources import Source, load_source
 from fastgoal.trainer.batches.rows import TrainingData
@@ -82,9 +83,12 @@ class RunArguments:
         metavar="NAME_OR_FILE",
     )
     license: str | None = _option("License of the model for its card, such as mit.", None)
-    card_images: bool = _option("Whether to show a few training and evaluation images on the model card.", True)
+    card_images: bool = _option(
+        "Whether to show a few training and evaluation images on the model card. A push publishes them.", False
+    )
 
     def __post_init__(self) -> None:
+        check_license(self.license)
         for name in ("max_train_rows", "max_eval_rows", "shuffle_window", "num_processes"):
             value = getattr(self, name)
             if value is not None and value < 1:

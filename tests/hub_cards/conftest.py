@@ -38,6 +38,7 @@ def trained(tiny_clip, tmp_path_factory):
         "dataloader_num_workers": 0,
         "use_cpu": True,
         "license": "apache-2.0",
+        "card_images": True,
         "hub_token": TOKEN,
     }
     assert main([word for name, value in settings.items() for word in (f"--{name}", str(value))]) == 0

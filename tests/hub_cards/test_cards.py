@@ -6,8 +6,10 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from fastgoal.hub_cards.cards import card_name, plain, public_name, public_weights, rename_card, spread
+from fastgoal.hub_cards.cards import card_name, check_license, plain, public_name, public_weights, rename_card, spread
 from fastgoal.hub_cards.model_card import ModelFacts, TrainingFacts, write_model_card
+from fastgoal.trainer.card import CardOptions
+from fastgoal.trainer.run import RunArguments
 
 
 def test_rename(trained):
@@ -20,6 +22,28 @@ def test_rename(trained):
     assert data["widget"][0]["src"] == "https://huggingface.co/me/other/resolve/main/examples/1.jpg"
     again = ModelCard(rename_card(text, "you/third")).data.to_dict()
     assert again["widget"][0]["src"] == "https://huggingface.co/you/third/resolve/main/examples/1.jpg"
+    assert ModelCard(rename_card(text, "2026-01-01")).data.to_dict()["model-index"][0]["name"] == "2026-01-01"
+
+
+@pytest.mark.parametrize("license", ["mit\nfoo: bar", "MIT", "CC BY 4.0", "", "mit\n", "[mit]", "mit # x", "a: b"])
+def test_a_license_is_an_identifier(license, tmp_path):
+    facts = ModelFacts("mine", 77, 32, 8, 16, 1000, license=license)
+    for use in (
+        lambda: check_license(license),
+        lambda: CardOptions(license=license),
+        lambda: RunArguments("model", "data", license=license),
+        lambda: write_model_card(tmp_path, facts),
+    ):
+        with pytest.raises(ValueError, match="`license` must be an identifier"):
+            use()
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("license", [None, "mit", "openrail++", "bsd-3-clause-clear", "llama3.1", "c-uda", "other"])
+def test_licenses_of_the_hub_pass(license, tmp_path):
+    check_license(license)
+    card = write_model_card(tmp_path, ModelFacts("mine", 77, 32, 8, 16, 1000, license=license))
+    assert ModelCard(card.read_text()).data.license == license
 
 
 @pytest.mark.parametrize(

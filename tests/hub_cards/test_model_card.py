@@ -95,7 +95,7 @@ def test_nothing_is_written_outside_the_output_folder(trained):
     assert sorted(path.name for path in trained.parent.iterdir()) == ["my-model", "squares"]
 
 
-def test_without_card_images_no_data_is_copied(trained, tiny_clip, tmp_path):
+def test_by_default_no_data_is_copied(trained, tiny_clip, tmp_path):
     from fastgoal.trainer.run import main
 
     settings = {
@@ -107,7 +107,6 @@ def test_without_card_images_no_data_is_copied(trained, tiny_clip, tmp_path):
         "per_device_train_batch_size": 2,
         "dataloader_num_workers": 0,
         "use_cpu": True,
-        "card_images": False,
     }
     assert main([word for name, value in settings.items() for word in (f"--{name}", str(value))]) == 0
     assert not (tmp_path / "run" / "examples").exists()
