@@ -29,7 +29,7 @@ from benchmarks.random_clip import build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
 from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, write_pairs
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.detectors.load import load_detector
 from fastgoal.processing.embedding import TOKENS_PER_CROP, batches_by_tokens
 from fastgoal.processing.images import load_image

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastgoal.pages.explain import explain
     from fastgoal.processing.builders.captions import build_captions
     from fastgoal.processing.builders.pairs import build_pairs
-    from fastgoal.processing.data.sources import load_source
+    from fastgoal.processing.data.forms.registry import load_source
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.processing.regions import Region
@@ -98,7 +98,7 @@ _MODULES = {
     "build_pairs": "fastgoal.processing.builders.pairs",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "explain": "fastgoal.pages.explain",
-    "load_source": "fastgoal.processing.data.sources",
+    "load_source": "fastgoal.processing.data.forms.registry",
     "push": "fastgoal.hub_cards.push",
     "retrieval_metrics": "fastgoal.trainer.evaluation.measures.retrieval",
     "split_sentences": "fastgoal.processing.sentences",

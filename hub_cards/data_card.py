@@ -10,8 +10,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import MANIFEST, PairsFolder
-from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, load_source
 from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec

@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from fastgoal.processing.data.sources import is_source
+from fastgoal.processing.data.forms.registry import is_source
 from fastgoal.processing.files import WORK_FOLDER, hold_folder, sweep_drafts, write_json
 
 logger = logging.get_logger(__name__)

@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from fastgoal.hub_cards.cards import check_license
 from fastgoal.processing.checkpoints.adapters import is_adapted
-from fastgoal.processing.data.sources import Source, load_source
+from fastgoal.processing.data.forms.registry import FORMS, load_source
+from fastgoal.processing.data.sources import Source
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
@@ -58,14 +59,23 @@ class RunArguments:
         aliases="--dataset_name",
     )
     eval_data: str | None = _option("Dataset to evaluate on.", None)
+    form: str | None = _option(
+        f"Form of the datasets: {', '.join(FORMS)}. Recognized by default.", None, choices=[*FORMS]
+    )
+    train_split: str | None = _option("Split of `train_data`, if it has several.", None)
+    eval_split: str | None = _option("Split of `eval_data`, if it has several.", None)
     image_column: str | None = _option("Name of the image column. Detected by default.", None)
     caption_column: str | None = _option("Name of the caption column. Detected by default.", None)
+    image_folder: str | None = _option(
+        "Folder of the image files, if the datasets are tables that name them. Defaults to the folder of the table.",
+        None,
+    )
     max_text_length: int | None = _option(
         "Maximum text length in tokens: 77 to 248, and 64 to 256 for SigLIP. Defaults to the maximum.", None
     )
     streaming: bool = _option(
         "Whether to stream the training data from parquet or tar (WebDataset) shards instead of loading them. Does not "
-        "work with `hard_negatives`, `train_sampling_strategy`, `image_column` and `caption_column`.",
+        "work with `hard_negatives`, `train_sampling_strategy`, `image_column`, `caption_column` and `image_folder`.",
         False,
     )
     shuffle_window: int = _option(
@@ -94,7 +104,7 @@ class RunArguments:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.streaming:
-            for name in ("max_train_rows", "image_column", "caption_column"):
+            for name in ("max_train_rows", "form", "train_split", "image_column", "caption_column", "image_folder"):
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(f"`{name}` cannot be combined with `streaming`, got {value}.")
 
@@ -178,8 +188,10 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         if args.max_steps <= 0:
             args.max_steps = train_data.steps(args)
     else:
-        train_data = TrainingData(_source(run.train_data, run), run.max_train_rows)
-    eval_data = TrainingData(_source(run.eval_data, run), run.max_eval_rows) if run.eval_data else None
+        train_data = TrainingData(_source(run.train_data, run.train_split, run), run.max_train_rows)
+    eval_data = None
+    if run.eval_data:
+        eval_data = TrainingData(_source(run.eval_data, run.eval_split, run), run.max_eval_rows)
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:
@@ -215,8 +227,16 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     return 0
 
 
-def _source(data: str, run: RunArguments) -> Source:
-    return load_source(data, run.image_column, run.caption_column, allow_outside_files=run.allow_outside_files)
+def _source(data: str, split: str | None, run: RunArguments) -> Source:
+    return load_source(
+        data,
+        form=run.form,
+        split=split,
+        image_column=run.image_column,
+        caption_column=run.caption_column,
+        image_folder=run.image_folder,
+        allow_outside_files=run.allow_outside_files,
+    )
 
 
 def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:

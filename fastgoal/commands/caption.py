@@ -3,16 +3,14 @@
 import argparse
 from typing import Any
 
-from .options import add, call, number, text_file
+from .options import FORM_LIST, add, call, number, text_file
 
 HELP = "write long captions for images with an image-text-to-text model"
 
-EPILOG = """\
-IMAGES is one of
-  a folder of images with its subfolders (jpg, png, webp, bmp, gif, tif)
-  a folder with metadata.jsonl, a folder written by datasets' save_to_disk,
-  a folder of parquet files, or OWNER/NAME of a dataset on the Hugging Face
-  Hub; captions in the data are ignored
+EPILOG = f"""\
+IMAGES is a folder of images with its subfolders (jpg, png, webp, bmp, gif, tif), or in one of these forms, which --form
+names; captions in the data are ignored:
+{FORM_LIST}
 
 The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links if possible
 and otherwise as copies. `fastgoal pairs DIR` and the "imagefolder" of datasets read it. metadata.jsonl is written when
@@ -84,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens with this total probability",
     )
     add(parser, "--seed", help="random seed of the sampling")
-    add(parser, "--split", "--image-column", "--allow-outside-files")
+    add(parser, "--form", "--split", "--image-column", "--image-folder", "--allow-outside-files")
     add(parser, "--limit", help="use only the first N images")
     add(parser, "--on-error", help="at an image that cannot be read or gets no caption, stop, or skip it and list it")
     add(

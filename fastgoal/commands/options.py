@@ -6,10 +6,12 @@
 import argparse
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.data.forms.registry import FORMS
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 
 
@@ -57,6 +59,12 @@ def flags_of(options: type) -> dict[str, dict[str, Any]]:
     return flags
 
 
+FORM_LIST = "\n".join(
+    textwrap.fill(form.about, 78, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    for name, form in FORMS.items()
+)
+"""The forms of data as lines of help text."""
+
 SHARED: dict[str, dict[str, Any]] = {
     **flags_of(EvaluationOptions),
     "--model": {
@@ -68,8 +76,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "--data": {
         "required": True,
         "metavar": "DATA",
-        "help": "dataset of the protocol; for `folder`: a folder with metadata.jsonl (file_name and caption or "
-        "captions), a saved dataset, a folder of parquet files such as `fastgoal pairs` writes, or a Hub dataset",
+        "help": "dataset of the protocol; for `folder`: images with captions in a form that --form names, such as a "
+        "folder that `fastgoal pairs` wrote, or a Hub dataset",
     },
     "--output": {"required": True, "metavar": "DIR", "help": "output folder; an interrupted run in it continues"},
     "--language": {

@@ -6,16 +6,13 @@ from typing import Any
 
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE
 
-from .options import add, call, number
+from .options import FORM_LIST, add, call, number
 
 HELP = "match the sentences of captions to image regions and save the pairs as a dataset"
 
-EPILOG = """\
-SOURCE is one of
-  a folder with metadata.jsonl: one JSON object per line with "file_name" and
-    "caption", or "captions", which are joined
-  a folder written by datasets' save_to_disk, or a folder of parquet files
-  OWNER/NAME of a dataset on the Hugging Face Hub
+EPILOG = f"""\
+SOURCE is in one of these forms, which --form names:
+{FORM_LIST}
 
 The output is a folder of parquet shards with the original image files; datasets.load_dataset(DIR) reads it. The same
 command continues an interrupted run where it stopped, and repairs damaged shards. It refuses an output folder with
@@ -45,7 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="objects: the boxes of --detector; sam: the boxes around the masks of a SAM model given as --detector, as "
         "in GOAL, if the area of the mask is between --min-area and --max-area",
     )
-    add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error", "--allow-outside-files")
+    add(
+        parser,
+        "--form",
+        "--split",
+        "--image-column",
+        "--caption-column",
+        "--image-folder",
+        "--limit",
+        "--on-error",
+        "--allow-outside-files",
+    )
     parser.add_argument(
         "--boxes",
         choices=("pixels", "normalized"),

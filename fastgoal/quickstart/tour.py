@@ -61,7 +61,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
     from fastgoal.hub_cards.wording import count
     from fastgoal.modeling_fastgoal import FastGoalCLIPModel
     from fastgoal.processing.builders.pairs import build_pairs
-    from fastgoal.processing.data.sources import load_source
+    from fastgoal.processing.data.forms.registry import load_source
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.quickstart.training import EpochLines, quiet_trainer
     from fastgoal.trainer.batches.rows import TrainingData

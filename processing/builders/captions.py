@@ -28,9 +28,10 @@ from transformers.utils import logging
 from fastgoal.processing.checkpoints.devices import choose_dtype
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checks import check_positive
+from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
 from fastgoal.processing.data.image_folder import SUFFIXES, open_images
 from fastgoal.processing.data.locations import METADATA
-from fastgoal.processing.data.sources import CAPTIONS_MANIFEST, DatasetSource, Source
+from fastgoal.processing.data.sources import DatasetSource, Source
 from fastgoal.processing.files import WORK_FOLDER, write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
@@ -60,8 +61,10 @@ def build_captions(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    image_column: str | None = None,
+    form: str | None = None,
     split: str | None = None,
+    image_column: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     allow_outside_files: bool = False,
     on_error: str = "stop",
@@ -93,7 +96,7 @@ def build_captions(
         temperature: 0 for greedy decoding; above 0 for sampling.
         top_p: Sample from the most likely tokens up to this total probability.
         seed: Seed of the sampling.
-        image_column: As for `load_source`, like `split` and `allow_outside_files`.
+        form: As for `load_source`, like the next three arguments and `allow_outside_files`.
         limit: Use the first rows only.
         on_error: At an image that cannot be read, or that gets no caption: `stop`, or `skip` it and list it.
         batch_size: Images that the model describes at once, by default 8; with `server` concurrent requests, by
@@ -122,7 +125,14 @@ def build_captions(
             f"`output` must be outside the folder of images {os.fspath(images)}, got {os.fspath(output)}: the next run "
             "would caption its copies."
         )
-    source = open_images(images, image_column, split, allow_outside_files)
+    source = open_images(
+        images,
+        form=form,
+        split=split,
+        image_column=image_column,
+        image_folder=image_folder,
+        allow_outside_files=allow_outside_files,
+    )
     if batch_size is None:
         batch_size = 8 if server is None else 32
     decoding: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}

@@ -24,8 +24,9 @@ from fastgoal.processing.checkpoints.fingerprints import check_detector_file, ch
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
-from fastgoal.processing.data.sources import Source, load_source
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.flism import CROPS_PER_IMAGE, Clock, FlismRow, find_pairs
@@ -56,9 +57,11 @@ def build_pairs(
     min_area: float = MIN_AREA,
     max_area: float = MAX_AREA,
     boxes: str = "pixels",
+    form: str | None = None,
+    split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
-    split: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     allow_outside_files: bool = False,
     language: str = "en",
@@ -92,7 +95,7 @@ def build_pairs(
         min_area: Smallest region (of a SAM: smallest mask), as a fraction of the image.
         max_area: Largest region (of a SAM: largest mask), as a fraction of the image.
         boxes: Unit of the boxes of `column:NAME`: `pixels`, or `normalized` for fractions of width and height.
-        image_column: As for `load_source`, like `caption_column`, `split` and `allow_outside_files`.
+        form: As for `load_source`, like the next four arguments and `allow_outside_files`.
         limit: Use the first rows only.
         language: Language code of the captions.
         shard_size: Rows of the source in an output file.
@@ -136,7 +139,15 @@ def build_pairs(
             "facebook/sam-vit-huge."
         )
     if not isinstance(source, Source):
-        source = load_source(source, image_column, caption_column, split, allow_outside_files=allow_outside_files)
+        source = load_source(
+            source,
+            form=form,
+            split=split,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_folder=image_folder,
+            allow_outside_files=allow_outside_files,
+        )
     with open_engine(workers, ray) as engine:
         checkpoint = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         if (checkpoint is None) == (processor is None):

@@ -7,34 +7,42 @@ from typing import Any
 from fastgoal.processing.checkpoints.fingerprints import hash_files
 from fastgoal.processing.texts import is_unicode
 
-from .sources import Source, is_source, load_source
+from .forms.registry import is_source, load_source
+from .sources import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def open_images(
     images: str | os.PathLike[str],
-    image_column: str | None = None,
+    form: str | None = None,
     split: str | None = None,
+    image_column: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
     allow_outside_files: bool = False,
 ) -> Source:
     """Open images as rows without captions.
 
     Args:
         images: A folder of image files and subfolders, or anything that `load_source` reads.
-        image_column: As for `load_source`; a plain folder has no columns.
-        split: As for `load_source`; a plain folder has no splits.
+        form: As for `load_source`, like the next three arguments; a plain folder of images takes none of them.
         allow_outside_files: Whether links in the folder, or rows, may lead out of it.
 
     Raises:
         ValueError: There are no images, or the column or split does not exist.
     """
     folder = Path(images)
-    if not folder.is_dir() or is_source(folder):
+    if form is not None or not folder.is_dir() or is_source(folder):
         return load_source(
-            images, image_column, split=split, with_captions=False, allow_outside_files=allow_outside_files
+            images,
+            form=form,
+            split=split,
+            image_column=image_column,
+            image_folder=image_folder,
+            with_captions=False,
+            allow_outside_files=allow_outside_files,
         )
-    for name, value in (("image_column", image_column), ("split", split)):
+    for name, value in (("split", split), ("image_column", image_column), ("image_folder", image_folder)):
         if value is not None:
             raise ValueError(f"`{name}` must be left out for {folder}, a plain folder of images, got {value!r}.")
     opened = ImageFolder(folder)

@@ -9,11 +9,7 @@ from fastgoal.processing.checkpoints.errors import first_line, loading
 
 METADATA = "metadata.jsonl"
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
-EXPECTED = (
-    f"a folder with {METADATA} (a JSON object with 'file_name' and 'caption' or 'captions' per line), a folder written "
-    "by Dataset.save_to_disk, a folder of .parquet files (as `fastgoal pairs` writes), or the OWNER/NAME of a dataset "
-    "on the Hub"
-)
+EXPECTED = "a file or folder of images with captions, or the OWNER/NAME of a dataset on the Hub"
 
 
 def parquet_files(folder: Path) -> list[Path]:

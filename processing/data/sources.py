@@ -1,35 +1,18 @@
-"""Images with captions as numbered rows, from any form of data.
+"""Images with captions as numbered rows; `forms` has one file for each form of data that they are loaded from.
 
-A source is a folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files (as
-`fastgoal pairs` writes) or a dataset on the Hub. Loading a source reads no images: a broken image is an error when it
-is used. No code that comes with the data is run: no pickles are read and no dataset scripts are executed.
+Loading a source reads no images: a broken image is an error when it is used. No code that comes with the data is run:
+no pickles are read and no dataset scripts are executed.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.checkpoints.errors import loading
-from fastgoal.processing.checkpoints.fingerprints import hash_files
-from fastgoal.processing.files import lies_inside, parse_json
+from fastgoal.processing.files import lies_inside
 from fastgoal.processing.texts import is_unicode, shortened
 
-from .locations import (
-    EXPECTED,
-    METADATA,
-    hub_cache,
-    load_from_hub,
-    parquet_files,
-    parquet_of_split,
-    pick_split,
-)
-
-CAPTIONS_MANIFEST = "fastgoal_captions.json"
-"""Written by `fastgoal caption`, long before the metadata."""
-SAVED = ("dataset_dict.json", "state.json")  # by `Dataset.save_to_disk`
 CAPTION_COLUMNS = ("caption", "captions")
 
 
@@ -201,54 +184,15 @@ class Source:
             )
         return path
 
+    def _size(self, name: Any) -> int:
+        """Return the size in bytes of an image file that a row names; -1 if there is none."""
+        try:
+            return os.stat(os.path.join(self.base or "", name)).st_size
+        except (OSError, ValueError, TypeError):
+            return -1
+
     def _row_name(self, index: int, image: Any, values: dict[str, Any]) -> str:
         return str(image)
-
-
-class FolderSource(Source):
-    """A folder with `metadata.jsonl`: a JSON object per line, which is parsed when its row is read."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.folder = self.base = folder
-        self.metadata = folder / METADATA
-        lines = self.metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-        self._lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-        if not self._lines:
-            raise ValueError(f"{self.metadata} has no rows. It must have one JSON object per line.")
-        columns = dict.fromkeys(column for index in range(len(self)) for column in self._values(index))
-        super().__init__(str(folder), columns, file_name=str(self.metadata), **options)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the metadata and of the sizes of all image files."""
-        digest = hashlib.sha256()
-        for index, (_, line) in enumerate(self._lines):
-            name = self._values(index).get(self.image_column)
-            try:
-                size = (self.folder / name).stat().st_size if isinstance(name, str) else -1
-            except (OSError, ValueError):
-                size = -1
-            digest.update(line + b"\n%d\n" % size)
-        return digest.hexdigest()[:32]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def _label(self, index: int, values: dict[str, Any]) -> str:
-        name = values.get(self.image_column)
-        return f"{self.metadata} line {self._lines[index][0]}" + (f" ({shortened(str(name), 200)})" if name else "")
-
-    def _values(self, index: int) -> dict[str, Any]:
-        number, line = self._lines[index]
-        values = parse_json(line, f"{self.metadata} line {number}")
-        if not isinstance(values, dict):
-            raise ValueError(f"{self.metadata} line {number} must be a JSON object, got a {type(values).__name__}.")
-        return values
-
-    def _read_image(self, image: Any, label: str) -> str:
-        if not isinstance(image, str):
-            raise ValueError(f"{label}: '{self.image_column}' must be a file name, got {shortened(repr(image), 80)}.")
-        return self._image_path(image, label)
 
 
 class DatasetSource(Source):
@@ -305,82 +249,6 @@ class DatasetSource(Source):
         path = image.get("path") if isinstance(image, dict) else image
         name = values.get("file_name") or (os.path.basename(path) if isinstance(path, str) else "")
         return str(name) if name else f"row-{index:08d}"
-
-
-def load_source(
-    source: str | os.PathLike[str],
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    split: str | None = None,
-    with_captions: bool = True,
-    allow_outside_files: bool = False,
-) -> Source:
-    """Load a folder or a Hub dataset of images and captions as a sequence of rows. No image is decoded.
-
-    >>> source = load_source("photos")  # doctest: +SKIP
-    >>> source[0].name, source[0].captions  # doctest: +SKIP
-    ('dog.jpg', ['A brown dog lies on a red sofa. A lamp stands to its left.'])
-
-    Args:
-        source: A folder with `metadata.jsonl`, a folder written by `Dataset.save_to_disk`, a folder of parquet files,
-            or the OWNER/NAME of a dataset on the Hub.
-        image_column: Column of the images. Defaults to `file_name` in `metadata.jsonl`, else to the image column.
-        caption_column: Column of the captions, each a text or a list of texts. Defaults to `caption`, else `captions`.
-        split: Name of the split; required if there are several. `metadata.jsonl` has none.
-        with_captions: Pass False to read the images alone; a caption column is then not required.
-        allow_outside_files: Whether rows may name image files outside the folder.
-
-    Returns:
-        A sequence of `SourceRow`, each with `name`, `image`, `captions`, `caption` (all captions as one text) and the
-        other `columns`.
-
-    Raises:
-        ValueError: The data cannot be read, or the column or split does not exist.
-    """
-    opened = _open(
-        os.fspath(source),
-        split,
-        {"image_column": image_column, "caption_column": caption_column, "with_captions": with_captions},
-    )
-    opened.allow_outside_files = allow_outside_files
-    return opened
-
-
-def _open(name: str, split: str | None, options: dict[str, Any]) -> Source:
-    """Open the form of data that a folder holds, or a Hub dataset."""
-    folder, fingerprint = Path(name), None
-    if folder.is_file():
-        raise ValueError(f"`source` must be a folder, got the file '{name}'. Expected {EXPECTED}.")
-    if not folder.is_dir():
-        return DatasetSource(load_from_hub(name, split), name, base=hub_cache(), **options)
-    if (folder / METADATA).is_file():
-        if split is not None:
-            raise ValueError(f"`split` must be left out for {folder / METADATA}, which has no splits, got {split!r}.")
-        return FolderSource(folder, **options)
-    if (folder / CAPTIONS_MANIFEST).is_file():
-        raise ValueError(
-            f"{name}: the captions are not finished. Run the same `fastgoal caption` command again, which continues "
-            "where it stopped."
-        )
-    import datasets
-
-    if any((folder / file).is_file() for file in SAVED):
-        with loading(f"`source={name}`"):
-            saved = datasets.load_from_disk(name)
-        dataset = pick_split(saved, split, name)
-    elif files := parquet_of_split(folder, split):
-        with loading(f"`source={name}`"):
-            dataset = datasets.load_dataset("parquet", data_files=[str(path) for path in files], split="train")
-        fingerprint = hash_files(files)
-    else:
-        raise ValueError(f"{name} has no {METADATA}, saved dataset or .parquet file. Expected {EXPECTED}.")
-    return DatasetSource(dataset, name, fingerprint=fingerprint, base=folder, **options)
-
-
-def is_source(folder: Path) -> bool:
-    """Return whether `load_source` can read a folder, or the captions in it are not finished."""
-    files = (METADATA, CAPTIONS_MANIFEST, *SAVED)
-    return bool(parquet_files(folder)) or any((folder / file).is_file() for file in files)
 
 
 def _is_closed(text: str) -> bool:

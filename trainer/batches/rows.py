@@ -12,8 +12,9 @@ import pyarrow.compute
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, load_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow
 
 from .token_table import CaptionTokens, TokenTable
 

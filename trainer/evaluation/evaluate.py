@@ -75,11 +75,13 @@ def evaluate(
     source = open_protocol(
         options.protocol,
         data,
-        options.image_column,
-        options.caption_column,
-        options.split,
-        options.limit,
-        options.allow_outside_files,
+        form=options.form,
+        split=options.split,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+        image_folder=options.image_folder,
+        limit=options.limit,
+        allow_outside_files=options.allow_outside_files,
     )
     _check_columns(source.columns, options)
 

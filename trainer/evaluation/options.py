@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastgoal.processing.checkpoints.devices import DTYPES
+from fastgoal.processing.data.forms.registry import FORMS
 
 from .measures.cutoffs import KS, check_ks
 from .protocols.registry import PROTOCOLS
@@ -42,9 +43,15 @@ class EvaluationOptions:
         False, "also measure how often the 5, 10 and 15 patches most similar to a sentence are inside its boxes"
     )
     check: bool = _option(False, "compute recalls and ranks again with a second implementation; stop if they differ")
+    form: str | None = _option(
+        None, f"form of the dataset: {', '.join(FORMS)} (default: recognized from its files)", choices=tuple(FORMS)
+    )
     split: str | None = _option(None, "split of the dataset, if it has several")
     image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
     caption_column: str | None = _option(None, "column with the captions (default: caption or captions)")
+    image_folder: str | None = _option(
+        None, "folder of the image files, if the dataset is a table that names them (default: the folder of the table)"
+    )
     boxes_column: str = _option("boxes", "column with the boxes for the localization test")
     allow_outside_files: bool = _option(False, "also read image files outside the data folder")
     limit: int | None = _option(None, "use only the first N rows", lowest=1)
@@ -63,7 +70,7 @@ class EvaluationOptions:
         for option in fields(self):
             name, value = option.name, getattr(self, option.name)
             choices, lowest = option.metadata.get("choices"), option.metadata.get("lowest")
-            if choices and value not in choices:
+            if choices and value not in (option.default, *choices):
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
             if option.type not in (int, int | None) or value is option.default:
                 continue

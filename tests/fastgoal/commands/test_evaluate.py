@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from fastgoal.cli import main
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
 

@@ -105,9 +105,7 @@ def test_wrong_input_is_one_line(data, tiny_clip, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "has no weights" in error(data, "--model", tmp_path / "empty", "--detector", "none")
     assert "does not exist" in error(data, "--model", tmp_path / "absent", "--detector", "none")
-    assert "Expected a folder with metadata.jsonl" in error(
-        tmp_path / "empty", "--model", tiny_clip, "--detector", "none"
-    )
+    assert "not in a known form" in error(tmp_path / "empty", "--model", tiny_clip, "--detector", "none")
     assert "no column 'text'" in error(data, "--model", tiny_clip, "--detector", "none", "--caption-column", "text")
     assert "no column 'objects'" in error(data, "--model", tiny_clip, "--detector", "column:objects")
     assert "nonsense" in error(data, "--model", tiny_clip, "--detector", "none", "--device", "nonsense")

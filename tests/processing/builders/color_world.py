@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 from fastgoal.processing.builders.pairs import PairSettings, write_pairs
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.regions import Region

@@ -13,8 +13,8 @@ from PIL import Image
 from fastgoal.processing.builders import captions
 from fastgoal.processing.builders.captioner import Caption
 from fastgoal.processing.builders.captions import CaptionSettings, write_captions
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.image_folder import open_images
-from fastgoal.processing.data.sources import load_source
 
 SETTINGS = CaptionSettings("a model", "What color is it?", max_new_tokens=20)
 

@@ -23,7 +23,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.processing.builders import pairs as pair_builder
 from fastgoal.processing.builders import shards
 from fastgoal.processing.builders.pairs import PairSettings, build_pairs
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.detectors.spec import DetectorSpec
 
 from .color_world import (

@@ -3,8 +3,10 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from fastgoal.processing.data.forms.metadata import MetadataSource
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.image_folder import ImageFolder, open_images
-from fastgoal.processing.data.sources import DatasetSource, FolderSource, load_source
+from fastgoal.processing.data.sources import DatasetSource
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_the_fingerprint_follows_the_files(folder, tmp_path):
 def test_other_sources_need_no_captions(folder, tmp_path):
     (folder / "metadata.jsonl").write_text('{"file_name": "b.jpg"}\n{"file_name": "a/2.PNG", "caption": null}\n')
     source = open_images(folder)
-    assert isinstance(source, FolderSource)
+    assert isinstance(source, MetadataSource)
     assert [(row.name, row.captions) for row in source] == [("b.jpg", []), ("a/2.PNG", [])]
     with pytest.raises(ValueError, match="caption"):
         load_source(folder)[1]

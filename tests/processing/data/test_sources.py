@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from fastgoal.processing.data.sources import DatasetSource, SourceRow, load_source
+from fastgoal.processing.data.forms.registry import load_source
+from fastgoal.processing.data.sources import DatasetSource, SourceRow
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +101,13 @@ def test_columns_can_be_named(tmp_path):
 
 
 def test_other_paths_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "absent", write_folder(tmp_path / "data", ROWS) / "metadata.jsonl"):
-        with pytest.raises(ValueError, match=r"Expected a folder with metadata.jsonl"):
+    file = write_folder(tmp_path / "data", ROWS) / "metadata.jsonl"
+    for path, message in (
+        (tmp_path, "not in a known form.*metadata, parquet"),
+        (tmp_path / "absent", "absent' does not exist"),
+        (file, "not in a known form"),
+    ):
+        with pytest.raises(ValueError, match=message):
             load_source(path)
     with pytest.raises(ValueError, match=r"`split` .*'test'"):
         load_source(tmp_path / "data", split="test")

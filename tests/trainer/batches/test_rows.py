@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from fastgoal import FastGoalCollator, FastGoalProcessor
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.trainer.batches.rows import IterableTrainingData, TrainingData, TrainingRow, check_rows, source_of
 from tests.squares import write_pairs
 from tests.trainer.kinds import KINDS, of_kind

@@ -15,7 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, is_source, load_source
+from fastgoal.processing.data.forms.registry import is_source, load_source
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow
 
 from .protocol import Protocol
 
@@ -53,9 +54,12 @@ class SelectedRows(Source):
 def open_protocol(
     name: str,
     data: Any,
+    *,
+    form: str | None = None,
+    split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
-    split: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     allow_outside_files: bool = False,
 ) -> Source:
@@ -65,9 +69,11 @@ def open_protocol(
         name: Name of the protocol, a key of `PROTOCOLS`.
         data: A folder of the published dataset (see `PROTOCOLS[name].about`), anything that `load_source` takes, a
             `Source`, a `datasets.Dataset`, or a list of rows, each a dict with an image and its captions.
-        image_column: See `load_source`. The published form and a `Source` ignore this and the next two arguments.
-        caption_column: Column with the captions. Default: that of the protocol.
+        form: See `load_source`. The published form and a `Source` ignore this and the next four arguments.
         split: Split of the dataset. Default: that of the protocol.
+        image_column: See `load_source`.
+        caption_column: Column with the captions. Default: that of the protocol.
+        image_folder: See `load_source`.
         limit: Number of rows to use, from the first one. Default: all rows.
         allow_outside_files: See `load_source`. The published form never reads files outside its folder.
 
@@ -77,48 +83,49 @@ def open_protocol(
     if name not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {name!r}.")
     protocol = PROTOCOLS[name]
-    if protocol.read and isinstance(data, str | os.PathLike) and Path(data).is_dir() and not is_source(Path(data)):
+    is_path = isinstance(data, str | os.PathLike)
+    if protocol.read and form is None and is_path and Path(data).is_dir() and not is_source(Path(data)):
         published = [{"image": str(path), "captions": captions} for path, captions in protocol.read(Path(data))]
         if not published:
             raise ValueError(f"{data} has no row of the protocol {name}. Expected: {protocol.about}.")
-        source = _load(published, None, None, None, False, str(data))
+        source = _load(published, {}, str(data))
     else:
-        source = _load_table(protocol, data, image_column, caption_column, split, allow_outside_files)
+        options = {
+            "form": form,
+            "split": split,
+            "image_column": image_column,
+            "caption_column": caption_column,
+            "image_folder": image_folder,
+            "allow_outside_files": allow_outside_files,
+        }
+        source = _load_table(protocol, data, options)
     rows: Sequence[int] = range(len(source))
     if protocol.split and not split and "split" in source.columns:
         rows = [row for row in rows if source._values(row).get("split") in protocol.split.split("+")]
     return SelectedRows(source, rows[:limit], protocol.captions_each)
 
 
-def _load_table(
-    protocol: Protocol, data: Any, image_column: Any, caption_column: Any, split: Any, outside: bool
-) -> Source:
-    """Load a table with the split and the caption column of the protocol, unless others are asked for."""
+def _load_table(protocol: Protocol, data: Any, options: dict[str, Any]) -> Source:
+    """Load a table with the split and the caption column of the protocol, unless the options name others."""
+    split, caption_column = options["split"], options["caption_column"]
     splits = [split] if split or not protocol.split else [protocol.split, None]
     errors: list[ValueError] = []
     for each_split, column in product(splits, [caption_column] if caption_column else protocol.columns):
         try:
-            return _load(data, image_column, column, each_split, outside)
+            return _load(data, {**options, "split": each_split, "caption_column": column})
         except ValueError as error:
             errors.append(error)
     raise errors[0]  # about the protocol's own split and first column
 
 
-def _load(
-    data: Any,
-    image_column: str | None,
-    caption_column: str | None,
-    split: str | None,
-    outside: bool,
-    name: str = "data",
-) -> Source:
-    """Load any data; `name` is the name of rows in memory."""
+def _load(data: Any, options: dict[str, Any], name: str = "data") -> Source:
+    """Load any data with options of `load_source`; `name` is the name of rows in memory."""
     if isinstance(data, Source):
         return data
     if isinstance(data, str | os.PathLike):
-        return load_source(data, image_column, caption_column, split, allow_outside_files=outside)
+        return load_source(data, **options)
     import datasets
 
     if not isinstance(data, datasets.Dataset):
         data = datasets.Dataset.from_list([dict(row) for row in data])
-    return DatasetSource(data, name, image_column, caption_column)
+    return DatasetSource(data, name, options.get("image_column"), options.get("caption_column"))

@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 from transformers import CLIPProcessor
 
 from fastgoal import EvaluationOptions, evaluate
-from fastgoal.processing.data.sources import load_source
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.trainer.evaluation.measures.embeddings import encode_source
 
 STEP = 20  # image i is gray of level STEP * i

@@ -1,0 +1,26 @@
+"""A folder of parquet files with images, as `fastgoal pairs` and the Hub have them."""
+
+from pathlib import Path
+
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import hash_files
+from fastgoal.processing.data.locations import parquet_files, parquet_of_split
+from fastgoal.processing.data.sources import DatasetSource, Source
+
+from .form import Form, SourceOptions
+
+
+def fits(path: Path) -> bool:
+    return bool(parquet_files(path))
+
+
+def load(path: Path, options: SourceOptions) -> Source:
+    import datasets
+
+    files = parquet_of_split(path, options.split)
+    with loading(f"`source={path}`"):
+        dataset = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    return DatasetSource(dataset, str(path), fingerprint=hash_files(files), base=path, **options.columns)
+
+
+FORM = Form("parquet", "a folder of .parquet files (as `fastgoal pairs` writes)", fits, load, has_splits=True)

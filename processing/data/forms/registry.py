@@ -1,0 +1,109 @@
+"""Forms of data by name, and `load_source`, which recognizes the form of a path and loads it.
+
+To add a form, add a file with a `FORM` to this folder: `load_source` and the commands find it. Imports nothing heavy,
+as the help of the commands lists the forms.
+"""
+
+import importlib
+import os
+import pkgutil
+from pathlib import Path
+
+from fastgoal.processing.data.sources import Source
+
+from .form import Form, SourceOptions
+
+FORMS: dict[str, Form] = {
+    form.name: form
+    for module in pkgutil.iter_modules([os.path.dirname(__file__)])
+    if module.name != "registry"
+    for form in [getattr(importlib.import_module(f"{__package__}.{module.name}"), "FORM", None)]
+    if form is not None
+}
+
+
+def load_source(
+    source: str | os.PathLike[str],
+    *,
+    form: str | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    with_captions: bool = True,
+    allow_outside_files: bool = False,
+) -> Source:
+    """Load a file, a folder or a Hub dataset of images and captions as a sequence of rows. No image is decoded.
+
+    >>> source = load_source("photos")  # doctest: +SKIP
+    >>> source[0].name, source[0].captions  # doctest: +SKIP
+    ('dog.jpg', ['A brown dog lies on a red sofa. A lamp stands to its left.'])
+
+    Args:
+        source: A file or folder in one of `FORMS`, or the OWNER/NAME of a dataset on the Hub.
+        form: Name of the form, a key of `FORMS`. Default: recognized from the files.
+        split: Name of the split; required if there are several.
+        image_column: Column of the images. Default: that of the form.
+        caption_column: Column of the captions, each a text or a list of texts. Default: `caption`, else `captions`.
+        image_folder: Folder of the image files, for forms that name image files in a table. Default: the folder of the
+            table.
+        with_captions: Pass False to read the images alone; a caption column is then not required.
+        allow_outside_files: Whether rows may name image files outside the folder.
+
+    Returns:
+        A sequence of `SourceRow`, each with `name`, `image`, `captions`, `caption` (all captions as one text) and the
+        other `columns`.
+
+    Raises:
+        ValueError: The data cannot be read, fit no form or several, or the column or split does not exist.
+    """
+    path = Path(source)
+    chosen = recognize(path) if form is None else _form(form)
+    for name, value, has in (
+        ("split", split, chosen.has_splits),
+        ("image_folder", image_folder, chosen.has_image_folder),
+    ):
+        if value is not None and not has:
+            raise ValueError(
+                f"`{name}` must be left out for {path}, which is in the form {chosen.name} ({chosen.about}), got "
+                f"{str(value)!r}."
+            )
+    opened = chosen.load(
+        path,
+        SourceOptions(
+            split=split,
+            image_folder=None if image_folder is None else Path(image_folder),
+            image_column=image_column,
+            caption_column=caption_column,
+            with_captions=with_captions,
+        ),
+    )
+    opened.allow_outside_files = allow_outside_files
+    return opened
+
+
+def recognize(path: Path) -> Form:
+    """Return the form of a path. Raise `ValueError` if it fits none, or several."""
+    forms = [form for form in FORMS.values() if form.fits(path)]
+    if len(forms) > 1:
+        raise ValueError(
+            f"{path} fits {len(forms)} forms: {'; '.join(f'{form.name} ({form.about})' for form in forms)}. Choose one "
+            "with `form`."
+        )
+    if not forms:
+        raise ValueError(
+            f"{path} is not in a known form of images with captions ({', '.join(FORMS)}). `fastgoal pairs --help` "
+            "describes the forms."
+        )
+    return forms[0]
+
+
+def is_source(path: Path) -> bool:
+    """Return whether `load_source` can read a file or folder, or the captions in it are not finished."""
+    return path.exists() and any(form.fits(path) for form in FORMS.values())
+
+
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise ValueError(f"`form` must be one of {', '.join(FORMS)}, got {name!r}.")
+    return FORMS[name]
