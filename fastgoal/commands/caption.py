@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0.001, kind=float),
         default=300.0,
         metavar="SECONDS",
-        help="send a request again if the server takes longer",
+        help="send a request again if its whole answer takes longer",
     )
     parser.add_argument(
         "--prompt-file",

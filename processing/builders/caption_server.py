@@ -2,7 +2,8 @@
 
 One thread sends many concurrent requests with `huggingface_hub.AsyncInferenceClient`. Requests to a server that is
 busy, restarts or limits rates are repeated at growing intervals. An image that the server refuses becomes a bad row.
-Any other answer ends the run, which can be continued.
+Any other answer ends the run, which can be continued. Time and bytes of an answer are limited, and redirects are not
+followed, so that images go to no other address.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import random
 import re
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,6 +24,8 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
 from PIL import Image
 from transformers.utils import logging
+
+from fastgoal.processing.texts import shortened
 
 from .captioner import PROMPT, Caption, RefusedError, whole_sentences
 
@@ -33,6 +37,8 @@ REFUSED = {400, 413, 415, 422}
 REFUSALS_AT_START = 10
 # Models read images of about this size or smaller.
 LONGEST_SIDE = 2048
+LARGEST_ANSWER = 4 * 2**20  # bytes; a caption has some thousands
+LONGEST_TOKEN = 100  # characters; nearly all tokens of any vocabulary are shorter
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 SECONDS_BETWEEN_WARNINGS = 30
 # Some servers leave the model's reasoning in the answer.
@@ -51,7 +57,7 @@ class ServerCaptioner:
         top_p: Sample from the most likely tokens up to this total probability.
         at_once: Number of concurrent requests.
         api_key: Sent as a bearer token. Without it the word EMPTY is sent, and never the token of a Hub account.
-        timeout: Seconds after which a request is repeated.
+        timeout: Seconds for the whole answer, after which the request is repeated.
         patience: Seconds for which requests to a server that fails are repeated; a twentieth of that if the server was
             never reached.
 
@@ -75,7 +81,7 @@ class ServerCaptioner:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"`server` must be a URL such as http://localhost:8000, got {url!r}.")
-        self.url, self.model, self.prompt, self.patience = url, model, prompt, patience
+        self.url, self.model, self.prompt, self.timeout, self.patience = url, model, prompt, timeout, patience
         self.sampling = temperature > 0
         self.request: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
         if self.sampling:
@@ -121,20 +127,23 @@ class ServerCaptioner:
             while True:
                 await asyncio.sleep(max(0.0, self._pause_until - time.monotonic()))
                 try:
-                    answer = await self._client.chat_completion(
-                        [{"role": "user", "content": question}], model=self.model, **request
-                    )
+                    messages = [{"role": "user", "content": question}]
+                    call = self._client.chat_completion(messages, model=self.model, **request)
+                    # The client's own timeout is for each read, and a slow answer has many.
+                    answer = await asyncio.wait_for(call, self.timeout)
                     break
                 except HfHubHTTPError as error:
                     self._reached = True
                     if error.response.status_code not in BUSY:
                         raise self._refusal(error) from None
                     reason, wait = _said(error), _retry_after(error.response.headers.get("Retry-After"))
-                except InferenceTimeoutError:
-                    reason, wait = "the request timed out.", 0.0
+                except (InferenceTimeoutError, asyncio.TimeoutError):
+                    reason, wait = f"no complete answer after {self.timeout:g} s.", 0.0
                 except (HTTPError, OSError) as error:  # the connection failed
                     reason, wait = f"{type(error).__name__}: {error}.", 0.0
-                except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                except _BadAnswerError as error:
+                    raise ValueError(f"`server={self.url}` {error}") from None
+                except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
                     raise self._unexpected(repr(error)) from None
                 self._count_failure(reason, since)
                 # All requests wait as long as the server asked one of them to.
@@ -144,11 +153,17 @@ class ServerCaptioner:
         try:
             choice = answer.choices[0]
             text, finish = choice.message.content or "", choice.finish_reason
+            characters = len(text)
             text = _THOUGHTS.sub("", text).strip()
         except (TypeError, AttributeError, IndexError) as error:
             raise self._unexpected(repr(error)) from None
         self._reached = True
         self._answered += 1
+        if characters > LONGEST_TOKEN * self.request["max_tokens"]:
+            raise RefusedError(
+                f"the server wrote {characters:,} characters about this image, more than "
+                f"`max_new_tokens={self.request['max_tokens']}` allows."
+            )
         return Caption(whole_sentences(text), "length") if finish == "length" else Caption(text, "stop")
 
     def _refusal(self, error: HfHubHTTPError) -> ValueError:
@@ -171,7 +186,8 @@ class ServerCaptioner:
 
     def _unexpected(self, reason: str) -> ValueError:
         return ValueError(
-            f"`server={self.url}` does not answer like OpenAI's chat completions: {reason}. Check the address."
+            f"`server={self.url}` does not answer like OpenAI's chat completions: {shortened(reason, 300)}. Check the "
+            "address."
         )
 
     def _count_failure(self, reason: str, since: float) -> None:
@@ -189,13 +205,42 @@ class ServerCaptioner:
             logger.warning(f"Repeating requests to {self.url}: {reason}")
 
 
+class _BadAnswerError(ValueError):
+    """An answer that is not read. The message continues a sentence about the server."""
+
+
 class _Client(AsyncInferenceClient):
-    """A client that HF_HUB_OFFLINE does not block, since the server is not the Hub."""
+    """A client with limits that HF_HUB_OFFLINE does not block, since the server is not the Hub."""
 
     async def _get_async_client(self) -> Any:
         session = await super()._get_async_client()
-        session.event_hooks = {**session.event_hooks, "request": []}
+        session.event_hooks = {"response": [_limit]}
+        # A small compressed answer can have any size.
+        session.headers["Accept-Encoding"] = "identity"
         return session
+
+
+async def _limit(response: Any) -> None:
+    """Refuse an answer that redirects or is compressed, and limit the bytes that will be read of any other."""
+    if response.has_redirect_location:
+        target = shortened(response.headers["Location"], 300)
+        raise _BadAnswerError(
+            f"redirects to {target}, and images are not sent there. If you trust it, name it instead."
+        )
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise _BadAnswerError(f"compresses its answer ({shortened(encoding, 50)}), which was not requested.")
+    read_all = response.aiter_raw
+
+    async def read(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in read_all(chunk_size):
+            size += len(chunk)
+            if size > LARGEST_ANSWER:
+                raise _BadAnswerError(f"sends an answer of more than {LARGEST_ANSWER // 2**20} MB. Check the address.")
+            yield chunk
+
+    response.aiter_raw = read
 
 
 def _data_url(image: Image.Image) -> str:

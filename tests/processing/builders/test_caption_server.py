@@ -22,6 +22,8 @@ from fastgoal.processing.builders.caption_server import ServerCaptioner
 from fastgoal.processing.builders.captioner import RefusedError
 from fastgoal.processing.builders.captions import CaptionSettings, write_captions
 from fastgoal.processing.data.image_folder import open_images
+from tests.bad_servers import BROKEN, NEVER_DONE, TOO_LARGE, WRONG, RawServer, redirect, whole
+from tests.bad_servers import completion as raw_completion
 
 from .test_captions import paint, rows_of
 
@@ -265,6 +267,71 @@ def test_invalid_answers(photographs, tmp_path, body):
         pytest.raises(ValueError, match=r"OpenAI's chat completions: .* Check the address"),
     ):
         build(photographs, tmp_path / "out", server, patience=5)
+
+
+def ask(server, **options):
+    """Return the caption of a small image."""
+    with closing(ServerCaptioner(server.url, "vlm", "What color is it?", **options)) as captioner:
+        return captioner.submit(Image.new("RGB", (8, 8))).result(timeout=20)
+
+
+@pytest.mark.parametrize("name", NEVER_DONE)
+def test_the_timeout_is_for_the_whole_answer(name):
+    since = time.monotonic()
+    with RawServer(NEVER_DONE[name]) as server, pytest.raises(OSError, match=r"no complete answer after 0\.2 s"):
+        ask(server, timeout=0.2, patience=8)  # a twentieth of it, since the server never answers
+    assert time.monotonic() - since < 4
+    assert len(server.requests) >= 2
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_long_answers_are_not_read(name):
+    with RawServer(TOO_LARGE[name]) as server, pytest.raises(ValueError, match=f"`server={server.url}` .*4 MB"):
+        ask(server)
+    assert server.sent < 40 * 2**20  # buffers of the connection included
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_answers_are_requested_again(name):
+    with RawServer(BROKEN[name]) as server, pytest.raises(OSError, match=r"`server=.*` has not answered for .*Error"):
+        ask(server, patience=1)
+    assert len(server.requests) >= 2
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_answers_end_the_run(name):
+    with RawServer(WRONG[name]) as server, pytest.raises(ValueError, match=f"`server={server.url}` ") as error:
+        ask(server)
+    assert len(server.requests) == 1
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+def test_an_image_is_not_sent_where_a_server_redirects(status):
+    with RawServer(whole(raw_completion())) as other, RawServer(lambda send: None) as server:
+        for target in (
+            other.url,
+            other.url.replace("127.0.0.1", "localhost"),
+            f"//127.0.0.1:{other.server_address[1]}",
+        ):
+            server.answer = redirect(f"{target}/v1/chat/completions", status)
+            with pytest.raises(ValueError, match=f"`server={server.url}` redirects to {target}"):
+                ask(server)
+        assert not other.requests
+        server.answer = other.answer
+        assert ask(server).text == "A red square."
+
+
+def test_a_caption_has_no_more_characters_than_its_tokens(photographs, tmp_path):
+    def act(number, red):
+        return (200, completion("x" * 2001), {}) if red == 3 else None
+
+    with Server(act) as server:
+        with pytest.raises(ValueError, match=r"003\.png.*2,001 characters.*`max_new_tokens=20`.*`on_error=skip`"):
+            build(photographs, tmp_path / "out", server, max_new_tokens=20)
+        summary = build(photographs, tmp_path / "out", server, on_error="skip", max_new_tokens=20)
+    assert rows_of(tmp_path / "out") == expected([n for n in range(12) if n != 3])
+    assert [entry["row"] for entry in summary["skipped"]] == [3]
 
 
 def test_a_server_that_cannot_be_reached(photographs, tmp_path):
