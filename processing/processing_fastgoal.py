@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .texts import check_texts
-from .tokens import count_truncated, padding_of, require_tokens, span_masks, tokens_with_spans
+from .tokens import count_truncated, padding_of, require_tokens, set_text_length, span_masks, tokens_with_spans
 
 try:
     from fastgoal.modeling_fastgoal.families_fastgoal import family_of
@@ -78,6 +78,25 @@ class FastGoalProcessor(CLIPProcessor, Flism):
                 tokenizer.padding_side = "right"
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a processor as transformers does, without the `max_length` and `padding` of calls before it was saved.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder.
+            **kwargs: As for `ProcessorMixin.from_pretrained`; options for the tokenizer are kept.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = processor[0] if isinstance(processor, tuple) else processor  # with `return_unused_kwargs`
+        set_text_length(loaded.tokenizer, loaded.tokenizer.model_max_length, keep=kwargs)
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Save the processor as transformers does, without the `max_length` and `padding` of earlier calls."""
+        if self.tokenizer is not None:
+            set_text_length(self.tokenizer, self.tokenizer.model_max_length)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
     def from_base(cls, name: str, max_text_length: int | None = None, **kwargs: Any) -> "FastGoalProcessor":
         """Load the processor of a checkpoint, and set its text length to `max_text_length`.
 
@@ -98,7 +117,7 @@ class FastGoalProcessor(CLIPProcessor, Flism):
         plain_class = {plain.__name__: plain for plain in (CLIPProcessor, SiglipProcessor)}[family.processor]
         plain = plain_class.from_pretrained(name, **kwargs)
         require_tokens(plain.tokenizer)
-        plain.tokenizer.model_max_length = length
+        set_text_length(plain.tokenizer, length)
         processor = cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
         processor.require_family(family)
         return processor

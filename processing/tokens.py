@@ -5,12 +5,34 @@ This file is saved with every checkpoint.
 
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 
 SIGLIP_TOKENS = 64
+# Options of earlier calls that transformers keeps in a tokenizer and its files, where processors look for defaults.
+REMEMBERED = ("max_length", "truncation", "truncation_strategy", "stride", "padding", "pad_to_multiple_of")
+
+
+def set_text_length(tokenizer: Any, length: int, keep: Container[str] = ()) -> None:
+    """Make `length` the number of tokens that a tokenizer truncates texts to, and clear the options of earlier calls.
+
+    A tokenizer that was saved after a call with `max_length` remembers it, and processors prefer it to
+    `model_max_length`.
+
+    Args:
+        tokenizer: The tokenizer, which is changed in place.
+        length: Number of tokens, BOS and EOS included.
+        keep: Names of options that are not cleared.
+    """
+    tokenizer.model_max_length = length
+    for name in REMEMBERED:
+        if name not in keep:
+            tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
 
 def padding_of(tokenizer: Any) -> bool | str:
@@ -127,10 +149,18 @@ def require_tokens(tokenizer: Any) -> None:
 
 def count_truncated(texts: Sequence[str], tokenizer: Any, limit: int) -> int:
     """Return how many texts have more than `limit` tokens, BOS and EOS included."""
-    # A token covers at least one byte of the normalized text, except BOS, EOS and a mark for the start of a word. So
-    # short texts need not be tokenized.
-    candidates = [text for text in texts if len(unicodedata.normalize("NFKC", text).encode()) + 3 > limit]
+    # Short texts need not be tokenized.
+    candidates = [text for text in texts if _most_tokens(text) > limit]
     if not candidates:
         return 0
     ids = tokenizer(candidates, truncation=False, padding=False, verbose=False)["input_ids"]
     return sum(len(row) > limit for row in ids)
+
+
+def _most_tokens(text: str) -> int:
+    """Return an upper bound of the number of tokens of a text, without a tokenizer."""
+    # A token covers at least one byte of the normalized text, except BOS, EOS and a mark for the start of a word.
+    if text.isascii():
+        return len(text) + 3
+    # A character keeps its bytes or has those of NFKC. Lower case has at most half as many bytes more.
+    return 3 * (len(text.encode()) + len(unicodedata.normalize("NFKC", text).encode())) // 2 + 3

@@ -28,11 +28,12 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from fastgoal.hub_cards.push import push, require_token
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
-from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid
+from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid, text_positions
 from fastgoal.processing.checkpoints.adapters import is_adapted, peft_settings
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.files import draft_beside, merge_folder, put_folder
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.tokens import set_text_length
 
 from .batches.collator import FastGoalCollator
 from .batches.hard_negatives import mark_start, neighbors_file, training_neighbors
@@ -182,6 +183,9 @@ class FastGoalTrainer(Trainer):
                 check_rows(data, name, self.objective.needs_pairs)
         if isinstance(train_dataset, StreamData):
             train_dataset.prepare(args, self.objective.needs_pairs)
+        if isinstance(processing_class, FastGoalProcessor):
+            tokenizer = processing_class.tokenizer
+            set_text_length(tokenizer, min(tokenizer.model_max_length, text_positions(model)))
         if processing_class is not None and (source := source_of(train_dataset)) is not None:
             processing_class.language = language_of(source.name) or processing_class.language
 

@@ -20,6 +20,7 @@ from fastgoal.modeling_fastgoal.positions_fastgoal import KEPT_POSITIONS
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
+from fastgoal.processing.tokens import set_text_length
 
 _SAVE_AGAIN = (
     "Save a TorchScript archive or a whole pickled model again with the program that wrote it: "
@@ -153,7 +154,7 @@ def convert(
     # Only CLIP's own positions can be stretched.
     model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP.positions else positions)
     length = model.config.text_config.max_position_embeddings
-    processor.tokenizer.model_max_length = length
+    set_text_length(processor.tokenizer, length)
     refuse_not_finite(model.state_dict().items(), f"`file={file}`")
     origin = f"{Path(file).name} ({layout} layout)"
     write_model_folder(output, model, processor, base_model=base, converted_from=origin)

@@ -12,8 +12,9 @@ from transformers import AutoConfig
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
-from fastgoal.processing.tokens import require_tokens
+from fastgoal.processing.tokens import require_tokens, set_text_length
 
 from .adapters import about_base, is_adapter, load_adapter
 from .devices import choose_device, choose_dtype
@@ -86,6 +87,7 @@ def load_model(
         tokens, vocabulary = len(processor.tokenizer), model.config.text_config.vocab_size
         if tokens > vocabulary:
             raise ValueError(f"the tokenizer has {tokens} tokens, and the model has embeddings for {vocabulary}.")
+        set_text_length(processor.tokenizer, text_positions(model))
     refuse_not_finite(model.named_parameters(), label)
     return model.to(device).eval(), processor
 

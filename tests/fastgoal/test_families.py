@@ -138,16 +138,19 @@ def test_other_programs_load_the_plain_class(family, work):
     assert results["processor"] == "FastGoalProcessor"
 
 
-def test_sentence_transformers_agree(work):
+def test_sentence_transformers_agree(family, work):
     """Where the package is installed."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = str(work / "model")
     model, processor = load_model(folder, "cpu")
-    image, texts = Image.radial_gradient("L").convert("RGB").resize((60, 40)), [LABELS[0], LABELS[1] * 9]
+    image, texts = Image.radial_gradient("L").convert("RGB").resize((60, 40)), LABELS
+    # As the card says: it would pad the texts of a SigLIP to the longest one.
+    padded = {} if family == "metaclip2" else {"processing_kwargs": {"text": {"padding": "max_length"}}}
+    assert ("processing_kwargs=" in (work / "model" / "README.md").read_text()) == bool(padded)
     other = sentence_transformers.SentenceTransformer(folder)
     with torch.no_grad():
         got = model(**processor(images=image, text=texts))
-    expected = torch.from_numpy(other.encode(texts, normalize_embeddings=True))
+    expected = torch.from_numpy(other.encode(texts, normalize_embeddings=True, **padded))
     torch.testing.assert_close(got.text_embeds, expected, atol=1e-5, rtol=0)
     expected = torch.from_numpy(other.encode([image], normalize_embeddings=True))
     torch.testing.assert_close(got.image_embeds, expected, atol=1e-5, rtol=0)

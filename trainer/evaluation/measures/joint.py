@@ -15,6 +15,7 @@ from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import best_pair
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
+from fastgoal.processing.tokens import set_text_length
 from fastgoal.trainer.batches.rows import TrainingRow
 
 from .embeddings import EncodedSource
@@ -155,7 +156,7 @@ def evaluate_joint(
             " caption per image, as a pairs dataset has."
         )
     tokenizer = copy.deepcopy(processor.tokenizer)
-    tokenizer.model_max_length = text_positions(model)
+    set_text_length(tokenizer, text_positions(model))
     own_processor = FastGoalProcessor(processor.image_processor, tokenizer, model.config.vision_config.patch_size)
     pairs = [_best_pair_of_row(source, number, own_processor) for number in encoded.rows]
     boxes = _Crops(source, [(number, box) for number, (_, box) in zip(encoded.rows, pairs, strict=True)])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.sentences import split_sentences
 from fastgoal.processing.tokens import count_truncated
@@ -117,7 +118,7 @@ def measure_robustness(
         texts, length = captions, None
         if change == "truncated":
             length = SHORT
-            changed = count_truncated(captions, processor.tokenizer, SHORT)
+            changed = count_truncated(captions, processor.tokenizer, SHORT) if text_positions(model) > SHORT else 0
         else:
             texts = change_captions(captions, text_to_image, change, seed, getattr(processor, "language", "en"))
             changed = sum(before != after for before, after in zip(captions, texts, strict=True))

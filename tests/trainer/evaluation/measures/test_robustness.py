@@ -1,7 +1,10 @@
 import pytest
 
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.sentences import split_sentences
-from fastgoal.trainer.evaluation.measures.robustness import change_captions
+from fastgoal.trainer.evaluation.measures.embeddings import EncodedSource
+from fastgoal.trainer.evaluation.measures.robustness import change_captions, measure_robustness
 
 CAPTIONS = ["A cat sleeps. It is grey. The sofa is red.", "A dog runs. Grass is wet.", "One boat.", "A cat. A mouse."]
 OWNER = [0, 1, 2, 0]
@@ -36,3 +39,14 @@ def test_the_seed_decides():
     assert change_captions(["A. B."], [0], "inserted") == ["A. B."]  # there is no other image
     with pytest.raises(ValueError, match=r"`change` .* got 'turned'"):
         change_captions(CAPTIONS, OWNER, "turned")
+
+
+@pytest.mark.parametrize(("length", "changed"), [(77, 0), (248, 2)])
+def test_a_model_of_77_tokens_loses_nothing_to_truncation(length, changed, tiny_clip):
+    model = FastGoalCLIPModel.from_base(str(tiny_clip), max_text_length=length)
+    processor = FastGoalProcessor.from_base(str(tiny_clip), max_text_length=length)
+    captions = ["x " * 70, "x " * 90, "x " * 100, "x"]
+    embeds = embed_texts(model, processor, captions)
+    encoded = EncodedSource(embeds, embeds, captions, [0, 1, 2, 3], [0, 1, 2, 3])
+    result = measure_robustness(model, processor, encoded, encoded.ranks("cpu"))["truncated"]
+    assert (result.changed, result.drop == 0) == (changed, not changed)
