@@ -204,23 +204,37 @@ class ImageIndex:
 
     def _nearest(self, vector: NDArray[np.float32], top_k: int, left_out: Sequence[str] = ()) -> list[Hit]:
         """Return the images nearest to a vector, ranked by exact cosines."""
+        count = len(self)
         query = self._table.search(vector, vector_column_name="vector").distance_type("cosine")
-        query = query.bypass_vector_index() if len(self) <= EXACT_UP_TO else query.nprobes(PROBES)
+        query = query.bypass_vector_index() if count <= EXACT_UP_TO else query.nprobes(PROBES)
         query = query.select(["name", "vector", "_distance"])
         wide = vector.astype(np.float64)
         limit = 4 * (top_k + len(left_out)) + 64
         while True:
             with self._readable():
                 rows = query.limit(limit).to_arrow()
-            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1).astype(np.float64)
+            vectors = _vectors_of(rows)
+            # LanceDB leaves out vectors without a direction.
+            if not _have_direction(vectors).all() or (count <= EXACT_UP_TO and len(rows) < min(limit, count)):
+                self._check_vectors()
             scores = vectors @ wide / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(wide))
             ranked = sorted(zip(-scores, rows["name"].to_pylist(), strict=True))
             hits = [Hit(self.images / name, -float(score)) for score, name in ranked if name not in left_out][:top_k]
+            if len(rows) < limit:
+                return hits
             # No image that is missing from `rows` scores more than this.
             bound = 1 - float(rows["_distance"].to_numpy().max()) + ROUNDING
-            if len(rows) < limit or (len(hits) == top_k and hits[-1].score > bound):
+            if len(hits) == top_k and hits[-1].score > bound:
                 return hits
             limit *= 4
+
+    def _check_vectors(self) -> None:
+        """Raise `ValueError` if a vector is damaged. Otherwise another process has changed the index."""
+        rows = self._rows(["name", "vector"], "error IS NULL")
+        damaged = [rows["name"][row].as_py() for row in np.flatnonzero(~_have_direction(_vectors_of(rows)))]
+        if damaged:
+            more = f", and so are {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise self._useless(f"the embedding of {damaged[0]} is NaN, infinite or zero{more}")
 
     def _open(self) -> None:
         """Open the table if there is one that is not to be replaced, and check that it belongs to the model."""
@@ -378,6 +392,19 @@ class ImageIndex:
 
     def _useless(self, reason: str) -> ValueError:
         return ValueError(f"The index {self.folder} is of no use: {reason}. Build it again with `rebuild=True`.")
+
+
+def _vectors_of(rows: Any) -> NDArray[np.float64]:
+    """Return the embeddings `(rows, width)` of an Arrow table."""
+    column = rows["vector"].combine_chunks()
+    vectors: NDArray[np.float64] = column.flatten().to_numpy().reshape(-1, column.type.list_size).astype(np.float64)
+    return vectors
+
+
+def _have_direction(vectors: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which vectors `(rows, width)` are finite and not zero."""
+    directed: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    return directed
 
 
 def _reason(error: Exception) -> str:

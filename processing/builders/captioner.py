@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.processing.checkpoints.errors import loading
-from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
+from fastgoal.processing.checkpoints.fingerprints import check_image_processor, refuse_not_finite
 from fastgoal.processing.sentences import split_sentences
 
 # Asks for captions like those of GLIT100k (FAST-GOAL, section on the dataset): all that is visible and nothing else.
@@ -83,7 +83,7 @@ class Captioner:
 
         Raises:
             ValueError: The checkpoint is not an image-text-to-text model, does not exist, cannot be reached, is
-                damaged, or has weights that are missing, NaN or infinite.
+                damaged, or has weights that are missing, NaN or infinite, or an image processor that does not work.
         """
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -100,6 +100,7 @@ class Captioner:
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
             options = {"config": config, "dtype": getattr(torch, dtype), "trust_remote_code": False}
             model = load_whole(AutoModelForImageTextToText, name, **options)
+        check_image_processor(processor.image_processor, label)
         refuse_not_finite(model.named_parameters(), label)
         return cls(model.to(device), processor, **settings)
 

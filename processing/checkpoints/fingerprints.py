@@ -1,12 +1,12 @@
-"""Fingerprints of models, in memory and on disk, and checks of files of weights."""
+"""Fingerprints of models, in memory and on disk, and checks of weights and of image processors."""
 
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import loading
+from .errors import first_line, loading
 
 if TYPE_CHECKING:
     import torch
@@ -121,3 +121,31 @@ def refuse_not_finite(tensors: "Iterable[tuple[str, torch.Tensor]]", label: str)
                 f"{label} has weights that are NaN or infinite (in {name}). Download or create it again. After your "
                 "own training, use an earlier checkpoint, or train with a lower learning rate."
             )
+
+
+def check_image_processor(image_processor: Any, label: str, side: int | None = None) -> None:
+    """Raise `ValueError` if the image processor of the checkpoint `label` makes no finite values of an image.
+
+    Args:
+        image_processor: An image processor of transformers.
+        label: Name of the checkpoint for messages.
+        side: Side in pixels of the images that the model reads, if there is only one.
+    """
+    import torch
+    from PIL import Image
+
+    settings = "Check `image_mean`, `image_std`, `rescale_factor` and the sizes in its settings."
+    try:
+        inputs = image_processor(images=Image.new("RGB", (side or 64, side or 64)), return_tensors="pt")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{label}: its image processor cannot process an image ({reason}) {settings}") from error
+    for value in inputs.values():
+        if isinstance(value, torch.Tensor) and not value.isfinite().all():
+            raise ValueError(f"{label}: its image processor makes values that are NaN or infinite. {settings}")
+    shape = tuple(inputs["pixel_values"].shape) if side else ()
+    if side and shape != (1, 3, side, side):
+        raise ValueError(
+            f"{label}: its image processor makes an input of shape {shape} of an image, and the model reads "
+            f"{(1, 3, side, side)}. {settings}"
+        )

@@ -19,7 +19,7 @@ from fastgoal.processing.tokens import require_tokens, set_text_length
 from .adapters import about_base, is_adapter, load_adapter
 from .devices import choose_device, choose_dtype
 from .errors import DAMAGED, loading
-from .fingerprints import refuse_not_finite
+from .fingerprints import check_image_processor, refuse_not_finite
 
 
 def check_model(name: str, argument: str = "model") -> Any:
@@ -67,7 +67,8 @@ def load_model(
 
     Raises:
         ValueError: The device is not available, or the checkpoint cannot be loaded, is damaged, is missing weights, has
-            weights that are NaN or infinite, or belongs to a family that is not supported.
+            weights that are NaN or infinite or an image processor that does not fit, or belongs to a family that is not
+            supported.
     """
     device = choose_device(device)
     torch_dtype: Any = getattr(torch, choose_dtype(dtype, device))
@@ -88,6 +89,7 @@ def load_model(
         if tokens > vocabulary:
             raise ValueError(f"the tokenizer has {tokens} tokens, and the model has embeddings for {vocabulary}.")
         set_text_length(processor.tokenizer, text_positions(model))
+    check_image_processor(processor.image_processor, label, model.config.vision_config.image_size)
     refuse_not_finite(model.named_parameters(), label)
     return model.to(device).eval(), processor
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.processing.checkpoints.errors import loading
-from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
+from fastgoal.processing.checkpoints.fingerprints import check_image_processor, refuse_not_finite
 from fastgoal.processing.images import load_image
 from fastgoal.processing.regions import Region
 
@@ -24,12 +24,13 @@ def load_parts(name: str, model_class: Any, processor_class: Any) -> tuple[Any, 
     """Load the model of a detector, in eval mode, and its processor.
 
     Raises:
-        ValueError: The files are damaged, or weights are missing, NaN or infinite.
+        ValueError: The files are damaged, or weights are missing, NaN or infinite, or the image processor fails.
     """
     label = f"`detector={name}`"
     with loading(label, name):
         model = load_whole(model_class, name, trust_remote_code=False).eval()
         processor = processor_class.from_pretrained(name, trust_remote_code=False)
+    check_image_processor(getattr(processor, "image_processor", processor), label)
     refuse_not_finite(model.named_parameters(), label)
     return model, processor
 

@@ -275,6 +275,27 @@ def test_damage_is_named_with_the_way_out(folder, embedded, damage, monkeypatch)
     assert open_index(folder, rebuild=True).update().encoded == 4
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+@pytest.mark.parametrize("name", ["110.png", None])
+def test_damaged_embeddings_are_not_searched(folder, embedded, name, value):
+    """A vector without a direction in the file, or all of them; LanceDB leaves such rows out of its results."""
+    open_index(folder).update()
+    damaged = 0
+    for level in (10, 60, 110, 160):
+        for path in (folder / index_module.FOLDER / "images.lance" / "data").iterdir():
+            data, vector = path.read_bytes(), angle(level).half().numpy().tobytes()
+            if name in (f"{level}.png", None) and vector in data:
+                path.write_bytes(data.replace(vector, np.full(2, value, np.float16).tobytes()))
+                damaged += 1
+    assert damaged == (4 if name is None else 1)
+    with pytest.raises(ValueError, match=rf"sub/{name or '10.png'} is NaN, infinite or zero.*`rebuild=True`") as error:
+        open_index(folder).search("10")
+    assert ("3 more" in str(error.value)) == (name is None)
+    index = open_index(folder, rebuild=True)
+    index.update()
+    assert names(index.search("10", 2)) == ["10.png", "60.png"]
+
+
 def test_one_process_writes_at_a_time_and_sees_what_others_wrote(folder, embedded):
     index = open_index(folder)
     with held_by_another(index.folder) as process, pytest.raises(ValueError, match=rf"process {process}"):

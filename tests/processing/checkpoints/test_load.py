@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, Siglip2Config
 
 from fastgoal import FastGoalCLIPModel
+from fastgoal.processing.builders.captioner import Captioner
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.processing.detectors.load import load_detector
+from tests.tiny_models import make_sam, make_vlm, make_yolos
 
 
 @pytest.fixture
@@ -41,6 +43,10 @@ def weights(change):
 
 def content(name, data):
     return lambda folder: (folder / name).write_bytes(data)
+
+
+def pixels(**changes):
+    return settings(lambda config: config["image_processor"].update(changes), "processor_config.json")
 
 
 SPOILED = {
@@ -80,6 +86,19 @@ SPOILED = {
     ),
     "a broken tokenizer": (content("tokenizer.json", b"{}"), "tokenizer"),
     "a tokenizer that is none": (content("tokenizer.json", b"x"), "tokenizer"),
+    **{
+        f"{key} {value}": (pixels(**{key: value}), f"image processor (?:{words}).*`image_mean`")
+        for key, value, words in (
+            ("image_std", [0, 0, 0], "makes .*NaN or infinite"),
+            ("image_std", [0.5, 0.0, 0.5], "makes .*NaN or infinite"),
+            ("image_mean", [0.5, 0.5], "cannot process"),
+            ("image_mean", ["a", "b", "c"], "cannot process"),
+            ("image_mean", [float("nan")] * 3, "makes .*NaN or infinite"),
+            ("rescale_factor", float("inf"), "makes .*NaN or infinite"),
+            ("crop_size", {"height": 0, "width": 0}, "cannot process|makes an input of shape"),
+            ("crop_size", {"height": 31, "width": 32}, "makes an input of shape"),
+        )
+    },
 }
 
 
@@ -92,6 +111,24 @@ def test_damaged_checkpoints_are_refused_in_one_line(clip, name, length):
         load_model(str(clip), "cpu", argument="against", stretch=length is not None, max_text_length=length)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_the_image_processors_of_detectors_and_captioners(tmp_path):
+    for kind, make, load in (
+        ("detector", make_yolos, lambda name: load_detector(name, choose_device("cpu"))),
+        ("detector", make_sam, lambda name: load_detector(name, choose_device("cpu"))),
+        ("model", make_vlm, Captioner.load),
+    ):
+        for key, value in (("image_std", [0, 0, 0]), ("image_mean", [0.5, 0.5])):
+            (tmp_path / f"{make.__name__}-{key}").mkdir()
+            folder = make(tmp_path / f"{make.__name__}-{key}")
+            for path in folder.glob("*processor_config.json"):
+                change = {key: value}
+                settings(lambda config, change=change: config.get("image_processor", config).update(change), path.name)(
+                    folder
+                )
+            with pytest.raises(ValueError, match=f"`{kind}={folder}`.*image processor (?:makes|cannot).*`{key}`"):
+                load(str(folder))
 
 
 def test_an_intact_checkpoint_loads(clip):
