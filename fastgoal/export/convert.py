@@ -5,7 +5,6 @@ is used, known not to be a weight, or reported.
 """
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -177,7 +176,7 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
             content = load_file(path)
     else:
         with loading(f"`file={path}`", str(path), _SAVE_AGAIN):
-            content = _unpickle(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     ignored: list[str] = []
     for _ in WRAPPERS:
         inner = [name for name in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
@@ -203,14 +202,6 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
             )
         state[bare] = value
     return state, ignored
-
-
-def _unpickle(path: Path) -> Any:
-    """Load tensors and plain containers. The error replaces torch's, which recommends running the file's code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError("it is not a PyTorch file, or holds objects other than tensors, which were not run") from None
 
 
 def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:

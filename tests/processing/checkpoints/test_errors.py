@@ -1,6 +1,11 @@
 """Errors of libraries as one line that says what is loaded, what is wrong and what to do."""
 
+import pickle
+import tarfile
+from pathlib import Path
+
 import pytest
+import torch
 
 from fastgoal.processing.checkpoints.errors import first_line, lfs_pointer, loading
 
@@ -28,6 +33,24 @@ def test_any_error_becomes_one_line(error, reason):
     ):
         raise error
     assert str(caught.value) == f"the thing cannot be loaded: {reason} Mend it."
+
+
+@pytest.mark.parametrize("form", ["pickle", "archive", "legacy", "tar"])
+def test_torchs_advice_to_load_any_pickle_is_not_repeated(tmp_path, form):
+    path = tmp_path / "weights.bin"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Path("x")))
+    elif form == "tar":
+        tarfile.open(path, "w").close()
+    else:
+        torch.save({"a": Path("x")}, path, _use_new_zipfile_serialization=form == "archive")
+    with (
+        pytest.raises(ValueError, match=r"^the thing cannot be loaded: it is not a PyTorch file") as caught,
+        loading("the thing"),
+    ):
+        torch.load(path, weights_only=True)
+    assert not any(word in str(caught.value) for word in ("weights_only", "trust", "arbitrary", "\x1b", "safe_globals"))
+    assert "weights_only" in str(caught.value.__cause__) or "trust" in str(caught.value.__cause__)
 
 
 def test_out_of_memory_is_not_changed():
