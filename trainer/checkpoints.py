@@ -76,7 +76,7 @@ def damage(path: Path) -> str | None:
         step_of(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{TRAINER_STATE_NAME} cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-    for file in sorted(path.glob("*.safetensors")):
+    for file in sorted(path.rglob("*.safetensors")):
         try:
             with safe_open(file, "pt"):
                 pass
@@ -102,22 +102,22 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_json(folder / SETTINGS, dict(settings))
 
 
-def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bool) -> None:
+def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bool) -> list[str]:
     """Raise `ValueError` if a checkpoint was trained on other data or with other settings; only warn if `allowed`.
 
-    Checkpoints of other programs do not say, and are accepted.
+    Checkpoints of other programs do not say, and are accepted. Returns the names of the settings that changed.
     """
     try:
         before = dict(json.loads((folder / SETTINGS).read_bytes()))
     except FileNotFoundError:
-        return
+        return []
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS}: cannot be read ({error}). Use another checkpoint.") from None
     now = json.loads(json.dumps(settings))
     # A version that does not know a setting yet does not write it.
     names = [name for name in now if name in before and before[name] != now[name]]
     if not names:
-        return
+        return []
     changed = "; ".join(f"`{name}` was {before[name]!r} and is now {now[name]!r}" for name in names)
     message = f"{folder} was trained with other settings: {changed}."
     if not allowed:
@@ -126,6 +126,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bo
             "`ignore_resume_mismatch=true`."
         )
     logger.warning(f"{message} The training resumes with the new ones.")
+    return names
 
 
 def refuse_output(

@@ -36,7 +36,7 @@ from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import set_text_length
 
 from .batches.collator import FastGoalCollator
-from .batches.hard_negatives import mark_start, neighbors_file, training_neighbors
+from .batches.hard_negatives import load_neighbors, save_neighbors, training_neighbors
 from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
 from .batches.streams import StreamData
@@ -60,6 +60,7 @@ from .parallel.strategy import describe, group_of_its_own, logit_parameters, own
 from .summary import TrainingRun, language_of
 from .trained_weights import check_trainable, load_trainable, prepare_weights, refuse_foreign_optimizer, write_losses
 from .training_arguments import FastGoalTrainingArguments
+from .weight_settings import base_mark, data_settings, replace_settings
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 UNSUPPORTED = {
@@ -196,6 +197,7 @@ class FastGoalTrainer(Trainer):
         prepared: Any = prepare_weights(model, args, self.is_sigmoid, peft_config)
         refuse_foreign_optimizer(optimizers[0], prepared)
         write_losses(prepared, self.objective.weights, args.contrastive)
+        self._base_mark = base_mark(prepared, bool(args.l2sp_weight))
         super().__init__(
             model=prepared,
             args=args,
@@ -234,7 +236,6 @@ class FastGoalTrainer(Trainer):
         self._last_rows: int | None = None
         self._names: list[str] = []  # of the rows of the current batch
         self._neighbors: torch.Tensor | None = None
-        self._start_mark: str | None = None  # of the model that found the first hard negatives
         self._is_renewed = False
         self._trained_with: dict[str, Any] = {}
         self._draft: Path | None = None  # the folder in which a checkpoint is being written
@@ -264,28 +265,26 @@ class FastGoalTrainer(Trainer):
             checkpoint = self._find_checkpoint(output, resume_from_checkpoint)
             # Only once: the fingerprint of the data reads all their files.
             self._trained_with = self.training_settings()
+            changed = []
             if checkpoint is not None:
-                refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
-            self._begin(checkpoint)
+                changed = refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
+            self._begin(checkpoint, changed)
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def training_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed training must not change unnoticed."""
-        args, data = self.args, cast(Any, self.train_dataset)
-        source = None if isinstance(data, StreamData) else source_of(data)
-        names = (
-            *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
-            *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers"),
-            *("learning_rate", "seed", "order_seed"),
-        )
+        args = self.args
         return {
             "objective": self.objective.name,
             **asdict(self.objective.weights),
-            **{name: getattr(args, name) for name in names},
+            "contrastive": "sigmoid" if self.is_sigmoid else "softmax",
+            "max_logit_scale": self.max_logit_scale,
+            **args.weight_settings(),
             **self._peft_settings,
+            "order_seed": args.order_seed,
             "batch size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "rows": None if source is None else len(data),
-            "data": None if source is None else source.fingerprint,
+            "base": self._base_mark,
+            **data_settings(self.train_dataset, self.processing_class),
         }
 
     def _find_checkpoint(self, output: Path, wanted: str | bool | None) -> str | None:
@@ -308,6 +307,13 @@ class FastGoalTrainer(Trainer):
             kwargs["steps_trained_in_current_epoch"] = 0
         super()._run_epoch(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # Overridden since the optimizer's state has the settings of the checkpoint, which the arguments may replace.
+        given = [dict(group) for group in cast(Any, self.optimizer).param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.ignore_resume_mismatch:
+            replace_settings(self.optimizer, self.lr_scheduler, given)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; with FSDP, scalars that are not sharded get a group of their own."""
         optimizer = super().create_optimizer(model)
@@ -323,18 +329,21 @@ class FastGoalTrainer(Trainer):
 
     # ---- Data ----
 
-    def _begin(self, checkpoint: str | None) -> None:
-        """Prepare the data, before the weights of a checkpoint are loaded."""
+    def _begin(self, checkpoint: str | None, changed: list[str]) -> None:
+        """Prepare the data, before the weights of a checkpoint are loaded; `changed` names the settings that differ."""
         if isinstance(self.train_dataset, StreamData):
             self.train_dataset.begin(None if self.args.ignore_data_skip else checkpoint)
-        # The order of rows is that of the whole training, so neighbors are those of the model that it started from.
         if self.args.hard_negatives and self.train_dataset is not None:
-            self._neighbors = self._find_neighbors(self.train_dataset)
-            self._is_renewed = False
-            if self.args.hard_negative_refresh and self.is_world_process_zero():
-                self._start_mark = mark_start(self.accelerator.unwrap_model(self.model), self.train_dataset)
-                if checkpoint is None:  # an earlier training's
-                    neighbors_file(self.args, is_renewal=True).unlink(missing_ok=True)
+            self._neighbors, self._is_renewed = None, False
+            # The neighbors of a resumed training are those that it had, whichever model found them.
+            if checkpoint is not None and not {"hard_negatives", "rows", "data"} & {*changed}:
+                try:
+                    self._neighbors, self._is_renewed = load_neighbors(Path(checkpoint))
+                except ValueError:
+                    if not self.args.ignore_resume_mismatch:
+                        raise
+            if self._neighbors is None:
+                self._neighbors = self._find_neighbors(self.train_dataset)
 
     def _prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and normalize its pixels there. Keep its names and its position in a stream."""
@@ -384,17 +393,17 @@ class FastGoalTrainer(Trainer):
         """Return the order of evaluation rows, which `train_sampling_strategy` does not change."""
         return SequentialSampler(data) if isinstance(data, Sized) and self.args.world_size <= 1 else None
 
-    def _find_neighbors(self, data: Any, **how: Any) -> torch.Tensor:
+    def _find_neighbors(self, data: Any) -> torch.Tensor:
         model = self.accelerator.unwrap_model(self.model)
-        return training_neighbors(model, self.processing_class, data, self.accelerator, self.args, **how)
+        return training_neighbors(model, self.processing_class, data, self.accelerator, self.args)
 
     def _renewed_neighbors(self, epoch: int) -> torch.Tensor | None:
         """Return neighbors by the current model, once, after `hard_negative_refresh` of the epochs."""
         share = self.args.hard_negative_refresh
         if not share or self._is_renewed or epoch < max(1, round(share * self.state.num_train_epochs)):
             return None
-        self._is_renewed = True
-        return self._find_neighbors(self.train_dataset, mark=self._start_mark, is_renewal=True)
+        self._neighbors, self._is_renewed = self._find_neighbors(self.train_dataset), True
+        return self._neighbors
 
     # ---- Loss ----
 
@@ -618,6 +627,8 @@ class FastGoalTrainer(Trainer):
                 self.train_dataset.save(draft)
             if self.args.should_save:
                 write_settings(draft, self._trained_with)
+                if self._neighbors is not None:
+                    save_neighbors(draft, self._neighbors, self._is_renewed)
                 if self.state.best_model_checkpoint == str(draft):
                     self.state.best_model_checkpoint = str(folder)
                     self.state.save_to_json(str(draft / TRAINER_STATE_NAME))

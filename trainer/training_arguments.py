@@ -57,6 +57,22 @@ LOWEST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(("freeze_layers", "hard_negative_refresh", "l2sp_weight"), (0, False)),
     **dict.fromkeys(WEIGHTS, (0, False)),
 }
+# Arguments that change the trained weights by more than rounding, so that a resumed training must not change them.
+# `FastGoalTrainer.training_settings` adds what results from the other ones, such as the loss weights.
+WEIGHT_ARGUMENTS = (
+    *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
+    *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers", "neftune_noise_alpha"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("optim", "optim_args", "optim_target_modules", "weight_decay", "decay_all", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "auto_find_batch_size"),
+    *("dataloader_drop_last", "bf16", "fp16", "tf32", "deepspeed", "seed", "load_best_model_at_end"),
+)
+# The model that a training ends with depends on them only if it is the best one.
+BEST_MODEL_ARGUMENTS = (
+    *("metric_for_best_model", "greater_is_better", "save_strategy", "save_steps"),
+    *("eval_strategy", "eval_steps", "eval_delay"),
+)
+ACCELERATOR_SETTINGS = ("split_batches", "even_batches", "use_seedable_sampler", "gradient_accumulation_kwargs")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -286,6 +302,15 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     def order_seed(self) -> int:
         """The seed of the order of the rows and of the pairs that are drawn."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    def weight_settings(self) -> dict[str, Any]:
+        """Return the arguments that the trained weights depend on and that are used as given, by name."""
+        names = [*WEIGHT_ARGUMENTS, *(BEST_MODEL_ARGUMENTS if self.load_best_model_at_end else ())]
+        names.remove("num_train_epochs" if self.max_steps > 0 else "max_steps")
+        accelerator = {
+            f"accelerator_config.{name}": getattr(self.accelerator_config, name) for name in ACCELERATOR_SETTINGS
+        }
+        return {name: getattr(self, name) for name in names} | accelerator
 
     def resolved_objective(self) -> Objective:
         """Return the objective with its weights, those of the recipe, and those that are given."""

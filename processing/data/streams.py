@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow.parquet
+
+from fastgoal.processing.checkpoints.errors import loading
+from fastgoal.processing.checkpoints.fingerprints import hash_files
 
 from .locations import hub_cache, load_from_hub, parquet_of_split
 from .sources import CAPTION_COLUMNS, DatasetSource
@@ -23,11 +27,16 @@ TEXT, TABLE, KEY = "txt", "json", "__key__"
 class StreamSource(DatasetSource):
     """A `datasets.IterableDataset` with images as undecoded bytes or paths.
 
-    `rows` is the number of rows; None if it is not known.
+    `rows` is the number of rows; None if it is not known. `fingerprint` changes with the data, `name` by default.
     """
 
     def __init__(
-        self, stream: datasets.IterableDataset, name: str, rows: int | None = None, base: Path | None = None
+        self,
+        stream: datasets.IterableDataset,
+        name: str,
+        rows: int | None = None,
+        base: Path | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         features = stream.features
         if features is None:
@@ -38,7 +47,7 @@ class StreamSource(DatasetSource):
             )
             stream = stream.map(_spread_table, remove_columns=[TABLE], features=features)
         text = TEXT if TEXT in features and not any(column in features for column in CAPTION_COLUMNS) else None
-        super().__init__(stream, name, caption_column=text, fingerprint="stream", base=base)
+        super().__init__(stream, name, caption_column=text, fingerprint=fingerprint or name, base=base)
         self.rows = rows
 
     def __len__(self) -> int:
@@ -67,13 +76,15 @@ def open_stream(source: str | os.PathLike[str], split: str | None = None) -> Str
         if folder.exists():
             raise ValueError(f"`train_data` must be a folder, got the file '{text}'. Expected {EXPECTED}.")
         stream = load_from_hub(text, split, streaming=True)
-        known = stream.info.splits or {}
-        return StreamSource(stream, text, getattr(known.get(str(stream.split)), "num_examples", None), hub_cache())
+        known = (stream.info.splits or {}).get(str(stream.split))
+        with loading(f"'{text}'"):
+            revision = f"{text}@{huggingface_hub.HfApi().dataset_info(text).sha} {stream.split}"
+        return StreamSource(stream, text, getattr(known, "num_examples", None), hub_cache(), revision)
     if files := parquet_of_split(folder, split):
         rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files)
-        return StreamSource(_load("parquet", files), text, rows, folder)
+        return StreamSource(_load("parquet", files), text, rows, folder, hash_files(files))
     if files := sorted([*folder.glob("*.tar"), *(folder / "data").glob("*.tar")]):
-        return StreamSource(_load("webdataset", files), text, base=folder)
+        return StreamSource(_load("webdataset", files), text, base=folder, fingerprint=hash_files(files))
     raise ValueError(
         f"`train_data`: '{text}' has no .parquet and no .tar files to stream from. Expected {EXPECTED}. Train on other "
         "data with `streaming=false`."

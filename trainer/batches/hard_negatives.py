@@ -1,4 +1,4 @@
-"""Find the training images that look similar, once before a training, and keep them in the output folder."""
+"""Find the training images that look similar, before a training and during it, and keep them in its checkpoints."""
 
 import time
 from collections.abc import Sequence
@@ -10,16 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import nn
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width
-from fastgoal.processing.checkpoints.fingerprints import fingerprint
 from fastgoal.processing.embedding import embed_crops
-from fastgoal.processing.files import whole_file
 from fastgoal.processing.pixels import PixelReader
 from fastgoal.trainer.parallel.gather import gather_with_gradient
 
@@ -34,27 +31,16 @@ SAME_IMAGE = 0.9999
 
 
 def training_neighbors(
-    model: Any,
-    processor: Any,
-    data: Any,
-    accelerator: Accelerator,
-    args: TrainingArguments,
-    mark: str | None = None,
-    is_renewal: bool = False,
+    model: Any, processor: Any, data: Any, accelerator: Accelerator, args: TrainingArguments
 ) -> torch.Tensor:
     """Find the neighbors of every training image by their embeddings from the model with its current weights.
-
-    A file in the output folder keeps them, marked with the weights and captions. A resumed training reads them from
-    there, provided that its trainer was created with the model that the training started from.
 
     Args:
         model: The model, not wrapped.
         processor: The model's `FastGoalProcessor`.
         data: The training data, with rows by number.
         accelerator: The processes that share the work.
-        args: The output folder and the options of data loaders.
-        mark: The mark of the file; `mark_start` of this model by default.
-        is_renewal: Whether the neighbors are those of a partly trained model, which are kept in a second file.
+        args: The options of data loaders.
 
     Returns:
         `(rows, count)` on the CPU, see `nearest_rows`; the same in every process.
@@ -69,33 +55,39 @@ def training_neighbors(
         raise ValueError(
             "`hard_negatives` embeds the images: `processing_class` must be the model's FastGoalProcessor, got None."
         )
-    is_main, file, rows = accelerator.is_main_process, neighbors_file(args, is_renewal), TrainingData.of(data)
-    mark = (mark or mark_start(model, rows)) if is_main else ""
-    kept = _read(file, mark) if is_main else None
-    is_kept = bool(broadcast(torch.tensor([kept is not None], device=args.device).long()))
-    table = torch.empty(len(rows), min(NEIGHBORS, max(len(rows) - 1, 0)), dtype=torch.long) if kept is None else kept
-    if not is_kept:
-        start = time.monotonic()
-        if is_main:
-            logger.warning(f"Hard negatives: embedding {len(rows):,} training images to find similar ones.")
-        embeds = _image_embeds(model, processor, rows, accelerator, args)
-        if is_main:
-            table = nearest_rows(embeds).cpu()
-            with whole_file(file) as draft:
-                draft.write(save({"neighbors": table.int()}, {"mark": mark, "rows": str(len(table))}))
-            logger.warning(f"Hard negatives: neighbors found in {time.monotonic() - start:.0f} s.")
+    start, rows = time.monotonic(), TrainingData.of(data)
+    if accelerator.is_main_process:
+        logger.warning(f"Hard negatives: embedding {len(rows):,} training images to find similar ones.")
+    embeds = _image_embeds(model, processor, rows, accelerator, args)
+    if accelerator.is_main_process:
+        table = nearest_rows(embeds)
+        logger.warning(f"Hard negatives: neighbors found in {time.monotonic() - start:.0f} s.")
+    else:
+        table = torch.empty(len(rows), min(NEIGHBORS, max(len(rows) - 1, 0)), dtype=torch.long)
     return broadcast(table.to(args.device)).cpu()
 
 
-def neighbors_file(args: TrainingArguments, is_renewal: bool = False) -> Path:
-    """Return the file in which a training keeps its neighbors."""
-    file = Path(args.output_dir or ".") / FILE
-    return file.with_stem(f"{file.stem}-renewed") if is_renewal else file
+def save_neighbors(checkpoint: Path, neighbors: torch.Tensor, is_renewed: bool) -> None:
+    """Write the neighbors `(rows, count)` into a checkpoint, and whether a partly trained model has found them."""
+    file = checkpoint / FILE
+    file.parent.mkdir()
+    save_file({"neighbors": neighbors.int()}, file, {"renewed": str(is_renewed)})
 
 
-def mark_start(model: nn.Module, data: Any) -> str:
-    """Return a fingerprint of a model's weights and of all captions."""
-    return fingerprint(model.state_dict(), TrainingData.of(data).captions())
+def load_neighbors(checkpoint: Path) -> tuple[torch.Tensor, bool]:
+    """Return what `save_neighbors` wrote.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(checkpoint / FILE, "pt") as tensors:
+            return tensors.get_tensor("neighbors").long(), tensors.metadata()["renewed"] == "True"
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint / FILE}, the hard negatives of the training, cannot be read ({error}). Use another "
+            "checkpoint, or search for them again with `ignore_resume_mismatch=true`, which changes the order of rows."
+        ) from None
 
 
 def nearest_rows(embeds: torch.Tensor, count: int = NEIGHBORS, chunk: int = 2048) -> torch.Tensor:
@@ -147,17 +139,3 @@ def _image_embeds(
 
 def _read_images(reader: PixelReader, rows: Sequence[TrainingRow]) -> tuple[int, torch.Tensor]:
     return len(rows), torch.cat([reader.read([(reader.open(row.image, row.name), None)]) for row in rows])
-
-
-def _read(file: Path, mark: str) -> torch.Tensor | None:
-    """Read the neighbors from a file if it has this mark."""
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, "pt") as tensors:
-            if (tensors.metadata() or {}).get("mark") == mark:
-                return tensors.get_tensor("neighbors").long()
-    except SafetensorError:
-        pass
-    logger.warning(f"{file} belongs to another model or other captions and is replaced. The order of rows will change.")
-    return None

@@ -166,7 +166,7 @@ class TrainingData(Dataset):
         """
         if self.source is not None:
             return self.source.captions(range(len(self)))
-        rows = self.data.select_columns(["caption"]) if _is_table(self.data) else self.data
+        rows = self.data.select_columns(["caption"]) if is_table(self.data) else self.data
         return [TrainingRow.of(row).caption for row in islice(rows, len(self))]
 
     def caption_lengths(self, processor: Any) -> list[int]:
@@ -210,8 +210,8 @@ class TrainingData(Dataset):
         """Return the row's number and name for messages, without decoding its image."""
         if self.source is not None:
             return self.source.label(index)
-        is_table = _is_table(self.data) and "image" in self.data.column_names
-        row = (self.data.remove_columns("image") if is_table else self.data)[index]
+        has_image = is_table(self.data) and "image" in self.data.column_names
+        row = (self.data.remove_columns("image") if has_image else self.data)[index]
         name = row.get("file_name") if isinstance(row, Mapping) else row.name
         return f"row {index} ({name})" if name else f"row {index}"
 
@@ -260,7 +260,7 @@ def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
             check_rows(part, f"{name}[{key!r}]", needs_pairs)
         return
     rows = TrainingData.of(data)
-    if not isinstance(rows.data, Source | Sequence) and not _is_table(rows.data):
+    if not isinstance(rows.data, Source | Sequence) and not is_table(rows.data):
         return
     # A source has checked both columns when it was opened, and checks them again row by row.
     needed = {} if rows.source else dict.fromkeys(("image", "caption"), "Each must be a dict with both.")
@@ -280,6 +280,6 @@ def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
             )
 
 
-def _is_table(data: Any) -> bool:
+def is_table(data: Any) -> bool:
     """Return whether this is a `datasets.Dataset` with rows of its own columns, without a transform that makes them."""
     return isinstance(data, datasets.Dataset) and data.format["type"] != "custom"

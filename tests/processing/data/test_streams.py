@@ -3,9 +3,11 @@
 import io
 import json
 import tarfile
+from types import SimpleNamespace
 
 import datasets
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 
 from fastgoal.processing.data.streams import open_stream
@@ -90,7 +92,9 @@ def test_a_dataset_on_the_hub(rows, tmp_path, monkeypatch):
         return load("parquet", data_files={"train": [file]}, split=split, streaming=streaming)
 
     monkeypatch.setattr("datasets.load_dataset", from_hub)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=f"commit of {name}"))
     source = open_stream("owner/name")
+    assert source.fingerprint == "owner/name@commit of owner/name train"
     assert asked == [("owner/name", None, True)]
     assert source.name == "owner/name"
     assert [row.caption for row in rows_of(source)] == [row["caption"] for row in rows]

@@ -1,5 +1,6 @@
 """Neighbors of the training images: which they are, and that a resumed training keeps them."""
 
+import os
 import random
 import re
 from types import SimpleNamespace
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import IterableDataset
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches import hard_negatives as neighbors
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import training_facts
+from fastgoal.trainer.checkpoints import newest_checkpoint
 from tests.trainer.recording import RecordingCollator
 
 TWINS = 8
@@ -90,10 +92,6 @@ def epochs(sampler, count):
         yield list(sampler)
 
 
-def kept_file(tmp_path, folder="run"):
-    return tmp_path / folder / neighbors.FILE
-
-
 @pytest.mark.parametrize("kind", ["list", "folder", "workers"])
 def test_the_nearest_is_the_twin(make, twins, twins_folder, kind):
     data = twins if kind == "list" else TrainingData(str(twins_folder))
@@ -152,97 +150,87 @@ def test_lengths_count_too(make, twins):
     assert padding(make(train_sampling_strategy="group_by_length")) < 0.8 * padding(make())
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_resumed_training_keeps_the_order(make, tmp_path, monkeypatch, kept):
-    """Neighbors are those of the model that the training started from, with the file and without it."""
+@pytest.mark.parametrize("folder", ["run", "elsewhere"])
+def test_a_resumed_training_keeps_its_neighbors(make, tmp_path, monkeypatch, folder):
+    """Neighbors are those of the model that the training started from, whatever model and folder it resumes with."""
     whole = make(save_strategy="steps", save_steps=5)
     whole.train()
-    seen = whole.data_collator.seen
-    before = whole._neighbors
+    seen, before = whole.data_collator.seen, whole._neighbors
     trained = make(model=whole.model, folder="trained")
     assert not torch.equal(find(trained, trained.train_dataset), before)  # those of the trained model differ
     assert len(seen) == 8
 
-    resumed = make()
-    if kept:
-        monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
-    else:
-        kept_file(tmp_path).unlink()
+    monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
+    resumed = make(folder=folder, model=whole.model)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
     assert torch.equal(resumed._neighbors, before)
     assert resumed.data_collator.seen[-3:] == seen[5:]
 
 
-def test_neighbors_are_renewed_in_the_middle_of_a_training(make, twins, tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["run", "elsewhere"])
+def test_neighbors_are_renewed_in_the_middle_of_a_training(make, twins, tmp_path, monkeypatch, folder):
     """After half of four epochs, neighbors are those of the current model, and a resumed training keeps them."""
-    settings = {"hard_negative_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 10}
+    settings = {"hard_negative_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}
+    settings["save_total_limit"] = 8
     expected = []
 
-    def renewed(trainer):
+    def recorded(trainer):
         find_neighbors = trainer._find_neighbors
 
-        def found(data, **how):
-            if how:
-                inputs = trainer.processing_class([row["image"] for row in twins])
-                with torch.no_grad():
-                    images = trainer.model.get_image_features(**inputs).pooler_output
-                images = torch.nn.functional.normalize(images, dim=-1)
-                expected.append((trainer.state.epoch, neighbors.nearest_rows(images)))
-            return find_neighbors(data, **how)
+        def found(data):
+            inputs = trainer.processing_class([row["image"] for row in twins])
+            with torch.no_grad():
+                images = trainer.model.get_image_features(**inputs).pooler_output
+            images = torch.nn.functional.normalize(images, dim=-1)
+            expected.append((round(trainer.state.epoch or 0), neighbors.nearest_rows(images)))
+            return find_neighbors(data)
 
         trainer._find_neighbors = found
         return trainer
 
-    whole = renewed(make(**settings))
+    whole = recorded(make(**settings))
     whole.train()
-    (epoch, nearest), file = expected[0], kept_file(tmp_path).with_stem("neighbors-renewed")
-    assert (len(expected), round(epoch)) == (1, 2)
-    assert torch.equal(load_file(file)["neighbors"].long(), nearest)
-    assert not torch.equal(whole._neighbors, nearest)
-
-    resumed = make(**settings)
-    monkeypatch.setattr(neighbors, "_image_embeds", lambda *args: pytest.fail("embedded again"))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))  # in the third epoch
-    assert resumed.data_collator.seen[-6:] == whole.data_collator.seen[10:]
-    monkeypatch.undo()
-
-    file.write_bytes(b"of another training")
-    other = renewed(make(**settings, overwrite_output_dir=True))
-    other.train()
-    assert len(expected) == 2
-
-
-def test_the_file_is_read_by_its_own_training_only(make, twins, tmp_path):
-    own = find(make(), twins)
-    file = kept_file(tmp_path)
-    assert [path.name for path in file.parent.iterdir()] == [file.name]  # no draft is left
-    assert torch.equal(load_file(file)["neighbors"].long(), own)
-
-    def read(trainer):
-        """Whether a file is read which says that row 3 is the nearest of all."""
-        find(make(), twins)
-        with neighbors.safe_open(file, "pt") as kept:
-            mark = kept.metadata()
-        assert mark["rows"] == "16"
-        save_file({"neighbors": torch.full((16, 15), 3, dtype=torch.int32)}, file, mark)
-        found = find(trainer, trainer.train_dataset)
-        file.unlink()
-        return bool((found == 3).all())
-
-    assert read(make())
-    changed = make()
-    with torch.no_grad():
-        changed.model.vision_model.encoder.layers[1].mlp.fc1.weight[0, 0] += 0.1
-    assert not read(changed)
-    assert not read(make(twins[1:]))
-    assert not read(make(twins[::-1]))
+    (start, first), (epoch, nearest) = expected
+    assert (start, epoch) == (0, 2)
+    assert not torch.equal(first, nearest)
+    assert torch.equal(whole._neighbors, nearest)
+    checkpoints = {step: tmp_path / "run" / f"checkpoint-{step}" for step in (6, 8, 10)}
+    # The checkpoint at the end of the second epoch is from before the search.
+    for step, (table, is_renewed) in {6: (first, False), 8: (first, False), 10: (nearest, True)}.items():
+        kept, was_renewed = neighbors.load_neighbors(checkpoints[step])
+        assert torch.equal(kept, table)
+        assert was_renewed == is_renewed
+        resumed = recorded(make(**settings, folder=folder))
+        resumed.train(resume_from_checkpoint=str(checkpoints[step]))
+        assert resumed.data_collator.seen[-(16 - step) :] == whole.data_collator.seen[step:]
+        assert len(expected) == (2 if is_renewed else 3)
+        del expected[2:]
 
 
-def test_a_broken_file_is_replaced(make, twins, tmp_path):
-    own = find(make(), twins)
-    kept_file(tmp_path).write_bytes(b"no tensors")
-    assert torch.equal(find(make(), twins), own)
-    assert torch.equal(load_file(kept_file(tmp_path))["neighbors"].long(), own)
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: save_file({"x": torch.ones(1)}, file)])
+def test_a_resume_without_its_neighbors_is_refused_unless_allowed(make, tmp_path, damage):
+    settings = {"hard_negative_refresh": 0.5, "save_strategy": "steps", "save_steps": 6}
+    make(**settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-6"
+    damage(checkpoint / neighbors.FILE)
+    with pytest.raises(ValueError, match=r"checkpoint-6/hard_negatives/neighbors.*`ignore_resume_mismatch=true`"):
+        make(**settings).train(resume_from_checkpoint=str(checkpoint))
+    allowed = make(**settings, ignore_resume_mismatch=True)
+    assert allowed.train(resume_from_checkpoint=str(checkpoint)).global_step == 8
+
+
+def test_neighbors_of_other_rows_are_not_used(make, twins, tmp_path):
+    make(save_strategy="steps", save_steps=5).train()
+    other = make(twins[:12], ignore_resume_mismatch=True)
+    other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert other._neighbors.shape == (12, 11)
+
+
+def test_a_truncated_file_makes_a_checkpoint_incomplete(make, tmp_path):
+    make(save_strategy="steps", save_steps=4).train()
+    file = tmp_path / "run" / "checkpoint-8" / neighbors.FILE
+    os.truncate(file, file.stat().st_size // 2)
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-4"
 
 
 def test_random_numbers_do_not_change(make, twins):
@@ -294,8 +282,8 @@ def test_the_start_and_the_end_are_logged_and_the_card_says_it(make, twins, capl
     assert (settings["recipe"], settings["hard_negatives"]) == ("paper", True)
     assert "pair_sampling" not in settings  # the objective has no pairs
     trainer.save_model()
-    # The neighbors are not in the folder of the weights.
-    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["model.safetensors"]
+    # The neighbors are in the checkpoints only.
+    assert [path.name for path in (tmp_path / "run").rglob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.fixture
