@@ -53,7 +53,7 @@ def main() -> None:
     queries = made_up(QUERIES, 999).numpy()
     with tempfile.TemporaryDirectory() as folder:
         names = [f"{number:08d}.jpg" for number in range(images)]
-        index_module.model_fingerprint = lambda model, processor: "made up"
+        index_module.embedder_fingerprint = lambda model, processor: "made up"
         index_module._list_files = lambda *args: (dict.fromkeys(names, (123456, 1700000000)), {})
         start = time.perf_counter()
         index = MadeUpIndex(folder, None, None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from fastgoal.pages.explain import explain
     from fastgoal.processing.builders.captions import build_captions
+    from fastgoal.processing.builders.embeddings import build_embeddings
     from fastgoal.processing.builders.pairs import build_pairs
     from fastgoal.processing.data.forms.registry import load_source
     from fastgoal.processing.matching import LocalPair
@@ -64,6 +65,7 @@ __all__ = [
     "Sentence",
     "__version__",
     "build_captions",
+    "build_embeddings",
     "build_pairs",
     "evaluate",
     "explain",
@@ -95,6 +97,7 @@ _MODULES = {
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "build_captions": "fastgoal.processing.builders.captions",
+    "build_embeddings": "fastgoal.processing.builders.embeddings",
     "build_pairs": "fastgoal.processing.builders.pairs",
     "evaluate": "fastgoal.trainer.evaluation.evaluate",
     "explain": "fastgoal.pages.explain",

@@ -20,6 +20,7 @@ COMMANDS = (
     "evaluate",
     "explain",
     "gallery",
+    "embed",
     "search",
     "demo",
     "quickstart",

@@ -15,9 +15,10 @@ from PIL import Image
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import number
 from fastgoal.pages.explain import explain, explanation_page
+from fastgoal.processing.checkpoints.fingerprints import embedder_fingerprint
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.images import load_image
-from fastgoal.search.index import FOLDER, ImageIndex, Update, model_fingerprint, require_search
+from fastgoal.search.index import FOLDER, ImageIndex, Update, require_search
 
 MAX_CHARACTERS = 20_000
 MAX_FILE_SIZE = "32mb"
@@ -72,7 +73,7 @@ def load_models(names: Sequence[str], images: str | None = None, device: str | N
     for argument, name in zip(("model", "against"), names, strict=False):
         model = DemoModel(public_name(name), *load_model(name, device, argument=argument))
         if images is not None:
-            folder = Path(images) / f"{FOLDER}-{model_fingerprint(model.model, model.processor)[:12]}"
+            folder = Path(images) / f"{FOLDER}-{embedder_fingerprint(model.model, model.processor)[:12]}"
             model.index = ImageIndex(images, model.model, model.processor, index=folder, model_name=name)
             model.update = model.index.update()
         models.append(model)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastgoal.processing.checkpoints.fingerprints import fingerprint
+from fastgoal.processing.checkpoints.fingerprints import embedder_fingerprint
 from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.files import hold_folder, lies_inside, write_errors
@@ -125,7 +125,7 @@ class ImageIndex:
         self.folder = self.images / FOLDER if index is None else Path(index)
         self.model, self.processor, self.model_name = model, processor, model_name
         self.allow_outside_files = allow_outside_files
-        self._fingerprint = model_fingerprint(model, processor)
+        self._fingerprint = embedder_fingerprint(model, processor)
         self._table: Any = None
         self._rebuild = rebuild
         self._open()
@@ -441,9 +441,3 @@ def _list_files(folder: Path, allow_outside_files: bool) -> tuple[dict[str, tupl
                 continue
             files[name] = (status.st_size, status.st_mtime_ns)
     return dict(sorted(files.items())), skipped
-
-
-def model_fingerprint(model: Any, processor: Any) -> str:
-    """Return a fingerprint of all that image embeddings depend on: the weights and the image processor."""
-    settings = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
-    return fingerprint(model.state_dict(), [settings])

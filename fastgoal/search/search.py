@@ -10,6 +10,7 @@ from fastgoal.processing.images import load_image
 from fastgoal.processing.tokens import count_truncated
 
 from .index import Hit, ImageIndex, Update, require_search
+from .vectors import StoredVectors, is_embeddings
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SearchResult:
         seconds: Duration of the search, including the embedding of the query.
     """
 
-    index: ImageIndex
+    index: ImageIndex | StoredVectors
     update: Update
     hits: list[Hit] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -50,7 +51,7 @@ def search_images(
     """Update the index of a folder and search it by a description or an image; without a query, only update it.
 
     Args:
-        images: Folder of images, including its subfolders.
+        images: Folder of images, including its subfolders, or of the vectors that `fastgoal embed` wrote.
         model: Folder or Hub id of the model.
         query: Description of the image to search for.
         query_image: Image file to search for similar images.
@@ -69,16 +70,24 @@ def search_images(
         raise ValueError("`query` must not be empty. Describe the image to search for.")
     if query_image is not None:
         load_image(query_image)
-    require_search(images)
+    if has_vectors := is_embeddings(images):
+        if index is not None or rebuild:
+            raise ValueError(f"`index` and `rebuild` must be left out for {images}, which `fastgoal embed` wrote.")
+    else:
+        require_search(images)
     loaded, processor = load_model(model, device)
-    image_index = ImageIndex(
-        images,
-        loaded,
-        processor,
-        index=index,
-        model_name=model,
-        rebuild=rebuild,
-        allow_outside_files=allow_outside_files,
+    image_index = (
+        StoredVectors(images, loaded, processor, model)
+        if has_vectors
+        else ImageIndex(
+            images,
+            loaded,
+            processor,
+            index=index,
+            model_name=model,
+            rebuild=rebuild,
+            allow_outside_files=allow_outside_files,
+        )
     )
     update = image_index.update(batch_size, num_workers)
     if query is None and query_image is None:

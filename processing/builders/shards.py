@@ -261,7 +261,12 @@ class ParquetShards:
         return record
 
     def write(
-        self, index: int, features: Any, rows: Iterator[dict[str, Any]], describe: Callable[[], dict[str, Any]]
+        self,
+        index: int,
+        features: Any,
+        rows: Iterator[dict[str, Any]],
+        describe: Callable[[], dict[str, Any]],
+        row_group: int = ROW_GROUP,
     ) -> dict[str, Any]:
         """Write a shard and its record. They appear when all rows are written; an error leaves nothing behind.
 
@@ -270,6 +275,7 @@ class ParquetShards:
             features: The `datasets.Features` of the rows, which the file carries.
             rows: Dicts with a value for every feature, images as `{"bytes", "path"}`. A few are held at a time.
             describe: Returns what else to record, once all rows are written.
+            row_group: Number of rows in a row group of the file.
 
         Returns:
             The record.
@@ -280,7 +286,7 @@ class ParquetShards:
             with write_errors(path):
                 parquet = pyarrow.parquet.ParquetWriter(file, schema)
             try:
-                while group := list(itertools.islice(rows, ROW_GROUP)):
+                while group := list(itertools.islice(rows, row_group)):
                     with write_errors(path):
                         parquet.write_table(pyarrow.Table.from_pylist(group, schema=schema))
                     count += len(group)

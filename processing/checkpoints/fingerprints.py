@@ -1,6 +1,7 @@
 """Fingerprints of models, in memory and on disk, and checks of weights and of image processors."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,6 +44,12 @@ def fingerprint(weights: "Mapping[str, torch.Tensor]", texts: Iterable[str] = ()
     for text in texts:
         digest.update(text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
+
+
+def embedder_fingerprint(model: Any, processor: Any) -> str:
+    """Return a fingerprint of all that image embeddings depend on: the weights in memory and the image processor."""
+    settings = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
+    return fingerprint(model.state_dict(), [settings])
 
 
 def checkpoint_fingerprint(name: str, argument: str = "model") -> str:

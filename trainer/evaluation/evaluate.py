@@ -18,6 +18,7 @@ from fastgoal.processing.checkpoints.load import check_model, load_model
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.tokens import count_truncated
 
+from .measures.compression import measure_compression
 from .measures.embeddings import EncodedSource, encode_source
 from .measures.intervals import bootstrap_intervals, compare
 from .measures.joint import evaluate_joint
@@ -168,6 +169,16 @@ def _measure(
         robustness = measure_robustness(model, processor, encoded, ranks, seed=options.seed, **common)
     if options.localization:
         localization = localize(model, processor, source, encoded.rows, options.boxes_column, **common)
+    compressed = measure_compression(
+        encoded,
+        ranks,
+        options.truncate_dim,
+        options.vectors,
+        options.ks,
+        options.resamples,
+        options.seed,
+        model.device,
+    )
     length = text_positions(model)
     result = ModelResult(
         model=name,
@@ -176,6 +187,7 @@ def _measure(
         joint=joint,
         robustness=robustness,
         localization=localization,
+        compressed=compressed or None,
     )
     truncated = count_truncated(encoded.captions, processor.tokenizer, length)
     return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))

@@ -10,7 +10,7 @@ from typing import Any
 from fastgoal.processing.checkpoints.devices import DTYPES
 from fastgoal.processing.data.forms.registry import FORMS
 
-from .measures.cutoffs import KS, check_ks
+from .measures.cutoffs import FORMATS, KS, check_ks
 from .protocols.registry import PROTOCOLS
 
 
@@ -42,6 +42,15 @@ class EvaluationOptions:
     localization: bool = _option(
         False, "also measure how often the 5, 10 and 15 patches most similar to a sentence are inside its boxes"
     )
+    truncate_dim: Sequence[int] = _option(
+        (), "also measure retrieval with the first N dimensions of the embeddings", nargs="+", lowest=1
+    )
+    vectors: Sequence[str] = _option(
+        ("float32",),
+        "also measure retrieval with quantized vectors: int8, binary (alone, and with rescoring)",
+        nargs="+",
+        choices=FORMATS,
+    )
     check: bool = _option(False, "compute recalls and ranks again with a second implementation; stop if they differ")
     form: str | None = _option(
         None, f"form of the dataset: {', '.join(FORMS)} (default: recognized from its files)", choices=tuple(FORMS)
@@ -70,13 +79,18 @@ class EvaluationOptions:
         for option in fields(self):
             name, value = option.name, getattr(self, option.name)
             choices, lowest = option.metadata.get("choices"), option.metadata.get("lowest")
-            if choices and value not in (option.default, *choices):
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-            if option.type not in (int, int | None) or value is option.default:
-                continue
-            if type(value) is not int or (lowest is not None and value < lowest):
-                bound = "" if lowest is None else f" of at least {lowest}"
-                raise ValueError(f"`{name}` must be an integer{bound}, got {value!r}.")
+            is_list = "nargs" in option.metadata
+            if is_list and isinstance(value, str):
+                raise ValueError(f"`{name}` must be a list, got {value!r}.")
+            is_number = option.type in (int, int | None) or lowest is not None
+            for entry in value if is_list else [value]:
+                if choices and entry not in (option.default, *choices):
+                    raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+                if not is_number or value is option.default:
+                    continue
+                if type(entry) is not int or (lowest is not None and entry < lowest):
+                    bound = "" if lowest is None else f" of at least {lowest}"
+                    raise ValueError(f"`{name}` must be an integer{bound}, got {value!r}.")
         if self.resamples == 1:
             raise ValueError("`resamples` must be 0 or an integer of at least 2, got 1.")
         check_ks(self.ks)

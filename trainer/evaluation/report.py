@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .measures.compression import Compressed
 from .measures.intervals import Difference, Interval
 from .measures.localization import Localization
 from .measures.retrieval import DIRECTIONS
@@ -25,6 +26,7 @@ class ModelResult:
         joint: GOAL's joint test, see `joint_map`.
         robustness: Retrieval with changed captions, by the names of `CHANGES`.
         localization: How often sentences find their boxes.
+        compressed: Retrieval with truncated and quantized vectors.
     """
 
     model: str
@@ -33,6 +35,7 @@ class ModelResult:
     joint: dict[str, float] | None = None
     robustness: dict[str, Change] | None = None
     localization: Localization | None = None
+    compressed: list[Compressed] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +187,25 @@ def _tables(report: EvaluationReport) -> Iterator[Table]:
         yield _robustness_table(report.robustness, results)
     if report.localization is not None:
         yield _localization_table(report.localization, results)
+    for name, result in results:
+        if result.compressed is not None:
+            yield _compressed_table(result.compressed, name if len(results) > 1 else "")
+
+
+def _compressed_table(compressed: list[Compressed], name: str) -> Table:
+    rows = []
+    for entry in compressed:
+        row = [f"{entry.width} x {entry.vectors}", f"{entry.bytes:,}"]
+        for direction in DIRECTIONS:
+            value = entry.differences[f"{direction}_R@1"]
+            interval = ""
+            if value.interval is not None:
+                low, high = (100 * bound for bound in value.interval)
+                interval = f"  ({low:+.2f} to {high:+.2f})"
+            row += [_percent(value.ours), f"{100 * value.difference:+.2f}{interval}"]
+        rows.append(row)
+    title = "Compressed vectors" + (f" of {name}" if name else "") + ": R@1 in percent, and the change in points"
+    return title, ["", "bytes", *(head for direction in DIRECTIONS for head in (_words(direction), "change"))], rows
 
 
 def _words(name: str) -> str:

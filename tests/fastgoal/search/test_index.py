@@ -43,7 +43,7 @@ def embedded(monkeypatch):
 
     monkeypatch.setattr(index_module, "embed_images", embed)
     monkeypatch.setattr(index_module, "embed_texts", lambda m, p, texts: torch.stack([angle(int(t)) for t in texts]))
-    monkeypatch.setattr(index_module, "model_fingerprint", lambda model, processor: model)
+    monkeypatch.setattr(index_module, "embedder_fingerprint", lambda model, processor: model)
     return seen
 
 
@@ -191,7 +191,7 @@ def fill(tmp_path, monkeypatch):
         table = dict(zip(file_names, vectors, strict=True))
         files = dict.fromkeys(file_names, (1, 2))
         monkeypatch.setattr(index_module, "PORTION", portion)
-        monkeypatch.setattr(index_module, "model_fingerprint", lambda *args: "one")
+        monkeypatch.setattr(index_module, "embedder_fingerprint", lambda *args: "one")
         monkeypatch.setattr(index_module, "_list_files", lambda *args: (files, {}))
         monkeypatch.setattr(
             index_module, "embed_images", lambda m, p, images, *args: torch.stack([table[i.name] for i in images])
@@ -320,7 +320,7 @@ def embed(model, processor, images, *args):
 module.PORTION, module.MOST_VERSIONS = 2, 5
 module.embed_images = embed
 module.embed_texts = lambda model, processor, texts: torch.tensor([[0.0, 1.0]])
-module.model_fingerprint = lambda model, processor: "one"
+module.embedder_fingerprint = lambda model, processor: "one"
 index = module.ImageIndex(sys.argv[1], None, None)
 update = index.update()
 print(update.encoded, update.images, [hit.path.name for hit in index.search("x", 3)])

@@ -54,6 +54,22 @@ def test_a_loaded_model_and_rows(loaded, pictures):
     assert report.to_markdown().startswith(f"# {report.model} on own data")
 
 
+def test_compressed_vectors_are_in_the_report(loaded, pictures):
+    model, processor = loaded
+    options = EvaluationOptions(ks=(1, 2), resamples=20, truncate_dim=(8,), vectors=("float32", "binary"))
+    report = fastgoal.evaluate(model, pictures, options, processor=processor)
+    full = len(encode_source(model, processor, open_protocol("folder", pictures)).image_embeds[0])
+    kept = [(entry.width, entry.vectors) for entry in report.compressed]
+    assert kept == [
+        *((full, name) for name in ("binary", "binary, rescored")),
+        *((8, name) for name in ("float32", "binary", "binary, rescored")),
+    ]
+    # Rescoring four images with the original vectors ranks all of them as before.
+    assert report.compressed[1].differences["text_to_image_R@1"].difference == 0
+    assert json.loads(report.to_json())["compressed"][2]["width"] == 8
+    assert "| 8 x binary | 1 | " in report.to_markdown()
+
+
 def test_against_itself_nothing_differs(tiny_clip, loaded, pictures):
     model, processor = loaded
     report = fastgoal.evaluate(

@@ -1,10 +1,11 @@
-"""The values of k in recall@k. Imports nothing heavy, as the command line needs them."""
+"""The values of k in recall@k, and the formats of vectors. Imports nothing heavy, as the command line needs them."""
 
 from collections.abc import Sequence
 
 from fastgoal.processing.checks import is_positive
 
 KS = (1, 5, 10, 25, 50)
+FORMATS = ("float32", "int8", "binary")
 
 
 def check_ks(ks: Sequence[int]) -> None:

@@ -26,8 +26,8 @@ def count_at_least(
     not with the matrix. An entry within `TIE` of a threshold counts as equal to it.
 
     Args:
-        rows: `(rows, width)`, float64, of unit length (see `unit_rows`).
-        columns: `(columns, width)`, float64, of unit length, on the same device.
+        rows: `(rows, width)`, float64, of about unit length (see `unit_rows`).
+        columns: `(columns, width)`, float64, of about unit length, on the same device.
         row_thresholds: `(rows, m)` float64. A threshold of +inf counts nothing.
         column_thresholds: `(columns, n)` float64.
         excluded: `(pairs, 2)` int64, the (row, column) of entries that do not count.

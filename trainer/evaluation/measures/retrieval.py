@@ -108,6 +108,19 @@ def retrieval_ranks(
     owner = _owners(text_to_image, len(images), len(texts)).to(images.device)
     check_positive(chunk_size=chunk_size)
 
+    return ranks_by_product(images, texts, owner, chunk_size)
+
+
+@torch.no_grad()
+def ranks_by_product(images: Tensor, texts: Tensor, owner: Tensor, chunk_size: int = 1024) -> Ranks:
+    """Return the rank of every query by the inner product of float64 rows, which need not have unit length.
+
+    Args:
+        images: `(images, width)` float64.
+        texts: `(captions, width)` float64, on the same device.
+        owner: `(captions,)` int64, the image of each caption.
+        chunk_size: Rows and columns of a tile of similarities.
+    """
     # (captions,): similarity of each caption to its image; (images,): similarity of each image to its best caption.
     chunks = zip(texts.split(chunk_size), owner.split(chunk_size), strict=True)
     of_text = torch.cat([(text_rows * images[owner_rows]).sum(-1) for text_rows, owner_rows in chunks])
