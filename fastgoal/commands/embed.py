@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vector-type", choices=("float16", "float32"), default="float16", help="number format of the vectors"
     )
-    add(parser, "--split", "--image-column", "--caption-column", "--limit", "--on-error", "--allow-outside-files")
+    add(parser, "--form", "--split", "--image-column")
+    add(parser, "--caption-column", help="column with the captions; for images: also write these captions")
+    add(parser, "--image-folder", "--limit", "--on-error", "--allow-outside-files")
     add(parser, "--batch-size", default=64, help="images or texts per forward pass")
     parser.add_argument(
         "--shard-size", type=number(1), default=4096, metavar="N", help="number of rows per output file"

@@ -21,8 +21,9 @@ from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint,
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.embeddings_folder import EMBEDDINGS_MANIFEST, VECTOR_TYPES
+from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.image_folder import open_images
-from fastgoal.processing.data.sources import Source, load_source
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.embedding import embed_crops, embed_texts
 from fastgoal.processing.pixels import PixelReader
 
@@ -42,9 +43,11 @@ def build_embeddings(
     *,
     texts: bool = False,
     vector_type: str = "float16",
+    form: str | None = None,
+    split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
-    split: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     allow_outside_files: bool = False,
     shard_size: int = 4096,
@@ -70,7 +73,8 @@ def build_embeddings(
         model: Folder or Hub id of the model.
         texts: Embed the captions, a row for each, instead of the images.
         vector_type: `float16` or `float32`. Half precision changes a cosine by less than 0.0005.
-        image_column: As for `load_source`, like `caption_column`, `split` and `allow_outside_files`.
+        form: As for `load_source`, like the next four arguments and `allow_outside_files`. With `caption_column`, the
+            rows of images have the captions, too.
         limit: Use the first rows only.
         shard_size: Rows of the source in an output file.
         on_error: At a row that cannot be used: `stop`, or `skip` it and list it in the summary.
@@ -84,8 +88,8 @@ def build_embeddings(
 
     Returns:
         The summary: `rows`, `skipped` (row and reason), `width` of the vectors, `model_fingerprint`, `shards`,
-        `seconds`, and `shards_made` by this call. The rows of the dataset have `file_name`, `caption` (for images the
-        whole caption, or None without captions) and `vector`, L2-normalized.
+        `seconds`, and `shards_made` by this call. The rows of the dataset have `file_name`, `caption` (None for images
+        without `caption_column`) and `vector`, L2-normalized.
 
     Raises:
         ValueError: An argument is wrong, the model cannot be loaded, a row cannot be used (`on_error="stop"`), the
@@ -98,7 +102,17 @@ def build_embeddings(
         raise ValueError(f"`vector_type` must be one of {', '.join(VECTOR_TYPES)}, got {vector_type!r}.")
     check_positive(limit=limit, shard_size=shard_size)
     if not isinstance(source, Source):
-        source = _open(source, texts, image_column, caption_column, split, allow_outside_files)
+        options: dict[str, Any] = {
+            "form": form,
+            "split": split,
+            "image_column": image_column,
+            "image_folder": image_folder,
+            "allow_outside_files": allow_outside_files,
+        }
+        if texts or caption_column is not None:
+            source = load_source(source, caption_column=caption_column, **options)
+        else:
+            source = open_images(source, **options)
     if texts and source.caption_column is None:
         raise ValueError(f"`texts` needs a source with captions, and {source.name} was loaded without.")
     name, opened = os.fspath(model), source
@@ -116,20 +130,6 @@ def build_embeddings(
         return write_embeddings(
             opened, output, settings, load_embedder, on_error, batch_size, num_workers, progress, engine
         )
-
-
-def _open(
-    source: str | os.PathLike[str],
-    texts: bool,
-    image_column: str | None,
-    caption_column: str | None,
-    split: str | None,
-    allow_outside_files: bool,
-) -> Source:
-    """Open a source; images need no captions."""
-    if texts or caption_column is not None:
-        return load_source(source, image_column, caption_column, split, allow_outside_files=allow_outside_files)
-    return open_images(source, image_column, split, allow_outside_files)
 
 
 @dataclass(frozen=True)

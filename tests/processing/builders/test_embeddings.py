@@ -44,7 +44,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(photos, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vectors") / "images"
-    summary = build_embeddings(photos, folder, model, shard_size=2, vector_type="float32", progress=False)
+    options = {"caption_column": "captions", "shard_size": 2, "vector_type": "float32", "progress": False}
+    summary = build_embeddings(photos, folder, model, **options)
     assert (summary["rows"], summary["shards"], summary["shards_made"]) == (5, 3, 3)
     return folder
 
@@ -100,7 +101,7 @@ def test_an_interrupted_run_continues_to_the_same_files(made, photos, model, tmp
             raise KeyboardInterrupt
         return make(self, shard, rows, advance)
 
-    options = {"shard_size": 2, "vector_type": "float32", "progress": False}
+    options = {"caption_column": "captions", "shard_size": 2, "vector_type": "float32", "progress": False}
     with monkeypatch.context() as patch:
         patch.setattr(module._VectorMaker, "make", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
@@ -165,3 +166,10 @@ def test_a_broken_image_is_named_or_skipped(photos, model, tmp_path):
     (folder / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"none of the 2 rows.*a\.png"):
         build_embeddings(folder, tmp_path / "none", model, on_error="skip", progress=False)
+
+
+@pytest.mark.slow
+def test_workers_write_the_same_files(made, photos, model, tmp_path):
+    options = {"caption_column": "captions", "shard_size": 2, "vector_type": "float32", "progress": False}
+    build_embeddings(photos, tmp_path / "out", model, workers=2, num_workers=1, device="cpu", **options)
+    assert hashes(tmp_path / "out") == hashes(made)
