@@ -107,8 +107,8 @@ def retrieval_gallery(
         ValueError: The data or a model cannot be used, or there is no query to show.
     """
     options = options or EvaluationOptions()
-    columns = (options.image_column, options.caption_column, options.split)
-    source = open_protocol(options.protocol, data, *columns, options.limit, options.allow_outside_files)
+    names = ("form", "split", "image_column", "caption_column", "image_folder", "limit", "allow_outside_files")
+    source = open_protocol(options.protocol, data, **{name: getattr(options, name) for name in names})
     models = []
     for argument, name in (("model", model), ("against", against)):
         if name is not None:
