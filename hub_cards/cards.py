@@ -4,7 +4,7 @@ The facts of a card are gathered into dataclasses first (`ModelFacts`, `DataFact
 them out. A card names no folder of the machine that wrote it, and holds no secret.
 """
 
-import os
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -15,14 +15,13 @@ import yaml
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
-from fastgoal.processing.files import write_text
-
 from .card_images import pairs_sheet
 from .wording import count, number, percent
 
 HERE = Path(__file__).parent
 CARD = "README.md"
 EXAMPLES = "examples"
+PAIRS_IMAGE = f"{EXAMPLES}/pairs.jpg"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # An identifier of https://huggingface.co/docs/hub/repositories-licenses, such as openrail++ or bsd-3-clause.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -89,11 +88,10 @@ def spread(lines: Sequence[Any], most: int = 8) -> list[Any]:
     return [lines[round(index * last / max(1, shown - 1))] for index in range(shown)]
 
 
-def write_card(folder: str | os.PathLike[str], template: str, data: CardData, facts: Any) -> Path:
-    """Write `README.md` into a folder, complete or not at all; return its path.
+def render_card(template: str, data: CardData, facts: Any) -> str:
+    """Return the text of a card.
 
     Args:
-        folder: The folder.
         template: Name of a template in the folder of this file, which lays out the facts below the metadata.
         data: The metadata.
         facts: The facts, a dataclass with a `name`.
@@ -105,10 +103,7 @@ def write_card(folder: str | os.PathLike[str], template: str, data: CardData, fa
     environment = Environment(loader=FileSystemLoader(HERE))
     environment.filters.update(public_name=public_name, number=number, percent=percent, things=count, spread=spread)
     title = facts.name.split("/")[-1]
-    text = environment.get_template(template).render(card_data=data.to_yaml(), facts=plain(facts), title=title)
-    path = Path(folder) / CARD
-    write_text(path, text)
-    return path
+    return environment.get_template(template).render(card_data=data.to_yaml(), facts=plain(facts), title=title)
 
 
 def rename_card(text: str, repo: str) -> str:
@@ -124,9 +119,8 @@ def rename_card(text: str, repo: str) -> str:
     return text
 
 
-def save_pairs_sheet(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draw rows with their local pairs into an image file of a folder; return its path inside the folder."""
-    path = folder / EXAMPLES / "pairs.jpg"
-    path.parent.mkdir(exist_ok=True)
-    pairs_sheet(rows).save(path, quality=88)
-    return f"{EXAMPLES}/{path.name}"
+def pairs_image(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw rows with their local pairs; return the content of `examples/pairs.jpg`."""
+    buffer = io.BytesIO()
+    pairs_sheet(rows).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
+from huggingface_hub.utils import validate_repo_id
 
 from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
 from fastgoal.processing.data.forms.registry import load_source
@@ -16,23 +17,25 @@ from fastgoal.processing.data.pairs_dataset import MANIFEST, PairsFolder
 from fastgoal.processing.data.statistics import inspect_pairs
 from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
+from fastgoal.processing.files import WORK_FOLDER, write_inside
 
 from .cards import (
     CARD,
+    PAIRS_IMAGE,
     check_license,
     is_hub_id,
+    pairs_image,
     public_name,
     public_weights,
     rename_card,
-    save_pairs_sheet,
+    render_card,
     spread,
-    write_card,
 )
 
 SAMPLES = 3
 SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 # Holds the hash of the card that was written. A card with another hash was edited, and is not overwritten.
-CARD_MARK = Path(".fastgoal", "card.json")
+CARD_MARK = f"{WORK_FOLDER}/card.json"
 NOT_LISTED = ("source_rows", "source_fingerprint", "image_column", "caption_column")  # they tell where the data was
 
 
@@ -133,8 +136,8 @@ class DataFacts:
         )
 
 
-def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
-    """Write the dataset card `README.md` with its metadata into a folder; return its path."""
+def render_data_card(facts: DataFacts) -> str:
+    """Return the text of a dataset card with its metadata."""
     data = DatasetCardData(
         license=facts.license,
         size_categories=[next((name for limit, name in SIZES if facts.figures["rows"] < limit), "n>10M")],
@@ -146,7 +149,7 @@ def write_data_card(folder: str | os.PathLike[str], facts: DataFacts) -> Path:
         # Without this, loaders might take the image of sample rows for data.
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
-    return write_card(folder, "data_card.md", data, facts)
+    return render_card("data_card.md", data, facts)
 
 
 def prepare_data_card(
@@ -157,8 +160,8 @@ def prepare_data_card(
     caption_license: str | None = None,
     captions: str | os.PathLike[str] | None = None,
     tokenizer: str | None = USUAL_TOKENIZERS[0],
-) -> bool:
-    """Write the card of an output folder of `fastgoal pairs`, with figures, licenses and an image of sample rows.
+) -> dict[str, bytes]:
+    """Make the card of an output folder of `fastgoal pairs`, with figures, licenses and an image of sample rows.
 
     Args:
         folder: See `open_finished`.
@@ -170,17 +173,19 @@ def prepare_data_card(
         tokenizer: Folder or Hub id of the tokenizer that counts tokens; None leaves them out.
 
     Returns:
-        Whether the card was written. A card that was edited by hand stays unchanged.
+        The files of the card by their paths in the folder, for `push` and `save_data_card`. Empty if the card of the
+        folder was edited by hand: it stays unchanged.
 
     Raises:
         ValueError: The folder, the license or the folder of captions is not valid, or the tokenizer cannot be loaded.
     """
     folder = Path(folder)
+    validate_repo_id(repo)
     check_license(license, " Free text goes into `image_license` and `caption_license`.")
     opened = open_finished(folder)
     card, mark = folder / CARD, folder / CARD_MARK
-    if card.exists() and _hash(card) != (json.loads(mark.read_bytes())["hash"] if mark.exists() else None):
-        return False
+    if card.exists() and _hash(card.read_bytes()) != (json.loads(mark.read_bytes())["hash"] if mark.exists() else None):
+        return {}
     facts = DataFacts.of_folder(
         opened,
         None if tokenizer is None else TokenCounter(tokenizer),
@@ -189,12 +194,20 @@ def prepare_data_card(
         image_license=image_license,
         caption_license=caption_license,
         captioner=find_captioner(opened, captions),
-        pairs_image=save_pairs_sheet(folder, sample_rows(opened)),
+        pairs_image=PAIRS_IMAGE,
     )
-    write_data_card(folder, facts)
-    mark.parent.mkdir(exist_ok=True)
-    mark.write_text(json.dumps({"hash": _hash(card)}) + "\n", encoding="utf-8")
-    return True
+    return {CARD: render_data_card(facts).encode(), PAIRS_IMAGE: pairs_image(sample_rows(opened))}
+
+
+def save_data_card(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Write the files of `prepare_data_card` into the folder.
+
+    Raises:
+        ValueError: A folder in it is a link that leads out of it.
+    """
+    mark = json.dumps({"hash": _hash(files[CARD])}).encode() + b"\n"
+    for name, data in {**files, CARD_MARK: mark}.items():
+        write_inside(folder, name, data)
 
 
 def open_finished(folder: Path) -> PairsFolder:
@@ -266,6 +279,6 @@ def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in shown.items() if value is not None and name not in NOT_LISTED}
 
 
-def _hash(card: Path) -> str:
+def _hash(card: bytes) -> str:
     """Hash the text of a card without the name of its repository, which a push completes."""
-    return hashlib.sha256(rename_card(card.read_text(encoding="utf-8"), "owner/name").encode()).hexdigest()
+    return hashlib.sha256(rename_card(card.decode("utf-8"), "owner/name").encode()).hexdigest()

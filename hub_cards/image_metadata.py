@@ -18,7 +18,6 @@ import pyarrow
 import pyarrow.parquet
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from fastgoal.processing.files import WORK_FOLDER
 from fastgoal.processing.images import load_image
 
 ROWS = 64  # rows of a file in memory at once
@@ -65,8 +64,7 @@ def clean_shards(folder: Path, names: Sequence[str], recode: bool = False) -> It
     """
     copies: dict[str, Path] = {}
     total = 0
-    (folder / WORK_FOLDER).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="push-", dir=folder / WORK_FOLDER) as drafts:
+    with tempfile.TemporaryDirectory(prefix=".push-", dir=folder) as drafts:
         for name in names:
             copy, cleaned = Path(drafts) / f"{len(copies)}.parquet", 0
             with pyarrow.parquet.ParquetWriter(copy, pyarrow.parquet.read_schema(folder / name)) as writer:

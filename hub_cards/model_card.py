@@ -1,11 +1,11 @@
 """The card of a model, filled with what was trained and measured, and the handler that serves it as an endpoint."""
 
+import io
 import json
 import math
 import os
 import platform
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +21,12 @@ from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, FAMILIES, Family,
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, is_sigmoid, text_positions
 from fastgoal.processing.checkpoints.adapters import is_adapter, read_base
 from fastgoal.processing.checkpoints.load import check_model
+from fastgoal.processing.files import write_inside, write_text
 
-from .cards import EXAMPLES, HERE, card_name, is_hub_id, write_card
+from .cards import CARD, EXAMPLES, HERE, card_name, is_hub_id, render_card
 from .wording import count
 
+HANDLER = "handler.py"
 # Settings that every card lists. Others are listed if they were changed.
 CORE_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
@@ -188,13 +190,19 @@ class ModelFacts:
         return cls(**{**known, **facts})
 
 
-def copy_handler(folder: str | os.PathLike[str]) -> Path:
-    """Copy `handler.py`, which serves a model as an inference endpoint, into a folder; return its path."""
-    return Path(shutil.copyfile(HERE / "handler.py", Path(folder) / "handler.py"))
+def copy_handler(folder: str | os.PathLike[str]) -> None:
+    """Copy `handler.py`, which serves a model as an inference endpoint, into a folder."""
+    write_inside(folder, HANDLER, (HERE / HANDLER).read_bytes())
 
 
 def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
-    """Write the model card `README.md` with its metadata into a folder; return its path."""
+    """Write the model card `README.md` into a folder, complete or not at all; return its path."""
+    write_text(path := Path(folder) / CARD, render_model_card(facts))
+    return path
+
+
+def render_model_card(facts: ModelFacts) -> str:
+    """Return the text of a model card with its metadata."""
     data = ModelCardData(
         base_model=facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None,
         datasets=[facts.training.data] if facts.training and is_hub_id(facts.training.data) else None,
@@ -211,7 +219,7 @@ def write_model_card(folder: str | os.PathLike[str], facts: ModelFacts) -> Path:
         eval_results=_eval_results(facts.evaluation) if facts.evaluation else None,
         ignore_metadata_errors=False,
     )
-    return write_card(folder, "model_card.md", data, facts)
+    return render_card("model_card.md", data, facts)
 
 
 def count_parameters(folder: Path) -> int:
@@ -269,7 +277,6 @@ def save_examples(
     from fastgoal.processing.embedding import eval_mode
 
     labels = list(dict.fromkeys(label.replace(",", "") for label in labels))
-    (folder / EXAMPLES).mkdir(exist_ok=True)
     with eval_mode(model), torch.no_grad():
         inputs = processor(images=list(images), text=labels).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
@@ -283,7 +290,8 @@ def save_examples(
     for number, (image, row) in enumerate(zip(images, scores_of(logits).tolist(), strict=True), start=1):
         path, small = f"{EXAMPLES}/{number}.jpg", image.convert("RGB")
         small.thumbnail((512, 512))
-        small.save(folder / path, quality=88)
+        small.save(buffer := io.BytesIO(), "JPEG", quality=88)
+        write_inside(folder, path, buffer.getvalue())
         ranked = sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])
         output = [{"label": label, "score": round(score, 4)} for label, score in ranked]
         texts = ", ".join(label for label, _ in ranked)

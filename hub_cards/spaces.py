@@ -8,7 +8,7 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
@@ -16,8 +16,9 @@ from fastgoal.processing.data.image_folder import SUFFIXES
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 
+from .access_keys import refuse_access_keys
 from .cards import HERE, is_hub_id
-from .push import Pushed, hub_errors, refuse_secret, require_token
+from .push import Pushed, hub_errors, require_token
 from .wording import count
 
 # The build of a Space installs requirements.txt only, so the package goes as files: its code and what its code reads.
@@ -56,7 +57,8 @@ def push_space(
         dry_run: Return what would be sent, without a token and without any request to the Hub.
 
     Raises:
-        ValueError: There is no token, a model is not on the Hub, or the folder has no images or too many.
+        ValueError: There is no token, a model is not on the Hub, the folder has no images or too many, or a file
+            holds an access key.
         OSError: The Hub cannot be reached or refuses the commit.
     """
     validate_repo_id(repo)
@@ -68,11 +70,12 @@ def push_space(
             )
     files = space_files(repo, models, images)
     sizes = {name: len(data) for name, data in sorted(files.items())}
+    secret = get_token() or "" if dry_run else require_token()
+    for name, data in files.items():
+        if not name.startswith("images/"):
+            refuse_access_keys(name, data, secret)
     if dry_run:
         return Pushed("space", repo, sizes, [])
-    secret = require_token()
-    for name, data in files.items():
-        refuse_secret(name, data, secret)
     api = HfApi(token=secret, library_name="fastgoal")
     with hub_errors(repo, secret):
         url = api.create_repo(repo, private=private, exist_ok=True, repo_type="space", space_sdk="gradio")

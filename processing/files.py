@@ -42,6 +42,12 @@ def lies_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def refuse_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Raise `ValueError` if a path in a folder leads out of it by a link, since nothing is written outside."""
+    if not lies_inside(path, folder):
+        raise ValueError(f"{path}: the link leads out of the folder. Replace the link by the file or folder itself.")
+
+
 @contextmanager
 def whole_file(path: Path, work: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing, which gets the name `path` when the block ends without an error.
@@ -170,6 +176,18 @@ def hold_folder(work: Path, again: bool = False) -> Iterator[None]:
         if not again or lock.lock_counter == 1:
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def write_inside(folder: str | os.PathLike[str], name: str, data: bytes) -> None:
+    """Write a file into a folder with `whole_file`; a link of this name is replaced.
+
+    Raises:
+        ValueError: The folder of the file is a link that leads out of `folder`.
+    """
+    path = Path(folder, name)
+    refuse_outside(path.parent, folder)
+    with whole_file(path) as file, write_errors(path):
+        file.write(data)
 
 
 def write_text(path: Path, text: str, work: Path | None = None) -> None:

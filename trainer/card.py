@@ -9,11 +9,12 @@ from typing import Any
 from transformers import TrainerState
 
 from fastgoal.hub_cards import model_card as cards
-from fastgoal.hub_cards.cards import card_name, check_license, public_name, save_pairs_sheet
+from fastgoal.hub_cards.cards import PAIRS_IMAGE, card_name, check_license, pairs_image, public_name
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import describe_base, is_adapted, write_base
 from fastgoal.processing.data.sources import SourceRow
+from fastgoal.processing.files import write_inside
 from fastgoal.processing.images import load_image
 from fastgoal.processing.texts import shortened
 
@@ -166,7 +167,8 @@ def _save_images(folder: Path, run: TrainingRun, processor: Any) -> dict[str, An
     facts: dict[str, Any] = {}
     train = _first_rows(run.train_dataset)
     if run.objective.needs_pairs and train and all(row.pairs for row in train):
-        facts["pairs_image"] = save_pairs_sheet(folder, [row.as_dict() for row in train])
+        facts["pairs_image"] = PAIRS_IMAGE
+        write_inside(folder, PAIRS_IMAGE, pairs_image([row.as_dict() for row in train]))
     shown = _first_rows(run.eval_dataset) or train
     if shown and processor is not None:
         facts["examples"] = cards.save_examples(

@@ -98,7 +98,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--html": {"metavar": "out.html", "help": "write a self-contained HTML page to this file"},
     "folder": {"metavar": "DIR", "help": "folder that `fastgoal pairs` wrote"},
     "repo": {"metavar": "REPO", "help": "Hub repository, OWNER/NAME; it is created if it does not exist"},
-    "--dry-run": {"action": "store_true", "help": "list the files without sending them"},
+    "--dry-run": {"action": "store_true", "help": "list the files, but send and write nothing"},
     "--recode": {
         "action": "store_true",
         "help": "send images whose metadata cannot be removed, such as TIFF, as PNG copies",

@@ -7,7 +7,7 @@ from .options import add, call
 HELP = "send a pairs dataset to the Hugging Face Hub, with a card of its figures and licenses"
 
 EPILOG = """\
-Writes the dataset card DIR/README.md and an image of sample rows, then sends them with data/*.parquet in one commit.
+Sends data/*.parquet in one commit with a dataset card and an image of sample rows, and writes these two into DIR.
 The card has the numbers of images, sentences and pairs, the lengths of the captions, the detector, the matching model,
 the settings, the licenses, and, for captions of `fastgoal caption`, the model and the prompt. A card that you have
 edited is sent unchanged; delete it to have it written again. See `fastgoal push --help` for what is sent.
@@ -39,21 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model with the tokenizer that counts tokens for the card, a folder or a Hub id; none: do not count",
     )
-    add(parser, "--dry-run", help="write the card and list what would be sent, but send nothing")
-    add(parser, "--recode", "--private", "--message")
+    add(parser, "--dry-run", "--recode", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from fastgoal.hub_cards.cards import CARD
-    from fastgoal.hub_cards.data_card import prepare_data_card
+    from fastgoal.hub_cards.data_card import prepare_data_card, save_data_card
     from fastgoal.hub_cards.push import describe_push, push, require_token
 
     if not args.dry_run:
         require_token()  # before the work, not after it
     args.tokenizer = None if args.tokenizer == "none" else args.tokenizer
-    is_written = call(prepare_data_card, args)
-    print(f"{Path(args.folder, CARD)}: {'written' if is_written else 'edited by hand, sent unchanged'}")
-    print(describe_push(call(push, args)))
+    files = call(prepare_data_card, args)
+    pushed = call(push, args, files=files)
+    if files and not args.dry_run:
+        save_data_card(args.folder, files)
+    state = "edited by hand, sent unchanged" if not files else "would be written" if args.dry_run else "written"
+    print(f"{Path(args.folder, CARD)}: {state}")
+    print(describe_push(pushed))
     return 0

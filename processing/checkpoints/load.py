@@ -94,6 +94,24 @@ def load_model(
     return model.to(device).eval(), processor
 
 
+def check_whole(name: str, argument: str = "model") -> None:
+    """Check a saved model without reading its weights: configuration, names and shapes of all weights, and processor.
+
+    Args:
+        name: Folder or Hub id of the model.
+        argument: Name of the argument that `name` was given for, for messages.
+
+    Raises:
+        ValueError: One of them is missing, damaged, or of a family that is not supported.
+    """
+    label = f"`{argument}={name}`"
+    config = check_model(name, argument)
+    with loading(label, name):
+        load_whole(FastGoalModel.class_for(config), name, device_map="meta")
+    with loading(f"the tokenizer and image processor of {label}", name):
+        load_processor(name).require_family(family_of(config))
+
+
 def load_processor(name: str, stretch: bool = False, max_text_length: int | None = None) -> FastGoalProcessor:
     """Load the processor of a checkpoint, for its own text length or for that of a stretched model.
 

@@ -18,8 +18,9 @@ from fastgoal.hub_cards.data_card import (
     find_captioner,
     open_finished,
     prepare_data_card,
+    render_data_card,
     sample_rows,
-    write_data_card,
+    save_data_card,
 )
 from fastgoal.processing.builders.captioner import PROMPT
 from fastgoal.processing.data.pairs_dataset import PairsFolder
@@ -79,7 +80,7 @@ def test_the_card_of_known_pairs(tmp_path):
         "source_rows": 12, "source_fingerprint": "abc",
     }  # fmt: skip
     (folder / "fastgoal_pairs.json").write_text(json.dumps(manifest))
-    text = write_data_card(folder, DataFacts.of_folder(PairsFolder(folder), license="cc-by-4.0")).read_text()
+    text = render_data_card(DataFacts.of_folder(PairsFolder(folder), license="cc-by-4.0"))
     assert "somewhere" not in text
     for words in (
         "5 images", "14 sentences, 14 pairs", "`photographs`", "| ultralytics | 4 | 3 |", "| default | 25 | 2 |",
@@ -101,7 +102,7 @@ def test_a_card_of_one_row(tmp_path, tiny_clip):
     folder = write(tmp_path / "one", rows()[4:])
     facts = DataFacts.of_folder(PairsFolder(folder), TokenCounter(str(tiny_clip)))
     facts.figures["captions"]["tokens"]["truncated"]["248"]["share"] = 0.0001
-    text = " ".join(write_data_card(folder, facts).read_text().split())
+    text = " ".join(render_data_card(facts).split())
     assert "<0.1 % are longer than 248 tokens" in text
     assert "1 image with long captions" in text
     assert "matches it best: 1 sentence, 1 pair. Made" in text
@@ -109,7 +110,10 @@ def test_a_card_of_one_row(tmp_path, tiny_clip):
 
 def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
     words = {"image_license": "CC BY 2.0, by their photographers", "caption_license": "MIT"}
-    assert prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    files = prepare_data_card(folder, "me/pairs", "cc-by-4.0", **words, tokenizer=str(tiny_clip))
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    save_data_card(folder, files)
     text = (folder / "README.md").read_text()
     figures = inspect_pairs(PairsFolder(folder), TokenCounter(str(tiny_clip)))
     scores, captions = figures["pairs"], figures["captions"]
@@ -157,8 +161,7 @@ def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
 
 def test_captions_of_people(made, tmp_path):
     told = shutil.copytree(made / "told", tmp_path / "told")
-    assert prepare_data_card(told, "me/told", "cc0-1.0", tokenizer=None)
-    text = (told / "README.md").read_text()
+    text = prepare_data_card(told, "me/told", "cc0-1.0", tokenizer=None)["README.md"].decode()
     assert "wrote the captions" not in text
     assert "CLIP tokens" not in text
     assert "\n\n\n" not in text
@@ -185,7 +188,10 @@ def test_the_captioner_is_found_and_checked(folder, made, tmp_path):
 
 def test_an_edited_card_is_kept(folder):
     def prepare(license="cc-by-4.0", repo="me/pairs"):
-        return prepare_data_card(folder, repo, license, tokenizer=None)
+        files = prepare_data_card(folder, repo, license, tokenizer=None)
+        if files:
+            save_data_card(folder, files)
+        return bool(files)
 
     card = folder / "README.md"
     assert prepare()
@@ -223,7 +229,10 @@ def test_dry_run_lists_the_files_and_sends_nothing(folder, tiny_clip, capsys):
     arguments = ["push-data", str(folder), "me/pairs", "--license", "cc-by-4.0", "--tokenizer", str(tiny_clip)]
     assert main([*arguments, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert f"{folder / 'README.md'}: written" in printed
+    assert f"{folder / 'README.md'}: would be written" in printed
+    assert "would publish 1 image file: examples/pairs.jpg\n" in printed
+    assert not (folder / "README.md").exists()
+    assert not (folder / "examples").exists()
     assert "would be sent to me/pairs as a dataset, 5 files, " in printed
     assert printed.endswith("not sent: fastgoal_pairs.json, notes.txt\n")
     listed = re.findall(r"^  (\S+)  [\d.]+ k?B$", printed, re.MULTILINE)

@@ -332,4 +332,4 @@ def test_shards_are_copied_without_metadata(tmp_path):
     with pytest.raises(ValueError, match=r"row 0 \(none\.jpg\): the image cannot be read"):
         count_unclean(tmp_path, ["3.parquet"], recode=True)
     assert before == [(tmp_path / name).read_bytes() for name in names]
-    assert not [*(tmp_path / ".fastgoal").iterdir()]
+    assert not [*tmp_path.glob(".*")]

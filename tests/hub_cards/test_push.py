@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.cli import main
-from fastgoal.hub_cards.push import Pushed, choose_files, describe_push, find_repo_type, push, refuse_secret
+from fastgoal.hub_cards.push import Pushed, describe_push, push
 from fastgoal.processing.checkpoints.adapters import add_adapter, describe_base, lora_config, write_base
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checkpoints.load import check_model, load_model
@@ -66,6 +65,7 @@ def test_a_pushed_model_loads_without_this_package(hub, outside, folder, trained
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert "/me/squares: " in done.stdout
+    assert "published 4 image files: examples/1.jpg, examples/2.jpg, examples/3.jpg, examples/pairs.jpg" in done.stdout
     assert "not sent: all_results.json, checkpoint-2/, checkpoint-4/, eval_results.json" in done.stdout
     repo = hub.repos["me/squares"]
     assert repo.private
@@ -125,22 +125,26 @@ def test_an_adapter_finds_its_base_on_the_hub(online, run, trained, tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_sent(online, run, folder, monkeypatch):
-    for name in ("README.md", "handler.py"):  # which are written
+    for name in ("README.md", "handler.py"):  # which are made
         (folder / name).unlink()
+    (folder / "examples" / "pairs.jpg").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with monkeypatch.context() as without_token:
         without_token.delenv("HF_TOKEN")
         dry = push(folder, "me/squares", dry_run=True)
     assert (dry.repo_type, dry.repo, dry.url, dry.commit) == ("model", "me/squares", None, None)
     assert {"README.md", "handler.py", "model.safetensors", "tokenizer.json"} <= dry.files.keys()
     assert {"eval_results.json", "training_args.bin", "checkpoint-2/config.json"} <= set(dry.left_out)
-    assert 'name = "me/squares"' in (folder / "README.md").read_text()
     assert online.repos == {}
     # What was said is what is sent.
     assert run("push", folder, "me/squares")[0] == 0
     sent = {name: len(content) for name, content in online.repos["me/squares"].files.items()}
     assert sent == dry.files
-    (folder / "config.json").write_text(f'{{"token": "{TOKEN}"}}')
-    with pytest.raises(ValueError, match=r"config\.json: .*access token"):
+    assert b'name = "me/squares"' in online.repos["me/squares"].files["README.md"]
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "token": TOKEN}))
+    with pytest.raises(ValueError, match=r"config\.json, line 1: .*access key"):
         push(folder, "me/squares", dry_run=True)
 
 
@@ -246,7 +250,7 @@ def test_images_are_sent_without_metadata(online, run, trained, tmp_path):
         Image.new("RGB", (64, 32)).save(buffer, suffix, exif=exif)
         row["image"]["bytes"] = buffer.getvalue()
     write_pairs(rows, tmp_path / "data")
-    (tmp_path / "fastgoal_pairs.json").write_text("{}")
+    (tmp_path / "fastgoal_pairs.json").write_text(json.dumps({"summary": {"images": len(rows)}}))
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     for options in ((), ("--dry-run",)):
         status, printed = run("push", tmp_path, "me/pairs", *options)
@@ -254,6 +258,7 @@ def test_images_are_sent_without_metadata(online, run, trained, tmp_path):
         assert "00001.parquet, row 1 (" in printed
         assert "TIFF" in printed
         assert "--recode" in printed
+        assert not online.repos  # an empty one
     assert run("push", tmp_path, "me/pairs", "--recode", "--dry-run")[1].count("metadata removed from 2 images") == 1
     status, printed = run("push", tmp_path, "me/pairs", "--recode")
     assert status == 0
@@ -263,59 +268,6 @@ def test_images_are_sent_without_metadata(online, run, trained, tmp_path):
     assert not any(b"A camera of mine" in image["bytes"] for image in images)
     assert Image.open(io.BytesIO(images[1]["bytes"])).format == "PNG"
     assert [image["bytes"] for image in images[2:]] == [row["image"]["bytes"] for row in rows[2:]]
-
-
-def test_a_secret_in_a_file_is_refused():
-    for token in ("", "another"):
-        with pytest.raises(ValueError, match=r"notes\.md: .*access token") as caught:
-            refuse_secret("notes.md", f"my token is {TOKEN}".encode(), token)
-        assert TOKEN not in str(caught.value)
-    with pytest.raises(ValueError, match="access token"):
-        refuse_secret("notes.md", b"the password is swordfish", "swordfish")
-    refuse_secret("notes.md", b"the password is swordfish", "another")
-
-
-def test_only_models_and_datasets_are_sent(tmp_path):
-    with pytest.raises(ValueError, match="neither a saved model"):
-        find_repo_type(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(ValueError, match="no weights in safetensors"):
-        find_repo_type(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "checkpoint-1").mkdir()
-    (tmp_path / "checkpoint-1" / "config.json").write_text("{}")
-    (tmp_path / ".env").write_text("SECRET=1")
-    assert find_repo_type(tmp_path) == "model"
-    sent, left_out = choose_files(tmp_path, "model")
-    assert sent == ["config.json", "model.safetensors"]
-    assert left_out == [".env", "checkpoint-1/config.json", "pytorch_model.bin"]
-
-
-def test_files_with_other_names_and_links_out_are_left_out(trained, tmp_path):
-    folder, outside = shutil.copytree(trained, tmp_path / "model"), tmp_path / "outside"
-    outside.write_text("{}")
-    before, _ = choose_files(folder, "model")
-    others = {
-        *("credentials.json", "secrets.py", "client_secret.json", "settings.local.json", "LICENSE-private-key"),
-        *("LICENSE.pem", "model.safetensors.bak", "optimizer.safetensors", "notes.md", "weights.py", "x\n.json"),
-        *("examples/me.jpg", "data/train-00000-of-00001.parquet", "onnx/other.onnx", "examples/pairs.jpg/config.json"),
-    }
-    (folder / "examples/pairs.jpg").unlink()
-    for name in others:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("private")
-    (folder / "vocab.json").symlink_to(outside)
-    (folder / "merges.txt").symlink_to(folder / "README.md")
-    sent, left_out = choose_files(folder, "model")
-    assert sorted([*sent, "examples/pairs.jpg"]) == sorted([*before, "merges.txt"])
-    assert others | {"vocab.json"} <= {*left_out}
-    # Everything that the model needs, of what saving wrote, is sent.
-    unsent = {path.name for path in trained.rglob("*") if path.is_file()} - {Path(name).name for name in before}
-    assert {name for name in unsent if not name.startswith(("run.", "rng_", "stream_"))} <= {
-        *("all_results.json", "eval_results.json", "train_results.json", "trainer_state.json", "training_args.bin"),
-        *("optimizer.pt", "scheduler.pt", "fastgoal_training.json"),
-    }
 
 
 def test_weights_that_are_nan_or_damaged_are_refused(folder):
@@ -339,4 +291,9 @@ def test_a_push_in_words():
         "would be sent to me/demo as a space, 4 files, 2.0 kB:\n"
         "  app.py  10 B\n  fastgoal/  500 B\n  fastgoal/pages/  1.5 kB\n"
         "metadata removed from 1 image; your own files keep theirs\nnot sent: old/, run.log"
+    )
+    files = {"README.md": 1, **{f"images/{number:04d}.jpg": 1 for number in range(10)}}
+    names = ", ".join(f"images/000{number}.jpg" for number in range(8))
+    assert describe_push(Pushed("space", "me/demo", files, [], "https://hub/me/demo")) == (
+        f"https://hub/me/demo: 11 files, 11 B\npublished 10 image files: {names} and 2 more"
     )

@@ -95,6 +95,17 @@ def test_a_dry_run_sends_nothing(images):
     found = push_space("me/demo", ["me/squares", "openai/clip-vit-base-patch16"], str(images), dry_run=True)
     assert (found.repo_type, found.url) == ("space", None)
     assert found.files["images/0000.jpg"] > 0
+    assert found.images == ["images/0000.jpg", "images/0001.jpg"]
+
+
+def test_a_key_stops_a_dry_run_too(images, monkeypatch):
+    key = "AKIA" + "Q" * 16
+    monkeypatch.setattr("fastgoal.hub_cards.spaces.package_files", lambda: {"fastgoal/a.py": f"x = '{key}'".encode()})
+    for dry_run in (True, False):
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        with pytest.raises(ValueError, match=r"fastgoal/a\.py, line 1: .*access key \(AWS\)") as caught:
+            push_space("me/demo", ["me/squares"], str(images), dry_run=dry_run)
+        assert key not in str(caught.value)
 
 
 def test_the_package_goes_without_weights_and_tests():

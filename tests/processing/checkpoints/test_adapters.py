@@ -13,7 +13,8 @@ from transformers import AutoModel, CLIPModel, set_seed
 from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainingArguments
 from fastgoal.cli import main
 from fastgoal.export.merge import merge
-from fastgoal.hub_cards.push import choose_files, push
+from fastgoal.hub_cards.push import push
+from fastgoal.hub_cards.repository import choose_files
 from fastgoal.processing.checkpoints.adapters import (
     BASE_FILE,
     add_adapter,
