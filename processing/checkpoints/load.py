@@ -109,7 +109,9 @@ def check_whole(name: str, argument: str = "model") -> None:
     with loading(label, name):
         load_whole(FastGoalModel.class_for(config), name, device_map="meta")
     with loading(f"the tokenizer and image processor of {label}", name):
-        load_processor(name).require_family(family_of(config))
+        processor = load_processor(name)
+        processor.require_family(family_of(config))
+    check_image_processor(processor.image_processor, label, config.vision_config.image_size)
 
 
 def load_processor(name: str, stretch: bool = False, max_text_length: int | None = None) -> FastGoalProcessor:
