@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
-from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.data.locations import SUFFIXES
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 

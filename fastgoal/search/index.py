@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastgoal.processing.checkpoints.fingerprints import embedder_fingerprint
-from fastgoal.processing.data.image_folder import SUFFIXES
+from fastgoal.processing.data.locations import SUFFIXES
 from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.files import hold_folder, lies_inside, write_errors
 from fastgoal.processing.images import load_image

@@ -29,9 +29,9 @@ from fastgoal.processing.checkpoints.devices import choose_dtype
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
-from fastgoal.processing.data.image_folder import SUFFIXES, open_images
-from fastgoal.processing.data.locations import METADATA
-from fastgoal.processing.data.sources import DatasetSource, Source
+from fastgoal.processing.data.image_folder import open_images
+from fastgoal.processing.data.locations import METADATA, SUFFIXES
+from fastgoal.processing.data.sources import Source
 from fastgoal.processing.files import WORK_FOLDER, write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
@@ -246,7 +246,7 @@ def write_captions(
             object with a method `submit(image, seed)` that returns a future. Called only if there is work.
         engine: Runs the batches, by default in this process.
     """
-    check_run(source, on_error, batch_size=batch_size)
+    check_run(source, on_error, settings.limit, batch_size=batch_size)
     output = Path(output)
     folder = RunFolder(output, CAPTIONS_MANIFEST, "fastgoal caption", [METADATA, f"{WORK_FOLDER}/{BATCHES}"])
     with folder.open(source, settings) as manifest:
@@ -359,7 +359,7 @@ class _CaptionMaker:
         """Return the image's path in the output: the same as in the source, if that has paths."""
         path = posixpath.normpath(name)
         # A path that leads out of the source, where this is allowed, must not lead out of the output.
-        if not isinstance(self.source, DatasetSource) and not path.startswith(("/", "../")):
+        if self.source.names_are_paths and not path.startswith(("/", "../")):
             if path in (METADATA, CAPTIONS_MANIFEST) or path.partition("/")[0] == WORK_FOLDER:
                 raise ValueError(
                     f"{self.source.label(row)}: the output needs the name '{name}' for its own file. Rename the image."
@@ -386,7 +386,7 @@ class _CaptionMaker:
 def _unique_rows(source: Source, limit: int | None) -> list[int]:
     """Return the numbers of the rows to caption. In a folder, rows that name the same file count once."""
     rows = range(len(source))[:limit]
-    if isinstance(source, DatasetSource):
+    if not source.names_are_paths:
         return list(rows)
     first: dict[str, int] = {}
     for row in rows:

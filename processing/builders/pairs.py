@@ -227,7 +227,7 @@ def write_pairs(
         load_matcher: Returns (model, processor), the processor with its `detector` set; called only if there is work.
         engine: Runs the shards, by default in this process.
     """
-    check_run(source, on_error, batch_size=batch_size, num_workers=num_workers)
+    check_run(source, on_error, settings.limit, batch_size=batch_size, num_workers=num_workers)
     if settings.box_column is not None and settings.box_column not in source.columns:
         raise ValueError(
             f"`detector=column:{settings.box_column}`: {source.name} has no column '{settings.box_column}'. Its "

@@ -25,7 +25,7 @@ import pyarrow.parquet
 from transformers.utils import logging
 
 from fastgoal.processing.checks import check_positive
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.sources import Source, refuse_problems
 from fastgoal.processing.files import (
     HOLDER,
     WORK_FOLDER,
@@ -169,13 +169,22 @@ def describe_differences(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "; ".join(differences)
 
 
-def check_run(source: Source, on_error: str, **counts: int | None) -> None:
-    """Raise `ValueError` for wrong options, a source without rows, or a run that was launched as several processes."""
+def check_run(source: Source, on_error: str, limit: int | None = None, **counts: int | None) -> None:
+    """Raise `ValueError` for wrong options, rows that are known to be broken, or a run launched as several processes.
+
+    Args:
+        source: The source.
+        on_error: `stop` or `skip`.
+        limit: Number of rows that are used, from the first one.
+        counts: Arguments that must be positive.
+    """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"`on_error` must be stop or skip, got {on_error!r}.")
     check_positive(**counts)
     if len(source) == 0:
         raise ValueError(f"{source.name}: the source has no rows.")
+    if on_error == "stop":
+        refuse_problems(source, limit, " To skip such rows and list them, use `on_error=skip`.")
     processes = os.environ.get("WORLD_SIZE") or "1"
     if processes != "1":
         raise ValueError(

@@ -8,9 +8,8 @@ from fastgoal.processing.checkpoints.fingerprints import hash_files
 from fastgoal.processing.texts import is_unicode
 
 from .forms.registry import is_source, load_source
+from .locations import SUFFIXES
 from .sources import Source
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def open_images(

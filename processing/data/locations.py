@@ -8,6 +8,8 @@ from typing import Any
 from fastgoal.processing.checkpoints.errors import first_line, loading
 
 METADATA = "metadata.jsonl"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Suffixes of image files."""
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 EXPECTED = "a file or folder of images with captions, or the OWNER/NAME of a dataset on the Hub"
 

@@ -5,7 +5,7 @@ no pickles are read and no dataset scripts are executed.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.texts import is_unicode, shortened
 
-CAPTION_COLUMNS = ("caption", "captions")
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "prompt", "title")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Source:
         base: Folder of the image files that rows name; None if they may be anywhere.
         allow_outside_files: Whether rows may nevertheless name files outside `base`. Rows that come from somebody else
             must not be able to copy private files into pairs or captions.
+        names_are_paths: Whether the names of the rows are paths of files in a folder; otherwise they can be any text,
+            and several rows can share one.
 
     Raises:
         ValueError: A column does not exist.
@@ -65,6 +67,7 @@ class Source:
 
     base: Path | None = None
     allow_outside_files = False
+    names_are_paths = True
 
     def __init__(
         self,
@@ -88,6 +91,11 @@ class Source:
     def fingerprint(self) -> str:
         """A hash that changes when the rows or the image files change."""
         raise NotImplementedError
+
+    @property
+    def problems(self) -> Mapping[int, str]:
+        """Reasons, by row, why rows that were found broken when the source was loaded cannot be used."""
+        return {}
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -198,6 +206,8 @@ class Source:
 class DatasetSource(Source):
     """A `datasets.Dataset` with images as undecoded bytes or paths."""
 
+    names_are_paths = False
+
     def __init__(
         self,
         dataset: Any,
@@ -208,17 +218,11 @@ class DatasetSource(Source):
         with_captions: bool = True,
         base: Path | None = None,
     ) -> None:
-        import datasets
-
         self.base = base
-        images = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        # A single image column needs no name; among several, only 'image' is the default.
-        candidates = images if len(images) == 1 else ["image"]
+        candidates = image_candidates(dataset.features)
         super().__init__(name, dataset.column_names, image_column, caption_column, with_captions, candidates)
         self._fingerprint = fingerprint or str(dataset._fingerprint)
-        for column in images:
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        self.dataset = dataset
+        self.dataset = dataset = undecoded(dataset)
         self._texts: Any = with_captions and dataset.select_columns([self.caption_column])
         self._names = dataset.select_columns(["file_name"]) if "file_name" in dataset.column_names else None
 
@@ -249,6 +253,41 @@ class DatasetSource(Source):
         path = image.get("path") if isinstance(image, dict) else image
         name = values.get("file_name") or (os.path.basename(path) if isinstance(path, str) else "")
         return str(name) if name else f"row-{index:08d}"
+
+
+def image_candidates(features: Mapping[str, Any]) -> list[str]:
+    """Return the default image column for columns of `datasets`: the only one with images, or `image`."""
+    images = _image_columns(features)
+    return images if len(images) == 1 else ["image"]
+
+
+def undecoded(dataset: Any) -> Any:
+    """Return a dataset or stream of `datasets` with images as undecoded bytes or paths."""
+    import datasets
+
+    for column in _image_columns(dataset.features):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def refuse_problems(source: Source, limit: int | None = None, way_out: str = "") -> None:
+    """Raise `ValueError` if rows were found broken when the source was loaded, for work that stops at such rows.
+
+    Args:
+        source: The source.
+        limit: Number of rows that are used, from the first one.
+        way_out: Another way out, which ends the message.
+    """
+    bad = [reason for row, reason in source.problems.items() if limit is None or row < limit]
+    if bad:
+        more = f" {len(bad):,} rows cannot be used; this is the first." if len(bad) > 1 else ""
+        raise ValueError(f"{bad[0]}{more}{way_out}")
+
+
+def _image_columns(features: Mapping[str, Any]) -> list[str]:
+    import datasets
+
+    return [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
 
 
 def _is_closed(text: str) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
-from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow
+from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, refuse_problems
 
 from .token_table import CaptionTokens, TokenTable
 
@@ -262,6 +262,8 @@ def check_rows(data: Any, name: str, needs_pairs: bool) -> None:
     rows = TrainingData.of(data)
     if not isinstance(rows.data, Source | Sequence) and not is_table(rows.data):
         return
+    if rows.source is not None:
+        refuse_problems(rows.source, rows.limit)
     # A source has checked both columns when it was opened, and checks them again row by row.
     needed = {} if rows.source else dict.fromkeys(("image", "caption"), "Each must be a dict with both.")
     if needs_pairs:

@@ -20,7 +20,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from fastgoal.processing.data.streams import StreamSource, open_stream
+from fastgoal.processing.data.forms.registry import open_stream
+from fastgoal.processing.data.streams import StreamSource
 from fastgoal.processing.files import write_json
 
 from .rows import TrainingRow

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.streams import StreamSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Form:
         fits: Returns whether a path, a file or a folder, is in this form. It looks at names, or at the beginning of a
             file, and never raises. No path may fit two forms, unless it holds two sets of data.
         load: Loads a path as a `Source`. Raises `ValueError` that names the file and the row if it cannot be read.
+        stream: Opens a path as a stream of rows, which need not fit on the disk; None for forms that are not read from
+            the beginning to the end.
         has_splits: Whether `split` selects rows.
         has_image_folder: Whether the image files may be in another folder, `image_folder`.
     """
@@ -54,5 +57,6 @@ class Form:
     about: str
     fits: Callable[[Path], bool]
     load: Callable[[Path, SourceOptions], Source]
+    stream: Callable[[Path, SourceOptions], StreamSource] | None = None
     has_splits: bool = False
     has_image_folder: bool = False

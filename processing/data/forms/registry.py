@@ -10,6 +10,7 @@ import pkgutil
 from pathlib import Path
 
 from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.streams import StreamSource
 
 from .form import Form, SourceOptions
 
@@ -57,27 +58,41 @@ def load_source(
     Raises:
         ValueError: The data cannot be read, fit no form or several, or the column or split does not exist.
     """
-    path = Path(source)
-    chosen = recognize(path) if form is None else _form(form)
-    for name, value, has in (
-        ("split", split, chosen.has_splits),
-        ("image_folder", image_folder, chosen.has_image_folder),
-    ):
-        if value is not None and not has:
-            raise ValueError(
-                f"`{name}` must be left out for {path}, which is in the form {chosen.name} ({chosen.about}), got "
-                f"{str(value)!r}."
-            )
-    opened = chosen.load(
-        path,
-        SourceOptions(
-            split=split,
-            image_folder=None if image_folder is None else Path(image_folder),
-            image_column=image_column,
-            caption_column=caption_column,
-            with_captions=with_captions,
-        ),
+    options = SourceOptions(
+        split=split,
+        image_folder=None if image_folder is None else Path(image_folder),
+        image_column=image_column,
+        caption_column=caption_column,
+        with_captions=with_captions,
     )
+    opened = _choose(Path(source), form, options).load(Path(source), options)
+    opened.allow_outside_files = allow_outside_files
+    return opened
+
+
+def open_stream(
+    source: str | os.PathLike[str],
+    *,
+    form: str | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    allow_outside_files: bool = False,
+) -> StreamSource:
+    """Open a folder of shards or a Hub dataset as a stream. The arguments are those of `load_source`.
+
+    Raises:
+        ValueError: The form is not one that can be streamed, or shards are missing.
+    """
+    options = SourceOptions(split=split, image_column=image_column, caption_column=caption_column)
+    chosen = _choose(Path(source), form, options)
+    if chosen.stream is None:
+        streamed = ", ".join(form.name for form in FORMS.values() if form.stream is not None)
+        raise ValueError(
+            f"`train_data`: {source} is in the form {chosen.name}, which cannot be streamed, unlike {streamed}. Train "
+            "on it with `streaming=false`."
+        )
+    opened = chosen.stream(Path(source), options)
     opened.allow_outside_files = allow_outside_files
     return opened
 
@@ -103,7 +118,16 @@ def is_source(path: Path) -> bool:
     return path.exists() and any(form.fits(path) for form in FORMS.values())
 
 
-def _form(name: str) -> Form:
-    if name not in FORMS:
+def _choose(path: Path, name: str | None, options: SourceOptions) -> Form:
+    """Return the form called `name`, or that of a path. Raise `ValueError` for options that it does not have."""
+    if name is not None and name not in FORMS:
         raise ValueError(f"`form` must be one of {', '.join(FORMS)}, got {name!r}.")
-    return FORMS[name]
+    form = recognize(path) if name is None else FORMS[name]
+    for option, has in (("split", form.has_splits), ("image_folder", form.has_image_folder)):
+        value = getattr(options, option)
+        if value is not None and not has:
+            raise ValueError(
+                f"`{option}` must be left out for {path}, which is in the form {form.name} ({form.about}), got "
+                f"{str(value)!r}."
+            )
+    return form

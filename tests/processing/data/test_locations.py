@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastgoal.processing.data.forms.registry import load_source
+from fastgoal.processing.data.forms.registry import load_source, open_stream
 from fastgoal.processing.data.locations import missing_shards, parquet_of_split
 from fastgoal.processing.data.pairs_dataset import PairsFolder
-from fastgoal.processing.data.streams import open_stream
 
 IMAGE = pa.array([{"bytes": b"x", "path": "a.png"}])
 TABLE = pa.table({"image": IMAGE, "caption": ["a"]})

@@ -61,8 +61,8 @@ def test_captions_are_joined_as_separate_sentences(tmp_path):
         (['{"file_name": "a.png", "caption": "x"}', "{broken"], r"metadata.jsonl line 2 is not JSON"),
         (["[1, 2]"], r"line 1 must be a JSON object, got a list"),
         (
-            [{"file_name": "a.png", "text": "x"}],
-            r"no column 'caption' or 'captions', only \['file_name', 'text'\]",
+            [{"file_name": "a.png", "story": "x"}],
+            r"no column 'caption' or 'captions' or .*, only \['file_name', 'story'\]",
         ),
         ([{"image": "a.png", "caption": "x"}], r"no column 'file_name', only \['image', 'caption'\]"),
         ([], "has no rows"),

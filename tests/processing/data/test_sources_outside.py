@@ -10,10 +10,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fastgoal.processing.data.forms.registry import load_source
+from fastgoal.processing.data.forms.registry import load_source, open_stream
 from fastgoal.processing.data.image_folder import open_images
 from fastgoal.processing.data.sources import DatasetSource
-from fastgoal.processing.data.streams import open_stream
 from fastgoal.processing.images import load_image
 
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 from PIL import Image
 
-from fastgoal.processing.data.streams import open_stream
+from fastgoal.processing.data.forms.registry import open_stream
 from fastgoal.processing.images import load_image
 from tests.squares import write_pairs
 
@@ -54,7 +54,7 @@ def test_tar_files_with_a_text_for_each_image(tmp_path):
     source = open_stream(write_tars(tmp_path / "tars", entries))
     assert (source.rows, source.dataset.num_shards) == (None, 3)
     for number, row in enumerate(rows_of(source)):
-        assert (row.caption, row.name) == (f"Image {number}.", f"{number:05d}")
+        assert (row.caption, row.name) == (f"Image {number}.", f"{number:05d}.jpg")
         assert load_image(row.image).getpixel((4, 4))[0] == pytest.approx(40 * number, abs=4)
 
 
@@ -108,9 +108,9 @@ def test_data_without_shards_are_refused(tmp_path, rows):
     write_pairs(rows, tmp_path / "holes", shards=3)
     (tmp_path / "holes/train-00001-of-00003.parquet").unlink()
     for name, words in (
-        ("empty", r"`train_data`.*empty.*no .parquet"),
-        ("folder", r"`streaming=false`"),
-        ("file", r"`train_data` must be a folder.*file"),
+        ("empty", "empty is not in a known form"),
+        ("folder", r"`train_data`.*folder.* metadata, which cannot be streamed, .*parquet.*`streaming=false`"),
+        ("file", "file is not in a known form"),
         ("absent", r"does not exist"),
         ("holes", r"lacks 1 of its shards"),
     ):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from fastgoal.processing.checks import check_positive
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.sources import Source, refuse_problems
 from fastgoal.processing.embedding import embed_crops, embed_texts
 from fastgoal.processing.pixels import PixelReader
 
@@ -71,6 +71,8 @@ def encode_source(
     if on_error not in ("stop", "skip"):
         raise ValueError(f"`on_error` must be stop or skip, got {on_error!r}.")
     check_positive(batch_size=batch_size)
+    if on_error == "stop":
+        refuse_problems(source, way_out=" To skip such rows, use `on_error=skip`.")
     image_embeds: list[Tensor] = []
     captions: list[str] = []
     text_to_image: list[int] = []

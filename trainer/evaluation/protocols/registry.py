@@ -40,6 +40,11 @@ class SelectedRows(Source):
         super().__init__(source.name, source.columns, source.image_column, source.caption_column)
         self.source, self.rows, self.captions_each = source, rows, captions_each
 
+    @property
+    def problems(self) -> dict[int, str]:
+        known = self.source.problems
+        return {index: known[row] for index, row in enumerate(self.rows) if row in known} if known else {}
+
     def __len__(self) -> int:
         return len(self.rows)
 
