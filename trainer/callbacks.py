@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from .batches.rows import TrainingData
 from .summary import TrainingRun, start_lines
@@ -81,6 +82,21 @@ class Epochs(TrainerCallback):
             rows = rows.dataset
         if isinstance(rows, TrainingData):
             rows.begin_epoch(int(state.epoch or 0))
+
+
+class StepCheckpoints(TrainerCallback):
+    """Save a checkpoint every `save_steps` steps of an epoch too, if `save_strategy` is `epoch`.
+
+    Attributes:
+        steps_per_epoch: Number of steps of an epoch.
+    """
+
+    steps_per_epoch: int = 0
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if args.save_strategy == SaveStrategy.EPOCH and args.save_steps and self.steps_per_epoch:
+            step = state.global_step % self.steps_per_epoch  # 0 at the end of an epoch, where `Trainer` saves itself
+            control.should_save |= step > 0 and step % state.save_steps == 0
 
 
 class StartLines(TrainerCallback):

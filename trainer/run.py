@@ -6,6 +6,8 @@ accelerate launch trainer/run.py CONFIG.yaml --learning_rate 1.0e-5
 """
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
@@ -32,6 +34,7 @@ from fastgoal.trainer.cli.launch import STARTED, launch, starts_processes
 from fastgoal.trainer.cli.parser import Parser
 from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
 from fastgoal.trainer.cli.terminal import run_cleanly
+from fastgoal.trainer.interrupts import Interrupted
 from fastgoal.trainer.summary import end_lines
 from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -147,7 +150,11 @@ def expand_file(argv: Sequence[str], parser: RunParser) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> int:
-    """Run a training and return the exit code."""
+    """Run a training and return the exit code.
+
+    Raises:
+        KeyboardInterrupt: The training was interrupted. The message has the command that resumes it.
+    """
     argv, parser = sys.argv[1:] if argv is None else argv, parser or run_parser()
     try:
         asked = parser.parse_args(expand_file(argv, parser))
@@ -166,7 +173,20 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
         resume = (args.resume_from_checkpoint or "false").lower() != "false"
         refuse_output(output, given, args.overwrite_output_dir, checkpoint, resume)
     with hold_output(output, is_first, args.overwrite_output_dir and checkpoint is None):
-        return _train(run, args, checkpoint)
+        try:
+            return _train(run, args, checkpoint)
+        except KeyboardInterrupt as stop:
+            signum = getattr(stop, "signum", signal.SIGINT)
+            raise Interrupted(_resume_command(parser.prog, argv, output) if is_first else "", signum) from None
+
+
+def _resume_command(program: str, argv: Sequence[str], output: Path) -> str:
+    """Say which checkpoint an interrupted training left, and which command resumes it."""
+    newest, command = newest_checkpoint(output), shlex.join([program, *argv]).replace(f"'{program}'", program, 1)
+    if newest is None:
+        return f"There is no checkpoint in {output} yet. Start again with:\n{command}"
+    resume = "--resume_from_checkpoint true"
+    return f"The newest checkpoint is {newest}. Resume with:\n{command.removesuffix(f' {resume}')} {resume}"
 
 
 def _refuse_separate_processes(world_size: int) -> None:

@@ -149,5 +149,10 @@ def _describe_epochs(run: TrainingRun, steps: int) -> str:
 
 
 def _describe_output(args: FastGoalTrainingArguments) -> str:
-    times = {"epoch": ", a checkpoint every epoch", "steps": f", a checkpoint every {args.save_steps:g} steps"}
+    steps = f" every {args.save_steps:g} steps" if args.save_steps else ""
+    times = {
+        "epoch": f", a checkpoint every epoch{' and' if steps else ''}{steps}",
+        "steps": f", a checkpoint{steps}",
+        "best": ", a checkpoint of the best evaluation",
+    }
     return f"{args.output_dir}{times.get(SaveStrategy(args.save_strategy), '')}"

@@ -20,6 +20,8 @@ from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     HubStrategy,
+    IntervalStrategy,
+    SaveStrategy,
     TrainOutput,
     rotate_checkpoints,
 )
@@ -40,7 +42,7 @@ from .batches.hard_negatives import load_neighbors, save_neighbors, training_nei
 from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
 from .batches.streams import StreamData
-from .callbacks import Epochs, LogitScaleLimit, StartLines, TowardsBase
+from .callbacks import Epochs, LogitScaleLimit, StartLines, StepCheckpoints, TowardsBase
 from .card import CardOptions, finish_folder
 from .checkpoints import (
     WEIGHT_FILES,
@@ -53,13 +55,14 @@ from .checkpoints import (
     write_settings,
 )
 from .evaluation.measures.retrieval import retrieval_of_predictions
+from .interrupts import EvaluationStopped, Interrupted, Interrupts, start_workers
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
 from .parallel.strategy import describe, group_of_its_own, logit_parameters, own_class, prepare_shards
 from .summary import TrainingRun, language_of
 from .trained_weights import check_trainable, load_trainable, prepare_weights, refuse_foreign_optimizer, write_losses
-from .training_arguments import FastGoalTrainingArguments
+from .training_arguments import BEST_METRIC, FastGoalTrainingArguments
 from .weight_settings import base_mark, data_settings, replace_settings
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
@@ -222,10 +225,14 @@ class FastGoalTrainer(Trainer):
         batch_size = args.train_batch_size * args.gradient_accumulation_steps
         self.add_callback(StartLines(self._run(), describe(self.accelerator, batch_size)))
         self.add_callback(Epochs())
+        self._step_checkpoints = StepCheckpoints()
+        self.add_callback(self._step_checkpoints)
         if args.l2sp_weight:
             self.add_callback(TowardsBase(args.l2sp_weight, cast(nn.Module, self.model)))
         if self.max_logit_scale:
             self.add_callback(LogitScaleLimit(self.max_logit_scale))
+        self._interrupts = Interrupts(self.accelerator)
+        self.add_callback(self._interrupts)  # the last one, since it overrules what others ask for
         # Sums of the loss parts since the last line of the log, kept on the device, and the number of steps.
         self._part_sums: dict[str, torch.Tensor] = {}
         self._part_steps = 0
@@ -239,6 +246,7 @@ class FastGoalTrainer(Trainer):
         self._is_renewed = False
         self._trained_with: dict[str, Any] = {}
         self._draft: Path | None = None  # the folder in which a checkpoint is being written
+        self._saved_step = 0  # of the newest checkpoint
 
     # ---- Training ----
 
@@ -250,6 +258,9 @@ class FastGoalTrainer(Trainer):
     ) -> TrainOutput:
         """Train the model. Only one training can use an output folder at a time.
 
+        After SIGINT (Ctrl-C) or SIGTERM, all processes finish the current step, save a complete checkpoint and raise
+        `KeyboardInterrupt`. A second Ctrl-C stops at once, and so does a signal before the first step.
+
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the newest complete checkpoint of the output
                 folder. If that training is already complete, nothing is trained.
@@ -259,9 +270,10 @@ class FastGoalTrainer(Trainer):
         Raises:
             ValueError: Another training uses the output folder; the checkpoint is incomplete, or is from a training on
                 other data or with other settings; or the loss became NaN or infinite.
+            KeyboardInterrupt: The training was interrupted.
         """
         output = Path(self.args.output_dir or ".")
-        with hold_output(output, self.is_world_process_zero()):
+        with hold_output(output, self.is_world_process_zero()), self._interrupts.handled():
             checkpoint = self._find_checkpoint(output, resume_from_checkpoint)
             # Only once: the fingerprint of the data reads all their files.
             self._trained_with = self.training_settings()
@@ -269,7 +281,16 @@ class FastGoalTrainer(Trainer):
             if checkpoint is not None:
                 changed = refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
             self._begin(checkpoint, changed)
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            self._saved_step = 0
+            result = super().train(checkpoint, trial, ignore_keys_for_eval)
+        if self._interrupts.signum:
+            raise Interrupted(
+                f"The training was interrupted after step {self.state.global_step}. The checkpoint is "
+                f"{output / f'{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}'}. Resume with "
+                "`resume_from_checkpoint=True`.",
+                self._interrupts.signum,
+            )
+        return result
 
     def training_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed training must not change unnoticed."""
@@ -303,8 +324,12 @@ class FastGoalTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if kwargs["resume_from_checkpoint"] is not None and self._misses_evaluation():
+            metrics = self._evaluate(kwargs["trial"], kwargs["ignore_keys_for_eval"])
+            self._determine_best_metric(metrics, kwargs["trial"])
         if isinstance(self.train_dataset, StreamData):
             kwargs["steps_trained_in_current_epoch"] = 0
+        self._step_checkpoints.steps_per_epoch = kwargs["num_update_steps_per_epoch"]
         super()._run_epoch(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -313,6 +338,38 @@ class FastGoalTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.ignore_resume_mismatch:
             replace_settings(self.optimizer, self.lr_scheduler, given)
+
+    def _misses_evaluation(self) -> bool:
+        """Return whether the training stopped before the evaluation of the step that it resumes from."""
+        args, state = self.args, self.state
+        if self.eval_dataset is None or not 0 < state.global_step == self._initial_global_step:
+            return False
+        if any(line["step"] == state.global_step and "eval_runtime" in line for line in state.log_history):
+            return False
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            return state.global_step % state.eval_steps == 0 and args.eval_delay <= state.global_step
+        epoch = float(state.epoch or 0)
+        return args.eval_strategy == IntervalStrategy.EPOCH and epoch.is_integer() and args.eval_delay <= epoch
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Overridden for interrupts during an evaluation, after which only the checkpoint is left to do.
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_training_stop, self.control.should_evaluate = True, False
+            self.control.should_save = self._saved_step != self.state.global_step
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # Overridden to keep the newest checkpoint. With `save_total_limit=1` the Trainer would delete it and keep the
+        # best, but the training resumes from the newest, and the folder's model is the last one.
+        best = self.state.best_model_checkpoint
+        if not self.args.load_best_model_at_end:
+            self.state.best_model_checkpoint = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.state.best_model_checkpoint = best
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; with FSDP, scalars that are not sharded get a group of their own."""
@@ -365,7 +422,7 @@ class FastGoalTrainer(Trainer):
     ) -> DataLoader:
         # Overridden for exact resume: a stream resumes at a row, and rows know their epoch, whatever the loader skips.
         if isinstance(dataset, StreamData):
-            return dataset.loader(self.args, self.data_collator, self.accelerator.device)
+            return start_workers(dataset.loader(self.args, self.data_collator, self.accelerator.device))
         collator, tokenizer = self.data_collator, None
         if isinstance(collator, FastGoalCollator):
             dataset = TrainingData.of(dataset)
@@ -374,7 +431,9 @@ class FastGoalTrainer(Trainer):
             rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset = self._train_rows = dataset.for_training(tokenizer, self.args.max_steps * rows_per_step)
         sampler_fn = self.train_sampler if is_training else self._eval_sampler
-        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        return start_workers(
+            super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        )
 
     def train_sampler(self, data: Any) -> Sampler | None:
         """Return the order of the training rows: random, sequential, by caption length or with hard negatives."""
@@ -552,6 +611,20 @@ class FastGoalTrainer(Trainer):
         # The Trainer computes metrics only if there are labels, of any value.
         return loss, embeds, torch.zeros(len(embeds[0]), device=loss.device)
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # Overridden for exact resume: data loaders draw from torch's generator, and an interrupted evaluation is not
+        # repeated at the same point of the training.
+        with torch.random.fork_rng(devices=[]):
+            return super()._evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # Overridden since not all evaluations have the default metric, such as those of several datasets.
+        needs_best = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
+        is_default = self.args.metric_for_best_model == BEST_METRIC
+        if is_default and not needs_best and f"eval_{BEST_METRIC}" not in metrics:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, and add the means of the loss parts to the metrics."""
         self._eval_parts.clear()
@@ -619,18 +692,21 @@ class FastGoalTrainer(Trainer):
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with self._drafted(folder) as parent, saving_errors(folder):
             self._draft, draft = parent, parent / folder.name
+            only_model = self.args.save_only_model
+            self.args.save_only_model = only_model and not self._interrupts.signum  # one cannot resume from it
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self._draft = None
+                self._draft, self.args.save_only_model = None, only_model
             if isinstance(self.train_dataset, StreamData):
                 self.train_dataset.save(draft)
             if self.args.should_save:
                 write_settings(draft, self._trained_with)
                 if self._neighbors is not None:
                     save_neighbors(draft, self._neighbors, self._is_renewed)
-                if self.state.best_model_checkpoint == str(draft):
-                    self.state.best_model_checkpoint = str(folder)
+                best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                if best == folder or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
                     self.state.save_to_json(str(draft / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()
             # Machines without a shared disk keep their own parts.
@@ -638,7 +714,9 @@ class FastGoalTrainer(Trainer):
                 if rank == 0 and draft.is_dir():
                     put_folder(draft, folder)
                 self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+        self._saved_step = self.state.global_step
+        pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
+        if pushes and self.is_world_process_zero() and not self._interrupts.signum:
             self._push(str(folder), f"Training in progress, step {self.state.global_step}")
         if self.args.should_save:
             rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)

@@ -73,6 +73,8 @@ BEST_MODEL_ARGUMENTS = (
     *("eval_strategy", "eval_steps", "eval_delay"),
 )
 ACCELERATOR_SETTINGS = ("split_batches", "even_batches", "use_seedable_sampler", "gradient_accumulation_kwargs")
+BEST_METRIC = "text_to_image_R@1"
+SAVE_STEPS = 500
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -232,7 +234,22 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     eval_on_start: bool | None = _setting(  # type: ignore[assignment]
         None, "Whether to evaluate before the first step. `fastgoal train` does if `eval_data` is given.", **_FLAG
     )
-    save_total_limit: int | None = _setting(2, "Number of checkpoints to keep. Older ones are deleted.")
+    save_strategy: str | None = _setting(  # type: ignore[assignment]
+        None,
+        "When to save checkpoints: `no`, `steps` (every `save_steps` steps), `epoch` (and every `save_steps` steps "
+        "within an epoch, if given) or `best`. By default at the end of every epoch and every 500 steps within longer "
+        "epochs, or every `save_steps` steps if only that is given. An interrupt always saves one.",
+    )
+    save_steps: float | None = _setting(  # type: ignore[assignment]
+        None, "Number of steps between checkpoints, or a fraction of all steps if below 1; see `save_strategy`."
+    )
+    save_total_limit: int | None = _setting(
+        2,
+        "Number of checkpoints to keep: the newest, and the best by `metric_for_best_model`. Others are deleted.",
+    )
+    metric_for_best_model: str | None = _setting(
+        None, f"Metric that the best checkpoint is chosen by. Defaults to {BEST_METRIC} on the evaluation data."
+    )
     overwrite_output_dir: bool = _setting(
         False,
         "Whether to train into a folder that already contains a model, a dataset or another training. Old checkpoints "
@@ -285,6 +302,20 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
                 "`l2sp_weight` with `fp16` needs unscaled gradients, which clipping provides. Set `max_grad_norm`, or "
                 "use `bf16`."
             )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint` is not supported: each process would start its own timer, and may save before "
+                "the optimizer's step. Leave it out. After SIGTERM or SIGINT, all processes finish the same step and "
+                "save a checkpoint anyway."
+            )
+        if self.save_strategy is None and self.save_steps is None:
+            self.save_strategy, self.save_steps = "epoch", SAVE_STEPS
+        elif self.save_strategy is None:
+            self.save_strategy = "steps"
+        elif self.save_strategy == "steps" and self.save_steps is None:
+            self.save_steps = SAVE_STEPS
+        if self.metric_for_best_model is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
+            self.metric_for_best_model = BEST_METRIC
         self.resolved_objective()  # refuse wrong names and weights before anything is loaded
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
         # Without an accelerator torch warns about every data loader that is asked to pin memory.

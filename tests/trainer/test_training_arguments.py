@@ -171,3 +171,25 @@ def test_a_logger_that_is_not_installed_is_refused(make, monkeypatch):
     monkeypatch.setattr(training_arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"`report_to` .*wandb.*pip install wandb"):
         make(report_to="wandb")
+
+
+@pytest.mark.parametrize(
+    ("given", "strategy", "steps"),
+    [
+        ({}, "epoch", 500),
+        ({"save_steps": 20}, "steps", 20),
+        ({"save_strategy": "steps"}, "steps", 500),
+        ({"save_strategy": "epoch"}, "epoch", None),
+        ({"save_strategy": "no"}, "no", None),
+    ],
+)
+def test_a_given_checkpoint_policy_wins(tmp_path, given, strategy, steps):
+    args = FastGoalTrainingArguments(str(tmp_path), use_cpu=True, **given)
+    assert (args.save_strategy, args.save_steps) == (strategy, steps)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("text_to_image_R@1", True)
+    assert args.load_best_model_at_end is False
+
+
+def test_checkpoints_of_timers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`enable_jit_checkpoint`.* timer.*optimizer's step"):
+        FastGoalTrainingArguments(str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)

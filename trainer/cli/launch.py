@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 STARTED = "FASTGOAL_STARTED"  # set in the processes that `launch` starts
+# Seconds for which torchrun waits before it kills interrupted processes: 30 by default, which is too short for a long
+# step and a large checkpoint.
+GRACE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
 # One of these variables is set in every process that accelerate or torchrun starts.
 _SET_BY_LAUNCHERS = ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU")
 
@@ -76,7 +79,7 @@ def launch(arguments: Sequence[str], num_processes: int | None, accelerate_confi
             "Use fewer, or `use_cpu=True`."
         )
     command = [str(SCRIPT), *arguments, *(["--use_cpu", "true"] if on_cpu and not use_cpu else [])]
-    with patch_environment(**{STARTED: "1"}):
+    with patch_environment(**{STARTED: "1", GRACE[0]: os.environ.get(*GRACE)}):
         if on_cpu and count > 1:
             return _exit_code(lambda: _run_on_cpu(count, command, config))
         flags = ["--config_file", str(path or CONFIGS / "many_gpus.yaml"), "--num_processes", str(count)]

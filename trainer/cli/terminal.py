@@ -5,6 +5,7 @@ This module imports nothing heavy: every `fastgoal` command and the run script u
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,8 +82,8 @@ def run_cleanly(
         show_traceback: Returns whether to raise errors instead. It is called only when there is an error.
 
     Returns:
-        The exit code: that of `work`, 2 for invalid arguments or input, 130 after an interrupt. `--help` raises
-        `SystemExit`, as in argparse.
+        The exit code: that of `work`, 2 for invalid arguments or input, 130 after an interrupt, 143 if a training was
+        stopped by SIGTERM. `--help` raises `SystemExit`, as in argparse.
     """
     with any_text():
         try:
@@ -93,9 +94,10 @@ def run_cleanly(
             if stop.code == 2:  # the parser has printed the error
                 return 2
             raise
-        except KeyboardInterrupt:
-            sys.stderr.write(f"{parser().prog}: interrupted\n")
-            return 130
+        except KeyboardInterrupt as stop:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                sys.stderr.write(f"{parser().prog}: interrupted{f'. {stop}' if str(stop) else ''}\n")
+            return 128 + getattr(stop, "signum", signal.SIGINT)
         except BrokenPipeError:
             # The reader of our output (`| head`) has ended. Exit quietly, also when Python flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
