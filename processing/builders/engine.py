@@ -175,7 +175,7 @@ class RayEngine(Engine):
         An error of a shard ends the run. A worker that dies is replaced, and its shard made again.
 
         Raises:
-            ChildProcessError: The workers of one shard died `RETRIES + 1` times.
+            ChildProcessError: The workers of one shard died `RETRIES + 1` times, or Ray itself died on this machine.
             ValueError: A worker has other versions of packages, or does not see the folders.
         """
         if not pending:
@@ -211,6 +211,7 @@ class RayEngine(Engine):
                     except RayTaskError as error:
                         raise error.cause from error
                     except RayError as error:
+                        self._check_machine(error)
                         deaths[slot.shard.number] += 1
                         self._report_death(slot.shard, deaths[slot.shard.number], error)
                         ray.kill(slot.actor)
@@ -293,9 +294,18 @@ class RayEngine(Engine):
             slot.rows_done = at[1]
         return at is not None
 
+    def _check_machine(self, error: Exception) -> None:
+        """Raise `ChildProcessError` if Ray itself died on this machine: its next call would end this process."""
+        own = self._ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == own and node["Alive"] for node in self._ray.nodes()):
+            raise ChildProcessError(
+                f"Ray ended on this machine: {_last_line(error)} The cause is often too little memory. Finished shards "
+                "are kept: the same call continues."
+            ) from error
+
     def _report_death(self, shard: Shard, times: int, error: Exception) -> None:
         label = f"shard {shard.number} (rows {shard.rows[0]} to {shard.rows[-1]} of the source)"
-        reason = textwrap.shorten(str(error).strip().splitlines()[-1], 300)
+        reason = _last_line(error)
         if times > RETRIES:
             raise ChildProcessError(
                 f"{label}: {times} workers died while they made it. The last error: {reason} The cause is often too "
@@ -303,6 +313,10 @@ class RayEngine(Engine):
                 "library, use `workers=1`. Finished shards are kept: the same call continues."
             )
         logger.warning(f"A worker died in {label}, which is made again ({times} of {RETRIES} times): {reason}")
+
+
+def _last_line(error: Exception) -> str:
+    return textwrap.shorten(str(error).strip().splitlines()[-1], 300)
 
 
 def progress_bar(pending: Sequence[Shard], total: int, title: str, progress: bool) -> Any:

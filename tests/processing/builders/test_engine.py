@@ -294,6 +294,19 @@ def test_an_interruption_ends_everything_in_seconds(made, driver, tmp_path):
     assert rows_of(tmp_path / "pairs") == rows_of(made[1])
 
 
+@pytest.mark.slow
+def test_a_killed_agent_of_ray_is_a_clear_error_and_loses_nothing(made, driver, tmp_path, capfd):
+    """Ray ends with its agent, and the next call of it would end the process without a word."""
+    process, children = driver("driver")
+    [agent] = [child for child in children if child.name() == "ray::RuntimeEnvAgent"]
+    agent.kill()
+    process.wait(60)
+    assert "ChildProcessError: Ray ended on this machine: " in capfd.readouterr().err
+    assert not left_of(children)
+    run(made[0], tmp_path / "pairs")
+    assert rows_of(tmp_path / "pairs") == rows_of(made[1])
+
+
 CLUSTER = """
 import os, sys, time
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
