@@ -74,12 +74,16 @@ def end_of_text(model: Any, input_ids: torch.Tensor | None = None) -> int:
 
 def cut_texts(input_ids: torch.Tensor, model: Any) -> torch.Tensor:
     """Cut texts, `(texts, tokens)`, at the length of the model. The last token is EOS, as a tokenizer leaves it."""
-    family, end = family_of(model), end_of_text(model, input_ids)
-    cut = input_ids[:, : text_positions(model)].clone()
+    return end_texts(input_ids[:, : text_positions(model)], model, end_of_text(model, input_ids))
+
+
+def end_texts(input_ids: torch.Tensor, model: Any, end: int) -> torch.Tensor:
+    """Return texts, `(texts, tokens)`, with `end`, the id of EOS, as the last token of those that do not have it."""
+    last = input_ids[:, -1:]
     # A short text of SigLIP may also end in padding.
-    ended = cut[:, -1] <= end if family.last_special_id is not None else (cut == end).any(dim=1)
-    cut[~ended, -1] = end
-    return cut
+    is_siglip = family_of(model).last_special_id is not None
+    ended = last <= end if is_siglip else (input_ids == end).any(dim=1, keepdim=True)
+    return torch.cat([input_ids[:, :-1], torch.where(ended, last, end)], dim=1)
 
 
 def caption_words(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

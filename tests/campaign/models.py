@@ -124,7 +124,7 @@ def arguments(command: str, kit: Kit, model: str) -> list[str]:
         "search": ["search", "pictures", "red", "--model", model, *on_cpu],
         "inspect": ["inspect", str(kit.pairs), "--output", "o.html", "--model", model, *on_cpu],
         "convert": ["convert", str(kit.clip / WEIGHTS), "--base", model, "--output", "new"],
-        "export": ["export", "--onnx", "--model", model, "--output", "onnx"],
+        "export": ["export", model, "--to", "onnx", "--output", "onnx"],
         "caption": ["caption", "pictures", "--output", "out", "--model", model, *on_cpu],
     }[command]
 

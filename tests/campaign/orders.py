@@ -122,7 +122,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "a query image that is none": (["search", "plain", "--query-image", "/dev/zero", "--model", model], "regular"),
         "a quickstart elsewhere": (["quickstart", "--output", str(kit.pairs)], "quickstart"),
         "export to a file": (
-            ["export", "--onnx", "--model", model, "--output", picture],
+            ["export", model, "--to", "onnx", "--output", picture],
             "exists|file|directory|write",
         ),
         "convert nothing": (["convert", "absent.pt", "--base", model, "--output", "o"], "absent.pt"),

@@ -1,5 +1,5 @@
 """Every command with a checkpoint of each family, and other programs with the results: the plain classes, a pipeline in
-another process, the handler of an endpoint, ONNX Runtime, adapters."""
+another process, the handler of an endpoint, adapters."""
 
 import importlib.util
 import json
@@ -185,16 +185,6 @@ def test_the_code_of_the_card_runs(family, work, monkeypatch):
         logits = model(**processor(images=str(work / "photo.jpg"), text=scope["captions"])).logits_per_image
     expected = logits.softmax(dim=-1) if family == "metaclip2" else logits.sigmoid()
     torch.testing.assert_close(scope["probabilities"], expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_onnx_runtime_agrees(family, work):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from fastgoal.export.export_onnx import export_onnx
-
-    differences = export_onnx(str(work / "model"), work / "onnx")
-    assert max(differences.values()) < 1e-4
 
 
 def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder, tmp_path):
