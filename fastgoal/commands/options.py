@@ -108,7 +108,7 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def add(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+def add(parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
     """Declare shared options; `changes` replace arguments of `add_argument`."""
     for name in names:
         flags = ["-k", name] if name == "--top-k" else [name]

@@ -106,7 +106,8 @@ def export_onnx(
         onnx = draft / "onnx"
         onnx.mkdir()
         differences = {f"{graph.name}.onnx": _write(graph, onnx, opset) for graph in graphs}
-        precisions, reference = {}, None
+        precisions: dict[str, Precision] = {}
+        reference = None
         for name in dict.fromkeys(("fp32", *precision)):
             if name != "fp32":
                 for graph in graphs:
@@ -115,7 +116,7 @@ def export_onnx(
             reference = reference or embeds
             files = {path.name: path.stat().st_size for path in sorted(onnx.glob(f"*model{PRECISIONS[name]}.onnx*"))}
             cosines = [cosine_similarity(*pair).min().item() for pair in zip(embeds, reference, strict=True)]
-            precisions[name] = Precision(files, *cosines, metrics)
+            precisions[name] = Precision(files, cosines[0], cosines[1], metrics)
         if "fp32" not in precision:
             for name in precisions.pop("fp32").files:
                 (onnx / name).unlink()

@@ -41,7 +41,7 @@ def _from_sentencepiece(tokenizer: Any) -> Any:
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, models, normalizers, processors
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(tokenizer.sp_model.serialized_model_proto())
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     core = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
