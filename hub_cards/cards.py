@@ -114,6 +114,7 @@ def rename_card(text: str, repo: str) -> str:
     address = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLES}/"
     text = re.sub(rf"(src: )(?:https://huggingface\.co/\S+?/)?{EXAMPLES}/", lambda m: m[1] + address, text)
     if old:
+        text = re.sub(rf"^(fastgoal merge ){re.escape(old[1])} ", lambda m: f"{m[1]}{repo} ", text, flags=re.MULTILINE)
         text = re.sub(rf"^- name: {re.escape(old[1])}$", lambda _: f"- name: {in_yaml}", text, flags=re.MULTILINE)
         text = re.sub(rf"^# {re.escape(old[1].split('/')[-1])}$", f"# {repo.split('/')[-1]}", text, flags=re.MULTILINE)
     return text

@@ -142,6 +142,7 @@ class ModelFacts:
         converted_from: File that the weights come from.
         merged_from: Adapter that was merged into the weights.
         adapter: For a folder with an adapter, its facts.
+        merged_adapter: The adapter that was trained here and merged into the weights.
         training: How the model was trained here.
         evaluation: What was measured here.
         pairs_image: Path inside the folder of an image that shows matched pairs.
@@ -162,6 +163,7 @@ class ModelFacts:
     converted_from: str | None = None
     merged_from: str | None = None
     adapter: AdapterFacts | None = None
+    merged_adapter: AdapterFacts | None = None
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None
     pairs_image: str | None = None

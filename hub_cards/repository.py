@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from fastgoal import modeling_fastgoal
-from fastgoal.processing.checkpoints.adapters import BASE_FILE, is_adapter, read_base
+from fastgoal.processing.checkpoints.adapters import BASE_FILE, base_name, is_adapter
 from fastgoal.processing.checkpoints.load import check_whole
 from fastgoal.processing.data.locations import missing_shards, refuse_two_runs
 from fastgoal.processing.data.pairs_dataset import MANIFEST
@@ -66,8 +66,8 @@ def find_repo_type(folder: Path) -> str:
     if (folder / MANIFEST).is_file() or (has_shards and not has_config and not is_adapter(folder)):
         return "dataset"
     if is_adapter(folder):
-        base = read_base(folder).base
-        if os.path.isabs(base):
+        base = base_name(folder)
+        if os.path.isabs(base) or os.path.isdir(base):
             raise ValueError(
                 f"{folder}: the base model of this adapter is a folder on this machine ({base}), which others do not "
                 "have. Run `fastgoal merge`, and push the merged model."

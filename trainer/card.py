@@ -12,7 +12,7 @@ from fastgoal.hub_cards import model_card as cards
 from fastgoal.hub_cards.cards import PAIRS_IMAGE, card_name, check_license, pairs_image, public_name
 from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.checkpoints.adapters import describe_base, is_adapted, write_base
+from fastgoal.processing.checkpoints.adapters import ADAPTER_FOLDER, describe_base, is_adapted, is_adapter, write_base
 from fastgoal.processing.data.sources import SourceRow
 from fastgoal.processing.files import write_inside
 from fastgoal.processing.images import load_image
@@ -60,7 +60,7 @@ def finish_folder(
     images: bool = False,
     processor: Any = None,
 ) -> None:
-    """Write the model card and `handler.py` (or `fastgoal_base.json` of an adapter) into a saved model's folder.
+    """Write the model card and `handler.py` (or `fastgoal_base.json`) into the folder of a saved model (or adapter).
 
     Args:
         folder: The folder.
@@ -72,17 +72,23 @@ def finish_folder(
         processor: Processor of the model; None leaves out the images that the model itself labels.
     """
     folder, model = Path(folder), run.model
-    base_model = options.base_model
+    own_name = card_name(Path(run.args.output_dir or ".").resolve().name)
+    name, base_model, merged = hub_model_id or run.args.hub_model_id or own_name, options.base_model, None
     if is_adapted(model):
         base = describe_base(model, options.base_model)
-        write_base(folder, base)
         base_model = base.base or None
+        merged = cards.AdapterFacts(model.active_peft_config.r, model.active_peft_config.lora_alpha)
+    if merged and is_adapter(folder):
+        write_base(folder, base)
+        merged = None
+        name = f"{own_name}/{ADAPTER_FOLDER}" if folder.name == ADAPTER_FOLDER else name
     else:
         cards.copy_handler(folder)
     facts = cards.ModelFacts.of_folder(
         folder,
-        name=hub_model_id or run.args.hub_model_id or card_name(Path(run.args.output_dir or ".").resolve().name),
+        name=name,
         base_model=base_model,
+        merged_adapter=merged,
         license=options.license,
         note=options.note,
         training=training_facts(run, state),

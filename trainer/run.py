@@ -23,7 +23,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from fastgoal.hub_cards.cards import check_license
-from fastgoal.processing.checkpoints.adapters import is_adapted
+from fastgoal.processing.checkpoints.adapters import is_adapter
 from fastgoal.processing.data.forms.registry import FORMS, load_source
 from fastgoal.processing.data.sources import Source
 from fastgoal.trainer.batches.rows import TrainingData
@@ -242,8 +242,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.process_index == 0:
-        adapted = is_adapted(trainer.accelerator.unwrap_model(trainer.model))
-        tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, adapted))
+        tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, is_adapter(args.output_dir)))
     return 0
 
 

@@ -31,7 +31,13 @@ from fastgoal.hub_cards.push import push, require_token
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid, text_positions
-from fastgoal.processing.checkpoints.adapters import is_adapted, peft_settings
+from fastgoal.processing.checkpoints.adapters import (
+    ADAPTER_FOLDER,
+    BASE_FILE,
+    is_adapted,
+    merged_copy,
+    peft_settings,
+)
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.files import draft_beside, merge_folder, put_folder
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
@@ -198,6 +204,8 @@ class FastGoalTrainer(Trainer):
         self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
         self._peft_settings = peft_settings(peft_config)
         prepared: Any = prepare_weights(model, args, self.is_sigmoid, peft_config)
+        if args.save_adapter_only and not is_adapted(prepared):
+            raise ValueError("`save_adapter_only` needs an adapter, got a model without one. Set `lora_r`.")
         refuse_foreign_optimizer(optimizers[0], prepared)
         write_losses(prepared, self.objective.weights, args.contrastive)
         self._base_mark = base_mark(prepared, bool(args.l2sp_weight))
@@ -739,6 +747,9 @@ class FastGoalTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, the processor, the model card and `handler.py`; push them if `push_to_hub` is set.
 
+        An adapter is merged into a copy of the model, and saved in the folder `adapter` inside. With
+        `save_adapter_only`, and in checkpoints, only the adapter is saved.
+
         Each file replaces an earlier one when it is complete, the configuration last.
 
         Raises:
@@ -750,17 +761,30 @@ class FastGoalTrainer(Trainer):
             self._save_all(folder, images=False)
             return
         with self._drafted(folder / "model") as draft, saving_errors(folder):
-            self._save_all(draft, images=folder == Path(self.args.output_dir or "."))
+            merges = is_adapted(self.model) and not self.args.save_adapter_only
+            if merges:
+                self._save_all(draft / ADAPTER_FOLDER, images=False)
+            self._save_all(draft, images=folder == Path(self.args.output_dir or "."), merges=merges)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                last = ADAPTER_CONFIG_NAME if is_adapted(self.model) else "config.json"
+                adapter = folder / ADAPTER_FOLDER
+                if (draft / ADAPTER_FOLDER).is_dir():
+                    merge_folder(draft / ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME, replaced=WEIGHT_FILES)
+                elif (adapter / BASE_FILE).is_file():  # an earlier training's
+                    shutil.rmtree(adapter)
+                last = "config.json" if (draft / "config.json").is_file() else ADAPTER_CONFIG_NAME
                 merge_folder(draft, folder, last=last, replaced=WEIGHT_FILES)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")
 
-    def _save_all(self, folder: Path, images: bool) -> None:
-        super().save_model(str(folder), _internal_call=True)
+    def _save_all(self, folder: Path, images: bool, merges: bool = False) -> None:
+        if not merges:
+            super().save_model(str(folder), _internal_call=True)
+        elif self.args.should_save:
+            merged_copy(self.accelerator.unwrap_model(self.model)).save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
         if self.args.should_save:
             self._finish_folder(folder, images)
 

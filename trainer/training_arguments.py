@@ -175,14 +175,19 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     lora_r: int | None = _setting(
         None,
         "Rank of a LoRA adapter to train instead of the model's own weights. Needs less memory, the package peft, and "
-        "a `learning_rate` of about 1.0e-4. All commands accept the adapter's folder, and `fastgoal merge` merges it "
-        "into its base.",
+        "a `learning_rate` of about 1.0e-4. The model in `output_dir` has the adapter merged into its weights. The "
+        "folder `adapter` inside has the adapter itself, which all commands accept too.",
     )
     lora_alpha: float | None = _setting(
         None, "LoRA's alpha: the adapter's output is scaled by `lora_alpha` / `lora_r`. Defaults to `lora_r`."
     )
     lora_target_modules: list[str] | None = _setting(  # noqa: RUF009
         None, f"Suffixes of the modules that get LoRA adapters. Defaults to {' '.join(TARGETS)}."
+    )
+    save_adapter_only: bool = _setting(
+        False,
+        "Whether to save only the adapter of `lora_r` in `output_dir`, without the merged model. `fastgoal merge` "
+        "merges it into its base.",
     )
     freeze: str | None = _setting(
         None, "Tower to freeze together with its projection: `vision` or `text`.", choices=[*TOWERS]

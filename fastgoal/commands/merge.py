@@ -10,13 +10,13 @@ EPILOG = """\
 Every command that takes a model also takes an adapter. A merged model requires neither its base nor peft.
 
 example:
-  fastgoal merge fast-goal-lora/ --output fast-goal/
+  fastgoal merge fast-goal/adapter --output merged/
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="folder or Hub id of an adapter that `fastgoal train --lora_r` wrote"
+        "adapter", metavar="ADAPTER", help="folder or Hub id of an adapter: of `fastgoal train --lora_r`, or of peft"
     )
     add(parser, "--output", help="output folder, new or empty")
     parser.add_argument(

@@ -3,10 +3,11 @@
 import os
 
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.checkpoints.adapters import is_adapter, load_adapter, read_base
+from fastgoal.processing.checkpoints.adapters import base_name, is_adapter, load_adapter
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.checkpoints.load import load_processor
+from fastgoal.processing.tokens import set_text_length
 
 from .model_folder import require_new_folder, write_model_folder
 
@@ -15,7 +16,7 @@ def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None)
     """Merge an adapter into its base and write a folder that `AutoModel.from_pretrained` loads.
 
     Args:
-        adapter: Folder or Hub id of an adapter that a training wrote.
+        adapter: Folder or Hub id of an adapter that a training or peft wrote.
         output: Folder to write, new or empty.
         base: Folder or Hub id of the base model, if it is not where the adapter says.
 
@@ -32,6 +33,7 @@ def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None)
     model = load_adapter(adapter, "adapter", base)
     refuse_not_finite(model.named_parameters(), f"`adapter={adapter}`")
     with loading(f"the tokenizer and image processor of {adapter}", adapter):
-        processor = load_processor(adapter)
-    write_model_folder(path, model, processor, base_model=base or read_base(adapter).base, merged_from=adapter)
+        processor = load_processor(adapter, base=base)
+        set_text_length(processor.tokenizer, text_positions(model))
+    write_model_folder(path, model, processor, base_model=base or base_name(adapter), merged_from=adapter)
     return text_positions(model)

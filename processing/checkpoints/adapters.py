@@ -1,18 +1,20 @@
 """Adapters: LoRA weights next to a model with frozen weights, by peft (https://huggingface.co/docs/peft).
 
-Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which describes the base model.
+Their folder holds peft's two files, the processor, and `fastgoal_base.json`, which describes the base model. An adapter
+that peft itself saved has no such file: its configuration names the base.
 """
 
 import copy
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from torch import nn
+from transformers import AutoConfig
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
@@ -20,12 +22,17 @@ from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.configuration_fastgoal import LossSettings
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
-from fastgoal.processing.files import write_json
+from fastgoal.processing.files import parse_json, write_json
+from fastgoal.processing.texts import shortened
 
 from .errors import loading
 from .fingerprints import fingerprint
 
+logger = logging.get_logger(__name__)
+
 BASE_FILE = "fastgoal_base.json"
+ADAPTER_FOLDER = "adapter"
+"""Folder of the adapter inside the folder of the merged model."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 PEFT_FIELDS = (
@@ -33,6 +40,11 @@ PEFT_FIELDS = (
     *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
 )
 """Fields of a `peft.LoraConfig` that a training may set."""
+# Fields of a configuration that peft matches with names of modules as regular expressions.
+_PATTERNS = (
+    *("target_modules", "exclude_modules", "modules_to_save", "target_parameters"),
+    *("layers_pattern", "rank_pattern", "alpha_pattern"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,13 @@ class AdapterBase:
 
     Attributes:
         base: Folder or Hub id of the base model.
-        fingerprint: Fingerprint of its weights, once it reads `max_text_length` tokens.
+        fingerprint: Fingerprint of its weights, once it reads `max_text_length` tokens; empty if nobody computed one.
         max_text_length: Number of tokens that it reads.
         image_size: Side of its input in pixels.
         patch_size: Side of a patch in pixels.
         dim: Width of the embeddings.
         model_type: Model type of its configuration.
-        losses: The values of `LossSettings` in the configuration of the trained model.
+        losses: The values of `LossSettings` in the configuration of the trained model; empty for those of the base.
     """
 
     base: str
@@ -132,6 +144,7 @@ def add_adapter(model: FastGoalModel, config: Any) -> Any:
     peft = require_peft()
     check_peft_config(config)
     config = copy.deepcopy(config)
+    is_pattern = isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str)
     attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     uncalled = [f"{name}.out_proj" for name in attentions]
     if isinstance(config.exclude_modules, str):
@@ -140,7 +153,17 @@ def add_adapter(model: FastGoalModel, config: Any) -> Any:
         config.exclude_modules = {*(config.exclude_modules or ()), *uncalled}
     if config.target_modules is None:
         config.target_modules = {*TARGETS}
-    return peft.get_peft_model(model, config)
+    adapted = peft.get_peft_model(model, config)
+    if is_pattern:  # saved as names, see `_refuse_patterns`
+        config.target_modules = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+        config.exclude_modules = None
+    return adapted
+
+
+def merged_copy(model: Any) -> FastGoalModel:
+    """Return a copy of a model of peft on the CPU, with its adapter merged into its weights."""
+    merged: FastGoalModel = copy.deepcopy(model).cpu().merge_and_unload(safe_merge=True)
+    return merged.eval()
 
 
 def check_peft_config(config: Any) -> None:
@@ -160,6 +183,19 @@ def check_peft_config(config: Any) -> None:
             "`peft_config` must have init_lora_weights True, False, gaussian or orthogonal, which keep the base's "
             f"weights, got {config.init_lora_weights!r}."
         )
+    _refuse_patterns({**vars(config), "target_modules": None, "exclude_modules": None}, "`peft_config`")
+
+
+def _refuse_patterns(config: Mapping[str, Any], label: str) -> None:
+    """Raise `ValueError` if a field that must name modules holds a regular expression, which could take forever."""
+    for field in _PATTERNS:
+        value = config.get(field)
+        for name in [value] if isinstance(value, str) else value or ():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"{label}: {field} must be names or suffixes of modules, got the regular expression {name!r}. "
+                    "Replace it by a list of the names that it matches."
+                )
 
 
 def peft_settings(config: Any) -> dict[str, Any]:
@@ -249,12 +285,74 @@ def write_base(folder: Path, base: AdapterBase) -> None:
     write_json(folder / BASE_FILE, asdict(base))
 
 
-def read_base(name: str | os.PathLike[str]) -> AdapterBase:
-    """Read `fastgoal_base.json` of a folder or repository; raise what reading it raises."""
+def read_base(name: str | os.PathLike[str], base: str | None = None) -> AdapterBase:
+    """Read what a folder or repository with an adapter says about the base model.
+
+    Without `fastgoal_base.json`, this reads the configuration of the base, and the text length of the processor next to
+    the adapter; without a processor, the text length is that of the base.
+
+    Args:
+        name: Folder or Hub id of the adapter.
+        base: Folder or Hub id of the base model, if it is not where the adapter says.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: A file cannot be read.
+    """
     path = _file(name, BASE_FILE)
     if path is None:
-        raise ValueError(f"{BASE_FILE}, which describes the base model, is missing")
-    return AdapterBase(**json.loads(Path(path).read_bytes()))
+        return _base_of_peft(name, base or base_name(name))
+    values = parse_json(Path(path).read_bytes(), BASE_FILE)
+    types = {field.name: get_origin(field.type) or field.type for field in fields(AdapterBase)}
+    if not isinstance(values, dict) or values.keys() != types.keys():
+        raise ValueError(f"{BASE_FILE} must be an object with {', '.join(types)}, got {shortened(str(values), 100)}.")
+    for key, value in values.items():
+        if not isinstance(value, types[key]):
+            raise ValueError(f"{BASE_FILE}: {key} must be of type {types[key].__name__}, got {value!r:.100}.")
+    if values["losses"].keys() != {setting.name for setting in fields(LossSettings)}:
+        raise ValueError(f"{BASE_FILE}: losses must be those of a FAST-GOAL model, got {values['losses']!r:.100}.")
+    return AdapterBase(**values)
+
+
+def base_name(name: str | os.PathLike[str]) -> str:
+    """Return the folder or Hub id of an adapter's base model.
+
+    Raises:
+        ValueError: The adapter does not say.
+    """
+    if _file(name, BASE_FILE) is not None:
+        return read_base(name).base
+    base = _json(name, ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    if not (base and isinstance(base, str)):
+        raise ValueError(
+            f"{ADAPTER_CONFIG_NAME} must name the base model in base_model_name_or_path, got {base!r}. Name it with "
+            f"`fastgoal merge {name} --output DIR --base MODEL`."
+        )
+    return base
+
+
+def _base_of_peft(name: str | os.PathLike[str], base: str) -> AdapterBase:
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    family = family_of(config, base)
+    length = _json(name, "tokenizer_config.json").get("model_max_length")
+    if not (isinstance(length, int) and family.positions <= length <= family.longest):
+        length = text_positions(config)
+    return AdapterBase(
+        base=base,
+        fingerprint="",
+        max_text_length=length,
+        image_size=config.vision_config.image_size,
+        patch_size=config.vision_config.patch_size,
+        dim=embedding_width(config),
+        model_type=family.model_type,
+        losses={},
+    )
+
+
+def has_processor(name: str | os.PathLike[str]) -> bool:
+    """Return whether an adapter comes with the processor of its model, as those of this package do."""
+    files = (BASE_FILE, "processor_config.json", "preprocessor_config.json")
+    return any(_file(name, file) is not None for file in files)
 
 
 def about_base(name: str, label: str, base: str | None = None) -> tuple[str, str, str]:
@@ -265,12 +363,12 @@ def about_base(name: str, label: str, base: str | None = None) -> tuple[str, str
         label: Label of the adapter in messages.
         base: Folder or Hub id of the base model, if it is not where the adapter says.
     """
-    base_name = base or read_base(name).base
+    found = base or base_name(name)
     way_out = (
         f"The adapter needs the model that it was trained on. Name it with `fastgoal merge {name} --output DIR --base "
         "MODEL`."
     )
-    return base_name, f"{base_name}, the base of {label},", way_out
+    return found, f"{found}, the base of {label},", way_out
 
 
 def load_adapter(name: str, argument: str = "model", base: str | None = None) -> FastGoalModel:
@@ -291,15 +389,21 @@ def load_adapter(name: str, argument: str = "model", base: str | None = None) ->
     peft = require_peft()
     label = f"`{argument}={name}`"
     with loading(label, name):
-        known = read_base(name)
-        base_name, base_label, way_out = about_base(name, label, base)
-    with loading(base_label, base_name, way_out):
-        model = FastGoalModel.from_base(base_name, known.max_text_length, trust_remote_code=False)
-    if base_fingerprint(model) != known.fingerprint:
-        raise ValueError(f"{base_name} is not the model that {label} was trained on: its weights differ. {way_out}")
+        _refuse_patterns(_json(name, ADAPTER_CONFIG_NAME), ADAPTER_CONFIG_NAME)
+        found, base_label, way_out = about_base(name, label, base)
+    with loading(base_label, found, way_out):
+        known = read_base(name, base)
+        model = FastGoalModel.from_base(found, known.max_text_length, trust_remote_code=False)
+    if not known.fingerprint:
+        logger.warning(
+            f"{label} has no {BASE_FILE}, so nothing checks that it was trained on {found} with a text length of "
+            f"{known.max_text_length} tokens."
+        )
+    elif base_fingerprint(model) != known.fingerprint:
+        raise ValueError(f"{found} is not the model that {label} was trained on: its weights differ. {way_out}")
     with loading(label, name):
-        for setting in fields(LossSettings):
-            setattr(model.config, setting.name, known.losses[setting.name])
+        for setting, value in known.losses.items():
+            setattr(model.config, setting, value)
         adapted = peft.PeftModel.from_pretrained(model, name)
         _refuse_missing(adapted, name)
         merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)
@@ -318,6 +422,15 @@ def _refuse_missing(adapted: Any, name: str) -> None:
     expected = require_peft().get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if missing := sorted(expected.keys() - stored):
         raise ValueError(f"{missing[0]} is missing in adapter_model.safetensors")
+
+
+def _json(name: str | os.PathLike[str], file: str) -> dict[str, Any]:
+    """Return the object in a JSON file of a folder or repository, an empty one without the file."""
+    path = _file(name, file)
+    values = {} if path is None else parse_json(Path(path).read_bytes(), file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must be a JSON object, got {values!r:.100}.")
+    return values
 
 
 def _file(name: str | os.PathLike[str], file: str) -> str | None:

@@ -16,7 +16,7 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens, set_text_length
 
-from .adapters import about_base, is_adapter, load_adapter
+from .adapters import about_base, has_processor, is_adapter, load_adapter, read_base
 from .devices import choose_device, choose_dtype
 from .errors import DAMAGED, loading
 from .fingerprints import check_image_processor, refuse_not_finite
@@ -114,14 +114,20 @@ def check_whole(name: str, argument: str = "model") -> None:
     check_image_processor(processor.image_processor, label, config.vision_config.image_size)
 
 
-def load_processor(name: str, stretch: bool = False, max_text_length: int | None = None) -> FastGoalProcessor:
+def load_processor(
+    name: str, stretch: bool = False, max_text_length: int | None = None, base: str | None = None
+) -> FastGoalProcessor:
     """Load the processor of a checkpoint, for its own text length or for that of a stretched model.
 
-    The arguments are those of `load_model`. Errors are those of transformers.
+    The arguments are those of `load_model`, and the base model of an adapter if it is not where the adapter says. An
+    adapter without a processor has that of its base. Errors are those of transformers.
 
     Raises:
         ValueError: The tokenizer has no tokens: transformers makes an empty one if its files are missing.
     """
+    if is_adapter(name) and not has_processor(name):
+        known = read_base(name, base)
+        name, stretch, max_text_length = known.base, True, known.max_text_length
     if stretch:
         return FastGoalProcessor.from_base(name, max_text_length)
     processor: FastGoalProcessor = FastGoalProcessor.from_pretrained(name, trust_remote_code=False)

@@ -193,7 +193,9 @@ def test_an_adapter_is_merged_into_its_own_base(family, tiny_bases, pairs_folder
     command = ["train", "--model", base, "--train_data", str(pairs_folder), "--output_dir", str(tmp_path / "adapter")]
     command += ["--lora_r", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0", "--use_cpu"]
     assert main([*command, "--num_train_epochs", "1", "--per_device_train_batch_size", "6"]) == 0
-    merged = load_adapter(str(tmp_path / "adapter"))
+    merged = load_adapter(str(tmp_path / "adapter" / "adapter"))
+    saved = AutoModel.from_pretrained(tmp_path / "adapter").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in merged.state_dict().items())
     start = FastGoalModel.from_base(base).state_dict()
     changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, start[name])}
     assert changed

@@ -52,7 +52,7 @@ def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tm
 
 
 def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):
-    train(tiny_clip, squares, tmp_path / "lora", "--lora_r", "2", "--seed", "1")
+    train(tiny_clip, squares, tmp_path / "lora", "--lora_r", "2", "--seed", "1", "--save_adapter_only", "true")
     shown = capfd.readouterr().out
     assert "trained as an adapter; reads 248 tokens" in shown
     assert "evaluation  none\n" in shown

@@ -1,6 +1,7 @@
 """Adapters against peft itself: the same weights after training, the same outputs, and the base that they belong to."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, CLIPModel, set_seed
+from transformers import AutoModel, AutoProcessor, CLIPModel, set_seed
 
 from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainingArguments
 from fastgoal.cli import main
 from fastgoal.export.merge import merge
 from fastgoal.hub_cards.push import push
 from fastgoal.hub_cards.repository import choose_files
+from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import (
     BASE_FILE,
     add_adapter,
@@ -46,10 +48,11 @@ def trained(clip, folder, rows=None, **changes):
 
 @pytest.fixture(scope="module")
 def made(tiny_clip, tmp_path_factory):
+    """The folder of an adapter, in the folder of the merged model, and the trained model."""
     folder = tmp_path_factory.mktemp("adapter") / "lora"
     trainer = trained(tiny_clip, folder, lora_r=3, lora_alpha=5.0)
     trainer.save_model()
-    return folder, trainer.model
+    return folder / "adapter", trainer.model
 
 
 @pytest.fixture
@@ -109,12 +112,107 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert type(plain) is CLIPModel
     processor = FastGoalProcessor.from_pretrained(output)
     torch.testing.assert_close(logits(plain, processor), logits(model, processor))
-    assert "adapter `lora` is merged into it" in (output / "README.md").read_text()
+    assert "adapter `adapter` is merged into it" in (output / "README.md").read_text()
     assert (output / "handler.py").is_file()
     assert main(["merge", str(folder), "--output", str(output)]) == 2
     assert "new or empty folder" in capsys.readouterr().err
     assert main(["merge", str(output), "--output", str(tmp_path / "again")]) == 2
     assert "is not an adapter" in capsys.readouterr().err
+
+
+def test_a_training_ends_with_the_merged_model(made, tiny_clip, tmp_path):
+    folder, model = made
+    plain = AutoModel.from_pretrained(folder.parent)
+    assert (type(plain), is_adapter(folder), is_adapter(folder.parent)) == (CLIPModel, True, False)
+    processor = AutoProcessor.from_pretrained(folder.parent)
+    inputs = processor(images=image_of("red", "blue"), text=CAPTIONS, padding=True, return_tensors="pt")
+    assert inputs["input_ids"].shape == (2, 182)
+    torch.testing.assert_close(plain(**inputs).logits_per_image, model(**inputs).logits_per_image)
+    merge(str(folder), tmp_path / "merged")
+    expected, saved = (load_file(path / "model.safetensors") for path in (tmp_path / "merged", folder.parent))
+    assert expected.keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in expected.items())
+    card = (folder.parent / "README.md").read_text()
+    assert "LoRA adapter (rank 3, alpha 5), which is merged into the weights" in card
+    assert "library_name: transformers" in card
+    assert (folder.parent / "handler.py").is_file()
+    assert not (folder.parent / BASE_FILE).exists()
+
+
+def test_checkpoints_and_the_small_form_are_adapters(tiny_clip, tmp_path):
+    settings = {"lora_r": 2, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = trained(tiny_clip, tmp_path / "lora", **settings, save_adapter_only=True)
+    trainer.save_model()
+    for folder in (tmp_path / "lora", tmp_path / "lora" / "checkpoint-1"):
+        assert is_adapter(folder)
+        assert "fastgoal merge lora --output MODEL" in (folder / "README.md").read_text()
+    assert not (tmp_path / "lora" / "adapter").exists()
+    with pytest.raises(ValueError, match=r"`save_adapter_only`.*`lora_r`"):
+        make_trainer(tiny_clip, tmp_path, rows_of_squares(), save_adapter_only=True)
+
+
+def test_a_later_training_deletes_the_adapter_of_an_earlier_one(tiny_clip, tmp_path):
+    trained(tiny_clip, tmp_path, lora_r=2, max_steps=1).save_model()
+    assert is_adapter(tmp_path / "adapter")
+    trained(tiny_clip, tmp_path, max_steps=1).save_model()
+    assert not (tmp_path / "adapter").exists()
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_the_card_says_what_transformers_does_with_the_folder(made, tiny_clip):
+    """It loads the base of 77 text positions without an error, next to a processor of 248."""
+    card = (made[0] / "README.md").read_text()
+    assert "Do not load this folder with `AutoModel.from_pretrained`" in card
+    assert "without the text positions for 248 tokens" in card
+    assert AutoModel.from_pretrained(made[0]).config.text_config.max_position_embeddings == 77
+
+
+@pytest.fixture(params=[77, 248])
+def plain_adapter(request, tiny_clip, tmp_path):
+    """An adapter as peft itself saves it, of a base of 77 tokens as published or stretched, and the model."""
+    length = request.param
+    model = CLIPModel.from_pretrained(tiny_clip) if length == 77 else FastGoalCLIPModel.from_base(str(tiny_clip))
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain", model, length
+
+
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_an_adapter_of_peft_loads(plain_adapter, has_processor, tiny_clip, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fastgoal"), "propagate", True)
+    folder, model, length = plain_adapter
+    if has_processor:
+        FastGoalProcessor.from_base(str(tiny_clip), length).save_pretrained(folder)
+    loaded, processor = load_model(str(folder), "cpu")
+    # Without a processor nothing says that the base was stretched.
+    expected = length if has_processor else 77
+    assert (text_positions(loaded), processor.tokenizer.model_max_length) == (expected, expected)
+    (warning,) = [record.getMessage() for record in caplog.records if BASE_FILE in record.getMessage()]
+    assert all(fact in warning for fact in (str(folder), str(tiny_clip), f"{expected} tokens"))
+    images, texts = [image_of("red", "blue")], ["a red square", "x y z"]
+    inputs = processor(images=images, text=texts)
+    if expected == length:
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).logits_per_image, model.eval()(**inputs).logits_per_image)
+    assert check_model(str(folder)).model_type == "clip"
+    assert main(["merge", str(folder), "--output", str(tmp_path / "merged")]) == 0
+    merged = AutoModel.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(**inputs).logits_per_image, loaded(**inputs).logits_per_image)
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer.model_max_length == expected
+
+
+def test_an_adapter_of_peft_without_a_base_names_the_way_out(plain_adapter, tiny_clip, tmp_path):
+    folder = plain_adapter[0]
+    other_config(folder, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match=r"base_model_name_or_path.*None.*fastgoal merge .* --base"):
+        load_model(str(folder), "cpu")
+    merged = ["merge", str(folder), "--base", str(tiny_clip), "--output", str(tmp_path / "merged")]
+    assert main(merged) == 0
+
+
+def other_config(adapter, **changes):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_an_adapter_of_an_adapter_is_refused(made, pairs, tmp_path, capsys):
@@ -152,7 +250,7 @@ LOSSES = {
 def test_its_losses_are_those_of_the_merged_model(case, tiny_bases, tmp_path):
     changes = dict(LOSSES[case])
     base = tiny_bases[changes.pop("base", "clip")]
-    trainer = trained(base, tmp_path / "lora", max_steps=1, lora_r=2, **changes)
+    trainer = trained(base, tmp_path / "lora", max_steps=1, lora_r=2, save_adapter_only=True, **changes)
     trainer.save_model()
     expected = {**asdict(trainer.objective.weights), "contrastive": changes.get("contrastive")}
     assert json.loads((tmp_path / "lora" / BASE_FILE).read_text())["losses"] == expected
@@ -180,7 +278,8 @@ def test_its_losses_are_those_of_the_merged_model(case, tiny_bases, tmp_path):
 )
 def test_a_config_of_peft_adapts_what_it_names(config, targets, tiny_bases, tmp_path):
     """All but the layers of `nn.MultiheadAttention`, in SigLIP's pooling head, which are never called."""
-    trainer = trained(tiny_bases["siglip2"], tmp_path, max_steps=1, peft_config=LoraConfig(**config))
+    peft_config = LoraConfig(**config)
+    trainer = trained(tiny_bases["siglip2"], tmp_path, max_steps=1, peft_config=peft_config, save_adapter_only=True)
     layers = adapted_layers(trainer.model)
     assert {name.rpartition(".")[2] for name in layers} == targets
     assert not [name for name in layers if "head.attention" in name]
@@ -231,9 +330,14 @@ def other_base(adapter, clip, **changes):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / BASE_FILE).unlink(), f"{BASE_FILE}.* is missing"),
-        (lambda folder: (folder / BASE_FILE).write_text("{"), "cannot be loaded"),
-        (lambda folder: (folder / BASE_FILE).write_text("[]"), "cannot be loaded"),
+        (lambda folder: (folder / BASE_FILE).write_text("{"), f"{BASE_FILE} is not JSON"),
+        (lambda folder: (folder / BASE_FILE).write_text("[]"), rf"{BASE_FILE} must be an object .*got \[\]"),
+        (lambda folder: other_base(folder, None, base=5), f"{BASE_FILE}: base must be of type str, got 5"),
+        (lambda folder: other_base(folder, None, max_text_length="a"), f"{BASE_FILE}: max_text_length .*'a'"),
+        (lambda folder: other_base(folder, None, losses={}), rf"{BASE_FILE}: losses .*got \{{\}}"),
+        (lambda folder: other_config(folder, target_modules="(([a-z_.0-9]+)+)+!"), r"target_modules .*\(\(\[a-z_"),
+        (lambda folder: other_config(folder, rank_pattern={"(.*)*!": 3}), r"rank_pattern .*\(\.\*\)\*!"),
+        (lambda folder: other_config(folder, exclude_modules=["(.*)*!"]), r"exclude_modules .*\(\.\*\)\*!"),
         (lambda folder: other_base(folder, None, fingerprint="0"), "not the model .*fastgoal merge .* --base"),
         (lambda folder: other_base(folder, None, base="/nowhere"), "/nowhere, the base of `model=.*--base"),
         (lambda folder: weights_of(folder, lambda state: state.pop(min(state))), "is missing"),
