@@ -176,7 +176,7 @@ def test_a_saved_model_replaces_an_earlier_one(trainer_for, tmp_path, monkeypatc
     trainer.save_model()
     left = names(tmp_path)
     assert "model-00001-of-00002.safetensors" not in left
-    assert {"notes.txt", "model.safetensors", "config.json", "README.md", "handler.py", "examples"} <= {*left}
+    assert {"notes.txt", "model.safetensors", "config.json", "README.md", "handler.py"} <= {*left}
     assert not [name for name in left if name.endswith(".tmp")]
     before = (tmp_path / "model.safetensors").read_bytes()
     trainer.model.logit_scale.data += 1
