@@ -15,8 +15,17 @@ EXPECTED = "a file or folder of images with captions, or the OWNER/NAME of a dat
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of a folder and of its subfolder `data`, in order."""
-    return sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
+    """Return the parquet files of a folder and of its subfolder `data`, in order.
+
+    Metadata are left out: `metadata.parquet`, and files that img2dataset writes next to a tar file or a folder of the
+    same name.
+    """
+    files = sorted([*folder.glob("*.parquet"), *(folder / "data").glob("*.parquet")])
+    return [
+        path
+        for path in files
+        if path.stem != "metadata" and not path.with_suffix(".tar").exists() and not path.with_suffix("").is_dir()
+    ]
 
 
 def parquet_of_split(folder: Path, split: str | None) -> list[Path]:

@@ -1,4 +1,7 @@
-"""A folder of images with `metadata.jsonl`, a JSON object per line, as `datasets` and `fastgoal caption` write it."""
+"""A folder of images with `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, the image folder of `datasets`.
+
+`fastgoal caption` writes it too, with a JSON object per line.
+"""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +13,9 @@ from fastgoal.processing.files import parse_json
 from fastgoal.processing.texts import shortened
 
 from .form import Form, SourceOptions
+from .tables import TableSource
 
+METADATA_FILES = (METADATA, "metadata.csv", "metadata.parquet")
 CAPTIONS_MANIFEST = "fastgoal_captions.json"
 """Written by `fastgoal caption`, long before the metadata."""
 
@@ -58,18 +63,30 @@ class MetadataSource(Source):
 
 
 def fits(path: Path) -> bool:
-    """Return whether a folder has the metadata, or captions that are not finished."""
-    return any((path / name).is_file() for name in (METADATA, CAPTIONS_MANIFEST))
+    """Return whether a folder has metadata, or captions that are not finished."""
+    return any((path / name).is_file() for name in (*METADATA_FILES, CAPTIONS_MANIFEST))
 
 
 def load(path: Path, options: SourceOptions) -> Source:
-    """Load the folder. Raise `ValueError` if its captions are not finished."""
-    if not (path / METADATA).is_file() and (path / CAPTIONS_MANIFEST).is_file():
+    """Load the folder. Raise `ValueError` if its captions are not finished, or it has several files of metadata."""
+    files = [path / name for name in METADATA_FILES if (path / name).exists()]
+    if len(files) > 1:
+        raise ValueError(
+            f"{path} has {len(files)} files of metadata, {files[0].name} and {files[1].name}. Remove all but one."
+        )
+    if not files and (path / CAPTIONS_MANIFEST).is_file():
         raise ValueError(
             f"{path}: the captions are not finished. Run the same `fastgoal caption` command again, which continues "
             "where it stopped."
         )
+    if files and files[0].name != METADATA:
+        return TableSource(files[0], options)
     return MetadataSource(path, options)
 
 
-FORM = Form("metadata", f"a folder of images with {METADATA} (file_name and caption or captions)", fits, load)
+FORM = Form(
+    "metadata",
+    "a folder of images with metadata.jsonl, .csv or .parquet (file_name, and caption, captions, text or prompt)",
+    fits,
+    load,
+)

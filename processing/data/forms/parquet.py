@@ -8,11 +8,13 @@ from fastgoal.processing.data.locations import open_parquet, parquet_files, parq
 from fastgoal.processing.data.sources import DatasetSource, Source
 from fastgoal.processing.data.streams import StreamSource
 
+from . import img2dataset, urls
 from .form import Form, SourceOptions
 
 
 def fits(path: Path) -> bool:
-    return bool(parquet_files(path))
+    """Return whether there are parquet files, and not those of another form."""
+    return bool(parquet_files(path)) and not urls.fits(path) and not img2dataset.fits(path)
 
 
 def load(path: Path, options: SourceOptions) -> Source:

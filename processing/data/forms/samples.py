@@ -1,10 +1,16 @@
 """Samples: an image with text files of the same name, in a folder or in a tar file."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from fastgoal.processing.data.locations import SUFFIXES
 from fastgoal.processing.files import parse_json
+
+logger = logging.get_logger(__name__)
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "caption", "text")
@@ -13,6 +19,17 @@ TABLE = "json"
 """Suffix of a file with an object; its keys become columns."""
 SNIFFED = 100
 """Number of samples at the beginning of the data that tell which columns there are."""
+
+
+def warn_of_failures(folder: Path) -> None:
+    """Log a warning that counts the images that img2dataset could not download, as its files of statistics say."""
+    count = failures = 0
+    for path in sorted(folder.glob("*_stats.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            stats = parse_json(path.read_bytes(), str(path))
+            count, failures = count + stats["count"], failures + stats["count"] - stats["successes"]
+    if failures:
+        logger.warning(f"{folder}: {failures:,} of {count:,} images were not downloaded, and are left out.")
 
 
 def split_name(name: str) -> tuple[str, str]:

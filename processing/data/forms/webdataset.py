@@ -16,7 +16,7 @@ from fastgoal.processing.data.sources import Source
 from fastgoal.processing.data.streams import SHARD, StreamSource
 
 from .form import Form, SourceOptions
-from .samples import IMAGES, SNIFFED, TABLE, TEXTS, columns_of, split_name, text_columns
+from .samples import IMAGES, SNIFFED, TABLE, TEXTS, columns_of, split_name, text_columns, warn_of_failures
 
 BLOCK = tarfile.BLOCKSIZE
 _FIELDS = ("image", "text", "table")
@@ -248,6 +248,7 @@ def load(path: Path, options: SourceOptions) -> Source:
     """Load tar files. Raise `ValueError` if there are none."""
     if not tar_files(path):
         raise ValueError(f"{path} has no .tar files.")
+    warn_of_failures(path)
     return TarSource(path, options)
 
 
