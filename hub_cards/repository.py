@@ -93,7 +93,8 @@ def choose_files(folder: Path, repo_type: str) -> tuple[list[str], list[str]]:
     """
     wanted = MODEL_FILES if repo_type == "model" else DATA_FILES
     roots = [folder, *_blob_folders(folder)]
-    sent, left_out = [], []
+    sent: list[str] = []
+    left_out: list[str] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         is_wanted = wanted.fullmatch(name) is not None

@@ -2,16 +2,18 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
 import zlib
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.parquet
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageSequence, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageSequence, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from fastgoal.hub_cards.image_metadata import clean_shards, count_unclean, remove_metadata
 from fastgoal.processing.images import load_image
@@ -20,6 +22,7 @@ NOISE = Image.effect_noise((40, 24), 60).convert("RGB")
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRET = b"SECRET-4711"
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:li>SECRET-4711</rdf:li></x:xmpmeta>'
+GPS = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}
 AUTHOR, COPYRIGHT = "An Author, Zürich", "CC BY 4.0"
 
 
@@ -40,7 +43,7 @@ def exif():
     for name in ("CameraOwnerName", "BodySerialNumber", "LensSerialNumber", "ImageUniqueID"):
         inner[ExifTags.Base[name]] = SECRET.decode()
     inner[ExifTags.Base.MakerNote] = inner[ExifTags.Base.UserComment] = SECRET
-    tags.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)})
+    tags.get_ifd(ExifTags.IFD.GPSInfo).update(GPS)
     data = tags.tobytes()[6:]
     order = {b"MM": ">", b"II": "<"}[data[:2]]
     (first,) = struct.unpack(order + "I", data[4:8])
@@ -295,6 +298,101 @@ def test_exiftool_finds_nothing_else(tmp_path):
     for tags in found:
         others = {name for name in tags if name.partition(":")[0] not in groups and name not in allowed}
         assert others <= {"ExifTool:ExifToolVersion"}, (tags["SourceFile"], others)
+
+
+def packet(encoding="utf-8"):
+    """XMP with a position, as editors write it."""
+    text = (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'xmlns:exif="http://ns.adobe.com/exif/1.0/" exif:GPSLatitude="52,31.2N" exif:GPSLongitude="13,24.3E"/>'
+        '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    )
+    return text.encode(encoding)
+
+
+def iptc():
+    """A city and a place in it, as Photoshop stores them in APP13."""
+    records = b"".join(b"\x1c\2" + bytes([tag]) + b"\0\x06" + b"Berlin" for tag in (90, 92))
+    return b"Photoshop 3.0\x008BIM\4\4\0\0" + struct.pack(">I", len(records)) + records + b"\0" * (len(records) % 2)
+
+
+def profile(name, data):
+    """EXIF data as ImageMagick writes it into PNG: hexadecimal digits in compressed text."""
+    digits = f"\n{name}\n{len(data):8d}\n{data.hex()}\n"
+    return chunk(b"zTXt", f"Raw profile type {name}".encode() + b"\0\0" + zlib.compress(digits.encode()))
+
+
+def in_tiff(tag, value, tag_type):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[tag] = tag_type
+    tags[tag] = value
+    return encoded("TIFF", tiffinfo=tags)
+
+
+def jp2(box):
+    """A JPEG 2000 file with a box of a UUID behind its header."""
+    return encoded("JPEG2000") + struct.pack(">I", len(box) + 8) + b"uuid" + box
+
+
+JP2_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+JP2_EXIF = b"JpgTiffExif->JP2"
+APP1 = segment(0xE1, b"Exif\0\0" + EXIF)
+ORIENTED = Image.Exif()
+ORIENTED[ExifTags.Base.Orientation] = 6
+GIF_END = bytes((1, *range(255, -1, -1), 0))  # leads readers that expect blocks out of the text
+POSITION = r"GPS(Latitude|Position)"
+# A file, and a tag that exiftool finds in it.
+POSITIONS = {
+    "JPEG": (after(JPEG, 2, APP1), POSITION),
+    "fill bytes before APP1": (after(JPEG, 2, b"\xff", APP1), POSITION),
+    "a second Exif segment": (after(JPEG, 2, segment(0xE1, ORIENTED.tobytes()), APP1), POSITION),
+    "XMP in JPEG": (after(JPEG, 2, segment(0xE1, XAP + packet())), POSITION),
+    "XMP in UTF-16": (after(JPEG, 2, segment(0xE1, XAP + packet("utf-16-be"))), POSITION),
+    "IPTC in JPEG": (after(JPEG, 2, segment(0xED, iptc())), "^IPTC:(City|Sub-location)"),
+    "a thumbnail in IFD1": (after(JPEG, 2, APP1), "ThumbnailImage"),
+    "MPF": (encoded("MPO", save_all=True, append_images=[NOISE]), "^MPF:"),
+    "EXIF in PNG": (encoded("PNG", exif=EXIF), POSITION),
+    "a raw profile in PNG": (after(PNG, 33, profile("exif", b"Exif\0\0" + EXIF)), POSITION),
+    "XMP in iTXt": (after(PNG, 33, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet())), POSITION),
+    "compressed XMP in iTXt": (
+        after(PNG, 33, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet()))), POSITION
+    ),
+    "compressed XMP in zTXt": (
+        after(PNG, 33, chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(packet()))), POSITION
+    ),
+    "the text Location": (after(PNG, 33, chunk(b"tEXt", b"Location\0Berlin")), "^PNG:Location"),
+    "EXIF in WebP": (encoded("WEBP", exif=EXIF), POSITION),
+    "XMP in WebP": (encoded("WEBP", xmp=packet()), POSITION),
+    "flags of WebP": (in_webp(flags=0x0C), "^RIFF:WebP_Flags=.*XMP"),
+    "XMP in GIF": (after(GIF, len(GIF) - 1, b"\x21\xff\x0bXMP DataXMP", packet(), GIF_END), POSITION),
+    "EXIF in TIFF": (in_tiff(ExifTags.IFD.GPSInfo, GPS, TiffTags.LONG), POSITION),
+    "XMP in TIFF": (in_tiff(700, packet(), TiffTags.BYTE), POSITION),
+    "XMP in JPEG 2000": (jp2(JP2_XMP + packet()), POSITION),
+    "EXIF in JPEG 2000": (jp2(JP2_EXIF + EXIF), POSITION),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+def test_positions_that_exiftool_finds_are_gone(tmp_path):
+    for number, (data, _) in enumerate(POSITIONS.values()):
+        (tmp_path / f"{number}-before").write_bytes(data)
+        (tmp_path / f"{number}-after").write_bytes(remove_metadata(data, recode=True))
+    command = ["exiftool", "-json", "-G", "-u", "-ee", "-b", *map(str, sorted(tmp_path.iterdir()))]
+    found = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)
+    assert len(found) == 2 * len(POSITIONS)
+    tags = {Path(one.pop("SourceFile")).name: [f"{tag}={value}" for tag, value in one.items()] for one in found}
+    private = "|".join({tag for _, tag in POSITIONS.values()})
+    for number, (name, (_, tag)) in enumerate(POSITIONS.items()):
+        assert any(re.search(tag, line) for line in tags[f"{number}-before"]), (name, tags[f"{number}-before"])
+        left = [line[:80] for line in tags[f"{number}-after"] if re.search(private, line)]
+        assert not left, (name, left)
+
+
+@pytest.mark.parametrize("name", [name for name in POSITIONS if "TIFF" in name or "2000" in name])
+def test_positions_in_other_formats_are_refused(name):
+    with pytest.raises(ValueError, match="`recode=True`"):
+        remove_metadata(POSITIONS[name][0])
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8", PNG[:20], b"<svg/>"])
