@@ -26,6 +26,7 @@ STAGES = (
     "trainer/evaluation/measures",
     "trainer/evaluation",
     "trainer",
+    "trainer/reproduce",
     "fastgoal/export",
     "fastgoal/search",
     "fastgoal/retrieval_recall",
@@ -151,6 +152,7 @@ def test_a_test_lies_where_its_subject_lies(path):
 # These parse a command line of their own.
 COMMAND_LINES = (
     "trainer/cli/",
+    "trainer/reproduce/",
     "trainer/run.py",
     "fastgoal/commands/",
     "fastgoal/cli.py",

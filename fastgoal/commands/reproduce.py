@@ -29,9 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder with one folder per dataset")
     parser.add_argument("--output", type=Path, metavar="DIR", help="output folder; several rows can share one")
     parser.add_argument(
-        "--train-data", metavar="DATA", help="your images with long captions, for the rows that were trained on GLIT100k"
+        "--train-data",
+        metavar="DATA",
+        help="your images with long captions, for the rows that were trained on GLIT100k",
     )
-    parser.add_argument("--base", metavar="MODEL", help="folder of the base model, if it is not in the cache of the Hub")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="folder of the base model, if it is not in the cache of the Hub"
+    )
     parser.add_argument("--detector", metavar="DETECTOR", help="folder of the detector, if it is not in the cache")
     parser.add_argument(
         "--num-processes", type=number(1), metavar="N", help="number of training processes, which share the batch"
@@ -43,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pairs per forward pass of the training, to use less memory; the loss stays that of the whole batch",
     )
     parser.add_argument(
-        "--allow-incomplete", action="store_true", help="run on a part of the data; the page says so and compares nothing"
+        "--allow-incomplete",
+        action="store_true",
+        help="run on a part of the data; the page says so and compares nothing",
     )
     parser.add_argument("--dry-run", action="store_true", help="only check what is there, and print the commands")
 
@@ -55,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         for row in read_rows().values():
             values = "{:.2f} / {:.2f}".format(*row.published) if row.published else "-"
             print(f"{row.name:<28}{values:<16}{row.title}")
-        print("\nThe numbers are published R@1, text to image / image to text; - if this package has none of the paper.")
+        print(
+            "\nThe numbers are published R@1, text to image / image to text; - if this package has none of the paper."
+        )
         return 0
     for name in ("data", "output"):
         if getattr(args, name) is None:

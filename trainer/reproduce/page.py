@@ -53,9 +53,7 @@ def compare(plan: Plan, report: dict[str, Any], requirements: Sequence[Requireme
     return values
 
 
-def to_markdown(
-    plan: Plan, report: dict[str, Any], values: dict[str, Any], requirements: Sequence[Requirement]
-) -> str:
+def to_markdown(plan: Plan, report: dict[str, Any], values: dict[str, Any], requirements: Sequence[Requirement]) -> str:
     """Return the page."""
     row = plan.row
     lines = [f"# {row.name}", "", f"{row.title}. R@1 in percent.", ""]

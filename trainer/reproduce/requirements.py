@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from fastgoal.processing.data.forms.registry import load_source
@@ -106,7 +107,7 @@ def _check_model(parameter: str, name: str, published: str) -> Requirement:
 
 def _check_data(plan: Plan) -> Iterator[Requirement]:
     for words in plan.commands:
-        given = dict(zip(words[2:], words[3:], strict=False))
+        given = dict(pairwise(words[2:]))
         folder = None
         try:
             if words[1] == "convert":

@@ -1,8 +1,9 @@
 """Evaluation protocols by name: which images and captions of a dataset a published number was measured on.
 
-Numbers under the name of one dataset are often not comparable: three test sets called "DCI" and two called "Flickr30k"
-are in use. Each protocol therefore has a name of its own, says what it uses, and counts the images. To add one, add a
-file with its reader and `PROTOCOLS` to this folder: the commands and their help find it.
+Numbers under the name of one dataset are often not comparable: three test sets called "DCI", two called "DOCCI" and two
+called "Flickr30k" are in use. Each protocol therefore has a name of its own, says what it uses, and counts the images.
+To add one, add a file with `PROTOCOLS` to this folder, and the form of its dataset to `processing/data/forms/`: the
+commands and their help find both.
 
 Imports nothing heavy, as `fastgoal evaluate --help` lists the protocols.
 """
@@ -74,13 +75,13 @@ def open_protocol(
         name: Name of the protocol, a key of `PROTOCOLS`.
         data: A folder of the published dataset (see `PROTOCOLS[name].about`), anything that `load_source` takes, a
             `Source`, a `datasets.Dataset`, or a list of rows, each a dict with an image and its captions.
-        form: See `load_source`. The published form and a `Source` ignore this and the next four arguments.
+        form: See `load_source`. A `Source` ignores this and the next four arguments.
         split: Split of the dataset. Default: that of the protocol.
         image_column: See `load_source`.
         caption_column: Column with the captions. Default: that of the protocol.
         image_folder: See `load_source`.
         limit: Number of rows to use, from the first one. Default: all rows.
-        allow_outside_files: See `load_source`. The published form never reads files outside its folder.
+        allow_outside_files: See `load_source`.
 
     Raises:
         ValueError: The name is unknown, the folder lacks a file, or a row is not in the published form.
@@ -88,26 +89,41 @@ def open_protocol(
     if name not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {name!r}.")
     protocol = PROTOCOLS[name]
-    is_path = isinstance(data, str | os.PathLike)
-    if protocol.read and form is None and is_path and Path(data).is_dir() and not is_source(Path(data)):
-        published = [{"image": str(path), "captions": captions} for path, captions in protocol.read(Path(data))]
-        if not published:
-            raise ValueError(f"{data} has no row of the protocol {name}. Expected: {protocol.about}.")
-        source = _load(published, {}, str(data))
-    else:
-        options = {
-            "form": form,
-            "split": split,
-            "image_column": image_column,
-            "caption_column": caption_column,
-            "image_folder": image_folder,
-            "allow_outside_files": allow_outside_files,
-        }
+    options = {
+        "form": form,
+        "split": split,
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "image_folder": image_folder,
+        "allow_outside_files": allow_outside_files,
+    }
+    published = _published_path(protocol, data) if form in (None, protocol.form) else None
+    if published is None:
         source = _load_table(protocol, data, options)
+    else:
+        options |= {"form": protocol.form, "split": split or protocol.split}
+        if published.is_file():
+            options["image_folder"] = image_folder or data
+        options["caption_column"] = caption_column or protocol.published_column
+        source = load_source(published, **options)
     rows: Sequence[int] = range(len(source))
     if protocol.split and not split and "split" in source.columns:
         rows = [row for row in rows if source._values(row).get("split") in protocol.split.split("+")]
     return SelectedRows(source, rows[:limit], protocol.captions_each)
+
+
+def _published_path(protocol: Protocol, data: Any) -> Path | None:
+    """Return the file or folder to load if `data` is a folder in the published form; None if it is another source."""
+    if not isinstance(data, str | os.PathLike) or not Path(data).is_dir() or protocol.form is None:
+        return None
+    paths = [Path(data) / name for name in protocol.files if (Path(data) / name).exists()]
+    if paths:
+        return paths[0] if paths[0].is_file() else Path(data)
+    if is_source(Path(data)):
+        return None
+    raise ValueError(
+        f"{data} has no {' or '.join(map(repr, protocol.files))}. The protocol {protocol.name} needs {protocol.about}."
+    )
 
 
 def _load_table(protocol: Protocol, data: Any, options: dict[str, Any]) -> Source:

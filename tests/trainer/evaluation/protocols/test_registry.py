@@ -78,11 +78,12 @@ def test_errors(tmp_path):
         ("{}\n", "line 1: 'split' must be a text, got None"),
         ('{"split": "test", "image_file": "../../x", "description": "A."}', "outside"),
         ("[]", "line 1 must be a JSON object, got a list"),
-        ("", "no row of the protocol docci"),
+        ("", "no rows"),
+        ('{"split": "train", "image_file": "a.jpg", "description": "A."}', "`split` must be one of 'train'"),
     ]:
         write(tmp_path / "docci_descriptions.jsonlines", line)
         with pytest.raises(ValueError, match=message):
-            open_protocol("docci", str(tmp_path))
+            list(open_protocol("docci", str(tmp_path)))
     write(tmp_path / "DCI_test.json", "[")
     with pytest.raises(ValueError, match=r"DCI_test\.json is not JSON"):
         open_protocol("dci-2k", str(tmp_path))
