@@ -24,6 +24,7 @@ COMMANDS = (
     "search",
     "demo",
     "quickstart",
+    "reproduce",
     "convert",
     "merge",
     "export",

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.row is None:
         for row in read_rows().values():
             values = "{:.2f} / {:.2f}".format(*row.published) if row.published else "-"
-            print(f"{row.name:<28}{values:<16}{row.title}")
+            print(f"{row.name:<30}{values:<16}{row.title}")
         print(
             "\nThe numbers are published R@1, text to image / image to text; - if this package has none of the paper."
         )
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     requirements = check_requirements(planned)
     for requirement in requirements:
         state = "missing" if requirement.is_missing else "incomplete" if requirement.remark else "found"
-        print(f"{state:<12}{requirement.name}: {' '.join(filter(None, (requirement.found, requirement.remark)))}")
+        text = " ".join(filter(None, (requirement.found, requirement.remark)))
+        print(f"{state:<12}{requirement.name}: {args.parser.with_flags(text)}")
     if args.dry_run:
         print("\nCommands:")
         for words in planned.commands:
