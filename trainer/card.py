@@ -196,7 +196,7 @@ def _label(caption: str, processor: Any) -> str:
 
 def _first_rows(data: Any) -> list[TrainingRow]:
     """Return the first rows of a dataset that is read by number."""
-    if isinstance(data, Mapping) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
+    if isinstance(data, Mapping | StreamData) or not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
         return []
     rows = [data[index] for index in range(min(IMAGES, len(data)))]
     return [
@@ -213,12 +213,10 @@ def _length(data: Any) -> int:
 def _rows_and_epochs(run: TrainingRun, state: TrainerState) -> tuple[int, float]:
     """Return the number of rows that were trained on, and the number of epochs over them."""
     args, data = run.args, run.train_dataset
-    if not isinstance(data, StreamData):
+    if not isinstance(data, StreamData) or data.rows:
         return _length(data), round(state.epoch or 0.0, 2)
-    # For the Trainer all steps on a stream are one epoch.
-    seen = state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    rows = min(seen, data.rows or seen)
-    return rows, round(seen / rows, 2)
+    # All steps on a stream of unknown length are one epoch.
+    return state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps, 1.0
 
 
 def _data_name(data: Any) -> str:

@@ -205,8 +205,6 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     if run.streaming:
         train_data = StreamData(run.train_data, run.shuffle_window)
         train_data.source.allow_outside_files = run.allow_outside_files
-        if args.max_steps <= 0:
-            args.max_steps = train_data.steps(args)
     else:
         train_data = TrainingData(_source(run.train_data, run.train_split, run), run.max_train_rows)
     eval_data = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_length
 
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count
@@ -140,7 +140,7 @@ def _describe_model(run: TrainingRun) -> str:
 
 
 def _describe_epochs(run: TrainingRun, steps: int) -> str:
-    rows = len(run.train_dataset) if isinstance(run.train_dataset, Sized) else 0
+    rows = len(run.train_dataset) if has_length(run.train_dataset) else 0
     if not rows:
         return ""
     args = run.args

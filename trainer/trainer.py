@@ -47,7 +47,7 @@ from .batches.collator import FastGoalCollator
 from .batches.hard_negatives import load_neighbors, save_neighbors, training_neighbors
 from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
-from .batches.streams import StreamData
+from .batches.streams import StreamBatches, StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLines, StepCheckpoints, TowardsBase
 from .card import CardOptions, finish_folder
 from .checkpoints import (
@@ -61,7 +61,7 @@ from .checkpoints import (
     write_settings,
 )
 from .evaluation.measures.retrieval import retrieval_of_predictions
-from .interrupts import EvaluationStopped, Interrupted, Interrupts, start_workers
+from .interrupts import EvaluationStopped, Interrupted, Interrupts, WorkerStart, start_workers
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
@@ -191,6 +191,12 @@ class FastGoalTrainer(Trainer):
         if isinstance(data_collator, FastGoalCollator):
             for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
                 check_rows(data, name, self.objective.needs_pairs)
+        for data in eval_dataset.values() if isinstance(eval_dataset, Mapping) else (eval_dataset,):
+            if isinstance(data, StreamData):
+                raise ValueError(
+                    f"`eval_dataset` must have rows by number, got a stream of '{data.source.name}'. Load them with "
+                    "`load_source`."
+                )
         if isinstance(train_dataset, StreamData):
             train_dataset.prepare(args, self.objective.needs_pairs)
         if isinstance(processing_class, FastGoalProcessor):
@@ -327,16 +333,13 @@ class FastGoalTrainer(Trainer):
         return str(newest)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Overridden for exact resume. The Trainer would add a step to a training that ended in the middle of an epoch,
-        # and a stream resumes at its own row, where nothing is left to skip.
+        # Overridden for exact resume. The Trainer would add a step to a training that ended in the middle of an epoch.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         if kwargs["resume_from_checkpoint"] is not None and self._misses_evaluation():
             metrics = self._evaluate(kwargs["trial"], kwargs["ignore_keys_for_eval"])
             self._determine_best_metric(metrics, kwargs["trial"])
-        if isinstance(self.train_dataset, StreamData):
-            kwargs["steps_trained_in_current_epoch"] = 0
         self._step_checkpoints.steps_per_epoch = kwargs["num_update_steps_per_epoch"]
         super()._run_epoch(*args, **kwargs)
 
@@ -430,7 +433,7 @@ class FastGoalTrainer(Trainer):
     ) -> DataLoader:
         # Overridden for exact resume: a stream resumes at a row, and rows know their epoch, whatever the loader skips.
         if isinstance(dataset, StreamData):
-            return start_workers(dataset.loader(self.args, self.data_collator, self.accelerator.device))
+            return dataset.loader(self.args, self.data_collator, self.accelerator.device, WorkerStart())
         collator, tokenizer = self.data_collator, None
         if isinstance(collator, FastGoalCollator):
             dataset = TrainingData.of(dataset)
@@ -442,6 +445,13 @@ class FastGoalTrainer(Trainer):
         return start_workers(
             super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of rows of an epoch, for the speed in the log."""
+        stream = self.train_dataset if isinstance(dataloader.dataset, StreamBatches) else None
+        if isinstance(stream, StreamData):
+            return stream.rows or len(dataloader) * self.args.train_batch_size * self.args.world_size
+        return super().num_examples(dataloader)
 
     def train_sampler(self, data: Any) -> Sampler | None:
         """Return the order of the training rows: random, sequential, by caption length or with hard negatives."""
@@ -495,8 +505,10 @@ class FastGoalTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Run the forward and backward pass of a batch, in mini-batches with `mini_batch_size`."""
-        if inputs is self._last_batch and isinstance(self.train_dataset, Sized) and not self.args.dataloader_drop_last:
-            self._last_rows = len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size) or None
+        repeats = isinstance(self.train_dataset, Sized) and not isinstance(self.train_dataset, StreamData)
+        if inputs is self._last_batch and repeats and not self.args.dataloader_drop_last:
+            rows = len(cast(Sized, self.train_dataset))
+            self._last_rows = rows % (self.args.train_batch_size * self.args.world_size) or None
         inputs = self._prepare_batch(inputs)
         try:
             if not self.args.mini_batch_size:
@@ -589,7 +601,7 @@ class FastGoalTrainer(Trainer):
     @property
     def _even_batches(self) -> bool:
         """Whether all processes have batches of the same size, as accelerate and our streams ensure."""
-        return self.accelerator.even_batches and isinstance(self.train_dataset, Sized | StreamData)
+        return self.accelerator.even_batches and isinstance(self.train_dataset, Sized)
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(device_type=self.args.device.type, enabled=False)
