@@ -119,6 +119,7 @@ SAME = {
     "fp16_full_eval": None,
     "save_only_model": {"save_only_model": True, "save_strategy": "epoch"},
     "save_on_each_node": {"save_on_each_node": True},
+    "save_adapter_only": None,
     "save_total_limit": {"save_total_limit": 1, "save_strategy": "epoch"},
     "enable_jit_checkpoint": None,
     "restore_callback_states_from_checkpoint": None,
