@@ -353,7 +353,8 @@ class FastGoalModel(_Base):
     def _losses(self, embeds: Any, scale: torch.Tensor, bias: Any, *masks: Any) -> dict[str, Any]:
         """Return the losses of a batch by name, as the configuration weighs them."""
         used_bias = bias if is_sigmoid(self, self.config.contrastive) else None
-        return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias)
+        dims = self.config.matryoshka_dims or ()
+        return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias, dims=dims)
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Return the output of the text tower and the normalized embeddings, or None twice without texts."""

@@ -10,10 +10,15 @@ from .losses_fastgoal import LossWeights
 
 @dataclass
 class LossSettings(LossWeights):
-    """The weights of the losses, and the contrastive loss: `softmax` (InfoNCE), `sigmoid` (SigLIP's), or None for the
-    one of the base model."""
+    """The settings of the losses.
+
+    Attributes:
+        contrastive: The contrastive loss: `softmax` (InfoNCE), `sigmoid` (SigLIP's), or None for the one of the base.
+        matryoshka_dims: Numbers of dimensions that the contrastive losses also train, see `fast_goal_loss`.
+    """
 
     contrastive: str | None = None
+    matryoshka_dims: list[int] | None = None
 
 
 @strict

@@ -6,7 +6,7 @@ function, a weight and a term: configurations, outputs, training arguments, obje
 derive from these.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -220,8 +220,12 @@ class LossTerm:
         logit_scale: torch.Tensor,
         whole: WholeBatch | None,
         logit_bias: torch.Tensor | None,
+        dims: Sequence[int] = (),
     ) -> Any:
-        """Compute the loss of the rows, or with `whole` their share of the loss of all processes."""
+        """Compute the loss of the rows, or with `whole` their share of the loss of all processes.
+
+        A term that contrasts is the mean of the losses of the full embeddings and of their first `dims` dimensions.
+        """
         own, valid = [rows[name] for name in self.needs], rows.get(self.valid or "")
         if not self.contrasts:
             return self.compute(*own, valid, *(() if whole is None else (whole.count(self.valid or ""),)))
@@ -233,7 +237,19 @@ class LossTerm:
             if valid is not None:
                 kept = whole.rows[self.valid or ""]
                 every, first = [value[kept] for value in every], int(kept[:first].sum())
-        return self.compute(*own, logit_scale, logit_bias, *every, first)
+        full = own[0].shape[-1]
+        losses = [
+            self.compute(*_cut(own, width), logit_scale, logit_bias, *_cut(every, width), first)
+            for width in (full, *(width for width in dims if width != full))
+        ]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+
+def _cut(embeds: Sequence[torch.Tensor], width: int) -> Sequence[torch.Tensor]:
+    """Return the first dimensions of embeddings, normalized again."""
+    if width == embeds[0].shape[-1]:
+        return embeds
+    return [F.normalize(rows[..., :width], dim=-1) for rows in embeds]
 
 
 def _contrast(
@@ -320,6 +336,7 @@ def fast_goal_loss(
     weights: LossWeights | None = None,
     whole: WholeBatch | None = None,
     logit_bias: torch.Tensor | None = None,
+    dims: Sequence[int] = (),
 ) -> dict[str, torch.Tensor]:
     """Compute the weighted sum of all losses of `TERMS` that the rows allow, and its parts.
 
@@ -333,6 +350,8 @@ def fast_goal_loss(
         weights: Weights of the losses, FAST-GOAL's by default.
         whole: The rows of all processes, if there are several.
         logit_bias: SigLIP's bias, scalar. With it, the contrastive losses are `sigmoid_loss`, otherwise `clip_loss`.
+        dims: Each contrastive loss is the mean of the losses of the full embeddings and of their first `dims`
+            dimensions, normalized again (Matryoshka representation learning, arXiv 2205.13147).
 
     Returns:
         `loss`, the weighted sum, and the unweighted parts by the names of `TERMS`; scalars. With `whole`, this
@@ -346,7 +365,7 @@ def fast_goal_loss(
     for term in TERMS:
         if not term.is_computed(rows, weights):
             continue
-        part = parts[term.name] = term.share(rows, logit_scale, whole, logit_bias)
+        part = parts[term.name] = term.share(rows, logit_scale, whole, logit_bias, dims)
         # A term of weight 0 is left out of the sum and costs no backward pass.
         if weight := getattr(weights, term.weight):
             weighted.append(weight * part)

@@ -1,5 +1,6 @@
 """Prepare the model of a training: load it, check it, add an adapter or freeze weights, and note the losses in it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import signature
 from typing import Any
@@ -89,6 +90,17 @@ def prepare_weights(model: Any, args: FastGoalTrainingArguments, is_sigmoid: boo
     return model
 
 
+def check_dims(dims: Sequence[int] | None, width: int) -> None:
+    """Raise `ValueError` unless `matryoshka_dims` are different positive numbers up to the width of the embeddings."""
+    if dims is None:
+        return
+    valid = all(type(value) is int and 0 < value <= width for value in dims)
+    if not dims or not valid or len({*dims}) < len(dims):
+        raise ValueError(
+            f"`matryoshka_dims` must be different integers from 1 to {width}, the width of the embeddings, got {dims}."
+        )
+
+
 def refuse_foreign_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
     """Raise `ValueError` if an optimizer holds none of the weights that are trained."""
     if optimizer is None:
@@ -101,8 +113,9 @@ def refuse_foreign_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.
         )
 
 
-def write_losses(model: Any, weights: LossWeights, contrastive: str | None) -> None:
+def write_losses(model: Any, weights: LossWeights, args: FastGoalTrainingArguments) -> None:
     """Write the losses into a model's configuration: a saved model then computes the loss it was trained with."""
     config = base_of(model).config
-    for name, value in {**asdict(weights), "contrastive": contrastive}.items():
+    others = {"contrastive": args.contrastive, "matryoshka_dims": args.matryoshka_dims}
+    for name, value in {**asdict(weights), **others}.items():
         setattr(config, name, value)

@@ -30,7 +30,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from fastgoal.hub_cards.push import push, require_token
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
-from fastgoal.modeling_fastgoal.towers_fastgoal import is_sigmoid, text_positions
+from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, is_sigmoid, text_positions
 from fastgoal.processing.checkpoints.adapters import (
     ADAPTER_FOLDER,
     BASE_FILE,
@@ -67,7 +67,14 @@ from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
 from .parallel.strategy import describe, group_of_its_own, logit_parameters, own_class, prepare_shards
 from .summary import TrainingRun, language_of
-from .trained_weights import check_trainable, load_trainable, prepare_weights, refuse_foreign_optimizer, write_losses
+from .trained_weights import (
+    check_dims,
+    check_trainable,
+    load_trainable,
+    prepare_weights,
+    refuse_foreign_optimizer,
+    write_losses,
+)
 from .training_arguments import BEST_METRIC, FastGoalTrainingArguments
 from .weight_settings import base_mark, data_settings, replace_settings
 
@@ -206,6 +213,7 @@ class FastGoalTrainer(Trainer):
             processing_class.language = language_of(source.name) or processing_class.language
 
         self.is_sigmoid = is_sigmoid(model, args.contrastive)
+        check_dims(args.matryoshka_dims, embedding_width(model.config))
         default_limit = 0.0 if self.is_sigmoid else 100.0
         self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
         self._peft_settings = peft_settings(peft_config)
@@ -213,7 +221,7 @@ class FastGoalTrainer(Trainer):
         if args.save_adapter_only and not is_adapted(prepared):
             raise ValueError("`save_adapter_only` needs an adapter, got a model without one. Set `lora_r`.")
         refuse_foreign_optimizer(optimizers[0], prepared)
-        write_losses(prepared, self.objective.weights, args.contrastive)
+        write_losses(prepared, self.objective.weights, args)
         self._base_mark = base_mark(prepared, bool(args.l2sp_weight))
         super().__init__(
             model=prepared,
@@ -594,7 +602,9 @@ class FastGoalTrainer(Trainer):
             rows, whole = gather_batch(rows, names, self._even_batches, self._last_rows)
         with self._full_precision():  # a logit of 30 has steps of 1/8 in bfloat16
             scale, *bias = (value.float() for value in logit_terms)
-            parts = fast_goal_loss(rows, scale, self.objective.weights, whole, *bias)
+            bias_or_none = bias[0] if bias else None
+            dims = self.args.matryoshka_dims or ()
+            parts = fast_goal_loss(rows, scale, self.objective.weights, whole, bias_or_none, dims)
         # Gradients and logged losses are averaged over processes, and these are shares of a sum.
         return parts if whole is None else {name: value * self.args.world_size for name, value in parts.items()}
 

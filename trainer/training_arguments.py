@@ -61,6 +61,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
 # `FastGoalTrainer.training_settings` adds what results from the other ones, such as the loss weights.
 WEIGHT_ARGUMENTS = (
     *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
+    "matryoshka_dims",
     *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers", "neftune_noise_alpha"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("optim", "optim_args", "optim_target_modules", "weight_decay", "decay_all", "max_grad_norm"),
@@ -149,6 +150,11 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         "Contrastive loss: `softmax` (InfoNCE, as in CLIP) or `sigmoid` (as in SigLIP; for SigLIP only). Defaults to "
         "the loss that the base model was trained with.",
         choices=["softmax", "sigmoid"],
+    )
+    matryoshka_dims: list[int] | None = _setting(  # noqa: RUF009
+        None,
+        "Numbers of dimensions, such as 256 128 64, that the contrastive losses also train: each is then the mean of "
+        "its values for the full embeddings and for their first dimensions (Matryoshka representation learning).",
     )
     pair_sampling: str | None = _setting(
         None,

@@ -3,8 +3,10 @@
 import math
 from dataclasses import astuple, fields
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastgoal import FastGoalCLIPConfig, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import (
@@ -95,6 +97,38 @@ def test_with_a_bias_every_contrastive_term_is_a_sigmoid_loss():
             expected = sigmoid_loss(*(rows[name] for name in term.needs), SCALE, BIAS)
             assert torch.equal(parts[term.name], expected), term.name
     assert torch.equal(parts["loss_tsl_image"], fast_goal_loss(rows, SCALE, weights)["loss_tsl_image"])
+
+
+@pytest.mark.parametrize("bias", [None, BIAS])
+def test_matryoshka_is_the_mean_over_widths(bias):
+    """Cosines in numpy, for the full embeddings and their first three and two dimensions."""
+    torch.manual_seed(0)
+    names = ("image", "text", "local_image", "local_text", "region", "sentence")
+    rows = {f"{name}_embeds": F.normalize(torch.randn(4, 5, dtype=torch.float64), dim=-1) for name in names}
+    weights = LossWeights(token_weight=0.5)
+    parts = fast_goal_loss(rows, SCALE.double(), weights, logit_bias=bias, dims=(3, 2))
+    plain = fast_goal_loss(rows, SCALE.double(), weights, logit_bias=bias)
+
+    def loss_of(images, texts):
+        images = images / np.linalg.norm(images, axis=1, keepdims=True)
+        texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+        logits = float(SCALE) * images @ texts.T
+        if bias is not None:
+            signs = 2 * np.eye(4) - 1
+            return np.log1p(np.exp(-signs * (logits + float(bias)))).sum() / 4
+        rows, columns = (np.log(np.exp(logits).sum(axis)) - np.diag(logits) for axis in (1, 0))
+        return (rows.mean() + columns.mean()) / 2
+
+    for term in TERMS:
+        if term.name not in parts:
+            continue
+        first, second = (rows[name].numpy() for name in term.needs)
+        expected = np.mean([loss_of(first[:, :width], second[:, :width]) for width in (5, 3, 2)])
+        if not term.contrasts:
+            expected = plain[term.name].item()
+        assert parts[term.name].item() == pytest.approx(expected, abs=1e-6), term.name
+    full = fast_goal_loss(rows, SCALE.double(), weights, logit_bias=bias, dims=(5,))
+    assert all(torch.equal(full[name], plain[name]) for name in plain)
 
 
 def kept_bytes(compute, inputs):

@@ -20,7 +20,9 @@ from tests.tiny_trainers import make_trainer
 SAVED = {
     **{name: {"objective": name} for name in OBJECTIVES},
     "weights": {"global_weight": 0.25, "sparc_weight": 2.0, "token_weight": 0.5, "short_weight": 0.75},
+    "matryoshka": {"matryoshka_dims": [8, 3]},
     "siglip": {"base": "siglip2", "sparc_weight": 0.5},
+    "siglip, matryoshka": {"base": "siglip2", "matryoshka_dims": [4]},
     "siglip, softmax": {"base": "siglip2", "contrastive": "softmax", "global_weight": 0.5},
     "siglip, global, softmax": {"base": "siglip2", "contrastive": "softmax", "objective": "global"},
     "metaclip2": {"base": "metaclip2", "objective": "sparc"},
@@ -43,7 +45,11 @@ def test_a_saved_model_computes_the_loss_it_was_trained_with(case, tiny_bases, r
     torch.testing.assert_close(saved(**batch, return_loss=True).loss, expected)
     # The base's own objective would be another loss.
     other = FastGoalModel.from_base(saved)
-    for name, value in {**asdict(OBJECTIVES["fast_goal"].weights), "contrastive": None}.items():
+    for name, value in {
+        **asdict(OBJECTIVES["fast_goal"].weights),
+        "contrastive": None,
+        "matryoshka_dims": None,
+    }.items():
         setattr(other.config, name, value)
     is_default = case in ("fast_goal", "goal", "global")
     assert torch.allclose(other(**batch, return_loss=True).loss, expected) == is_default
@@ -63,6 +69,12 @@ def test_what_cannot_work_is_refused_by_name(name, tiny_clip, tmp_path):
     args = FastGoalTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match=f"`{name}` is not supported"):
         FastGoalTrainer(str(tiny_clip), args, **{name: lambda *args: None})
+
+
+@pytest.mark.parametrize("dims", [[0], [8, 8], [17], [4.0], []])
+def test_dimensions_that_the_embeddings_lack_are_refused(dims, tiny_clip, rows, tmp_path):
+    with pytest.raises(ValueError, match=r"`matryoshka_dims`.*1 to 16"):
+        make_trainer(tiny_clip, tmp_path, rows, matryoshka_dims=dims)
 
 
 @pytest.mark.parametrize("length", [None, 100])

@@ -68,6 +68,7 @@ CHANGES = {
     "sparc_weight": ({"sparc_weight": 1.0}, {}),
     "token_weight": ({"token_weight": 1.0}, {}),
     "short_weight": ({"short_weight": 1.0}, {}),
+    "matryoshka_dims": ({"matryoshka_dims": [8, 4]}, {}),
     "pair_sampling": ({"pair_sampling": "any"}, {}),
     "hard_negatives": ({"hard_negatives": True}, {}),
     "hard_negative_refresh": ({"hard_negative_refresh": 0.5}, {"hard_negatives": True, "learning_rate": 1e-2}),
