@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
@@ -129,9 +129,3 @@ WRONG: dict[str, Answer] = {
     "compressed twice": whole(gzip.compress(gzip.compress(completion())), "Content-Encoding: gzip, gzip"),
     "an unknown encoding": whole(completion(), "Content-Encoding: rot13"),
 }
-
-
-def connections() -> Iterator[tuple[str, Answer]]:
-    """Yield all answers that hold for any request."""
-    for answers in (NEVER_DONE, TOO_LARGE, BROKEN, WRONG):
-        yield from answers.items()

@@ -225,11 +225,12 @@ async def _limit(response: Any) -> None:
     if response.has_redirect_location:
         target = shortened(response.headers["Location"], 300)
         raise _BadAnswerError(
-            f"redirects to {target}, and images are not sent there. If you trust it, name it instead."
+            f"redirects to {target}, and no image is sent there. If you trust it, use it as `server`."
         )
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise _BadAnswerError(f"compresses its answer ({shortened(encoding, 50)}), which was not requested.")
+    response.encoding = "utf-8"  # the server may name a codec that is slow or is not one of texts
     read_all = response.aiter_raw
 
     async def read(chunk_size: int | None = None) -> AsyncIterator[bytes]:

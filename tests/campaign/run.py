@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from . import images, models, orders, parts, sending, tables, texts
+from . import adapters, families, images, links, models, orders, parts, sending, servers, tables, tars, texts
 from .harness import RESULTS, Case
 
 HEAVY = (
@@ -15,12 +15,17 @@ HEAVY = (
     *("fastgoal.pages.gallery", "fastgoal.search.index", "fastgoal.processing.builders.pairs"),
     *("fastgoal.hub_cards.data_card", "transformers.models.clip.modeling_clip", "transformers.models.auto"),
     *("fastgoal.export.convert", "fastgoal.export.export_onnx", "fastgoal.processing.builders.captioner", "accelerate"),
+    *("peft", "fastgoal.processing.checkpoints.adapters", "fastgoal.processing.builders.caption_server"),
+    *("transformers.models.siglip.modeling_siglip", "transformers.models.metaclip_2.modeling_metaclip_2"),
 )
+
+
+PARTS = (images, texts, tables, tars, links, models, families, adapters, parts, servers, orders, sending)
 
 
 def all_cases() -> list[Case]:
     """The cases of all areas; each has a name of its own."""
-    found = [case for part in (images, texts, tables, models, parts, orders, sending) for case in part.cases()]
+    found = [case for part in PARTS for case in part.cases()]
     assert len({(case.area, case.name) for case in found}) == len(found)
     return found
 

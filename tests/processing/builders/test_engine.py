@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -171,6 +172,17 @@ def test_two_workers_one_of_them_killed_write_the_same_rows(made, engine, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_ray_that_ended_on_this_machine_is_a_clear_error(made, engine, tmp_path, monkeypatch):
+    """As after a kill of Ray's agent: workers die, and the node of this process is gone."""
+    folder, whole, _ = made
+    monkeypatch.setattr(engine._ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "gone"))
+    with pytest.raises(ChildProcessError, match=r"^Ray ended on this machine: .*the same call continues"):
+        run(folder, tmp_path / "pairs", matcher(Halves(5, kill_oneself)), engine=engine)
+    run(folder, tmp_path / "pairs")
+    assert rows_of(tmp_path / "pairs") == rows_of(whole)
+
+
+@pytest.mark.slow
 def test_workers_that_always_die_end_the_run_and_lose_nothing(made, engine, tmp_path, monkeypatch):
     folder, whole, _ = made
     monkeypatch.setattr(engine_module, "RETRIES", 1)
@@ -289,19 +301,6 @@ def test_an_interruption_ends_everything_in_seconds(made, driver, tmp_path):
     process, children = driver("driver")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(10) == 130
-    assert not left_of(children)
-    run(made[0], tmp_path / "pairs")
-    assert rows_of(tmp_path / "pairs") == rows_of(made[1])
-
-
-@pytest.mark.slow
-def test_a_killed_agent_of_ray_is_a_clear_error_and_loses_nothing(made, driver, tmp_path, capfd):
-    """Ray ends with its agent, and the next call of it would end the process without a word."""
-    process, children = driver("driver")
-    [agent] = [child for child in children if child.name() == "ray::RuntimeEnvAgent"]
-    agent.kill()
-    process.wait(60)
-    assert "ChildProcessError: Ray ended on this machine: " in capfd.readouterr().err
     assert not left_of(children)
     run(made[0], tmp_path / "pairs")
     assert rows_of(tmp_path / "pairs") == rows_of(made[1])
