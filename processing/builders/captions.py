@@ -35,6 +35,7 @@ from fastgoal.processing.data.sources import Source
 from fastgoal.processing.files import WORK_FOLDER, write_errors, write_json, write_text
 from fastgoal.processing.images import load_image
 from fastgoal.processing.sentences import split_sentences
+from fastgoal.processing.texts import is_unicode
 
 from .caption_server import ServerCaptioner
 from .captioner import PROMPT, Caption, Captioner, RefusedError
@@ -321,9 +322,10 @@ class _CaptionMaker:
         record: dict[str, Any] = {"rows": [], "skipped": []}
         try:
             for image, caption in self._captioned(rows, bad_rows):
-                if not caption.text:
-                    empty = BadRow.of(self.source, image.row, "the model wrote nothing about this image.")
-                    good_rows([empty], bad_rows)
+                if not caption.text or not is_unicode(caption.text):
+                    wrote = "an unpaired surrogate, which is not valid Unicode," if caption.text else "nothing"
+                    bad = BadRow.of(self.source, image.row, f"the model wrote {wrote} about this image.")
+                    good_rows([bad], bad_rows)
                     continue
                 with write_errors(self.output / image.file_name):
                     self._store(image)

@@ -52,7 +52,12 @@ class TarSource(Source):
         self._problems = dict(zip(bad, self.index["problem"].take(bad).to_pylist(), strict=True)) if bad else {}
         columns = columns_of(islice(_good_texts(self.files, self._suffixes), SNIFFED))
         # The image column names a suffix: the images of all samples are in the column `image`.
-        super().__init__(str(path), columns, **{**options.columns, "image_column": "image"})
+        try:
+            super().__init__(str(path), columns, **{**options.columns, "image_column": "image"})
+        except ValueError:
+            if len(bad) < len(self.index):
+                raise
+            raise ValueError(self._problems[0]) from None  # no sample has shown what columns there are
 
     @property
     def problems(self) -> dict[int, str]:
@@ -174,7 +179,7 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, int]]:
                         raise tarfile.ReadError(f"{member.name} is truncated")
                     yield member, member.offset_data
                 end = tar.offset
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a complete tar file ({error}).") from None
         # `tarfile` takes a broken header, and the end of a truncated file, for the end of the members.
         file.seek(end)
@@ -230,10 +235,12 @@ def stream(path: Path, options: SourceOptions) -> StreamSource:
 
     files = tar_files(path)
     suffixes = suffixes_of(options)
-    columns = columns_of(islice(_good_texts(files, suffixes), SNIFFED))
+    samples = list(islice(_good_texts(files, suffixes), SNIFFED))
+    if not samples:
+        next(read_rows(files, suffixes), None)  # raises what is wrong with the first one
     shards = datasets.IterableDataset.from_generator(read_rows, gen_kwargs={"files": files, "suffixes": suffixes})
     columns_options = {**options.columns, "image_column": "image"}
-    return StreamSource(shards, str(path), columns, fingerprint=hash_files(files), **columns_options)
+    return StreamSource(shards, str(path), columns_of(samples), fingerprint=hash_files(files), **columns_options)
 
 
 def _good_texts(files: Sequence[Path], suffixes: tuple[Sequence[str], Sequence[str]]) -> Iterator[dict[str, Any]]:

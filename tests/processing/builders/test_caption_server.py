@@ -247,13 +247,15 @@ def test_answers_of_the_model(photographs, tmp_path):
         1: completion("One sentence. And half of anoth", "length"),
         2: completion(None),
         3: completion(" \n"),
+        4: completion("half \ud800"),
     }
     with Server(lambda number, red: (200, answers.get(red, completion("Fine.")), {})) as server:
         summary = build(photographs, tmp_path / "out", server, on_error="skip")
     found = {row["file_name"]: (row["caption"], row["finish"]) for row in rows_of(tmp_path / "out")}
     assert found["000.png"] == ("It is red.", "stop")
     assert found["001.png"] == ("One sentence.", "length")
-    assert [entry["row"] for entry in summary["skipped"]] == [2, 3]
+    assert [entry["row"] for entry in summary["skipped"]] == [2, 3, 4]
+    assert "004.png: the model wrote an unpaired surrogate" in summary["skipped"][2]["reason"]
     assert "wrote nothing about this image" in summary["skipped"][0]["reason"]
 
 

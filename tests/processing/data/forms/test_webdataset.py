@@ -180,9 +180,22 @@ def test_files_that_are_not_tar_files(tmp_path):
     for content in (b"", b"<html>", jpeg() * 9):
         (tmp_path / "a.tar").write_bytes(content)
         assert "a.tar is not a complete tar file" in load_source(tmp_path, with_captions=False).problems[0]
+        for load in (load_source, streamed):  # not: a column of captions is missing
+            with pytest.raises(ValueError, match=r"a\.tar is not a complete tar file"):
+                load(tmp_path)
     write_tar(tmp_path / "a.tar")
     with pytest.raises(ValueError, match="has no samples in its 1 tar files"):
         load_source(tmp_path)
+
+
+def test_headers_of_headers_are_refused(tmp_path):
+    """`tarfile` calls itself for each of them."""
+    head = tarfile.TarInfo("././@LongLink")
+    head.type, head.size = tarfile.GNUTYPE_LONGNAME, 2
+    path = write_tar(tmp_path / "a.tar", ("1.jpg", jpeg()), ("1.txt", b"Yes."))
+    path.write_bytes((head.tobuf() + b"a".ljust(512, b"\0")) * 5000 + path.read_bytes())
+    with pytest.raises(ValueError, match=r"a\.tar is not a complete tar file"):
+        load_source(path)
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):
