@@ -119,15 +119,26 @@ class FastGoalProcessor(CLIPProcessor, Flism):
         require_tokens(plain.tokenizer)
         set_text_length(plain.tokenizer, length)
         processor = cls(plain.image_processor, plain.tokenizer, patch_size=config.vision_config.patch_size)
-        processor.require_family(family)
+        processor.require_model(config)
         return processor
 
-    def require_family(self, family: Any) -> None:
-        """Raise `ValueError` unless this is a processor for models of a family."""
+    def require_model(self, config: Any) -> None:
+        """Raise `ValueError` unless this processor fits a model: its family, and the size of its vocabulary.
+
+        Args:
+            config: Configuration of the model.
+        """
+        family, vocabulary = family_of(config), config.text_config.vocab_size
         if self.plain_class.__name__ != family.processor:
             raise ValueError(
                 f"the model is a {family.label}, and its image processor is a {type(self.image_processor).__name__}: "
                 f"the folder needs the files of a {family.processor}."
+            )
+        # A table of embeddings may be padded to a multiple of 64.
+        if not (tokens := len(self.tokenizer)) <= vocabulary < tokens + 64:
+            raise ValueError(
+                f"the tokenizer has {tokens} tokens, and the model has embeddings for {vocabulary}. Use the files of "
+                "the model's own tokenizer."
             )
 
     @property

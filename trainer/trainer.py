@@ -126,8 +126,8 @@ class FastGoalTrainer(Trainer):
         max_text_length: Number of tokens that the model reads if `model` is a name; the family's maximum by default.
 
     Raises:
-        ValueError: An unsupported argument is given; the processor is missing; a row has no image, no caption or none
-            of the pairs that the objective needs; or one process would use several GPUs.
+        ValueError: An unsupported argument is given; the processor is missing or belongs to another model; a row has no
+            image, no caption or none of the pairs that the objective needs; or one process would use several GPUs.
         TypeError: `model` is not a FAST-GOAL model, `args` is not a `FastGoalTrainingArguments`, or a dataset is a
             single row.
     """
@@ -207,6 +207,7 @@ class FastGoalTrainer(Trainer):
         if isinstance(train_dataset, StreamData):
             train_dataset.prepare(args, self.objective.needs_pairs)
         if isinstance(processing_class, FastGoalProcessor):
+            processing_class.require_model(model.config)
             tokenizer = processing_class.tokenizer
             set_text_length(tokenizer, min(tokenizer.model_max_length, text_positions(model)))
         if processing_class is not None and (source := source_of(train_dataset)) is not None:

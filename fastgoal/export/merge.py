@@ -34,6 +34,7 @@ def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None)
     refuse_not_finite(model.named_parameters(), f"`adapter={adapter}`")
     with loading(f"the tokenizer and image processor of {adapter}", adapter):
         processor = load_processor(adapter, base=base)
+        processor.require_model(model.config)
         set_text_length(processor.tokenizer, text_positions(model))
     write_model_folder(path, model, processor, base_model=base or base_name(adapter), merged_from=adapter)
     return text_positions(model)

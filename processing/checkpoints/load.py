@@ -84,10 +84,7 @@ def load_model(
                 model = load_whole(model_class, name, dtype=torch_dtype)
     with loading(f"the tokenizer and image processor of {label}", name):
         processor = load_processor(name, stretch, max_text_length)
-        processor.require_family(family_of(model))
-        tokens, vocabulary = len(processor.tokenizer), model.config.text_config.vocab_size
-        if tokens > vocabulary:
-            raise ValueError(f"the tokenizer has {tokens} tokens, and the model has embeddings for {vocabulary}.")
+        processor.require_model(model.config)
         set_text_length(processor.tokenizer, text_positions(model))
     check_image_processor(processor.image_processor, label, model.config.vision_config.image_size)
     refuse_not_finite(model.named_parameters(), label)
@@ -110,7 +107,7 @@ def check_whole(name: str, argument: str = "model") -> None:
         load_whole(FastGoalModel.class_for(config), name, device_map="meta")
     with loading(f"the tokenizer and image processor of {label}", name):
         processor = load_processor(name)
-        processor.require_family(family_of(config))
+        processor.require_model(config)
     check_image_processor(processor.image_processor, label, config.vision_config.image_size)
 
 

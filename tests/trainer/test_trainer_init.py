@@ -7,7 +7,7 @@ from inspect import signature
 import pytest
 import torch
 from peft import IA3Config, LoraConfig
-from transformers import CLIPModel, Trainer, TrainingArguments
+from transformers import AutoTokenizer, CLIPModel, Trainer, TrainingArguments
 
 from fastgoal import FastGoalCLIPModel, FastGoalModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.processing.data.pairs_dataset import MANIFEST
@@ -91,7 +91,7 @@ def test_a_name_loads_the_model_and_its_processor(length, tiny_clip, rows, tmp_p
     assert FastGoalTrainer(tiny_clip, args, processing_class=own, max_text_length=length).processing_class is own
 
 
-def test_wrong_models_are_refused(tiny_clip, rows, tmp_path):
+def test_wrong_models_are_refused(tiny_clip, tiny_bases, tmp_path):
     args = FastGoalTrainingArguments(str(tmp_path), use_cpu=True)
     processor = FastGoalProcessor.from_base(str(tiny_clip))
     with pytest.raises(TypeError, match=r"`model` .*got CLIPModel.*FastGoalModel\.from_base\(model\)"):
@@ -106,6 +106,9 @@ def test_wrong_models_are_refused(tiny_clip, rows, tmp_path):
         FastGoalTrainer(tmp_path / "nowhere", args)
     with pytest.raises(ValueError, match="`processing_class`"):
         FastGoalTrainer(FastGoalModel.from_base(str(tiny_clip)), args)
+    other = FastGoalProcessor(processor.image_processor, AutoTokenizer.from_pretrained(tiny_bases["metaclip2"]))
+    with pytest.raises(ValueError, match=rf"tokenizer has {len(other.tokenizer)} tokens, .* 514"):
+        FastGoalTrainer(FastGoalModel.from_base(str(tiny_clip)), args, processing_class=other)
 
 
 def test_an_optimizer_of_other_weights_is_refused(tiny_clip, rows, tmp_path):

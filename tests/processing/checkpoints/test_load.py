@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, Siglip2Config
+from transformers import AutoConfig, AutoTokenizer, BertConfig, Siglip2Config
 
-from fastgoal import FastGoalCLIPModel
+from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 from fastgoal.processing.builders.captioner import Captioner
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checkpoints.load import check_model, load_model
@@ -184,3 +184,31 @@ def test_code_of_a_checkpoint_is_not_run(clip, tmp_path, monkeypatch, file, know
         with contextlib.suppress(ValueError):
             load()
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(("base", "other"), [("clip", "siglip2"), ("siglip2", "metaclip2"), ("siglip", "clip")])
+def test_the_tokenizer_of_another_model_is_refused(base, other, tiny_bases, tmp_path):
+    """Smaller or larger than the model's own; the message names both sizes."""
+    folder = shutil.copytree(tiny_bases[base], tmp_path / "model")
+    for path in (*folder.glob("token*"), *folder.glob("spiece*"), *folder.glob("vocab*")):
+        path.unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bases[other])
+    tokenizer.save_pretrained(folder)
+    embeddings = AutoConfig.from_pretrained(folder).text_config.vocab_size
+    assert len(tokenizer) != embeddings
+    sizes = rf"tokenizer has {len(tokenizer)} tokens, .* {embeddings}"
+    for load in (
+        lambda: load_model(str(folder), "cpu"),
+        lambda: load_model(str(folder), "cpu", stretch=True),
+        lambda: FastGoalProcessor.from_base(str(folder)),
+    ):
+        with pytest.raises(ValueError, match=sizes):
+            load()
+
+
+@pytest.mark.parametrize(("padding", "is_refused"), [(0, False), (62, False), (64, True), (-1, True)])
+def test_embeddings_may_be_padded(padding, is_refused, tiny_clip):
+    processor, config = FastGoalProcessor.from_base(str(tiny_clip)), AutoConfig.from_pretrained(tiny_clip)
+    config.text_config.vocab_size += padding
+    with pytest.raises(ValueError, match="514 tokens") if is_refused else contextlib.nullcontext():
+        processor.require_model(config)
