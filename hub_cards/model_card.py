@@ -61,6 +61,7 @@ class TrainingFacts:
         captions: Lengths of the captions, in words.
         evaluations: Lines of the log with `step` and the metrics of an evaluation.
         is_sigmoid: Whether the contrastive losses are sigmoid losses.
+        best: Which checkpoint was best, and on which data.
     """
 
     data: str
@@ -77,6 +78,7 @@ class TrainingFacts:
     captions: str | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
     is_sigmoid: bool = False
+    best: str | None = None
 
     @property
     def duration(self) -> str | None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, has_length
 
 from .batches.rows import TrainingData
 from .summary import TrainingRun, start_lines
@@ -110,6 +110,11 @@ class StartLines(TrainerCallback):
     def __init__(self, run: TrainingRun, devices: str):
         self.run, self.devices = run, devices
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
-            tqdm.write(start_lines(self.run, self.devices, state.max_steps))
+            # As `Trainer` counts them, so that epochs here are those of the log.
+            batches = len(train_dataloader) if has_length(train_dataloader) else 0
+            steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+            tqdm.write(start_lines(self.run, self.devices, state.max_steps, steps_per_epoch))

@@ -125,10 +125,13 @@ def training_facts(run: TrainingRun, state: TrainerState) -> cards.TrainingFacts
         epochs=epochs,
         losses=[{name: line[name] for name in columns if name in line} for line in log if "loss" in line],
         hardware=cards.hardware(args.world_size),
-        seconds=next((line["train_runtime"] for line in reversed(log) if "train_runtime" in line), None),
+        seconds=next(
+            (run.seconds_before + line["train_runtime"] for line in log[::-1] if "train_runtime" in line), None
+        ),
         versions=cards.versions(),
         captions=_caption_lengths(run.caption_lengths),
         is_sigmoid=run.is_sigmoid,
+        best=_describe_best(run, state),
         evaluations=[*{line["step"]: line for line in log if "eval_text_to_image_R@1" in line}.values()],
     )
 
@@ -152,6 +155,20 @@ def evaluation_facts(run: TrainingRun, state: TrainerState) -> cards.EvaluationF
             f"captions cut at {text_positions(run.model)} tokens, ties count against the model, {precision}, after "
             f"step {line['step']}."
         ),
+    )
+
+
+def _describe_best(run: TrainingRun, state: TrainerState) -> str | None:
+    """Say which checkpoint was best on which data, and which model the folder has."""
+    if not state.best_global_step or state.best_metric is None:
+        return None
+    metric = (run.args.metric_for_best_model or "").removeprefix("eval_")
+    chosen = (
+        "That is the model here." if run.args.load_best_model_at_end else "The model here is that of the last step."
+    )
+    return (
+        f"The best `{metric}` on `{_data_name(run.eval_dataset)}`, {state.best_metric:.4g}, was measured after step "
+        f"{state.best_global_step}. {chosen}"
     )
 
 

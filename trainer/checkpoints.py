@@ -23,7 +23,9 @@ from fastgoal.processing.files import WORK_FOLDER, hold_folder, sweep_drafts, wr
 logger = logging.get_logger(__name__)
 
 SETTINGS = "fastgoal_training.json"
+SECONDS = "seconds"  # in the same file; not compared
 ROWS_NAMED = 8
+OVERWRITE = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it"
 # Names of the optimizer's state, as saved by one process, FSDP and DeepSpeed.
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
 # A saved model replaces the weights of an earlier one in the same folder, and an adapter replaces a model.
@@ -102,6 +104,14 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_json(folder / SETTINGS, dict(settings))
 
 
+def seconds_of(folder: Path) -> float:
+    """Return for how many seconds a checkpoint was trained; 0 if it does not say."""
+    try:
+        return float(json.loads((folder / SETTINGS).read_bytes())[SECONDS])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bool) -> list[str]:
     """Raise `ValueError` if a checkpoint was trained on other data or with other settings; only warn if `allowed`.
 
@@ -143,7 +153,8 @@ def refuse_output(
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output_dir` {output} is a file. Name a folder.")
-    way_out = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it."
+    refuse_checkpoints(output, overwrite, checkpoint, resume)
+    way_out = f"{OVERWRITE}."
     real_output, old = os.path.realpath(output), [path for _, path in checkpoints(output)]
     for argument, name in given.items():
         if name is None or not os.path.exists(name):
@@ -151,7 +162,7 @@ def refuse_output(
         real = os.path.realpath(name)
         if real == real_output and not overwrite:
             raise ValueError(f"`output_dir` {output} is the folder of `{argument}`. {way_out}")
-        if overwrite and checkpoint is None and any(_is_inside(real, path) for path in old):
+        if overwrite and not is_in(output, checkpoint) and any(_is_inside(real, path) for path in old):
             raise ValueError(
                 f"`overwrite_output_dir` deletes the old checkpoints of {output}, and `{argument}` {name} is in one of "
                 "them. Name another `output_dir`."
@@ -159,10 +170,7 @@ def refuse_output(
     if overwrite or checkpoint is not None or not output.is_dir():
         return
     contents = ""
-    if old and not resume:
-        contents = f"checkpoints of a training ({old[0].name})"
-        way_out += " To resume that training, set `resume_from_checkpoint=true`."
-    elif (output / "config.json").exists() or any(output.glob("*.safetensors")):
+    if (output / "config.json").exists() or any(output.glob("*.safetensors")):
         contents = "a model"
     elif is_source(output):
         contents = "a dataset"
@@ -170,12 +178,34 @@ def refuse_output(
         raise ValueError(f"`output_dir` {output} holds {contents}. {way_out}")
 
 
+def refuse_checkpoints(output: Path, overwrite: bool, checkpoint: Path | None, resume: bool) -> None:
+    """Raise `ValueError` if the output folder has checkpoints of another training, which this one would delete.
+
+    Args:
+        output: The output folder.
+        overwrite: Whether the user allows to delete them.
+        checkpoint: The checkpoint that the training resumes from. Those next to it are its own.
+        resume: Whether the user asked to resume, even if there is no complete checkpoint.
+    """
+    old = checkpoints(output)
+    if not old or overwrite or (resume if checkpoint is None else is_in(output, checkpoint)):
+        return
+    raise ValueError(
+        f"`output_dir` {output} holds checkpoints of a training ({old[0][1].name}). {OVERWRITE}. To resume that "
+        "training, set `resume_from_checkpoint=true`."
+    )
+
+
+def is_in(output: Path, checkpoint: Path | None) -> bool:
+    """Return whether this is a checkpoint of the training in an output folder."""
+    return checkpoint is not None and os.path.realpath(checkpoint.parent) == os.path.realpath(output)
+
+
 @contextmanager
-def hold_output(output: Path, is_first: bool = True, overwrite: bool = False) -> Iterator[None]:
+def hold_output(output: Path, is_first: bool = True) -> Iterator[None]:
     """Keep other trainings out of an output folder during the block; this process may hold it already.
 
-    Delete what a killed training left half saved, and with `overwrite` all checkpoints. Of several processes only the
-    first one does this.
+    Delete what a killed training left half saved. Of several processes only the first one does this.
 
     Raises:
         ValueError: Another training writes the folder.
@@ -184,14 +214,13 @@ def hold_output(output: Path, is_first: bool = True, overwrite: bool = False) ->
         yield
         return
     with hold_folder(output / WORK_FOLDER, again=True):
-        sweep(output, overwrite)
+        sweep_drafts(output)
         yield
 
 
-def sweep(output: Path, checkpoints_too: bool = False) -> None:
-    """Delete what a killed training left half saved in a folder, and if asked all its checkpoints."""
-    sweep_drafts(output)
-    for _, path in checkpoints(output) if checkpoints_too else ():
+def delete_checkpoints(output: Path) -> None:
+    """Delete all checkpoints in an output folder."""
+    for _, path in checkpoints(output):
         shutil.rmtree(path)
 
 

@@ -115,9 +115,14 @@ class Interrupts(TrainerCallback):
             control.should_save = control.should_evaluate = False
 
 
+def loader_of_batches(loader: Any) -> Any:
+    """Return the torch data loader inside one of accelerate."""
+    return getattr(loader, "base_dataloader", loader)
+
+
 def start_workers(loader: Any) -> Any:
     """Return a data loader, maybe one of accelerate, with a `WorkerStart` for its workers."""
-    inner = getattr(loader, "base_dataloader", loader)
+    inner = loader_of_batches(loader)
     inner.worker_init_fn = WorkerStart(inner.worker_init_fn)
     return loader
 

@@ -5,6 +5,7 @@ fastgoal train --model openai/clip-vit-base-patch16 --train_data pairs/ --output
 accelerate launch trainer/run.py CONFIG.yaml --learning_rate 1.0e-5
 """
 
+import json
 import os
 import shlex
 import signal
@@ -20,6 +21,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from fastgoal.hub_cards.cards import check_license
@@ -170,9 +172,8 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
     checkpoint = _checkpoint(args)
     if is_first:
         given = {"model": run.model, "train_data": run.train_data, "eval_data": run.eval_data}
-        resume = (args.resume_from_checkpoint or "false").lower() != "false"
-        refuse_output(output, given, args.overwrite_output_dir, checkpoint, resume)
-    with hold_output(output, is_first, args.overwrite_output_dir and checkpoint is None):
+        refuse_output(output, given, args.overwrite_output_dir, checkpoint, args.wants_resume)
+    with hold_output(output, is_first):
         try:
             return _train(run, args, checkpoint)
         except KeyboardInterrupt as stop:
@@ -224,24 +225,48 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     )
     start = step_of(checkpoint) if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
-    if checkpoint and result.global_step == start:
+    is_over = checkpoint is not None and result.global_step == start
+    metrics = None
+    if checkpoint is not None and is_over:
         logger.warning(f"{checkpoint} is the end of this training. Nothing was left to train.")
-    else:
-        trainer.save_state()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-    metrics: dict[str, float] = {}
-    if eval_data is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        trainer.create_model_card()
+        metrics = _saved_metrics(args, checkpoint, eval_data is not None)
+    if metrics is None:
+        trainer.save_model()
+        if not is_over:
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", result.metrics)
+        metrics = {}
+        if eval_data is not None:
+            metrics = _last_evaluation(trainer)
+            trainer.log_metrics("eval", metrics)
+            trainer.save_metrics("eval", metrics)
+            trainer.create_model_card()
+        trainer.save_state()  # last, see `_saved_metrics`
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.process_index == 0:
         tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, is_adapter(args.output_dir)))
     return 0
+
+
+def _last_evaluation(trainer: FastGoalTrainer) -> dict[str, float]:
+    """Return the metrics of the model after the last step, which the training has measured if an epoch ended there."""
+    line = next((line for line in trainer.state.log_history[::-1] if "eval_runtime" in line), {})
+    if line.get("step") != trainer.state.global_step or trainer.args.load_best_model_at_end:
+        return trainer.evaluate()
+    return {name: value for name, value in line.items() if name != "step"}
+
+
+def _saved_metrics(args: FastGoalTrainingArguments, checkpoint: Path, evaluates: bool) -> dict[str, float] | None:
+    """Return the metrics of the last evaluation if a training has saved everything, else None."""
+    folder = Path(args.output_dir)
+    try:
+        logs = [json.loads((path / TRAINER_STATE_NAME).read_bytes())["log_history"] for path in (checkpoint, folder)]
+        metrics = json.loads((folder / "eval_results.json").read_bytes()) if evaluates else {}
+    except (OSError, ValueError, KeyError):
+        return None
+    is_same = len(logs[1]) > len(logs[0]) and logs[1][: len(logs[0])] == logs[0]
+    return metrics if is_same else None
 
 
 def _source(data: str, split: str | None, run: RunArguments) -> Source:
@@ -258,8 +283,8 @@ def _source(data: str, split: str | None, run: RunArguments) -> Source:
 
 def _checkpoint(args: FastGoalTrainingArguments) -> Path | None:
     """Return the checkpoint to resume from: a folder, or with `true` the newest one of the output folder if any."""
-    wanted = args.resume_from_checkpoint
-    if wanted is None or wanted.lower() == "false":
+    wanted = args.resume_from_checkpoint or ""
+    if not args.wants_resume:
         return None
     if wanted.lower() != "true":
         return require_checkpoint(Path(wanted))

@@ -37,6 +37,7 @@ class TrainingRun:
         eval_dataset: What it is evaluated on, or None.
         base_model: Hub id or folder of the model that the training started from, where it is known.
         caption_lengths: Number of tokens of each training caption, where they were counted.
+        seconds_before: Wall-clock time of the training before it was resumed.
     """
 
     args: FastGoalTrainingArguments
@@ -48,15 +49,17 @@ class TrainingRun:
     eval_dataset: Any = None
     base_model: str | None = None
     caption_lengths: Sequence[int] | None = None
+    seconds_before: float = 0.0
 
 
-def start_lines(run: TrainingRun, devices: str, steps: int) -> str:
+def start_lines(run: TrainingRun, devices: str, steps: int, steps_per_epoch: int = 0) -> str:
     """Describe a training that is about to start, a name and a value on each line.
 
     Args:
         run: The training.
         devices: What it runs on, as `parallel.strategy.describe` puts it.
         steps: Number of optimizer steps.
+        steps_per_epoch: Number of optimizer steps of an epoch; 0 if it is not known.
     """
     args, objective = run.args, run.objective
     terms = " + ".join(f"{weight:g} x {label}" for label, weight in objective.labeled_weights.items())
@@ -65,7 +68,7 @@ def start_lines(run: TrainingRun, devices: str, steps: int) -> str:
         "data": _describe_data(run.train_dataset),
         "evaluation": _describe_evaluation(run),
         "model": _describe_model(run),
-        "steps": f"{steps:,}{_describe_epochs(run, steps)}, learning rate {args.learning_rate:g}",
+        "steps": f"{steps:,}{_describe_epochs(run, steps, steps_per_epoch)}, learning rate {args.learning_rate:g}",
         "runs on": devices,
         "saved in": _describe_output(args),
     }
@@ -139,12 +142,11 @@ def _describe_model(run: TrainingRun) -> str:
     return f"{base}{total / 1e6:.1f} M weights, {share} trained{adapter}; reads {length} tokens{stretched}"
 
 
-def _describe_epochs(run: TrainingRun, steps: int) -> str:
+def _describe_epochs(run: TrainingRun, steps: int, steps_per_epoch: int) -> str:
     rows = len(run.train_dataset) if has_length(run.train_dataset) else 0
-    if not rows:
+    if not rows or not steps_per_epoch:
         return ""
-    args = run.args
-    epochs = f"{steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size / rows:.3g}"
+    epochs = f"{steps / steps_per_epoch:.3g}"
     return f" ({epochs} epoch{'s' if epochs != '1' else ''} of {count(rows, 'image')})"
 
 

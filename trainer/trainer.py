@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -51,17 +52,22 @@ from .batches.streams import StreamBatches, StreamData
 from .callbacks import Epochs, LogitScaleLimit, StartLines, StepCheckpoints, TowardsBase
 from .card import CardOptions, finish_folder
 from .checkpoints import (
+    SECONDS,
     WEIGHT_FILES,
+    delete_checkpoints,
     hold_output,
+    is_in,
     newest_checkpoint,
     not_finite_message,
+    refuse_checkpoints,
     refuse_other_settings,
     require_checkpoint,
     saving_errors,
+    seconds_of,
     write_settings,
 )
 from .evaluation.measures.retrieval import retrieval_of_predictions
-from .interrupts import EvaluationStopped, Interrupted, Interrupts, WorkerStart, start_workers
+from .interrupts import EvaluationStopped, Interrupted, Interrupts, WorkerStart, loader_of_batches, start_workers
 from .objectives import Objective
 from .parallel.gather import gather_batch
 from .parallel.gradient_cache import cached_backward
@@ -137,6 +143,7 @@ class FastGoalTrainer(Trainer):
 
     args: FastGoalTrainingArguments
     _train_rows: TrainingData | None = None  # of the newest training loader
+    _seconds_before: float = 0.0  # wall-clock time of the trainings that this one resumes
 
     def __init__(
         self,
@@ -197,7 +204,7 @@ class FastGoalTrainer(Trainer):
             )
         if isinstance(data_collator, FastGoalCollator):
             for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-                check_rows(data, name, self.objective.needs_pairs)
+                check_rows(data, name, self.objective.needs_pairs and name == "train_dataset")
         for data in eval_dataset.values() if isinstance(eval_dataset, Mapping) else (eval_dataset,):
             if isinstance(data, StreamData):
                 raise ValueError(
@@ -270,6 +277,8 @@ class FastGoalTrainer(Trainer):
         self._trained_with: dict[str, Any] = {}
         self._draft: Path | None = None  # the folder in which a checkpoint is being written
         self._saved_step = 0  # of the newest checkpoint
+        self._owns_folder = False  # whether the checkpoints in the output folder are this trainer's
+        self._started = time.monotonic()
 
     # ---- Training ----
 
@@ -291,20 +300,22 @@ class FastGoalTrainer(Trainer):
             ignore_keys_for_eval: As in `transformers.Trainer`.
 
         Raises:
-            ValueError: Another training uses the output folder; the checkpoint is incomplete, or is from a training on
-                other data or with other settings; or the loss became NaN or infinite.
+            ValueError: Another training uses the output folder or left checkpoints there; the checkpoint is incomplete,
+                or is from a training on other data or with other settings; or the loss became NaN or infinite.
             KeyboardInterrupt: The training was interrupted.
         """
         output = Path(self.args.output_dir or ".")
         with hold_output(output, self.is_world_process_zero()), self._interrupts.handled():
             checkpoint = self._find_checkpoint(output, resume_from_checkpoint)
+            self._take_folder(output, None if checkpoint is None else Path(checkpoint))
             # Only once: the fingerprint of the data reads all their files.
             self._trained_with = self.training_settings()
             changed = []
             if checkpoint is not None:
                 changed = refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
             self._begin(checkpoint, changed)
-            self._saved_step = 0
+            self._saved_step, self._started = 0, time.monotonic()
+            self._seconds_before = 0.0 if checkpoint is None else seconds_of(Path(checkpoint))
             result = super().train(checkpoint, trial, ignore_keys_for_eval)
         if self._interrupts.signum:
             raise Interrupted(
@@ -330,6 +341,15 @@ class FastGoalTrainer(Trainer):
             "base": self._base_mark,
             **data_settings(self.train_dataset, self.processing_class),
         }
+
+    def _take_folder(self, output: Path, checkpoint: Path | None) -> None:
+        """Refuse an output folder with checkpoints of another training; delete them with `overwrite_output_dir`."""
+        if self._owns_folder or is_in(output, checkpoint):
+            return
+        refuse_checkpoints(output, self.args.overwrite_output_dir, checkpoint, self.args.wants_resume)
+        if self.args.overwrite_output_dir and self.is_world_process_zero():
+            delete_checkpoints(output)
+        self._owns_folder = True
 
     def _find_checkpoint(self, output: Path, wanted: str | bool | None) -> str | None:
         if wanted is None or wanted is False:
@@ -451,9 +471,10 @@ class FastGoalTrainer(Trainer):
             rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset = self._train_rows = dataset.for_training(tokenizer, self.args.max_steps * rows_per_step)
         sampler_fn = self.train_sampler if is_training else self._eval_sampler
-        return start_workers(
-            super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
-        )
+        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        if tokenizer is not None and not is_training and not dataset.has_pairs:
+            loader_of_batches(loader).collate_fn = collator.without_pairs()
+        return start_workers(loader)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Return the number of rows of an epoch, for the speed in the log."""
@@ -626,21 +647,25 @@ class FastGoalTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
-        """Return the loss of an evaluation batch, and its image and text embeddings for the retrieval metrics."""
+        """Return the loss of an evaluation batch, and its image and text embeddings for the retrieval metrics.
+
+        Without local pairs there is no loss that could be compared with that of the training.
+        """
         inputs = self._prepare_batch(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = self._forward(model, inputs)
             # Without gathering: processes may have different numbers of rows or batches in the end.
-            parts = self.loss_parts(outputs, inputs, gather=False)
+            has_loss = not self.objective.needs_pairs or "local_pixel_values" in inputs
+            parts = self.loss_parts(outputs, inputs, gather=False) if has_loss else {}
         for name, value in parts.items():
             if name != "loss":
                 self._eval_parts[name].append(value.detach())
-        loss = parts["loss"].detach()
+        loss = parts["loss"].detach() if parts else None
         if prediction_loss_only:
             return loss, None, None
         embeds = tuple(cast(torch.Tensor, outputs[name]).float() for name in ("image_embeds", "text_embeds"))
         # The Trainer computes metrics only if there are labels, of any value.
-        return loss, embeds, torch.zeros(len(embeds[0]), device=loss.device)
+        return loss, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         # Overridden for exact resume: data loaders draw from torch's generator, and an interrupted evaluation is not
@@ -706,6 +731,7 @@ class FastGoalTrainer(Trainer):
             eval_dataset=self.eval_dataset,
             base_model=self.card.base_model,
             caption_lengths=None if tokens is None else tokens.lengths,
+            seconds_before=self._seconds_before,
         )
 
     def _finish_folder(self, folder: Path, images: bool) -> None:
@@ -732,7 +758,8 @@ class FastGoalTrainer(Trainer):
             if isinstance(self.train_dataset, StreamData):
                 self.train_dataset.save(draft)
             if self.args.should_save:
-                write_settings(draft, self._trained_with)
+                seconds = self._seconds_before + time.monotonic() - self._started
+                write_settings(draft, {**self._trained_with, SECONDS: seconds})
                 if self._neighbors is not None:
                     save_neighbors(draft, self._neighbors, self._is_renewed)
                 best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"

@@ -354,6 +354,11 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         }
         return {name: getattr(self, name) for name in names} | accelerator
 
+    @property
+    def wants_resume(self) -> bool:
+        """Whether `resume_from_checkpoint` asks to resume, if there is a complete checkpoint."""
+        return (self.resume_from_checkpoint or "false").lower() != "false"
+
     def resolved_objective(self) -> Objective:
         """Return the objective with its weights, those of the recipe, and those that are given."""
         return resolve_objective(self.objective, **{name: getattr(self, name) for name in WEIGHTS})

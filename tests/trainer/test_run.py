@@ -1,6 +1,11 @@
 """The run script: settings from a file and flags, a training from end to end, and through accelerate."""
 
+import hashlib
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +13,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel
 
+from fastgoal.trainer.callbacks import Epochs
 from fastgoal.trainer.run import _refuse_separate_processes, main, parse
+from fastgoal.trainer.trainer import FastGoalTrainer
+from tests.tiny_trainers import make_trainer
 
 FAST = "learning_rate: 1.0e-3\nmax_steps: 2\nper_device_train_batch_size: 4\nuse_cpu: true\ndataloader_num_workers: 0\n"
 SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "run.py"
@@ -114,3 +122,66 @@ def test_processes_that_do_not_know_of_each_other(monkeypatch):
     _refuse_separate_processes(2)
     with pytest.raises(ValueError, match=r"2 processes .*no GPUs.*fastgoal train --num_processes 2"):
         _refuse_separate_processes(1)
+
+
+def interrupt_at(step):
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return interrupt
+
+
+def hashes(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_training_is_evaluated_once_and_resumed_without_a_trace(
+    tiny_clip, pairs_folder, tmp_path, monkeypatch, capfd
+):
+    evaluated, evaluate = [], FastGoalTrainer.evaluate
+
+    def noted(self, *args, **kwargs):
+        evaluated.append(self.state.global_step)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(FastGoalTrainer, "evaluate", noted)
+    data = f"train_data: {pairs_folder}\neval_data: {pairs_folder}\n"
+    path = config(tmp_path, f"model: {tiny_clip}\n{data}output_dir: {tmp_path / 'out'}\n{FAST}num_train_epochs: 1\n")
+    longer = [path, "--max_steps", "6"]  # two epochs
+    monkeypatch.setattr(Epochs, "on_step_end", interrupt_at(4), raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        main(longer)
+    assert evaluated == [0, 3]
+    resume = [*longer, "--resume_from_checkpoint", "true"]
+    assert main(resume) == 0
+    assert evaluated == [0, 3, 6]
+    card = (tmp_path / "out/README.md").read_text()
+    assert re.search(r"\| 0 \|.*\n\| 3 \|.*\n\| 6 \|", card)
+    before = hashes(tmp_path / "out")
+    capfd.readouterr()
+    assert main(resume) == 0
+    assert hashes(tmp_path / "out") == before
+    assert evaluated == [0, 3, 6]
+    assert "R@1 text to image" in capfd.readouterr().out
+    # A training that was ended before its model was saved is completed.
+    (tmp_path / "out/trainer_state.json").unlink()
+    (tmp_path / "out/model.safetensors").unlink()
+    assert main(resume) == 0
+    after = hashes(tmp_path / "out")
+    assert after[tmp_path / "out/model.safetensors"] == before[tmp_path / "out/model.safetensors"]
+
+
+def test_the_card_and_checkpoints_count_the_time_before_a_resume(tiny_clip, rows, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    make_trainer(tiny_clip, tmp_path, rows, **settings).train()
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    path = tmp_path / "checkpoint-2/fastgoal_training.json"
+    known = json.loads(path.read_text())
+    assert 0 < known["seconds"] < 100
+    path.write_text(json.dumps({**known, "seconds": 7200.0}))
+    trainer = make_trainer(tiny_clip, tmp_path, rows, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert 7200 < json.loads((tmp_path / "checkpoint-3/fastgoal_training.json").read_text())["seconds"] < 7300
+    trainer.save_model()
+    assert "| time | 2.0 h |" in (tmp_path / "README.md").read_text()

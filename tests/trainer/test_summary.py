@@ -59,6 +59,21 @@ def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):
     assert f"fastgoal merge {tmp_path / 'lora'} --output MODEL" in shown
 
 
+@pytest.mark.parametrize(
+    ("batch", "more", "epochs"),
+    [
+        ("64", ["--num_train_epochs", "5", "--max_steps", "-1"], "5 (5 epochs of 12 images)"),
+        ("8", ["--max_steps", "2", "--dataloader_drop_last", "true"], "2 (2 epochs of 12 images)"),
+        ("8", ["--max_steps", "1", "--gradient_accumulation_steps", "2"], "1 (1 epoch of 12 images)"),
+    ],
+)
+def test_epochs_are_those_of_the_log(tiny_clip, squares, tmp_path, capfd, batch, more, epochs):
+    train(tiny_clip, squares, tmp_path / "out", "--per_device_train_batch_size", batch, *more)
+    assert f"steps       {epochs}, " in capfd.readouterr().out
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    assert f"({state['epoch']:g} epoch" in epochs
+
+
 def test_without_an_evaluation_the_next_command_names_what_is_missing():
     assert end_lines("out", {}, None, False).splitlines()[1:] == [
         "Next: fastgoal evaluate --model out --data TEST-DATA"

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from fastgoal.processing.files import hold_folder
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.run import main
+from fastgoal.trainer.trainer import FastGoalTrainer
 from tests.locks import held_by_another
 from tests.tiny_trainers import make_trainer
 
@@ -195,6 +196,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.run import main
+from fastgoal.trainer.trainer import FastGoalTrainer
 whole = FastGoalTrainer._save_rng_state
 def killed(self, folder):
     if self.state.global_step == 2:
@@ -246,3 +248,67 @@ def test_a_kill_while_a_checkpoint_is_written(tiny_clip, pairs_folder, tmp_path,
     assert main([*killed, "--overwrite_output_dir", "--max_steps", "1"]) == 0
     assert names(tmp_path / "killed").count("checkpoint-1") == 1
     assert "checkpoint-3" not in names(tmp_path / "killed")
+
+
+class Scored(FastGoalTrainer):
+    """Evaluations return these values of R@1."""
+
+    scores = (7.0, 9.0, 8.0, 8.5)
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        line = self.state.log_history[-1]
+        line["eval_text_to_image_R@1"] = self.scores[round(self.state.epoch or 0) - 1]
+        return {**metrics, "eval_text_to_image_R@1": line["eval_text_to_image_R@1"]}
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [6, 12]), (2, [6, 12]), (3, [6, 9, 12])])
+def test_the_best_checkpoint_is_kept_and_the_card_says_which_data_chose_it(
+    tiny_clip, pairs_folder, tmp_path, limit, kept
+):
+    data = TrainingData(str(pairs_folder))
+    settings = {"num_train_epochs": 4, "eval_strategy": "epoch", "save_total_limit": limit}
+    trainer = make_trainer(tiny_clip, tmp_path, data, data, Scored, **settings, save_strategy=None)
+    trainer.train()
+    assert sorted(int(name.rpartition("-")[2]) for name in names(tmp_path)) == kept
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        f"The best `text_to_image_R@1` on `{pairs_folder.name}`, 9, was measured after step 6. The model here" in card
+    )
+
+
+def test_checkpoints_within_long_epochs(tiny_clip, rows, tmp_path):
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 3, "save_total_limit": None}
+    # Epochs of four steps: one within each epoch, and none at its end but the epoch's.
+    make_trainer(tiny_clip, tmp_path, rows, save_strategy="epoch", save_steps=3, **settings).train()
+    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4", "checkpoint-7", "checkpoint-8"]
+
+
+def test_checkpoints_of_another_training_are_refused(trainer_for, tmp_path):
+    trainer = trainer_for(tmp_path / "out")
+    trainer.train()
+    trainer.train()  # its own
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"`output_dir` .*holds checkpoints .*checkpoint-4.*`overwrite_output_dir"):
+        trainer_for(tmp_path / "out", seed=1).train()
+    # A training that resumes from another folder would delete them too.
+    trainer_for(tmp_path / "other", max_steps=2).train()
+    with pytest.raises(ValueError, match="holds checkpoints"):
+        trainer_for(tmp_path / "out", max_steps=3).train(str(tmp_path / "other/checkpoint-2"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = trainer_for(tmp_path / "out", max_steps=2, overwrite_output_dir=True)
+    again.train()
+    assert names(tmp_path / "out") == ["checkpoint-2"]
+
+
+def test_evaluation_data_without_pairs_are_evaluated(tiny_clip, rows, tmp_path):
+    without = [{"image": row["image"], "caption": row["caption"]} for row in rows]
+    metrics = [
+        make_trainer(tiny_clip, tmp_path, rows, data, dataloader_num_workers=workers).evaluate()
+        for data, workers in ((rows, 0), (without, 0), ([*without[:6], *rows[6:]], 1))
+    ]
+    recalls = [{name: value for name, value in part.items() if "_to_" in name} for part in metrics]
+    assert recalls[0] == recalls[1] == recalls[2]
+    assert [("eval_loss" in part, "eval_loss_local" in part) for part in metrics] == [(True, True)] + 2 * [(False,) * 2]

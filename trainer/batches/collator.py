@@ -1,5 +1,6 @@
 """Build the batch that the model takes from typed rows. This runs in the workers of a data loader."""
 
+import copy
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,12 @@ class FastGoalCollator:
         if isinstance(rows[0], TrainingRow):
             return {**batch, "names": [row.name for row in typed]}
         return self.reader.normalize(batch)
+
+    def without_pairs(self) -> "FastGoalCollator":
+        """Return the same collator without local pairs, for rows that have none."""
+        collator = copy.copy(self)
+        collator.local_pairs = False
+        return collator
 
     def _local_inputs(
         self, rows: Sequence[TrainingRow], sizes: Sequence[tuple[int, int]]

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -186,6 +187,12 @@ class TrainingData(Dataset):
         for start in range(0, len(captions), CHUNK):
             counts += map(len, processor.tokenizer(captions[start : start + CHUNK], truncation=True)["input_ids"])
         return counts
+
+    @cached_property
+    def has_pairs(self) -> bool:
+        """Whether all rows have local pairs, as far as this is known before they are read."""
+        is_known = isinstance(self.data, Source | Sequence) or is_table(self.data)
+        return not is_known or all(self._has("pairs"))
 
     def _has(self, column: str) -> Iterator[bool]:
         """Yield for each row whether it has a value in the column; a list of pairs must not be empty."""
