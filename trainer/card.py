@@ -167,7 +167,7 @@ def _describe_best(run: TrainingRun, state: TrainerState) -> str | None:
         "That is the model here." if run.args.load_best_model_at_end else "The model here is that of the last step."
     )
     return (
-        f"The best `{metric}` on `{_data_name(run.eval_dataset)}`, {state.best_metric:.4g}, was measured after step "
+        f"The best {metric} on {_data_name(run.eval_dataset)} was {state.best_metric:.4g}, after step "
         f"{state.best_global_step}. {chosen}"
     )
 
