@@ -48,7 +48,7 @@ CHANGES = {
     "deepspeed": ({"deepspeed": {"gradient_clipping": 1}}, None),
     "load_best_model_at_end": ({"load_best_model_at_end": True}, None),
     "metric_for_best_model": ({"metric_for_best_model": "eval_loss_global"}, None),
-    "greater_is_better": ({"greater_is_better": True}, None),
+    "greater_is_better": ({"greater_is_better": False}, None),
     "save_strategy": ({"save_strategy": "steps", "eval_strategy": "steps"}, None),
     "save_steps": ({"save_steps": 20}, None),
     "eval_strategy": ({"eval_strategy": "steps", "save_strategy": "steps"}, None),
