@@ -239,6 +239,7 @@ class FastGoalModel(_Base):
         local_attention_mask: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
         sentence_mask: torch.Tensor | None = None,
+        image_groups: torch.Tensor | None = None,
         short_input_ids: torch.LongTensor | None = None,
         short_attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -263,6 +264,8 @@ class FastGoalModel(_Base):
                 zeros excludes the row from the image part of TSL.
             sentence_mask: Which tokens of the caption belong to the sentence, `(batch, tokens)`. A row of zeros
                 excludes the row from the text part of TSL.
+            image_groups: Number of the image of each row, `(batch,)`. Rows with the same number are not contrasted with
+                each other in the losses, except for those with -1.
             short_input_ids: A short caption of each image, `(batch, short_tokens)`, embedded with the sentences.
             short_attention_mask: `(batch, short_tokens)`.
             position_ids: Positions of `input_ids`.
@@ -294,7 +297,7 @@ class FastGoalModel(_Base):
                 **kwargs,
             )
             scale, bias = self.logit_scale.exp(), logit_bias(self)
-            losses = self._losses(outputs, scale, bias) if return_loss else {}
+            losses = self._losses(outputs, scale, bias, None, None, image_groups) if return_loss else {}
             return FastGoalOutput(**outputs, **losses, logit_scale=scale, logit_bias=bias)
         _check_rows({**inputs, **local}, return_token_embeds)
 
@@ -339,7 +342,7 @@ class FastGoalModel(_Base):
         if logits is not None and bias is not None:
             logits = logits + bias
         if return_loss:
-            embeds |= self._losses(embeds, logit_scale, bias, region_mask, sentence_mask)
+            embeds |= self._losses(embeds, logit_scale, bias, region_mask, sentence_mask, image_groups)
         return FastGoalOutput(
             **embeds,
             logits_per_image=None if logits is None else logits.T,

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .sparc_fastgoal import sparc_losses
 
+GROUPS = "image_groups"
 LOGITS_AT_ONCE = 2**22
 """Maximum number of logits in memory. Larger matrices are computed in parts, and again in the backward pass."""
 
@@ -45,6 +46,8 @@ def clip_loss(
     all_images: torch.Tensor | None = None,
     all_texts: torch.Tensor | None = None,
     first: int = 0,
+    groups: torch.Tensor | None = None,
+    all_groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute CLIP's symmetric InfoNCE (arXiv 2103.00020), where row i of the images matches row i of the texts.
 
@@ -55,6 +58,9 @@ def clip_loss(
         all_images: Images of all processes, `(rows, dim)`; `image_embeds` are its rows from `first` on.
         all_texts: Texts of all processes, `(rows, dim)`; `text_embeds` are its rows from `first` on.
         first: Index of this process's first row in them.
+        groups: The image of each row, `(batch, 2)`; see `image_groups`. Rows of one image are no negatives of each
+            other.
+        all_groups: The same of all processes, `(rows, 2)`.
 
     Returns:
         Scalar; `log(batch)` if all embeddings are equal, 0 without rows. With the rows of all processes, this process's
@@ -63,8 +69,9 @@ def clip_loss(
     images, texts = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     every_image = images if all_images is None else F.normalize(all_images, dim=-1)
     every_text = texts if all_texts is None else F.normalize(all_texts, dim=-1)
-    to_texts = _sum_in_parts(_cross_entropy, images, every_text, first, logit_scale)
-    to_images = _sum_in_parts(_cross_entropy, texts, every_image, first, logit_scale)
+    same = (groups, groups if all_groups is None else all_groups)
+    to_texts = _sum_in_parts(_cross_entropy, images, every_text, first, logit_scale, groups=same)
+    to_images = _sum_in_parts(_cross_entropy, texts, every_image, first, logit_scale, groups=same)
     return (to_texts + to_images) / (2 * max(1, len(every_text)))
 
 
@@ -75,6 +82,8 @@ def sigmoid_loss(
     logit_bias: torch.Tensor,
     all_texts: torch.Tensor | None = None,
     first: int = 0,
+    groups: torch.Tensor | None = None,
+    all_groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute SigLIP's sigmoid loss (arXiv 2303.15343, equation 1): classify each image and text as a pair or not.
 
@@ -85,6 +94,8 @@ def sigmoid_loss(
         logit_bias: Bias of the logits, scalar.
         all_texts: Texts of all processes, `(rows, dim)`; `text_embeds` are its rows from `first` on.
         first: Index of this process's first row in it.
+        groups: The image of each row, `(batch, 2)`, as for `clip_loss`.
+        all_groups: The same of all processes, `(rows, 2)`.
 
     Returns:
         Scalar, the mean over rows of `sum_j softplus(-z_ij logit_ij)`, where `z` is 1 for a pair and -1 otherwise; 0
@@ -92,35 +103,65 @@ def sigmoid_loss(
     """
     images = F.normalize(image_embeds, dim=-1)
     every_text = F.normalize(text_embeds if all_texts is None else all_texts, dim=-1)
-    loss = _sum_in_parts(_binary_cross_entropy, images, every_text, first, logit_scale, logit_bias)
+    same = (groups, groups if all_groups is None else all_groups)
+    loss = _sum_in_parts(_binary_cross_entropy, images, every_text, first, logit_scale, logit_bias, groups=same)
     return loss / max(1, len(every_text))
 
 
-def _cross_entropy(some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor) -> torch.Tensor:
-    """Sum the cross-entropy over rows, where row i matches row `start` + i of `among`."""
+def _cross_entropy(
+    some: torch.Tensor, among: torch.Tensor, start: int, ignored: torch.Tensor | None, scale: torch.Tensor
+) -> torch.Tensor:
+    """Sum the cross-entropy over rows, where row i matches row `start` + i of `among`, without `ignored` pairs."""
     labels = torch.arange(start, start + len(some), device=some.device)
-    return F.cross_entropy((scale * some @ among.T).float(), labels, reduction="sum")
+    logits = (scale * some @ among.T).float()
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, -torch.inf)
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def _binary_cross_entropy(
-    some: torch.Tensor, among: torch.Tensor, start: int, scale: torch.Tensor, bias: torch.Tensor
+    some: torch.Tensor,
+    among: torch.Tensor,
+    start: int,
+    ignored: torch.Tensor | None,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum the binary cross-entropy over all pairs of rows, where row i matches row `start` + i of `among`."""
+    """Sum the binary cross-entropy over pairs that are not `ignored`; row i matches row `start` + i of `among`."""
     logits = (scale * some @ among.T + bias).float()
-    return F.softplus(logits).sum() - logits.diagonal(start).sum()
+    losses = F.softplus(logits)
+    if ignored is not None:
+        losses = losses.masked_fill(ignored, 0)
+    return losses.sum() - logits.diagonal(start).sum()
+
+
+def _ignored(groups: torch.Tensor | None, all_groups: torch.Tensor | None, start: int) -> torch.Tensor | None:
+    """Return which pairs of rows show one image and do not match, `(rows, all rows)`; None without groups."""
+    if groups is None or all_groups is None:
+        return None
+    same = (groups[:, None] == all_groups[None]).all(dim=2) & (groups[:, None, 0] >= 0)
+    same.diagonal(start)[:] = False
+    return same
 
 
 def _sum_in_parts(
-    part: Callable[..., torch.Tensor], rows: torch.Tensor, among: torch.Tensor, first: int, *logits: torch.Tensor
+    part: Callable[..., torch.Tensor],
+    rows: torch.Tensor,
+    among: torch.Tensor,
+    first: int,
+    *logits: torch.Tensor,
+    groups: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
-    """Sum `part` over rows, as many at a time as `LOGITS_AT_ONCE` allows."""
+    """Sum `part` over rows, as many at a time as `LOGITS_AT_ONCE` allows. `groups` are those of `rows` and `among`."""
     size = max(1, LOGITS_AT_ONCE // max(1, len(among)))
+    own, every = groups
     if len(rows) <= size:
-        return part(rows, among, first, *logits)
-    parts = [
-        checkpoint(part, some, among, first + i * size, *logits, use_reentrant=False, preserve_rng_state=False)
-        for i, some in enumerate(rows.split(size))
-    ]
+        return part(rows, among, first, _ignored(own, every, first), *logits)
+    parts = []
+    for start in range(0, len(rows), size):
+        ignored = _ignored(None if own is None else own[start : start + size], every, first + start)
+        some = (rows[start : start + size], among, first + start, ignored)
+        parts.append(checkpoint(part, *some, *logits, use_reentrant=False, preserve_rng_state=False))
     return torch.stack(parts).sum()
 
 
@@ -229,17 +270,28 @@ class LossTerm:
         own, valid = [rows[name] for name in self.needs], rows.get(self.valid or "")
         if not self.contrasts:
             return self.compute(*own, valid, *(() if whole is None else (whole.count(self.valid or ""),)))
+        names = [*self.needs, *([GROUPS] if GROUPS in rows else [])]
+        own = [rows[name] for name in names]
         if valid is not None:
             own = [value[valid] for value in own]
         every, first = own, 0
         if whole is not None:
-            every, first = [whole.rows[name] for name in self.needs], whole.first
+            every, first = [whole.rows[name] for name in names], whole.first
             if valid is not None:
                 kept = whole.rows[self.valid or ""]
                 every, first = [value[kept] for value in every], int(kept[:first].sum())
-        full = own[0].shape[-1]
+        (images, texts, *groups), (all_images, all_texts, *all_groups) = own, every
+        full = images.shape[-1]
         losses = [
-            self.compute(*_cut(own, width), logit_scale, logit_bias, *_cut(every, width), first)
+            self.compute(
+                *_cut((images, texts), width),
+                logit_scale,
+                logit_bias,
+                *_cut((all_images, all_texts), width),
+                first,
+                *groups,
+                *all_groups,
+            )
             for width in (full, *(width for width in dims if width != full))
         ]
         return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
@@ -260,11 +312,12 @@ def _contrast(
     all_images: torch.Tensor,
     all_texts: torch.Tensor,
     first: int,
+    *groups: torch.Tensor,
 ) -> torch.Tensor:
     """Compute SigLIP's contrastive loss if there is a bias, else CLIP's."""
     if logit_bias is None:
-        return clip_loss(images, texts, logit_scale, all_images, all_texts, first)
-    return sigmoid_loss(images, texts, logit_scale, logit_bias, all_texts, first)
+        return clip_loss(images, texts, logit_scale, all_images, all_texts, first, *groups)
+    return sigmoid_loss(images, texts, logit_scale, logit_bias, all_texts, first, *groups)
 
 
 def _contrast_of(name: str, weight: str, needs: tuple[str, str], **more: Any) -> LossTerm:
@@ -288,7 +341,7 @@ TERMS = (
 def contrasted(weights: LossWeights) -> set[str]:
     """Return the names of the rows that processes need from each other."""
     terms = [term for term in TERMS if term.contrasts and (not term.is_extra or getattr(weights, term.weight))]
-    return {name for term in terms for name in term.needs}
+    return {GROUPS, *(name for term in terms for name in term.needs)}
 
 
 FastGoalLosses: Any = make_dataclass(
@@ -306,6 +359,7 @@ def loss_rows(
     logit_scale: torch.Tensor,
     region_mask: torch.Tensor | None = None,
     sentence_mask: torch.Tensor | None = None,
+    image_groups: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the inputs of the losses: tensors with one row per sample, which can be gathered or concatenated.
 
@@ -314,10 +368,12 @@ def loss_rows(
         logit_scale: The scale itself, scalar.
         region_mask: `(batch, patches)`, as the model takes it.
         sentence_mask: `(batch, tokens)`, as the model takes it.
+        image_groups: `(batch,)`, as the model takes it.
 
     Returns:
-        The embeddings that terms need; `region_valid` and `sentence_valid`, False for empty masks; and computed from
-        patches and tokens, `sparc_rows`, SPARC's loss of each row, and `sparc_valid`, False for rows without words.
+        The embeddings that terms need; `image_groups`, `(batch, 2)`, in two parts that float32 holds exactly;
+        `region_valid` and `sentence_valid`, False for empty masks; and computed from patches and tokens, `sparc_rows`,
+        SPARC's loss of each row, and `sparc_valid`, False for rows without words.
     """
     rows = {name: embeds.get(name) for term in TERMS for name in term.needs}
     for side, mask in (("region", region_mask), ("sentence", sentence_mask)):
@@ -327,6 +383,9 @@ def loss_rows(
     if patches is not None and tokens is not None and words is not None:
         rows["sparc_rows"] = sparc_losses(patches, tokens, words, logit_scale)
         rows["sparc_valid"] = words.any(dim=1)
+    if image_groups is not None:
+        high = torch.div(image_groups, 2**20, rounding_mode="floor")
+        rows[GROUPS] = torch.stack([high, image_groups % 2**20], dim=1).float()
     return {name: value for name, value in rows.items() if value is not None}
 
 

@@ -26,8 +26,9 @@ from transformers.utils import logging
 
 from fastgoal.hub_cards.cards import check_license
 from fastgoal.processing.checkpoints.adapters import is_adapter
-from fastgoal.processing.data.forms.registry import FORMS, load_source
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.forms.registry import FORMS, load_source, open_stream
+from fastgoal.processing.data.sources import CAPTIONS, Source
+from fastgoal.processing.data.streams import StreamSource
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
@@ -75,12 +76,18 @@ class RunArguments:
         "Folder of the image files, if the datasets are tables that name them. Defaults to the folder of the table.",
         None,
     )
+    captions: str = _option(
+        "With several captions per image in `train_data`: join them, use the longest and keep the others as short "
+        "captions, or use each in a row of its own, which is not contrasted with the others of its image.",
+        "join",
+        choices=[*CAPTIONS],
+    )
     max_text_length: int | None = _option(
         "Maximum text length in tokens: 77 to 248, and 64 to 256 for SigLIP. Defaults to the maximum.", None
     )
     streaming: bool = _option(
         "Whether to stream the training data from parquet or tar (WebDataset) shards instead of loading them. Does not "
-        "work with `hard_negatives`, `train_sampling_strategy`, `image_column`, `caption_column` and `image_folder`.",
+        "work with `hard_negatives`, `train_sampling_strategy`, `image_folder` and `captions`.",
         False,
     )
     shuffle_window: int = _option(
@@ -109,8 +116,8 @@ class RunArguments:
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.streaming:
-            for name in ("max_train_rows", "form", "train_split", "image_column", "caption_column", "image_folder"):
-                if (value := getattr(self, name)) is not None:
+            for name, default in (("max_train_rows", None), ("image_folder", None), ("captions", "join")):
+                if (value := getattr(self, name)) != default:
                     raise ValueError(f"`{name}` cannot be combined with `streaming`, got {value}.")
 
 
@@ -204,10 +211,9 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     set_seed(args.seed)
     train_data: TrainingData | StreamData
     if run.streaming:
-        train_data = StreamData(run.train_data, run.shuffle_window)
-        train_data.source.allow_outside_files = run.allow_outside_files
+        train_data = StreamData(_stream(run), run.shuffle_window)
     else:
-        train_data = TrainingData(_source(run.train_data, run.train_split, run), run.max_train_rows)
+        train_data = TrainingData(_source(run.train_data, run.train_split, run, run.captions), run.max_train_rows)
     eval_data = None
     if run.eval_data:
         eval_data = TrainingData(_source(run.eval_data, run.eval_split, run), run.max_eval_rows)
@@ -269,7 +275,18 @@ def _saved_metrics(args: FastGoalTrainingArguments, checkpoint: Path, evaluates:
     return metrics if is_same else None
 
 
-def _source(data: str, split: str | None, run: RunArguments) -> Source:
+def _stream(run: RunArguments) -> StreamSource:
+    return open_stream(
+        run.train_data,
+        form=run.form,
+        split=run.train_split,
+        image_column=run.image_column,
+        caption_column=run.caption_column,
+        allow_outside_files=run.allow_outside_files,
+    )
+
+
+def _source(data: str, split: str | None, run: RunArguments, captions: str = "join") -> Source:
     return load_source(
         data,
         form=run.form,
@@ -277,6 +294,7 @@ def _source(data: str, split: str | None, run: RunArguments) -> Source:
         image_column=run.image_column,
         caption_column=run.caption_column,
         image_folder=run.image_folder,
+        captions=captions,
         allow_outside_files=run.allow_outside_files,
     )
 

@@ -595,7 +595,11 @@ class FastGoalTrainer(Trainer):
         }
         with self._full_precision():
             return loss_rows(
-                {**outputs, **full}, full["logit_scale"], inputs.get("region_mask"), inputs.get("sentence_mask")
+                {**outputs, **full},
+                full["logit_scale"],
+                inputs.get("region_mask"),
+                inputs.get("sentence_mask"),
+                inputs.get("image_groups"),
             )
 
     def loss_parts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.data.forms.registry import FORMS
+from fastgoal.processing.data.sources import CAPTIONS
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 
 
@@ -80,6 +81,12 @@ SHARED: dict[str, dict[str, Any]] = {
         "folder that `fastgoal pairs` wrote, or a Hub dataset",
     },
     "--output": {"required": True, "metavar": "DIR", "help": "output folder; an interrupted run in it continues"},
+    "--captions": {
+        "choices": CAPTIONS,
+        "default": "join",
+        "help": "with several captions per image: join them, use the longest and keep the others as short captions, "
+        "or use each in a row of its own",
+    },
     "--language": {
         "metavar": "CODE",
         "help": "language of the captions, used to split them into sentences: de, fr, zh, ar, ... (default: en)",

@@ -25,7 +25,7 @@ from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
 from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
 from fastgoal.processing.data.forms.registry import load_source
-from fastgoal.processing.data.pairs_dataset import MANIFEST, SHORT_CAPTIONS, features, short_captions
+from fastgoal.processing.data.pairs_dataset import IMAGE_GROUP, MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -62,6 +62,7 @@ def build_pairs(
     image_column: str | None = None,
     caption_column: str | None = None,
     image_folder: str | os.PathLike[str] | None = None,
+    captions: str = "join",
     limit: int | None = None,
     allow_outside_files: bool = False,
     language: str = "en",
@@ -95,7 +96,7 @@ def build_pairs(
         min_area: Smallest region (of a SAM: smallest mask), as a fraction of the image.
         max_area: Largest region (of a SAM: largest mask), as a fraction of the image.
         boxes: Unit of the boxes of `column:NAME`: `pixels`, or `normalized` for fractions of width and height.
-        form: As for `load_source`, like the next four arguments and `allow_outside_files`.
+        form: As for `load_source`, like the next five arguments and `allow_outside_files`.
         limit: Use the first rows only.
         language: Language code of the captions.
         shard_size: Rows of the source in an output file.
@@ -146,6 +147,7 @@ def build_pairs(
             image_column=image_column,
             caption_column=caption_column,
             image_folder=image_folder,
+            captions=captions,
             allow_outside_files=allow_outside_files,
         )
     with open_engine(workers, ray) as engine:
@@ -306,6 +308,7 @@ class LoadedRow(FlismRow):
         stored: The image as the dataset stores it.
         stored_size: Its (width, height), upright.
         short_captions: The row's short captions.
+        image_group: The row's image, if several rows can have the same one.
     """
 
     number: int = 0
@@ -313,6 +316,7 @@ class LoadedRow(FlismRow):
     stored: dict[str, Any] = field(default_factory=dict)
     stored_size: tuple[int, int] = (0, 0)
     short_captions: list[str] = field(default_factory=list)
+    image_group: int | None = None
 
 
 @dataclass
@@ -353,7 +357,8 @@ class _PairMaker:
             return BadRow.of(self.source, number, error)
         if regions is None and detector is not None:
             prepared = detector.prepare(image, row.caption)
-        return LoadedRow(image, row.caption, (), regions, prepared, number, row.name, stored, stored_size, short)
+        group = row.columns.get(IMAGE_GROUP)
+        return LoadedRow(image, row.caption, (), regions, prepared, number, row.name, stored, stored_size, short, group)
 
     def make(self, shard: Shard, rows: Iterator[LoadedRow | BadRow], advance: Callable[[int], Any]) -> dict[str, Any]:
         """Make one shard and return its record."""
@@ -363,7 +368,7 @@ class _PairMaker:
         by_source: Counter[str] = Counter()
         best_by_source: Counter[str] = Counter()
         skipped: list[BadRow] = []
-        with_short = SHORT_CAPTIONS in self.source.columns
+        with_short, with_groups = (column in self.source.columns for column in (SHORT_CAPTIONS, IMAGE_GROUP))
 
         def good(sentences: Mapping[int, list[Sentence]]) -> Iterator[LoadedRow]:
             for loaded in itertools.islice(rows, len(sentences)):
@@ -399,7 +404,11 @@ class _PairMaker:
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
                     kept = _scaled(regions, row.image.size, row.stored_size)
                     stored = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
-                    yield {**stored, SHORT_CAPTIONS: row.short_captions} if with_short else stored
+                    if with_short:
+                        stored[SHORT_CAPTIONS] = row.short_captions
+                    if with_groups:
+                        stored[IMAGE_GROUP] = row.image_group
+                    yield stored
                     advance(1)
 
         def describe() -> dict[str, Any]:
@@ -415,7 +424,7 @@ class _PairMaker:
 
         # The time that no other stage counts is the time of writing.
         with self.clock("write"):
-            return self.shards.write(shard.number, features(with_short), finished(), describe)
+            return self.shards.write(shard.number, features(with_short, with_groups), finished(), describe)
 
     def _sentences(self, number: int) -> list[Sentence]:
         """Return the sentences of a row's caption; none for a row that `load` cannot use either."""

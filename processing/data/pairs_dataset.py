@@ -29,7 +29,11 @@ SHORT_CAPTIONS = "short_captions"
 """Optional column of data with long captions: a text or a list of texts, for the argument `short_weight`."""
 
 
-def features(with_short_captions: bool = False) -> Any:
+IMAGE_GROUP = "image_group"
+"""Optional column: rows with the same number show the same image, and are no negatives of each other in training."""
+
+
+def features(with_short_captions: bool = False, with_groups: bool = False) -> Any:
     """Return the columns of the dataset as `datasets.Features`. Boxes are in pixels of the upright image."""
     from datasets import Features, Image, List, Value
 
@@ -41,7 +45,11 @@ def features(with_short_captions: bool = False) -> Any:
         return List(Value("float32"), length=4) if type_name == "box" else Value(type_name)
 
     columns = {name: feature(type_name) for name, type_name in COLUMNS.items()}
-    return Features({**columns, SHORT_CAPTIONS: List(Value("string"))} if with_short_captions else columns)
+    if with_short_captions:
+        columns[SHORT_CAPTIONS] = List(Value("string"))
+    if with_groups:
+        columns[IMAGE_GROUP] = Value("int64")
+    return Features(columns)
 
 
 def short_captions(row: Mapping[str, Any], label: str) -> list[str]:

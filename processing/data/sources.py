@@ -13,6 +13,7 @@ from typing import Any
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.texts import is_unicode, shortened
 
+CAPTIONS = ("join", "longest", "each")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "prompt", "title")
 
 
@@ -35,9 +36,7 @@ class SourceRow:
     @property
     def caption(self) -> str:
         """All captions as one text. Those that do not end a sentence get a full stop."""
-        if len(self.captions) == 1:
-            return self.captions[0]
-        return " ".join(text if _is_closed(text) else text + "." for text in self.captions)
+        return join_captions(self.captions)
 
 
 class Source:
@@ -121,8 +120,12 @@ class Source:
         return SourceRow(self._row_name(index, image, values), self._read_image(image, label), captions, values)
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """Return the captions of rows, without reading images if possible."""
-        return [self[index].caption for index in indices]
+        """Return the captions of rows, each row's as one text, without reading images if possible."""
+        return [join_captions(self.captions_of(index)) for index in indices]
+
+    def captions_of(self, index: int) -> list[str]:
+        """Return the captions of a row, without reading its image if possible."""
+        return self[index].captions
 
     def label(self, index: int) -> str:
         """Return the name of a row for messages: the source, the number of the row and its file."""
@@ -236,7 +239,10 @@ class DatasetSource(Source):
     def captions(self, indices: Sequence[int]) -> list[str]:
         values = self._texts[indices][self.caption_column]
         labels = (f"{self.name} row {index}" for index in indices)
-        return [SourceRow("", None, captions).caption for captions in map(self._read_captions, values, labels)]
+        return [*map(join_captions, map(self._read_captions, values, labels))]
+
+    def captions_of(self, index: int) -> list[str]:
+        return self._read_captions(self._texts[index][self.caption_column], f"{self.name} row {index}")
 
     def label(self, index: int) -> str:
         # Without reading the image, if the row has a file name.
@@ -288,6 +294,13 @@ def _image_columns(features: Mapping[str, Any]) -> list[str]:
     import datasets
 
     return [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+
+
+def join_captions(captions: Sequence[str]) -> str:
+    """Return captions as one text. Those that do not end a sentence get a full stop."""
+    if len(captions) == 1:
+        return captions[0]
+    return " ".join(text if _is_closed(text) else text + "." for text in captions)
 
 
 def _is_closed(text: str) -> bool:

@@ -238,6 +238,64 @@ def test_shares_of_a_batch_add_up():
         assert sum(share[name] for share in shares).item() == pytest.approx(value.item(), abs=1e-6)
 
 
+def grouped(*groups):
+    return loss_rows({}, SCALE, image_groups=torch.tensor(groups))["image_groups"]
+
+
+@pytest.mark.parametrize("at_once", [2**22, 4])
+def test_rows_of_one_image_are_no_negatives_of_each_other(monkeypatch, at_once):
+    monkeypatch.setattr(losses_fastgoal, "LOGITS_AT_ONCE", at_once)
+    equal = torch.ones(5, 8)
+    # Rows 0, 2 and 4 show one image. 2**20 and 2**41 tell apart numbers that float32 does not hold.
+    groups = grouped(2**41 + 1, 2**41 + 2, 2**41 + 1, -1, 2**41 + 1)
+    expected = (3 * math.log(3) + 2 * math.log(5)) / 5
+    assert clip_loss(equal, equal, SCALE, groups=groups).item() == pytest.approx(expected, abs=1e-6)
+    assert clip_loss(equal, equal, SCALE, groups=grouped(-1, -1, 2**20, 0, 1)).item() == pytest.approx(math.log(5))
+    # A row has a loss of softplus(-7) for its pair, and of softplus(7) for each negative: 2, 4, 2, 4 and 2 of them.
+    positive, negative = math.log1p(math.exp(-7)), math.log1p(math.exp(7))
+    loss = sigmoid_loss(equal, equal, SCALE, BIAS, groups=groups).item()
+    assert loss == pytest.approx((5 * positive + 14 * negative) / 5, abs=1e-5)
+
+
+def test_all_contrastive_terms_know_the_groups_and_their_shares_add_up():
+    valid = torch.tensor([True, True, False, True])
+    rows = {**_embeds(), "region_valid": valid, "sentence_valid": valid}
+    rows["short_text_embeds"] = rows["local_text_embeds"].flip(0)
+    weights = LossWeights(token_weight=0.3, short_weight=0.2)
+    plain, rows["image_groups"] = fast_goal_loss(rows, SCALE, weights), grouped(7, 8, 8, 7)
+    for bias in (None, BIAS):
+        parts = fast_goal_loss(rows, SCALE, weights, logit_bias=bias)
+        for name, images, texts, kept in (
+            ("loss_global", "image_embeds", "text_embeds", [0, 1, 2, 3]),
+            ("loss_local", "local_image_embeds", "local_text_embeds", [0, 1, 2, 3]),
+            ("loss_token_image", "region_embeds", "local_image_embeds", [0, 1, 3]),
+            ("loss_short", "image_embeds", "short_text_embeds", [0, 1, 2, 3]),
+        ):
+            logits = 10 * _unit(rows[images][kept]) @ _unit(rows[texts][kept]).T + (0 if bias is None else bias)
+            group = rows["image_groups"][kept, 1]
+            total = 0.0
+            for i in range(len(kept)):
+                others = [j for j in range(len(kept)) if j == i or group[i] != group[j]]
+                if bias is None:
+                    total += (logits[i, others].logsumexp(0) + logits[others, i].logsumexp(0)).item() / 2 - logits[i, i]
+                else:
+                    total += sum(torch.nn.functional.softplus(logits[i, j] * (-1 if i == j else 1)) for j in others)
+            assert parts[name].item() == pytest.approx(float(total) / len(kept), abs=1e-5), name
+            assert bias is not None or plain[name].item() > parts[name].item()
+        shares = [
+            fast_goal_loss(
+                {name: value[a:b] for name, value in rows.items()}, SCALE, weights, WholeBatch(rows, a), bias
+            )
+            for a, b in ((0, 1), (1, 3), (3, 4))
+        ]
+        for name, value in parts.items():
+            assert sum(share[name] for share in shares).item() == pytest.approx(value.item(), abs=1e-6)
+
+
+def _unit(embeds):
+    return torch.nn.functional.normalize(embeds, dim=-1)
+
+
 def test_a_weight_of_zero_trains_nothing():
     embeds = _embeds()
     embeds["local_image_embeds"].requires_grad_()

@@ -81,6 +81,7 @@ class FastGoalCollator:
             the longest caption of the batch. With local pairs also `local_pixel_values`, `local_input_ids` and
             `local_attention_mask` (padded to the longest sentence), `region_mask` `(batch, patches)` and
             `sentence_mask` `(batch, tokens)`. With short captions also `short_input_ids` and `short_attention_mask`.
+            If rows have an `image_group`, also `image_groups` `(batch,)`.
             For SigLIP there are no attention masks; captions are padded to the model's length, and other texts to 64
             tokens if they fit.
 
@@ -98,6 +99,9 @@ class FastGoalCollator:
             batch = self._tokenize([row.caption for row in typed], are_short=False)
         if self.short_captions:
             batch |= _prefixed("short", self._tokenize([self._short_caption(row) for row in typed]))
+        if any(row.image_group is not None for row in typed):
+            groups = [-1 if row.image_group is None else row.image_group for row in typed]
+            batch["image_groups"] = torch.tensor(groups, dtype=torch.long)
         pixels = self.reader.read(parts)
         batch["pixel_values"] = pixels[: len(typed)]
         if self.local_pairs:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from fastgoal.processing.data.forms.registry import load_source
-from fastgoal.processing.data.pairs_dataset import SHORT_CAPTIONS
+from fastgoal.processing.data.pairs_dataset import IMAGE_GROUP, SHORT_CAPTIONS
 from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, refuse_problems
 
 from .token_table import CaptionTokens, TokenTable
@@ -36,6 +36,7 @@ class TrainingRow:
         sentences: Dicts with `start` and `end`, in characters of the caption.
         pairs: Dicts with `sentence`, `region` (indices of the two above) and `score`.
         short_captions: A short caption, several, or None.
+        image_group: Number of the image, if several rows can show the same one; -1 if only this row does.
         epoch: The epoch, on which random draws depend. None for evaluation, where nothing is drawn.
         tokens: The tokens of the caption if they are known.
         position: The row's position in a stream; see `streams`.
@@ -48,6 +49,7 @@ class TrainingRow:
     sentences: Sequence[Mapping[str, Any]] = ()
     pairs: Sequence[Mapping[str, Any]] = ()
     short_captions: Any = None
+    image_group: int | None = None
     epoch: int | None = None
     tokens: CaptionTokens | None = None
     position: Any = None
@@ -72,7 +74,12 @@ class TrainingRow:
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"{name}: `caption` must be a text that is not empty, got {caption!r}.")
         regions, sentences, pairs = (row.get(column) or () for column in ("regions", "sentences", "pairs"))
-        return cls(image, caption, name, regions, sentences, pairs, row.get(SHORT_CAPTIONS), **changes)
+        group = row.get(IMAGE_GROUP)
+        if IMAGE_GROUP in row and (group is None or isinstance(group, bool) or not isinstance(group, int)):
+            if group is not None:
+                raise ValueError(f"{name}: `{IMAGE_GROUP}` must be an integer, got {group!r}.")
+            group = -1
+        return cls(image, caption, name, regions, sentences, pairs, row.get(SHORT_CAPTIONS), group, **changes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as `fastgoal pairs` writes it, without the size of the image."""

@@ -9,9 +9,10 @@ import os
 import pkgutil
 from pathlib import Path
 
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.sources import CAPTIONS, Source
 from fastgoal.processing.data.streams import StreamSource
 
+from .captions import ChosenCaptions
 from .form import Form, SourceOptions
 
 FORMS: dict[str, Form] = {
@@ -31,6 +32,7 @@ def load_source(
     image_column: str | None = None,
     caption_column: str | None = None,
     image_folder: str | os.PathLike[str] | None = None,
+    captions: str = "join",
     with_captions: bool = True,
     allow_outside_files: bool = False,
 ) -> Source:
@@ -48,6 +50,9 @@ def load_source(
         caption_column: Column of the captions, each a text or a list of texts. Default: `caption`, else `captions`.
         image_folder: Folder of the image files, for forms that name image files in a table. Default: the folder of the
             table.
+        captions: What `caption` of a row is, for an image with several captions: `join` for all as one text; `longest`,
+            with the others as `short_captions`; or `each` for a row per caption, where rows of one image have the same
+            `image_group` and are no negatives of each other in training. `each` reads all captions at once.
         with_captions: Pass False to read the images alone; a caption column is then not required.
         allow_outside_files: Whether rows may name image files outside the folder.
 
@@ -67,7 +72,9 @@ def load_source(
     )
     opened = _choose(Path(source), form, options).load(Path(source), options)
     opened.allow_outside_files = allow_outside_files
-    return opened
+    if captions not in CAPTIONS:
+        raise ValueError(f"`captions` must be one of {', '.join(CAPTIONS)}, got {captions!r}.")
+    return opened if captions == "join" or not with_captions else ChosenCaptions(opened, captions)
 
 
 def open_stream(

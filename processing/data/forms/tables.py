@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,6 @@ class TableSource(Source):
 
     def __len__(self) -> int:
         return len(self.table)
-
-    def captions(self, indices: Sequence[int]) -> list[str]:
-        return [self[index].caption for index in indices]
 
     def _label(self, index: int, values: dict[str, Any]) -> str:
         name = values.get(self.image_column)

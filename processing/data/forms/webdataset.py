@@ -71,14 +71,11 @@ class TarSource(Source):
     def __len__(self) -> int:
         return len(self.index)
 
-    def captions(self, indices: Sequence[int]) -> list[str]:
-        return [self._row_of_texts(index).caption for index in indices]
+    def captions_of(self, index: int) -> list[str]:
+        return self.row(index, {**self._texts(index), "image": {"bytes": b"-"}}).captions
 
     def label(self, index: int) -> str:
         return self._label(index, {})
-
-    def _row_of_texts(self, index: int) -> Any:
-        return self.row(index, {**self._texts(index), "image": {"bytes": b"-"}})
 
     def _entry(self, index: int) -> dict[str, Any]:
         return dict(self.index.slice(index, 1).to_pylist()[0])
