@@ -22,7 +22,7 @@ from .cards import CARD, EXAMPLES, HERE, rename_card
 from .data_card import DataFacts, open_finished, render_data_card
 from .image_metadata import clean_shards, count_unclean
 from .model_card import HANDLER, ModelFacts, render_model_card
-from .repository import choose_files, find_repo_type, read_tensors, refuse_incomplete
+from .repository import choose_files, find_repo_type, is_export, read_tensors, refuse_incomplete
 from .wording import count, size_in_words
 
 TEXT_FILES = (".md", ".json", ".py", ".txt", "")
@@ -157,11 +157,14 @@ def _gather(
     """Return the files to send, as paths or new content by their names, and the files left out; check them all."""
     names, left_out = choose_files(folder, repo_type)
     files: dict[str, Path | bytes] = {name: folder / name for name in names} | dict(made)
+    exported = repo_type == "model" and is_export(folder)
+    if CARD not in files and exported:
+        raise ValueError(f"{folder}: an exported model has no card and is not sent. Write {CARD} in this folder first.")
     if CARD not in files and repo_type == "model":
         files[CARD] = render_model_card(ModelFacts.of_folder(folder)).encode()
     elif CARD not in files:
         files[CARD] = render_data_card(DataFacts.of_folder(open_finished(folder))).encode()
-    if repo_type == "model" and not is_adapter(folder):
+    if repo_type == "model" and not is_adapter(folder) and not exported:
         files.setdefault(HANDLER, (HERE / HANDLER).read_bytes())
     refuse_incomplete(folder, repo_type, files)
     card = _read(files[CARD]).decode("utf-8", errors="replace")

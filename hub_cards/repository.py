@@ -15,7 +15,7 @@ from fastgoal.processing.checkpoints.adapters import BASE_FILE, base_name, is_ad
 from fastgoal.processing.checkpoints.load import check_whole
 from fastgoal.processing.data.locations import missing_shards, refuse_two_runs
 from fastgoal.processing.data.pairs_dataset import MANIFEST
-from fastgoal.processing.files import WORK_FOLDER, lies_inside
+from fastgoal.processing.files import WORK_FOLDER, lies_inside, parse_json
 
 from .cards import CARD
 from .data_card import open_finished
@@ -34,15 +34,16 @@ CODE_FILES = (
     *sorted(path.name for path in Path(modeling_fastgoal.__path__[0]).glob("*_fastgoal.py")),
     *("processing_fastgoal.py", "geometry.py", "images.py", "texts.py", "tokens.py"),
 )
+GRAPHS = ("model", "text_model", "vision_model")
+ONNX = rf"onnx/({'|'.join(GRAPHS)})(_fp16|_quantized)?\.onnx(_data(_\d+)?)?"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MODEL_FILES = _any_of(
     *(CARD, *LICENSE_FILES, "config.json", "generation_config.json", INDEX),
     *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, BASE_FILE),
     *("processor_config.json", "preprocessor_config.json", *TOKENIZER_FILES, "handler.py", *CODE_FILES),
-    *("examples/pairs.jpg", "onnx/vision_model.onnx", "onnx/text_model.onnx"),
-    *("onnx/vision_model.onnx.data", "onnx/text_model.onnx.data"),
-    patterns=(r"model(-\d{5}-of-\d{5})?\.safetensors", r"examples/\d+\.jpg"),
+    "examples/pairs.jpg",
+    patterns=(r"model(-\d{5}-of-\d{5})?\.safetensors", r"examples/\d+\.jpg", ONNX),
 )
 SHARD = r"data/train-\d{5}-of-\d{5}\.parquet"
 DATA_FILES = _any_of(CARD, *LICENSE_FILES, "examples/pairs.jpg", patterns=(SHARD,))
@@ -77,9 +78,14 @@ def find_repo_type(folder: Path) -> str:
             f"{folder}: the folder has neither a saved model (config.json) nor a dataset of `fastgoal pairs` "
             f"({MANIFEST})."
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not is_export(folder):
         raise ValueError(f"{folder}: the folder has no weights in safetensors, and other formats are not sent.")
     return "model"
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder is one of `fastgoal export`: a model as ONNX files only."""
+    return any(folder.glob("onnx/*.onnx")) and not any(folder.glob("*.safetensors"))
 
 
 def choose_files(folder: Path, repo_type: str) -> tuple[list[str], list[str]]:
@@ -131,7 +137,9 @@ def refuse_incomplete(folder: Path, repo_type: str, names: Collection[str]) -> N
         _refuse_incomplete_dataset(folder, [name for name in names if re.fullmatch(SHARD, name)])
         return
     missing = [min(groups[0]) for groups in _NEEDED if not any(g <= {*names} for g in groups)]
-    if is_adapter(folder):
+    if is_export(folder):
+        missing += [name for name in _onnx_files(folder, names) if name not in names]
+    elif is_adapter(folder):
         missing += [ADAPTER_SAFE_WEIGHTS_NAME] if ADAPTER_SAFE_WEIGHTS_NAME not in names else []
     else:
         missing += [name for name in ["config.json", *_weight_files(folder, names)] if name not in names]
@@ -143,8 +151,26 @@ def refuse_incomplete(folder: Path, repo_type: str, names: Collection[str]) -> N
     for name in names:
         if name.endswith(".safetensors"):
             [*read_tensors(folder / name, headers_only=True)]
-    if not is_adapter(folder):
+    if not is_adapter(folder) and not is_export(folder):
         check_whole(str(folder), "folder")
+
+
+def _onnx_files(folder: Path, names: Collection[str]) -> list[str]:
+    """Return the names of the files that an exported model must have, besides those of its processor.
+
+    Raises:
+        ValueError: The configuration is damaged.
+    """
+    if "config.json" not in names:
+        return ["config.json"]
+    config = parse_json((folder / "config.json").read_bytes(), str(folder / "config.json"))
+    settings = config.get("transformers.js_config") if isinstance(config, dict) else None
+    external = (settings or {}).get("use_external_data_format") or {}
+    graphs = [f"onnx/{graph}.onnx" for graph in GRAPHS]
+    data = [f"onnx/{name}_data" for name in external if f"onnx/{name}" in names]
+    suffixes = ("", "_fp16", "_quantized")  # one precision is enough
+    whole = any(all(f"onnx/{graph}{suffix}.onnx" in names for graph in GRAPHS) for suffix in suffixes)
+    return [*([] if whole else graphs), *data]
 
 
 def _weight_files(folder: Path, names: Collection[str]) -> list[str]:

@@ -250,3 +250,35 @@ def test_images_that_the_card_does_not_show_are_not_sent(folder):
     planned = push(folder, "me/name", dry_run=True)
     assert {*planned.images} == shown - {"examples/2.jpg"}
     assert "examples/2.jpg" in planned.left_out
+
+
+def test_exported_files_are_sent(online, folder):
+    """In the layout of `fastgoal export`; test_export_onnx compares this layout with real files."""
+    graphs = [
+        f"onnx/{name}{suffix}.onnx" for name in ("model", "text_model", "vision_model") for suffix in ("", "_fp16")
+    ]
+    (folder / "onnx").mkdir()
+    for name in (*graphs, "onnx/model.onnx_data", "onnx/other.onnx", "onnx/model.onnx.bak"):
+        (folder / name).write_bytes(b"a graph")
+    planned = push(folder, "me/name", dry_run=True)
+    assert {*graphs, "onnx/model.onnx_data", "model.safetensors"} <= planned.files.keys()
+    assert {"onnx/other.onnx", "onnx/model.onnx.bak"} <= {*planned.left_out}
+
+    # The folder of an export has no weights in safetensors, and no handler, which needs them.
+    for name in ("model.safetensors", "handler.py"):
+        (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers.js_config"] = {"use_external_data_format": {"model.onnx": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    planned = push(folder, "me/name", dry_run=True)
+    assert {*graphs, "onnx/model.onnx_data"} <= planned.files.keys()
+    assert "handler.py" not in planned.files
+    (folder / "onnx/model.onnx_data").unlink()
+    refused(folder, online, "incomplete", "onnx/model.onnx_data")
+    (folder / "onnx/model.onnx_data").write_bytes(b"weights")
+    (folder / "onnx/text_model.onnx").unlink()
+    push(folder, "me/name", dry_run=True)  # all of fp16 are there
+    (folder / "onnx/text_model_fp16.onnx").unlink()
+    refused(folder, online, "incomplete", "onnx/text_model.onnx")
+    (folder / "README.md").unlink()
+    refused(folder, online, "no card", "README.md")

@@ -19,6 +19,7 @@ from fastgoal import FastGoalModel, FastGoalProcessor, evaluate
 from fastgoal.cli import main
 from fastgoal.export import onnx_files
 from fastgoal.export.export_onnx import export_onnx
+from fastgoal.hub_cards.repository import choose_files
 from fastgoal.processing.checkpoints.load import load_model
 from tests.squares import image_of
 
@@ -100,6 +101,7 @@ def test_the_files_of_the_layout(exported):
         assert settings["use_external_data_format"] == {Path(name).name: 1 for name in graphs}
         graphs += [f"{name}_data" for name in graphs]
     assert files == sorted([*graphs, *(f"{name}.json" for name in LAYOUT)])
+    assert choose_files(web, "model") == (files, [])
     # Browsers would load int8, which was not exported.
     assert settings.get("dtype") == (None if family == "clip" else "fp32")
     assert "auto_map" not in config
