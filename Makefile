@@ -4,6 +4,7 @@
 # make slow             run the slow tests, which make test skips
 # make campaign         run about 1,200 hostile and broken inputs, each in its own process (ten minutes)
 # make campaign-kills   kill trainings at random moments and compare the results (ten minutes)
+# make outsiders        run tests with other projects' code in environments of their own (needs the network)
 # make docs             build the documentation in site/, to read from disk
 # make format           fix formatting and lint errors, as far as ruff can
 # make clean            delete build files and caches
@@ -22,7 +23,7 @@ STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
 
-.PHONY: help quickstart test lint types unit slow campaign campaign-kills docs format clean
+.PHONY: help quickstart test lint types unit slow campaign campaign-kills outsiders docs format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -53,6 +54,20 @@ campaign: $(INSTALLED_DEV)
 
 campaign-kills: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign.kills
+
+# Each folder with a requirements.txt gets an environment that sees the packages of $(VENV). Long-CLIP is not a package.
+outsiders: $(INSTALLED_DEV)
+	@for folder in $(patsubst %/requirements.txt,%,$(wildcard tests/outsiders/*/requirements.txt)); do \
+		$(BIN)/python -m venv $$folder/venv && site=$$(echo $$folder/venv/lib/python*/site-packages) && \
+		$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' > $$site/fastgoal.pth && \
+		$$folder/venv/bin/python -m pip install --quiet --requirement $$folder/requirements.txt \
+			|| { rm -rf $$folder/venv; echo "$$folder could not be installed; its tests are skipped." >&2; }; \
+	done
+	@test -d tests/outsiders/longclip/source || git clone --quiet --depth 1 https://github.com/beichenzbc/Long-CLIP \
+		tests/outsiders/longclip/source || echo "Long-CLIP could not be cloned; its test is skipped." >&2
+	@npm install --silent --ignore-scripts --no-audit --no-fund --prefix tests/outsiders/transformers_js \
+		|| echo "transformers.js could not be installed; its tests are skipped." >&2
+	$(BIN)/pytest -m outsider
 
 # The variable silences a notice about a successor of the theme.
 docs: $(INSTALLED_DEV)

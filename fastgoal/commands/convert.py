@@ -1,37 +1,47 @@
-"""`fastgoal convert`: convert weights of GOAL, Long-CLIP or open_clip to a folder that transformers loads."""
+"""`fastgoal convert`: convert CLIP weights between transformers, GOAL, Long-CLIP, OpenAI and open_clip."""
 
 import argparse
 
 from .options import add, call, number
 
-HELP = "convert weights of GOAL, Long-CLIP or open_clip to a folder that transformers loads"
+HELP = "convert CLIP weights from or to the files of GOAL, Long-CLIP, OpenAI and open_clip"
 
 EPILOG = """\
-Only tensors are read; code in a pickle never runs. The configuration, the tokenizer and the image processor come from
-the base. It must be the model that the weights were trained from, or one with the same shape and activation.
+--to transformers reads a file of GOAL (.pth), Long-CLIP (.pt), OpenAI or open_clip. Only tensors are read; code in a
+pickle never runs. The configuration, the tokenizer and the image processor come from the base. It must be the model
+that the weights were trained from, or one with the same shape and activation.
+
+--to open_clip and --to original read a model and write open_clip's files, or the .pt file of OpenAI and Long-CLIP.
 
 examples:
   fastgoal convert longclip-B.pt --output longclip-b \\
       --base openai/clip-vit-base-patch16
   fastgoal convert open_clip_pytorch_model.bin --output laion-b32-248 \\
       --base laion/CLIP-ViT-B-32-laion2B-s34B-b79K
+  fastgoal convert outputs/ --to open_clip --output for-open-clip
 """
+
+TRANSFORMERS = ("base", "max_text_length", "drop_unmatched")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", help="weights: .pth of GOAL, .pt of Long-CLIP, an open_clip file or .safetensors"
+        "source", metavar="SOURCE", help="file of weights; with --to open_clip or original: a model folder or Hub id"
     )
     parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id"
+        "--to",
+        choices=["transformers", "open_clip", "original"],
+        default="transformers",
+        help="layout to write (default: transformers)",
     )
     add(parser, "--output", help="output folder, new or empty")
+    parser.add_argument("--base", metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id; required")
     parser.add_argument(
         "--max-text-length",
         type=number(77, 248),
-        default=248,
         metavar="N",
-        help="maximum text length in tokens, 77 to 248; weights with more than 77 positions keep their length",
+        help="maximum text length in tokens, 77 to 248; weights with more than 77 positions keep their length "
+        "(default: 248)",
     )
     parser.add_argument(
         "--drop-unmatched",
@@ -41,6 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.to != "transformers":
+        for name in TRANSFORMERS:
+            if vars(args)[name]:
+                raise ValueError(f"`{name}` must not be set with `to={args.to}`, which reads a whole model.")
+        from fastgoal.export.convert_back import convert_back
+
+        for file in call(convert_back, args):
+            print(f"{args.output}/{file}")
+        return 0
+    if args.base is None:
+        raise ValueError(
+            "`base` is required with `to=transformers`. Name the model that the weights were trained from."
+        )
+    if args.max_text_length is None:
+        args.max_text_length = 248
+
     from fastgoal.export.convert import convert
 
     done = call(convert, args)

@@ -31,7 +31,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 NOT_WEIGHTS = re.compile(r"(.*\.)?(position_ids|attn_mask|input_resolution|context_length|vocab_size)")
 
 # Modules with a weight and possibly a bias.
-_MODULES = {
+MODULES = {
     "token_embedding": "text_model.embeddings.token_embedding",
     "ln_final": "text_model.final_layer_norm",
     "visual.conv1": "vision_model.embeddings.patch_embedding",
@@ -39,13 +39,13 @@ _MODULES = {
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection",
 }
-_PARAMETERS = {
+PARAMETERS = {
     "positional_embedding": TEXT_POSITIONS,
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
 }
 # Stored as (width, dim) for `x @ matrix`; a linear layer stores (dim, width).
-_TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 # Names that only unsupported models have.
 _UNSUPPORTED = {
     r"visual\.(layer[1-4]\.\d+\.conv1|attnpool\.).*": "a ResNet image tower, as in CLIP RN50",
@@ -55,7 +55,7 @@ _UNSUPPORTED = {
     r"visual\.trunk\..*": "an image tower of timm",
     r"text\.transformer\.(encoder|embeddings)\..*|text\.proj\..*": "a text tower of transformers, such as BERT",
 }
-_LAYERS = {
+LAYERS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -87,7 +87,7 @@ class Conversion:
 
 
 def convert(
-    file: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     base: str,
     output: str | os.PathLike[str],
     max_text_length: int = 248,
@@ -96,7 +96,7 @@ def convert(
     """Write a file of CLIP weights as a folder that `AutoModel.from_pretrained` loads.
 
     Args:
-        file: `.safetensors`, or a PyTorch file with a state dict (`.pt`, `.pth`, `.bin`).
+        source: `.safetensors`, or a PyTorch file with a state dict (`.pt`, `.pth`, `.bin`).
         base: Folder or Hub id of a CLIP checkpoint of the same shape. It provides the configuration (number of heads,
             activation, ...), the tokenizer, and the image processor, but no weights.
         output: Folder to write, new or empty.
@@ -124,58 +124,58 @@ def convert(
         )
     with loading(f"the tokenizer and image processor of `base={base}`", base):
         processor = load_processor(base, stretch=True)
-    state, ignored = read_state_dict(file)
+    state, ignored = read_state_dict(source)
     for pattern, part in _UNSUPPORTED.items():
         if unsupported := next((name for name in state if re.fullmatch(pattern, name)), None):
             raise ValueError(
-                f"`file={file}` has {part} ({unsupported}), which the CLIP model of transformers does not support. Only"
-                " CLIP models with two transformer towers (ViT-B/32 to ViT-bigG-14) can be converted."
+                f"`source={source}` has {part} ({unsupported}), which the CLIP model of transformers does not support. "
+                "Only CLIP models with two transformer towers (ViT-B/32 to ViT-bigG-14) can be converted."
             )
     try:
         state, layout = clip_names(state)
     except ValueError as error:
-        raise ValueError(f"`file={file}`: {error}") from None
+        raise ValueError(f"`source={source}`: {error}") from None
     positions = config.text_config.max_position_embeddings
     if TEXT_POSITIONS in state:
         table = state[TEXT_POSITIONS]
         if table.ndim != 2 or len(table) < 2:
             raise ValueError(
-                f"`file={file}`: the text positions must have the shape (tokens, width), got {tuple(table.shape)}."
+                f"`source={source}`: the text positions must have the shape (tokens, width), got {tuple(table.shape)}."
             )
         positions = len(table)
     config.text_config.max_position_embeddings = positions
     with loading(f"`base={base}`", base):
         clip = CLIPModel(config)
     expected = {name: tensor.shape for name, tensor in clip.state_dict().items()}
-    dropped = _check(state, expected, str(file), base, drop_unmatched)
+    dropped = _check(state, expected, str(source), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
     # Only CLIP's own positions can be stretched.
     model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP.positions else positions)
     length = model.config.text_config.max_position_embeddings
     set_text_length(processor.tokenizer, length)
-    refuse_not_finite(model.state_dict().items(), f"`file={file}`")
-    origin = f"{Path(file).name} ({layout} layout)"
+    refuse_not_finite(model.state_dict().items(), f"`source={source}`")
+    origin = f"{Path(source).name} ({layout} layout)"
     write_model_folder(output, model, processor, base_model=base, converted_from=origin)
     return Conversion(layout, len(state) - len(dropped), ignored, dropped, positions, length)
 
 
-def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def read_state_dict(source: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Read the tensors of a file by name, and the names of its entries that are not weights.
 
     Raises:
         ValueError: The file cannot be read, or holds anything else than tensors and plain containers.
         FileNotFoundError: The file does not exist.
     """
-    path = Path(file)
+    path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"`file={path}` does not exist or is a folder. Name a file of CLIP weights.")
+        raise FileNotFoundError(f"`source={path}` does not exist or is a folder. Name a file of CLIP weights.")
     content: Any
     if path.suffix == ".safetensors":
-        with loading(f"`file={path}`", str(path)):
+        with loading(f"`source={path}`", str(path)):
             content = load_file(path)
     else:
-        with loading(f"`file={path}`", str(path), _SAVE_AGAIN):
+        with loading(f"`source={path}`", str(path), _SAVE_AGAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
     ignored: list[str] = []
     for _ in WRAPPERS:
@@ -187,7 +187,7 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
     if not isinstance(content, Mapping) or not any(isinstance(value, torch.Tensor) for value in content.values()):
         is_dict = isinstance(content, Mapping)
         got = f"a dict with the keys {[*map(str, content)][:8]}" if is_dict else type(content).__name__
-        raise ValueError(f"`file={path}` must hold a state dict, tensors by name, got {got}.")
+        raise ValueError(f"`source={path}` must hold a state dict, tensors by name, got {got}.")
     state: dict[str, torch.Tensor] = {}
     for name, value in content.items():
         # Data-parallel wrappers and torch.compile add prefixes.
@@ -197,7 +197,7 @@ def read_state_dict(file: str | os.PathLike[str]) -> tuple[dict[str, torch.Tenso
             continue
         if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.device.type != "cpu":
             raise ValueError(
-                f"`file={path}`: {name} must be a dense tensor of real numbers, got {value.layout}, {value.dtype} on"
+                f"`source={path}`: {name} must be a dense tensor of real numbers, got {value.layout}, {value.dtype} on"
                 f" {value.device}."
             )
         state[bare] = value
@@ -239,13 +239,13 @@ def clip_names(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         block = _BLOCK.fullmatch(name)
         if block is not None:
             named.update(_layer(name, block, tensor))
-        elif name in _TRANSPOSED and tensor.ndim == 2:
-            named[_TRANSPOSED[name]] = tensor.T.contiguous()
+        elif name in TRANSPOSED and tensor.ndim == 2:
+            named[TRANSPOSED[name]] = tensor.T.contiguous()
         elif name == "logit_scale" and tensor.numel() == 1:
             named[name] = tensor.reshape(())
         else:
             module, _, parameter = name.rpartition(".")
-            named[f"{_MODULES[module]}.{parameter}" if module in _MODULES else _PARAMETERS.get(name, name)] = tensor
+            named[f"{MODULES[module]}.{parameter}" if module in MODULES else PARAMETERS.get(name, name)] = tensor
     return named, layout
 
 
@@ -261,11 +261,11 @@ def _layer(name: str, block: re.Match[str], tensor: torch.Tensor) -> dict[str, t
         parts = zip("qkv", tensor.chunk(3), strict=True)
         return {f"{prefix}.self_attn.{letter}_proj.{parameter}": part.contiguous() for letter, part in parts}
     module, _, parameter = rest.rpartition(".")
-    return {f"{prefix}.{_LAYERS[module]}.{parameter}" if module in _LAYERS else name: tensor}
+    return {f"{prefix}.{LAYERS[module]}.{parameter}" if module in LAYERS else name: tensor}
 
 
 def _check(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], file: str, base: str, drop_unmatched: bool
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], source: str, base: str, drop_unmatched: bool
 ) -> list[str]:
     """Compare names and shapes with those of the model, and return the names that do not belong to it."""
     unmatched = sorted(set(state) - set(expected))
@@ -287,7 +287,7 @@ def _check(
     way_out = "To drop the unknown names, set `drop_unmatched=True`."
     if shapes or missing:
         way_out = "Set `base` to the CLIP model that the weights were trained from."
-    raise ValueError(f"`file={file}` does not fit `base={base}`. {' '.join(problems)} {way_out}")
+    raise ValueError(f"`source={source}` does not fit `base={base}`. {' '.join(problems)} {way_out}")
 
 
 def _first(items: list[str], limit: int = 20) -> str:

@@ -264,7 +264,7 @@ def test_unusable_tensors_are_named(clip, tiny_clip, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"logit_scale": torch.zeros(2)}, "`file=.*does not fit `base="),
+        ({"logit_scale": torch.zeros(2)}, "`source=.*does not fit `base="),
         ({"transformer.resblocks.0.attn.in_proj_weight": torch.tensor(1.0)}, "in_proj_weight.*query"),
         (
             {"positional_embedding": torch.tensor(1.0), "positional_embedding_res": torch.tensor(1.0)},

@@ -147,6 +147,7 @@ def run_node(folder, image, host, dtype, is_siglip):
 
 @needs_onnx
 @needs_node
+@pytest.mark.outsider
 @pytest.mark.slow
 def test_transformers_js_gives_our_numbers(exported, served, tmp_path):
     family, model, web, _ = exported
@@ -178,6 +179,7 @@ def test_transformers_js_gives_our_numbers(exported, served, tmp_path):
 
 @needs_onnx
 @needs_node
+@pytest.mark.outsider
 @pytest.mark.slow
 @pytest.mark.parametrize("exported", ["clip"], indirect=True)
 def test_transformers_js_resizes_nearly_as_we_do(exported, tmp_path):
