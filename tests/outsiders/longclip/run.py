@@ -3,10 +3,10 @@
 import sys
 
 source, weights, inputs, output = sys.argv[1:]
-sys.path.insert(0, source)
+sys.path.insert(0, f"{source}/model")  # its package imports pkg_resources, which setuptools no longer has
 
 import torch  # noqa: E402
-from model.model_longclip import build_model  # noqa: E402
+from model_longclip import build_model  # noqa: E402
 
 # As its `load` does, which also makes a transform of torchvision.
 model = build_model(torch.load(weights, map_location="cpu"), load_from_clip=False).float()
