@@ -23,7 +23,7 @@ from fastgoal.processing.checkpoints.devices import choose_dtype
 from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint, fingerprint
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
-from fastgoal.processing.data.boxes import BOX_FORMS, column_regions
+from fastgoal.processing.data.boxes import BOX_FORMATS, BOX_UNITS, column_regions
 from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import IMAGE_GROUP, MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
@@ -56,7 +56,8 @@ def build_pairs(
     min_score: float | None = None,
     min_area: float = MIN_AREA,
     max_area: float = MAX_AREA,
-    boxes: str = "pixels",
+    box_format: str | None = None,
+    box_units: str = "pixels",
     form: str | None = None,
     split: str | None = None,
     image_column: str | None = None,
@@ -95,7 +96,9 @@ def build_pairs(
         min_score: Lowest detection score; by default 0.25, and 0.1 for OWL, whose scores are low.
         min_area: Smallest region (of a SAM: smallest mask), as a fraction of the image.
         max_area: Largest region (of a SAM: largest mask), as a fraction of the image.
-        boxes: Unit of the boxes of `column:NAME`: `pixels`, or `normalized` for fractions of width and height.
+        box_format: Format of the boxes of `column:NAME`: `xyxy` for (x1, y1, x2, y2), `xywh` for (x1, y1, width,
+            height). Default: that of the form of the data, which is `xyxy` except for COCO.
+        box_units: Unit of these boxes: `pixels`, or `fractions` of width and height.
         form: As for `load_source`, like the next five arguments and `allow_outside_files`.
         limit: Use the first rows only.
         language: Language code of the captions.
@@ -176,7 +179,18 @@ def build_pairs(
             own.detector, own.language = loaded, language
             return matcher, own
 
-        settings = PairSettings(mark, spec, dtype, split, limit, shard_size, store_size, boxes, language)
+        settings = PairSettings(
+            mark,
+            spec,
+            dtype,
+            split,
+            limit,
+            shard_size,
+            store_size,
+            box_format or source.box_format,
+            box_units,
+            language,
+        )
         return write_pairs(source, output, settings, load_matcher, on_error, batch_size, num_workers, progress, engine)
 
 
@@ -197,12 +211,17 @@ class PairSettings:
     limit: int | None = None
     shard_size: int = 256
     store_size: int | None = None
-    boxes: str = "pixels"
+    box_format: str = "xyxy"
+    box_units: str = "pixels"
     language: str = "en"
 
     def __post_init__(self) -> None:
-        if self.boxes not in BOX_FORMS:
-            raise ValueError(f"`boxes` must be one of {', '.join(BOX_FORMS)}, got {self.boxes!r}.")
+        for name, value, choices in (
+            ("box_format", self.box_format, BOX_FORMATS),
+            ("box_units", self.box_units, BOX_UNITS),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be {' or '.join(choices)}, got {value!r}.")
         check_language(self.language)
         check_positive(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
@@ -350,7 +369,9 @@ class _PairMaker:
             image = self.open(stored["bytes"], name=row.name)
             stored, stored_size = _shrunk(stored, image, self.settings.store_size)
             if column is not None:
-                boxes = column_regions(row.columns, column, image.size, self.settings.boxes)
+                boxes = column_regions(
+                    row.columns, column, image.size, self.settings.box_format, self.settings.box_units
+                )
                 regions = candidate_regions(boxes, image.size, **self.settings.detector.box_limits)
             short = short_captions(row.columns, row.name)
         except (ValueError, OSError) as error:

@@ -59,6 +59,7 @@ class Source:
             must not be able to copy private files into pairs or captions.
         names_are_paths: Whether the names of the rows are paths of files in a folder; otherwise they can be any text,
             and several rows can share one.
+        box_format: Usual format of boxes in this form of data, `xyxy` or `xywh`; see `regions_from_boxes`.
 
     Raises:
         ValueError: A column does not exist.
@@ -67,6 +68,7 @@ class Source:
     base: Path | None = None
     allow_outside_files = False
     names_are_paths = True
+    box_format = "xyxy"
 
     def __init__(
         self,

@@ -117,7 +117,7 @@ TABLES: dict[str, tuple[Builder, str | None]] = {
 }
 BOXES: dict[str, tuple[Any, str | None]] = {
     "whole": ([[0, 0, 20, 20]], None),
-    "fractions": ([[0.1, 0.1, 0.5, 0.5]], "--boxes normalized"),
+    "fractions": ([[0.1, 0.1, 0.5, 0.5]], "--box-units fractions"),
     "no box": ([], None),
     "null": (None, None),
     "not a number": ([[float("nan"), 0, 5, 5]], "finite"),

@@ -24,7 +24,7 @@ class ChosenCaptions(Source):
         super().__init__(source.name, columns, source.image_column, source.caption_column)
         self.source, self.mode = source, captions
         self.base, self.allow_outside_files = source.base, source.allow_outside_files
-        self.names_are_paths = source.names_are_paths
+        self.names_are_paths, self.box_format = source.names_are_paths, source.box_format
         self._starts = array("q", [0])  # the first row of each row of the source
         for index in range(len(source)):
             self._starts.append(self._starts[-1] + (self._count(index) if captions == "each" else 1))

@@ -349,7 +349,7 @@ def test_boxes_of_a_column(tmp_path, load, extra, labels):
     ("extra", "message"),
     [
         ({}, "has no column 'boxes'.*file_name, caption"),
-        ({"boxes": {"bbox": []}}, "'boxes' must be a list of"),
+        ({"boxes": {"box": []}}, "'boxes' must be a list of"),
         ({"boxes": [{"box": [0, 0, 9, 9]}]}, "'boxes' .* box 0"),
         ({"boxes": [[0, 0, 20, 30]], "labels": []}, r"`labels` .* got 0 for 1"),
         ({"boxes": [[0, 0, 200, 30]]}, r"line 1 \(0.png\)"),

@@ -61,11 +61,46 @@ def test_each_box_has_one_label_and_score() -> None:
 
 def test_fractions_are_not_taken_for_pixels():
     fractions = [[0.0, 0.25, 0.5, 1.0], [0.1, 0.1, 0.2, 0.2]]
-    with pytest.raises(ValueError, match=r"row 7: the 2 boxes .*between 0 and 1.*`boxes=normalized`"):
+    with pytest.raises(ValueError, match=r"row 7: the 2 boxes .*between 0 and 1.*`box_units=fractions`"):
         regions_from_boxes(fractions, (200, 80), name="row 7")
-    boxes = [region.box for region in regions_from_boxes(fractions, (200, 80), form="normalized")]
+    boxes = [region.box for region in regions_from_boxes(fractions, (200, 80), box_units="fractions")]
     assert boxes == [(0.0, 20.0, 100.0, 80.0), (20.0, 8.0, 40.0, 16.0)]
     # One of a pixel beside others is a box, and so is the only pixel of an image.
     assert len(regions_from_boxes([[0, 0, 1, 1], [0, 0, 9, 9]], (200, 80))) == 2
     assert len(regions_from_boxes([[0, 0, 1, 1]], (1, 1))) == 1
-    assert column_regions({"boxes": fractions}, "boxes", (200, 80), "normalized")[0].box == boxes[0]
+    assert column_regions({"boxes": fractions}, "boxes", (200, 80), box_units="fractions")[0].box == boxes[0]
+
+
+@pytest.mark.parametrize("box_units", ["pixels", "fractions"])
+def test_a_corner_and_a_size(box_units):
+    boxes = [[10, 20, 30, 25], [0, 0, 100, 50]]
+    if box_units == "fractions":
+        boxes = [[x / 100, y / 50, width / 100, height / 50] for x, y, width, height in boxes]
+    regions = regions_from_boxes(boxes, SIZE, box_format="xywh", box_units=box_units)
+    assert [region.box for region in regions] == [pytest.approx((10, 20, 40, 45)), pytest.approx((0, 0, 100, 50))]
+
+
+@pytest.mark.parametrize(
+    ("box", "box_format", "words"),
+    [
+        ([40, 30, 20, 10], "xyxy", "has no area.*`box_format=xywh`"),
+        (
+            [60, 20, 90, 45],
+            "xywh",
+            r"extends beyond the image of 100 x 50 .*\(x, y, width, height\).*`box_format=xyxy`",
+        ),
+        ([60, 20, 0, 5], "xywh", "has no area.*`box_format=xyxy`"),
+    ],
+)
+def test_boxes_in_the_other_format_are_refused_with_a_hint(box, box_format, words):
+    with pytest.raises(ValueError, match=words):
+        regions_from_boxes([box], SIZE, box_format=box_format)
+
+
+def test_objects_of_datasets():
+    for objects in (
+        {"bbox": [[10, 20, 30, 25], [0, 0, 5, 5]], "category": [3, 1], "area": [750, 25]},
+        [{"bbox": [10, 20, 30, 25], "category": 3}, {"bbox": [0, 0, 5, 5], "category": 1}],
+    ):
+        regions = column_regions({"objects": objects}, "objects", SIZE, box_format="xywh")
+        assert [(region.box, region.label) for region in regions] == [((10, 20, 40, 45), "3"), ((0, 0, 5, 5), "1")]
