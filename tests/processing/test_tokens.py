@@ -1,5 +1,7 @@
 """Token ids and the spans of tokens, against the tokenizers themselves."""
 
+import string
+
 import pytest
 import torch
 from hypothesis import given
@@ -87,3 +89,24 @@ def test_other_slow_tokenizers_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="A Slow does not know the spans"):
         tokens_with_spans(Slow(vocab={"[UNK]": 0, "a": 1}), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "are_short", "padded"), [((3, 64), True, 64), ((3, 65), True, 256), ((3,), False, 256)]
+)
+@pytest.mark.parametrize("family", ["siglip", "siglip2"])
+def test_short_texts_of_siglip_are_padded_to_64_tokens(family, lengths, are_short, padded, tiny_bases):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bases[family], model_max_length=256)
+    ids = pad_ids(tokenizer, [[7] * length for length in lengths], are_short)["input_ids"]
+    assert ids.tolist() == [[7] * length + [tokenizer.pad_token_id] * (padded - length) for length in lengths]
+
+
+@pytest.mark.parametrize("mark", string.punctuation)
+def test_spans_of_siglip_skip_each_punctuation_mark(mark, siglip):
+    """The tokenizer removes it, so that the word is one text with the mark in its middle."""
+    text = f"red{mark} dog{mark}"
+    made = tokens_with_spans(siglip, [text])
+    assert made["input_ids"] == siglip(["red dog"])["input_ids"]
+    covered = [text[start:end] for start, end in made["offset_mapping"][0] if end > start]
+    assert "".join(covered) == "red dog"
+    assert siglip.canonicalize_text(text) == "red dog"

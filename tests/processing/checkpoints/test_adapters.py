@@ -252,7 +252,8 @@ def test_its_losses_are_those_of_the_merged_model(case, tiny_bases, tmp_path):
     base = tiny_bases[changes.pop("base", "clip")]
     trainer = trained(base, tmp_path / "lora", max_steps=1, lora_r=2, save_adapter_only=True, **changes)
     trainer.save_model()
-    expected = {**asdict(trainer.objective.weights), "contrastive": changes.get("contrastive")}
+    others = {"contrastive": changes.get("contrastive"), "matryoshka_dims": None}
+    expected = {**asdict(trainer.objective.weights), **others}
     assert json.loads((tmp_path / "lora" / BASE_FILE).read_text())["losses"] == expected
     merge(str(tmp_path / "lora"), tmp_path / "merged")
     merged = FastGoalModel.from_pretrained(tmp_path / "merged")
@@ -352,6 +353,20 @@ def test_damaged_ones_and_those_of_another_base_are_refused(adapter, spoil, word
     spoil(adapter)
     with pytest.raises(ValueError, match=words):
         load_model(str(adapter), "cpu")
+
+
+def test_a_base_that_differs_in_the_last_bit_is_refused(adapter, tiny_clip, tmp_path):
+    """Of a single weight, which half precision would round to the same value."""
+    base = shutil.copytree(tiny_clip, tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    weight = state["text_model.encoder.layers.0.mlp.fc1.weight"]
+    weight[7, 3] = torch.nextafter(weight[7, 3], torch.tensor(10.0))
+    save_file(state, base / "model.safetensors", metadata={"format": "pt"})
+    other_base(adapter, None, base=str(base))
+    with pytest.raises(ValueError, match="its weights differ"):
+        load_model(str(adapter), "cpu")
+    shutil.copy(tiny_clip / "model.safetensors", base)
+    load_model(str(adapter), "cpu")
 
 
 def test_a_base_that_moved_is_named_for_the_merge(adapter, tiny_clip, tmp_path):
