@@ -255,7 +255,7 @@ def is_adapter(name: str | os.PathLike[str]) -> bool:
 def base_fingerprint(model: nn.Module) -> str:
     """Return the `fingerprint` of a model's own weights, without the LoRA weights that peft may have added to it."""
     weights = {name.replace("base_layer.", ""): value for name, value in model.state_dict().items()}
-    return fingerprint({name: value.half() for name, value in weights.items() if "lora_" not in name})
+    return fingerprint({name: value for name, value in weights.items() if "lora_" not in name})
 
 
 def describe_base(model: Any, base: str | None = None) -> AdapterBase:
