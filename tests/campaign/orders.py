@@ -159,7 +159,7 @@ def trained(folder: Path, kit: Kit) -> list[str]:
     """The arguments of a training that has left a checkpoint."""
     from fastgoal.trainer.run import main
 
-    arguments = [*train_on(kit, kit.pairs)[1:], "--save_strategy", "steps", "--save_steps", "1"]
+    arguments = [*train_on(kit, kit.pairs)[1:], "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "2"]
     child = os.fork()
     if child == 0:
         os.chdir(folder)
@@ -169,7 +169,8 @@ def trained(folder: Path, kit: Kit) -> list[str]:
         os._exit(main(arguments))
     os.waitpid(child, 0)
     assert (folder / "trained/checkpoint-1").is_dir()
-    return ["train", *arguments, "--max_steps", "2", "--resume_from_checkpoint", "true"]
+    shutil.rmtree(folder / "trained/checkpoint-2")
+    return ["train", *arguments, "--resume_from_checkpoint", "true"]
 
 
 def going_on(spoil: Callable[[Path], Any], *more: str) -> Callable[[Path, Kit], list[str]]:

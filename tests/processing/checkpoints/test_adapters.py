@@ -94,6 +94,7 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     torch.testing.assert_close(logits(by_peft, processor), expected)
     ours, ours_processor = load_model(str(folder), "cpu")
     assert type(ours) is FastGoalCLIPModel
+    assert all(weight.requires_grad for weight in ours.parameters())  # a training may start from it
     torch.testing.assert_close(logits(ours, ours_processor), expected)
     assert (
         load_model(str(folder), "cpu", stretch=True, max_text_length=248)[0].config.text_config.max_position_embeddings
