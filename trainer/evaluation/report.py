@@ -10,7 +10,7 @@ from .measures.intervals import Difference, Interval
 from .measures.localization import Localization
 from .measures.retrieval import DIRECTIONS
 from .measures.robustness import Change
-from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALIZATION, PublishedRow
+from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALIZATION, TEST_LISTS, PublishedRow
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -164,6 +164,8 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
         )
     if report.checked:
         lines.append(("checked", "the metric retrieval_recall gives the same recalls and ranks"))
+    if report.protocol in TEST_LISTS:
+        lines.append(("published", TEST_LISTS[report.protocol]))
     if report.remark:
         lines.append(("note", report.remark))
     speed = report.images / report.seconds

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastgoal.processing.files import write_json, write_text
 from fastgoal.trainer.evaluation.measures.retrieval import DIRECTIONS
+from fastgoal.trainer.evaluation.protocols.published import TEST_LISTS
 
 from .plan import Plan
 from .requirements import Requirement
@@ -78,7 +79,7 @@ def to_markdown(plan: Plan, report: dict[str, Any], values: dict[str, Any], requ
     if values["not_comparable"]:
         lines += ["**Do not compare these numbers with the published ones:**", ""]
         lines += [*(f"- {reason}" for reason in values["not_comparable"]), ""]
-    lines += [f"- Published in: {row.paper}", f"- Test list: {row.test_list}"]
+    lines += [f"- Published in: {row.paper}", f"- Test list: {TEST_LISTS[row.protocol]}"]
     lines += [f"- Protocol: {report['protocol_title']} ({row.protocol}), {report['images']:,} images"]
     lines += [f"- {requirement.name}: {requirement.found}" for requirement in requirements]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

@@ -24,7 +24,6 @@ class ReproductionRow:
         title: Method, model, training set and test set in words.
         paper: Where the row was published.
         protocol: Name of the evaluation protocol.
-        test_list: Which test list the published number belongs to, or that the paper does not say.
         base: Hub id of the base model.
         commands: Commands in order; the last one is `fastgoal evaluate`. Words in braces are replaced, see `plan`.
         choices: What the paper does not print, and this project chose.
@@ -37,7 +36,6 @@ class ReproductionRow:
     title: str
     paper: str
     protocol: str
-    test_list: str
     base: str
     commands: list[str]
     choices: list[str]

@@ -6,18 +6,21 @@ from fastgoal.processing.data.sources import Source
 
 from . import urls
 from .form import Form, SourceOptions
+from .karpathy import TABLE
 from .metadata import METADATA_FILES
 from .tables import PATH_COLUMNS, TableSource, read_header
 
 SUFFIXES = (".csv", ".tsv")
+OTHERS = (*METADATA_FILES, TABLE)
+"""Tables of other forms."""
 
 
 def table_files(path: Path) -> list[Path]:
     """Return a CSV or TSV file, or those of a folder that name image files."""
     if path.is_dir():
         files = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
-        return [file for file in files if file.name not in METADATA_FILES and {*PATH_COLUMNS} & {*read_header(file)}]
-    return [path] if path.suffix in SUFFIXES else []
+        return [file for file in files if file.name not in OTHERS and {*PATH_COLUMNS} & {*read_header(file)}]
+    return [path] if path.suffix in SUFFIXES and path.name != TABLE else []
 
 
 def fits(path: Path) -> bool:

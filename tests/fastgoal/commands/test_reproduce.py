@@ -11,6 +11,7 @@ import pytest
 
 from fastgoal.cli import build_parser, main
 from fastgoal.commands import reproduce
+from fastgoal.trainer.evaluation.protocols.published import TEST_LISTS
 from fastgoal.trainer.reproduce.rows import read_rows
 from fastgoal.trainer.run import parse
 from tests.trainer.reproduce.fabricated import make_models, make_root, write_long_clip
@@ -93,6 +94,8 @@ def test_published_weights_are_converted_and_measured(place, tmp_path, row, caps
     assert page in capsys.readouterr().out
     assert f"{ROWS[row].published[0]:.2f} | - | - |" in page
     assert "Do not compare" in page
+    for text in (page, (tmp_path / "out" / row / "report.md").read_text()):
+        assert TEST_LISTS[ROWS[row].protocol] in text
     # The printed commands are those that ran.
     assert main([*words, "--dry-run"]) == 0
     assert all(line in page for line in capsys.readouterr().out.splitlines() if line.startswith("fastgoal "))

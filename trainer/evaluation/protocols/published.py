@@ -25,6 +25,19 @@ _TABLE = {
     "FAST-GOAL ViT-L/14 (GLIT100k)": ((78.55, 78.61), (59.73, 60.76), (48.53, 66.58), (76.72, 92.50)),
 }
 
+TEST_LISTS = {
+    "docci": "The paper names DOCCI's test set with 5,000 images, which is DOCCI's own test split.",
+    "docci-5100": "GOAL's paper does not say which list its numbers on DOCCI belong to. GOAL's public list has 5,100 "
+    "images: DOCCI's 5,000 test images and 100 of qual_test.",
+    "dci-7602": "The paper leaves out the 203 of DCI's 7,805 images that have no long caption.",
+    "dci-2k": "GOAL's own test list of DCI, 1,999 images in its public repository.",
+    "coco-5k": "The paper names 5,000 images of COCO 2014 val with five captions each. That these are Karpathy's test "
+    "split is our reading.",
+    "flickr30k-1k": "The paper names 1,000 test images of Flickr30k with five captions each. That these are Karpathy's "
+    "test split is our reading.",
+}
+"""Which test list published numbers belong to, by protocol."""
+
 # Mean drop of R@1, in points, with one false sentence in each caption. The paper does not say how it is inserted.
 PUBLISHED_FALSE_SENTENCE = {"CLIP": 8.62, "Long-CLIP": 3.91, "FAST-GOAL": 2.89}
 # Share of sentences, in percent, with a right patch among their 5, 10 and 15 most similar ones.

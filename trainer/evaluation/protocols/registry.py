@@ -89,7 +89,7 @@ def open_protocol(
     if name not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {name!r}.")
     protocol = PROTOCOLS[name]
-    options = {
+    options: dict[str, Any] = {
         "form": form,
         "split": split,
         "image_column": image_column,

@@ -30,3 +30,13 @@ def test_a_missing_key_names_the_entry(tmp_path):
     write(tmp_path / "dataset_coco.json", {"pictures": []})
     with pytest.raises(ValueError, match=r"dataset_coco\.json 'images' must be a JSON list, got a NoneType"):
         load_source(tmp_path)
+
+
+def test_the_table_of_flickr30k_on_the_hub(tmp_path):
+    table = 'raw,sentids,split,filename,img_id\n"[""A boat."", ""A ship.""]","[0, 1]",train,1007.jpg,0\n'
+    write(tmp_path / "flickr_annotations_30k.csv", table)
+    write(tmp_path / "flickr30k-images" / "1007.jpg", "")
+    for path in (tmp_path, tmp_path / "flickr_annotations_30k.csv"):
+        row = load_source(path, split="train")[0]
+        assert row.captions == ["A boat.", "A ship."]
+        assert row.image == str(tmp_path / "flickr30k-images" / "1007.jpg")
