@@ -1,13 +1,14 @@
 """What a row needs: the base, the detector and the data, where each comes from, and whether it is all there."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from fastgoal.processing.data.forms.registry import load_source
-from fastgoal.processing.data.sources import DatasetSource, Source
+from fastgoal.processing.data.sources import Source
 from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS, open_protocol
 
 from .plan import WEIGHTS, Plan, local_folder
@@ -106,46 +107,42 @@ def _check_model(parameter: str, name: str, published: str) -> Requirement:
 
 
 def _check_data(plan: Plan) -> Iterator[Requirement]:
-    for words in plan.commands:
-        given = dict(pairwise(words[2:]))
-        folder = None
+    for command, words in zip(plan.row.commands, plan.commands, strict=True):
+        options = dict(pairwise(words[2:]))
+        option = {"train": "--train_data", "evaluate": "--data"}.get(words[1])
+        position = words.index(option) + 1 if option else 2
+        root, *folders = shlex.split(command)[position].split("/")
+        if root not in ("{data}", "{train_data}"):
+            continue  # what an earlier command makes, or the base
+        name, path = folders[0] if folders else "", words[position]
+        label = f"data {name}" if name else "train_data"
         try:
-            if words[1] == "convert":
-                file = Path(words[2])
-                if file.is_relative_to(plan.data):
-                    folder = file.parent
-                    if not file.is_file():
-                        raise ValueError(f"{file} does not exist.")
-                    yield Requirement(f"data {folder.name}", file.name)
-            elif words[1] == "evaluate":
-                folder = Path(given["--data"])
-                protocol = PROTOCOLS[given["--protocol"]]
-                rows = open_protocol(protocol.name, folder)
-                found = _count_images(rows)
-                yield Requirement(f"data {folder.name}, {protocol.title}", found, remark=protocol.remark(len(rows)))
-            elif given.get("--train_data", "").startswith(str(plan.output)):
-                continue
+            if words[1] == "evaluate":
+                protocol = PROTOCOLS[options["--protocol"]]
+                rows = open_protocol(protocol.name, path)
+                remark = protocol.remark(len(rows))
+                yield Requirement(f"{label}, {protocol.title}", _count_images(rows), remark=remark)
+            elif words[1] == "convert":
+                if not Path(path).is_file():
+                    raise ValueError(f"{path} does not exist.")
+                yield Requirement(label, Path(path).name)
             else:
-                name = words[2] if words[1] == "pairs" else given["--train_data"]
-                folder = Path(name) if Path(name).is_relative_to(plan.data) else None
-                form, split = given.get("--form"), given.get("--split")
-                source = load_source(name, form=form, split=split)
-                expected = TRAIN_IMAGES.get((str(form), str(split)))
-                remark = ""
-                if expected not in (None, len(source)):
+                form, split = options.get("--form"), options.get("--split")
+                source, remark = load_source(path, form=form, split=split), ""
+                expected = TRAIN_IMAGES.get((str(form), str(split)), len(source))
+                if expected != len(source):
                     remark = f"The split {split} of {form} has {expected:,} images, but the data have {len(source):,}."
-                label = f"data {folder.name}" if folder else "train_data"
-                yield Requirement(f"{label}, to train on", _count_images(source), remark=remark)
+                # The images of other data may be inside large files.
+                found = _count_images(source) if name else f"{path}, {len(source):,} images"
+                yield Requirement(f"{label}, to train on", found, remark=remark)
         except (ValueError, OSError) as error:
-            home = HOMES.get(folder.name) if folder else None
+            home = HOMES.get(name)
             where = f" Expected: {home.contents}. Home: {home.address} ({home.license}; {home.size})." if home else ""
-            yield Requirement(f"data {folder.name if folder else ''}".rstrip(), f"{error}{where}", is_missing=True)
+            yield Requirement(label, f"{error}{where}", is_missing=True)
 
 
 def _count_images(source: Source) -> str:
     """Return the number of rows in words. Raise `ValueError` if image files that they name do not exist."""
-    if isinstance(getattr(source, "source", source), DatasetSource) and source.base is not None:
-        return f"{len(source):,} images"  # most have the images inside
     missing = [row.image for row in source if isinstance(row.image, str) and not os.path.isfile(row.image)]
     if missing:
         raise ValueError(f"{len(missing):,} of {len(source):,} images do not exist. The first is {missing[0]}.")
