@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
+from tests.processing.data.forms.published_forms import PUBLISHED_WRITERS
+
 Row = tuple[str, Image.Image, str]
 """The file name of an image, the image and its caption."""
 
@@ -137,5 +139,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[Row]], Path]] = {
     "sharegpt4v": write_sharegpt4v,
     "sidecar": write_sidecar,
     "webdataset": write_tar,
+    **PUBLISHED_WRITERS,
 }
 """By form: writes rows into a new folder, and returns the path for `load_source`."""
