@@ -43,14 +43,16 @@ def load(path: Path, options: SourceOptions) -> Source:
     base = image_base(path, options)
     if options.image_folder is None and file.parent.name == "annotations":
         base = file.parent.parent
-    return RowsSource(path, read(file, base), base, options)
+    source = RowsSource(path, read(file, base), base, options)
+    source.box_format = "xywh"
+    return source
 
 
 def read(file: Path, base: Path) -> Rows:
     """Yield one row per image with captions, in the order of `images`.
 
-    Boxes of the file itself, or of the instances file next to it, are in the column `boxes` as (x1, y1, x2, y2), and
-    their categories in `labels`. In the files they are (x, y, width, height).
+    Boxes of the file itself, or of the instances file next to it, are in the column `boxes` as (x, y, width, height),
+    and their categories in `labels`.
     """
     content = as_object(read_json(file), str(file))
     captions: dict[Any, list[str]] = defaultdict(list)
@@ -97,7 +99,7 @@ def _read_boxes(content: Any, file: Path, boxes: dict[Any, list[list[float]]], l
             x, y, width, height = map(float, row["bbox"])
         except (TypeError, ValueError):
             raise ValueError(f"{label}: 'bbox' must be [x, y, width, height], got {row['bbox']!r}.") from None
-        boxes[row.get("image_id")].append([x, y, x + width, y + height])
+        boxes[row.get("image_id")].append([x, y, width, height])
         labels[row.get("image_id")].append(categories.get(row.get("category_id"), ""))
 
 

@@ -38,7 +38,7 @@ def test_pycocotools_reads_the_same_captions_and_boxes(tmp_path):
             (
                 captions.loadImgs([number])[0]["file_name"],
                 [each["caption"] for each in captions.loadAnns(captions.getAnnIds(imgIds=[number]))],
-                [[x, y, x + width, y + height] for x, y, width, height in boxes],
+                boxes,
                 instances.loadCats([instances.loadAnns(instances.getAnnIds(imgIds=[number]))[0]["category_id"]])[0][
                     "name"
                 ],

@@ -95,48 +95,12 @@ def write_img2dataset(folder: Path, rows: Sequence[Row]) -> Path:
     return folder
 
 
-def write_docci(folder: Path, rows: Sequence[Row]) -> Path:
-    write_images(folder / "images", rows)
-    lines = [
-        {"example_id": name, "split": "test", "image_file": name, "description": caption} for name, _, caption in rows
-    ]
-    (folder / "docci_descriptions.jsonlines").write_text("\n".join(map(json.dumps, lines)))
-    return folder
-
-
-def write_coco(folder: Path, rows: Sequence[Row]) -> Path:
-    write_images(folder / "val2017", rows)
-    images = [{"id": number, "file_name": name, "width": 64, "height": 32} for number, (name, *_) in enumerate(rows)]
-    texts = [{"id": number, "image_id": number, "caption": caption} for number, (*_, caption) in enumerate(rows)]
-    (folder / "annotations").mkdir()
-    text = json.dumps({"images": images, "annotations": texts})
-    (folder / "annotations/captions_val2017.json").write_text(text)
-    return folder
-
-
-def write_sharegpt4v(folder: Path, rows: Sequence[Row]) -> Path:
-    write_images(folder / "sam/images", rows)
-    entries = [
-        {
-            "id": name,
-            "image": f"sam/images/{name}",
-            "conversations": [{"from": "human", "value": "Describe it.\n<image>"}, {"from": "gpt", "value": caption}],
-        }
-        for name, _, caption in rows
-    ]
-    (folder / "share-captioner_coco_lcs_sam_1246k_1107.json").write_text(json.dumps(entries))
-    return folder
-
-
 WRITERS: dict[str, Callable[[Path, Sequence[Row]], Path]] = {
-    "coco": write_coco,
     "csv": write_csv,
-    "docci": write_docci,
     "img2dataset": write_img2dataset,
     "metadata": write_metadata,
     "parquet": write_parquet,
     "saved": write_saved,
-    "sharegpt4v": write_sharegpt4v,
     "sidecar": write_sidecar,
     "webdataset": write_tar,
     **PUBLISHED_WRITERS,
