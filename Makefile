@@ -55,16 +55,17 @@ campaign: $(INSTALLED_DEV)
 campaign-kills: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign.kills
 
-# Each folder with a requirements.txt gets an environment that sees the packages of $(VENV). Long-CLIP is not a package.
+# Each folder with a requirements.txt gets an environment in .outsiders/ that sees the packages of $(VENV). Long-CLIP is not a package.
 outsiders: $(INSTALLED_DEV)
-	@for folder in $(patsubst %/requirements.txt,%,$(wildcard tests/outsiders/*/requirements.txt)); do \
-		$(BIN)/python -m venv $$folder/venv && site=$$(echo $$folder/venv/lib/python*/site-packages) && \
-		$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' > $$site/fastgoal.pth && \
-		$$folder/venv/bin/python -m pip install --quiet --requirement $$folder/requirements.txt \
-			|| { rm -rf $$folder/venv; echo "$$folder could not be installed; its tests are skipped." >&2; }; \
+	@for name in $(patsubst tests/outsiders/%/requirements.txt,%,$(wildcard tests/outsiders/*/requirements.txt)); do \
+		venv=.outsiders/$$name && $(BIN)/python -m venv $$venv && \
+		$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+			> $$(echo $$venv/lib/python*/site-packages)/fastgoal.pth && \
+		$$venv/bin/python -m pip install --quiet --requirement tests/outsiders/$$name/requirements.txt \
+			|| { rm -rf $$venv; echo "$$name could not be installed; its tests are skipped." >&2; }; \
 	done
-	@test -d tests/outsiders/longclip/source || git clone --quiet --depth 1 https://github.com/beichenzbc/Long-CLIP \
-		tests/outsiders/longclip/source || echo "Long-CLIP could not be cloned; its test is skipped." >&2
+	@test -d .outsiders/longclip || git clone --quiet --depth 1 https://github.com/beichenzbc/Long-CLIP .outsiders/longclip \
+		|| echo "Long-CLIP could not be cloned; its test is skipped." >&2
 	@npm install --silent --ignore-scripts --no-audit --no-fund --prefix tests/outsiders/transformers_js \
 		|| echo "transformers.js could not be installed; its tests are skipped." >&2
 	$(BIN)/pytest -m outsider

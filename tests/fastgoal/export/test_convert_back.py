@@ -16,12 +16,13 @@ from fastgoal.export.convert import convert
 from fastgoal.export.convert_back import convert_back
 from tests.fastgoal.export.test_convert import openai_layout
 
-OUTSIDERS = Path(__file__).parents[2] / "outsiders"
+ROOT = Path(__file__).parents[3]
+OUTSIDERS = ROOT / "tests" / "outsiders"
 needs_open_clip = pytest.mark.skipif(
-    not (OUTSIDERS / "open_clip" / "venv").is_dir(), reason="open_clip is missing: make outsiders"
+    not (ROOT / ".outsiders" / "open_clip").is_dir(), reason="open_clip is missing: make outsiders"
 )
 needs_long_clip = pytest.mark.skipif(
-    not (OUTSIDERS / "longclip" / "source").is_dir(), reason="Long-CLIP is missing: make outsiders"
+    not (ROOT / ".outsiders" / "longclip").is_dir(), reason="Long-CLIP is missing: make outsiders"
 )
 
 
@@ -104,7 +105,7 @@ def test_open_clip_gives_our_embeddings(tiny_clip, changes, tmp_path):
     model = save(tmp_path / "model", tiny_clip, 248, **changes)
     convert_back(str(model), tmp_path / "new", "open_clip")
     expected = inputs_and_embeds(model, tmp_path)
-    python = OUTSIDERS / "open_clip" / "venv" / "bin" / "python"
+    python = ROOT / ".outsiders" / "open_clip" / "bin" / "python"
     script = OUTSIDERS / "open_clip" / "run.py"
     subprocess.run(
         [python, script, tmp_path / "new", tmp_path / "inputs.pt", tmp_path / "out.pt"], check=True, timeout=300
@@ -122,7 +123,7 @@ def test_long_clip_gives_our_embeddings(tiny_clip, tmp_path):
     model = save(tmp_path / "model", tiny_clip, 248)
     convert_back(str(model), tmp_path / "new", "original")
     expected = inputs_and_embeds(model, tmp_path)
-    script, source = OUTSIDERS / "longclip" / "run.py", OUTSIDERS / "longclip" / "source"
+    script, source = OUTSIDERS / "longclip" / "run.py", ROOT / ".outsiders" / "longclip"
     files = [tmp_path / "new" / "longclip.pt", tmp_path / "inputs.pt", tmp_path / "out.pt"]
     subprocess.run([sys.executable, script, source, *files], check=True, timeout=300)
     got = torch.load(tmp_path / "out.pt")
