@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
 from fastgoal.processing.checkpoints.adapters import TARGETS, TOWERS
@@ -90,6 +92,27 @@ def _refuse_numbers(args: Any) -> None:
         if value < lowest or (is_open and value == lowest):
             words = "must be above" if is_open else "must not be negative" if lowest == 0 else "must be at least"
             raise ValueError(f"`{name}` {words}{'' if lowest == 0 and not is_open else f' {lowest}'}, got {value}.")
+
+
+def _check_schedule(args: Any) -> None:
+    """Raise `ValueError` if `lr_scheduler_kwargs` does not fit `lr_scheduler_type`, which would fail after loading."""
+    given = dict(args.lr_scheduler_kwargs or {})
+    parameters = signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
+    names = [name for name in parameters if name not in ("optimizer", "num_warmup_steps", "num_training_steps")]
+    allowed = "any keyword of that schedule" if "kwargs" in names else ", ".join(names) or "none"
+    unknown = [] if "kwargs" in names else [name for name in given if name not in names]
+    reason = f"it has no {', '.join(unknown)}" if unknown else ""
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+        if not unknown:
+            get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, given)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error)
+    if reason:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` must fit `lr_scheduler_type={args.lr_scheduler_type.value}`, got {given}: {reason}."
+            f" Keys: {allowed}."
+        )
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -332,6 +355,7 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+        _check_schedule(self)
         available = get_available_reporting_integrations()
         for logger in self.report_to or ():
             if logger in INTEGRATION_TO_CALLBACK and logger not in available:

@@ -329,6 +329,57 @@ def test_a_region_without_patches_is_neither_asked_for_nor_in_the_way():
     assert fast_goal_loss(rows, SCALE, weights)["loss_token_image"].item() == 0
 
 
+def _slow_contrast(queries, targets, scale, bias=None):
+    """Compute a contrastive loss of two lists of vectors with loops over floats."""
+
+    def cosine(one, other):
+        norms = math.sqrt(sum(x * x for x in one)) * math.sqrt(sum(x * x for x in other))
+        return sum(x * y for x, y in zip(one, other, strict=True)) / norms
+
+    count = len(queries)
+    logits = [[scale * cosine(query, target) + (bias or 0.0) for target in targets] for query in queries]
+    if bias is not None:
+        signs = [[1 if i == j else -1 for j in range(count)] for i in range(count)]
+        return (
+            sum(math.log1p(math.exp(-signs[i][j] * logits[i][j])) for i in range(count) for j in range(count)) / count
+        )
+    forward = sum(math.log(sum(map(math.exp, logits[i]))) - logits[i][i] for i in range(count))
+    backward = sum(math.log(sum(math.exp(row[i]) for row in logits)) - logits[i][i] for i in range(count))
+    return (forward + backward) / (2 * count)
+
+
+@pytest.mark.parametrize("bias", [None, -3.0])
+def test_the_token_term_is_a_slow_loop_without_rows_of_empty_masks(bias):
+    """Patches with crops, tokens with sentences; a row with an empty mask is no negative of the others either."""
+    rows = _embeds()
+    rows["region_valid"] = torch.tensor([True, True, False, True])
+    rows["sentence_valid"] = torch.tensor([False, True, True, True])
+    weights = LossWeights(0.0, 0.0, 0.0, token_weight=1.0)
+    parts = fast_goal_loss(rows, SCALE, weights, logit_bias=None if bias is None else torch.tensor(bias))
+    halves = {
+        "loss_token_image": ("region_embeds", "local_image_embeds", [0, 1, 3]),
+        "loss_token_text": ("sentence_embeds", "local_text_embeds", [1, 2, 3]),
+    }
+    expected = {
+        name: _slow_contrast(*([rows[side][row].tolist() for row in kept] for side in (one, other)), 10.0, bias)
+        for name, (one, other, kept) in halves.items()
+    }
+    for name, value in expected.items():
+        assert parts[name].item() == pytest.approx(value, rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert abs(expected["loss_token_image"] - expected["loss_token_text"]) > 0.1
+
+
+def test_the_token_term_uses_and_trains_the_models_logit_scale():
+    """The same scale as the global and the local loss."""
+    rows, scale = _embeds(), torch.tensor(10.0, requires_grad=True)
+    weights = LossWeights(0.0, 0.0, 0.0, token_weight=1.0)
+    fast_goal_loss(rows, scale, weights)["loss"].backward()
+    low, high = (fast_goal_loss(rows, torch.tensor(10.0 + step), weights)["loss"] for step in (-0.1, 0.1))
+    assert scale.grad.item() == pytest.approx((high - low).item() / 0.2, rel=1e-2)
+    assert abs(scale.grad.item()) > 1e-3
+
+
 def test_global_alone_needs_no_pairs():
     embeds = _embeds()
     parts = fast_goal_loss({"image_embeds": embeds["image_embeds"], "text_embeds": embeds["text_embeds"]}, SCALE)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from transformers.trainer_utils import SchedulerType
 
 from fastgoal import FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import LossWeights
@@ -193,3 +194,31 @@ def test_a_given_checkpoint_policy_wins(tmp_path, given, strategy, steps):
 def test_checkpoints_of_timers_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`enable_jit_checkpoint`.* timer.*optimizer's step"):
         FastGoalTrainingArguments(str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "words"),
+    [
+        ("cosine", {"a": 1}, r"cosine.*'a': 1.*num_cycles"),
+        ("cosine", {"num_cycles": "x"}, r"cosine.*'num_cycles': 'x'.*num_cycles"),
+        ("constant", {"num_cycles": 1}, r"constant.*num_cycles"),
+        ("cosine_with_min_lr", {}, r"cosine_with_min_lr.*min_lr"),
+        ("warmup_stable_decay", {}, r"warmup_stable_decay.*num_decay_steps"),
+        ("reduce_lr_on_plateau", {"a": 1}, r"reduce_lr_on_plateau.*'a'"),
+        ("polynomial", {"lr_end": 1.0}, r"polynomial.*lr_end.*power"),
+    ],
+)
+def test_arguments_of_the_schedule_are_checked(schedule, given, words):
+    with pytest.raises(ValueError, match=rf"`lr_scheduler_kwargs`.*`lr_scheduler_type={words}"):
+        FastGoalTrainingArguments(lr_scheduler_type=schedule, lr_scheduler_kwargs=given, use_cpu=True)
+
+
+@pytest.mark.parametrize("schedule", [schedule.value for schedule in SchedulerType])
+def test_every_schedule_is_possible(schedule):
+    more = {"cosine_with_min_lr": {"min_lr": 1e-7}, "cosine_warmup_with_min_lr": {"min_lr": 1e-7}}
+    more["warmup_stable_decay"] = {"num_decay_steps": 2}
+    evaluated = {"eval_strategy": "epoch"} if schedule == "reduce_lr_on_plateau" else {}
+    args = FastGoalTrainingArguments(
+        lr_scheduler_type=schedule, lr_scheduler_kwargs=more.get(schedule), use_cpu=True, **evaluated
+    )
+    assert args.lr_scheduler_type == schedule

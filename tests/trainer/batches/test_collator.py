@@ -1,6 +1,7 @@
 """The batch of the collator, tensor by tensor."""
 
 import copy
+import hashlib
 
 import pytest
 import torch
@@ -124,6 +125,29 @@ def test_short_captions(processor, row):
     with pytest.raises(ValueError, match=r"red-green.png: `short_captions`.*3"):
         read({**row, "short_captions": [3]})
     assert "short_input_ids" not in FastGoalCollator(processor)([several])
+
+
+def test_draws_of_pairs_and_short_captions_are_independent(processor, row):
+    """Known draws: a hash of seed, epoch, name and caption, and for short captions of the word "short"."""
+    texts = ["one", "two"]
+    collator = FastGoalCollator(processor, pair_sampling="any", seed=5, short_captions=True)
+    many = {**row, "short_captions": texts, "pairs": [{**row["pairs"][0], "score": 0.9}, row["pairs"][1]]}
+    boxes = [many["regions"][pair["region"]]["box"] for pair in many["pairs"]]
+    masks = [processor.region_mask(box, (many["width"], many["height"])).tolist() for box in boxes]
+    assert masks[0] != masks[1]
+    same = 0
+    for epoch in range(60):
+        batch = collator([TrainingRow.of(many, epoch=epoch)])
+        text = processor.tokenizer.decode(batch["short_input_ids"][0], skip_special_tokens=True)
+        key = (5, epoch, many["file_name"], many["caption"])
+        pair, short = (
+            int.from_bytes(hashlib.blake2b(repr(part).encode(), digest_size=8).digest(), "little") % 2
+            for part in (key, (*key, "short"))
+        )
+        assert text == texts[short]
+        assert batch["region_mask"][0].tolist() == masks[pair]
+        same += pair == short
+    assert 20 <= same <= 40  # the same key would draw the same number 60 times
 
 
 def test_a_batch_of_typed_rows_is_completed_on_the_device(processor, row):

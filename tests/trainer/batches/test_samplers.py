@@ -128,6 +128,31 @@ def test_twins_share_a_batch_and_every_row_comes_once(twins):
     assert together >= 0.6 * 5 * 20
 
 
+def test_a_neighbor_is_skipped_three_times_in_ten(twins):
+    """With one neighbor each and batches of two, 70 % of the twins are a batch, and few of the others by chance."""
+    sampler = HardNegativeSampler(nearest_rows(twins, 1), 2, seed=3)
+    met = 0
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        met += sum({2 * k, 2 * k + 1} == {*batch.tolist()} for batch in batches_of(sampler, 2) for k in range(20))
+    assert 0.68 <= met / (200 * 20) <= 0.76
+
+
+def test_the_nearest_free_neighbor_is_taken():
+    """Three rows, and one without neighbors. A row takes its first neighbor with 0.7, its second with 0.21."""
+    sampler, epochs = HardNegativeSampler(torch.tensor([[1, 2], [0, 2], [1, 0], [-1, -1]]), 2, seed=3), 1000
+    met = {(0, 1): 0, (1, 2): 0, (0, 2): 0}
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        batches = [{*batch.tolist()} for batch in batches_of(sampler, 2)]
+        for pair in met:
+            met[pair] += {*pair} in batches
+    # If the row that is visited first skips both, the other two pair up with 0.7.
+    expected = {(0, 1): (0.7 + 0.7 + 0.063) / 3, (1, 2): (0.7 + 0.21 + 0.063) / 3, (0, 2): (0.21 + 0.21 + 0.063) / 3}
+    for pair, share in expected.items():
+        assert met[pair] / epochs == pytest.approx(share, abs=0.05)
+
+
 def test_epochs_of_twins_differ_and_are_reproducible(twins):
     near = nearest_rows(twins)
     sampler = HardNegativeSampler(near, 8, seed=1)
