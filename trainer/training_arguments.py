@@ -105,7 +105,7 @@ def _check_schedule(args: Any) -> None:
     try:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
         if not unknown:
-            get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, given)
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, given)
     except (TypeError, ValueError, ArithmeticError) as error:
         reason = str(error)
     if reason:

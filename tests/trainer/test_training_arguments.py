@@ -210,7 +210,9 @@ def test_checkpoints_of_timers_are_refused(tmp_path):
 )
 def test_arguments_of_the_schedule_are_checked(schedule, given, words):
     with pytest.raises(ValueError, match=rf"`lr_scheduler_kwargs`.*`lr_scheduler_type={words}"):
-        FastGoalTrainingArguments(lr_scheduler_type=schedule, lr_scheduler_kwargs=given, use_cpu=True)
+        FastGoalTrainingArguments(
+            lr_scheduler_type=schedule, lr_scheduler_kwargs=given, eval_strategy="epoch", use_cpu=True
+        )
 
 
 @pytest.mark.parametrize("schedule", [schedule.value for schedule in SchedulerType])
