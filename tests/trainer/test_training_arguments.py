@@ -219,8 +219,7 @@ def test_arguments_of_the_schedule_are_checked(schedule, given, words):
 def test_every_schedule_is_possible(schedule):
     more = {"cosine_with_min_lr": {"min_lr": 1e-7}, "cosine_warmup_with_min_lr": {"min_lr": 1e-7}}
     more["warmup_stable_decay"] = {"num_decay_steps": 2}
-    evaluated = {"eval_strategy": "epoch"} if schedule == "reduce_lr_on_plateau" else {}
     args = FastGoalTrainingArguments(
-        lr_scheduler_type=schedule, lr_scheduler_kwargs=more.get(schedule), use_cpu=True, **evaluated
+        lr_scheduler_type=schedule, lr_scheduler_kwargs=more.get(schedule), eval_strategy="epoch", use_cpu=True
     )
     assert args.lr_scheduler_type == schedule
