@@ -8,8 +8,6 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
 from .locations import METADATA, missing_shards, open_parquet, parquet_files, refuse_two_runs, unreadable_parquet
 
 MANIFEST = "fastgoal_pairs.json"
@@ -130,9 +128,11 @@ class PairsFolder:
     def _batches(
         self, number: int, columns: Sequence[str], size: int, groups: Sequence[int] | None = None
     ) -> Iterator[Any]:
+        from pyarrow import ArrowException
+
         try:
             yield from self._opened[number].iter_batches(size, row_groups=groups, columns=list(columns))
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ArrowException) as error:
             raise unreadable_parquet(self.files[number], error) from None
 
 
@@ -159,6 +159,8 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _check_columns(schema: Any, path: Path) -> None:
+    import pyarrow
+
     missing = []
     for column, fields in COLUMNS.items():
         if column not in schema.names:

@@ -5,12 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from fastgoal.processing.data.locations import SUFFIXES
 from fastgoal.processing.files import parse_json
-
-logger = logging.get_logger(__name__)
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 TEXTS = ("txt", "caption", "text")
@@ -29,7 +25,11 @@ def warn_of_failures(folder: Path) -> None:
             stats = parse_json(path.read_bytes(), str(path))
             count, failures = count + stats["count"], failures + stats["count"] - stats["successes"]
     if failures:
-        logger.warning(f"{folder}: {failures:,} of {count:,} images were not downloaded, and are left out.")
+        from transformers.utils import logging  # takes long to import, and the help of the commands lists the forms
+
+        logging.get_logger(__name__).warning(
+            f"{folder}: {failures:,} of {count:,} images were not downloaded, and are left out."
+        )
 
 
 def split_name(name: str) -> tuple[str, str]:

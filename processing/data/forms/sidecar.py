@@ -14,7 +14,6 @@ from typing import Any
 
 from fastgoal.processing.data.locations import SUFFIXES
 from fastgoal.processing.data.sources import CAPTION_COLUMNS, Source
-from fastgoal.processing.images import read_regular
 from fastgoal.processing.texts import is_unicode
 
 from .form import Form, SourceOptions
@@ -76,7 +75,7 @@ class SidecarSource(Source):
         for suffix in suffixes:
             path = self._image_path(os.path.splitext(name)[0] + f".{suffix}", label)  # not outside the folder either
             try:
-                files[suffix.lower()] = read_regular(path)
+                files[suffix.lower()] = _read(path)
             except OSError as error:
                 raise ValueError(f"{label}: {path} cannot be read: {error}.") from None
         return text_columns(files, label)
@@ -121,9 +120,15 @@ def fits(path: Path) -> bool:
     return False
 
 
+def _read(path: str | Path) -> bytes:
+    from fastgoal.processing.images import read_regular  # imports PIL, and the help of the commands lists the forms
+
+    return read_regular(path)
+
+
 def _has_caption(path: Path) -> bool:
     try:
-        table = json.loads(read_regular(path))
+        table = json.loads(_read(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(table, dict) and any(column in table for column in CAPTION_COLUMNS)
