@@ -20,6 +20,7 @@ from PIL import Image
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, build_embeddings
 from fastgoal.cli import COMMANDS, build_parser
+from fastgoal.search.search import search_images
 from fastgoal.trainer import training_arguments
 from fastgoal.trainer.run import parse
 from tests.squares import COLORS, image_of
@@ -135,6 +136,13 @@ def test_python_blocks_run(page, place, monkeypatch, capsys):
     printed = capsys.readouterr().out
     if page == "README.md":
         assert "<- used in training" in printed
+    if "app" in names:  # the service finds what `fastgoal search` finds
+        from fastapi.testclient import TestClient
+
+        answer = TestClient(names["app"]).get("/search", params={"text": "On the left it is red.", "limit": 3}).json()
+        hits = search_images("vectors", "my-model", "On the left it is red.", top_k=3).hits
+        assert [hit["file_name"] for hit in answer] == [hit.path.name for hit in hits]
+        assert [hit["score"] for hit in answer] == pytest.approx([hit.score for hit in hits], abs=1e-3)
     if "recall" in names:  # what mteb found is what `fastgoal evaluate` finds
         from fastgoal import evaluate
 
