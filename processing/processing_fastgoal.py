@@ -78,14 +78,14 @@ class FastGoalProcessor(CLIPProcessor, Flism):
                 tokenizer.padding_side = "right"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Load a processor as transformers does, without the `max_length` and `padding` of calls before it was saved.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder.
-            **kwargs: As for `ProcessorMixin.from_pretrained`; options for the tokenizer are kept.
+            *args, **kwargs: As for `ProcessorMixin.from_pretrained`; options for the tokenizer are kept.
         """
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         loaded = processor[0] if isinstance(processor, tuple) else processor  # with `return_unused_kwargs`
         set_text_length(loaded.tokenizer, loaded.tokenizer.model_max_length, keep=kwargs)
         return processor

@@ -214,14 +214,14 @@ class FastGoalTrainer(Trainer):
         if isinstance(train_dataset, StreamData):
             train_dataset.prepare(args, self.objective.needs_pairs)
         if isinstance(processing_class, FastGoalProcessor):
-            processing_class.require_model(model.config)
+            processing_class.require_model(cast(Any, model).config)
             tokenizer = processing_class.tokenizer
             set_text_length(tokenizer, min(tokenizer.model_max_length, text_positions(model)))
         if processing_class is not None and (source := source_of(train_dataset)) is not None:
             processing_class.language = language_of(source.name) or processing_class.language
 
         self.is_sigmoid = is_sigmoid(model, args.contrastive)
-        check_dims(args.matryoshka_dims, embedding_width(model.config))
+        check_dims(args.matryoshka_dims, embedding_width(cast(Any, model).config))
         default_limit = 0.0 if self.is_sigmoid else 100.0
         self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
         self._peft_settings = peft_settings(peft_config)
@@ -463,7 +463,8 @@ class FastGoalTrainer(Trainer):
         # Overridden for exact resume: a stream resumes at a row, and rows know their epoch, whatever the loader skips.
         if isinstance(dataset, StreamData):
             return dataset.loader(self.args, self.data_collator, self.accelerator.device, WorkerStart())
-        collator, tokenizer = self.data_collator, None
+        collator: Any = self.data_collator
+        tokenizer: Any = None
         if isinstance(collator, FastGoalCollator):
             dataset = TrainingData.of(dataset)
             tokenizer = collator.processor.tokenizer if collator.local_pairs else None

@@ -97,7 +97,8 @@ def _refuse_numbers(args: Any) -> None:
 def _check_schedule(args: Any) -> None:
     """Raise `ValueError` if `lr_scheduler_kwargs` does not fit `lr_scheduler_type`, which would fail after loading."""
     given = dict(args.lr_scheduler_kwargs or {})
-    parameters = signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
+    schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]
+    parameters = signature(schedule).parameters
     names = [name for name in parameters if name not in ("optimizer", "num_warmup_steps", "num_training_steps")]
     allowed = "any keyword of that schedule" if "kwargs" in names else ", ".join(names) or "none"
     unknown = [] if "kwargs" in names else [name for name in given if name not in names]

@@ -403,8 +403,7 @@ def _vectors_of(rows: Any) -> NDArray[np.float64]:
 
 def _have_direction(vectors: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which vectors `(rows, width)` are finite and not zero."""
-    directed: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
-    return directed
+    return np.asarray(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
 
 
 def _reason(error: Exception) -> str:

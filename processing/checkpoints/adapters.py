@@ -303,7 +303,7 @@ def read_base(name: str | os.PathLike[str], base: str | None = None) -> AdapterB
     if path is None:
         return _base_of_peft(name, base or base_name(name))
     values = parse_json(Path(path).read_bytes(), BASE_FILE)
-    types = {field.name: get_origin(field.type) or field.type for field in fields(AdapterBase)}
+    types: dict[str, Any] = {field.name: get_origin(field.type) or field.type for field in fields(AdapterBase)}
     if not isinstance(values, dict) or values.keys() != types.keys():
         raise ValueError(f"{BASE_FILE} must be an object with {', '.join(types)}, got {shortened(str(values), 100)}.")
     for key, value in values.items():

@@ -171,7 +171,7 @@ def read_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, int]]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # which would grow with the file
+                    vars(tar)["members"] = []  # which would grow with the file
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"{member.name} is truncated")
                     yield member, member.offset_data
