@@ -168,7 +168,7 @@ def free_text(text: str) -> Callable[[Path, Kit], Callable[[], Any]]:
                 card = rename_card(render_model_card(replace(facts, examples=[example])), "me/clip")
                 data = yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
                 assert data["widget"][0]["candidate_labels"] == value
-                assert {*data} <= {"library_name", "pipeline_tag", "tags", "widget", "base_model"}, data
+                assert {*data} <= {"library_name", "model_name", "pipeline_tag", "tags", "widget", "base_model"}, data
 
         return ask
 
@@ -386,7 +386,7 @@ def cases() -> Iterator[Case]:
                 r"README\.md, line 1: the file holds an access key",
             )
     for name, text in LICENSES.items():
-        yield Case("push", f"license: {name}", licensed(text), "`--license` must be an identifier")
+        yield Case("push", f"license: {name}", licensed(text), "--license must be an identifier")
     yield Case("push", "license: mit", licensed("mit"))
     for name, text in NAMES.items():
         yield Case("cards", f"texts: {name}", free_text(text))
