@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from fastgoal.hub_cards.cards import CARD, card_name, is_hub_id
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import end_texts, logit_bias, text_positions
 from fastgoal.processing.checkpoints.load import load_model
-from fastgoal.processing.files import write_json
+from fastgoal.processing.files import write_json, write_text
 
 from .model_folder import new_folder, require_new_folder
 from .onnx_files import (
@@ -121,6 +123,7 @@ def export_onnx(
             for name in precisions.pop("fp32").files:
                 (onnx / name).unlink()
         _write_settings(draft, loaded, processor, precisions)
+        write_text(draft / CARD, _card(card_name(folder.name), model, precisions))
     return OnnxExport(differences, precisions)
 
 
@@ -297,3 +300,25 @@ def _write_settings(folder: Path, model: Any, processor: Any, precisions: dict[s
     images.pop("auto_map", None)
     write_json(folder / "preprocessor_config.json", images | {"resample": LANCZOS})
     write_tokenizer(folder, processor.tokenizer, text_positions(model))
+
+
+def _card(name: str, model: str, precisions: dict[str, Precision]) -> str:
+    """Return the card of an exported folder, with the cost of each precision."""
+    data = ModelCardData(
+        library_name="transformers.js",
+        pipeline_tag="zero-shot-image-classification",
+        base_model=model if is_hub_id(model) else None,
+        tags=["fastgoal", "onnx"],
+    )
+    rows = [
+        f"| {precision} | {sum(cost.files.values()) / 1e6:.1f} MB | {cost.image_cosine:.6f} | {cost.text_cosine:.6f} |"
+        for precision, cost in precisions.items()
+    ]
+    return "\n".join(
+        [
+            *("---", data.to_yaml(), "---", "", f"# {name}", ""),
+            "ONNX files of both towers (`onnx/text_model.onnx`, `onnx/vision_model.onnx`) and of the model for the",
+            "pipeline `zero-shot-image-classification` (`onnx/model.onnx`), written by fastgoal for transformers.js.",
+            *("", "| precision | size | lowest cosine to fp32, images | texts |", "|---|---|---|---|", *rows, ""),
+        ]
+    )

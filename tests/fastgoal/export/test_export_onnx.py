@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
-from fastgoal import FastGoalModel, FastGoalProcessor, evaluate
+from fastgoal import FastGoalModel, FastGoalProcessor, evaluate, push
 from fastgoal.cli import main
 from fastgoal.export import onnx_files
 from fastgoal.export.export_onnx import export_onnx
@@ -100,7 +101,10 @@ def test_the_files_of_the_layout(exported):
     if family == "siglip2":
         assert settings["use_external_data_format"] == {Path(name).name: 1 for name in graphs}
         graphs += [f"{name}_data" for name in graphs]
-    assert files == sorted([*graphs, *(f"{name}.json" for name in LAYOUT)])
+    assert files == sorted([*graphs, "README.md", *(f"{name}.json" for name in LAYOUT)])
+    # A push sends all of them.
+    assert sorted(push(web, "owner/name", dry_run=True).files) == files
+    assert ModelCard.load(web / "README.md").data.library_name == "transformers.js"
     assert choose_files(web, "model") == (files, [])
     # Browsers would load int8, which was not exported.
     assert settings.get("dtype") == (None if family == "clip" else "fp32")
