@@ -10,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
-from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
-from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
+from fastgoal.modeling_fastgoal.losses_fastgoal import TERMS, LossWeights
 from fastgoal.processing.checkpoints.adapters import (
     TARGETS,
     add_adapter,
@@ -60,10 +59,30 @@ def check_trainable(model: Any) -> None:
         )
 
 
-def prepare_weights(model: Any, args: FastGoalTrainingArguments, is_sigmoid: bool, peft_config: Any = None) -> Any:
+def contrasts_rows(weights: LossWeights) -> bool:
+    """Return whether a loss in use contrasts the rows of a batch with each other."""
+    return any(term.contrasts and getattr(weights, term.weight) for term in TERMS)
+
+
+def unused_parameters(weights: LossWeights, is_sigmoid: bool) -> set[str]:
+    """Return the names of the parameters of any family that the losses in use do not depend on."""
+    contrasts, unused = contrasts_rows(weights), set()
+    if not (contrasts and is_sigmoid):
+        unused.add("logit_bias")
+    if not (contrasts or weights.sparc_weight):
+        unused.add("logit_scale")
+    if not (contrasts or weights.tsl_weight):  # SPARC embeds patches, each without its attention to the others
+        unused.add("vision_model.head.probe")
+    return unused
+
+
+def prepare_weights(
+    model: Any, args: FastGoalTrainingArguments, weights: LossWeights, is_sigmoid: bool, peft_config: Any = None
+) -> Any:
     """Return the model with the adapter that the arguments ask for, or with some of its weights frozen.
 
-    `logit_bias` is frozen for softmax losses, which do not depend on it.
+    Parameters that the losses do not depend on are frozen: with several processes they would get a gradient of 0, and
+    weight decay would change them.
 
     Raises:
         ValueError: The model already has an adapter, an argument does not fit it, or both `peft_config` and arguments
@@ -74,15 +93,13 @@ def prepare_weights(model: Any, args: FastGoalTrainingArguments, is_sigmoid: boo
         raise ValueError(f"`peft_config` cannot be combined with `{given[0]}`, got {getattr(args, given[0])!r}.")
     if is_adapted(model) and (given or peft_config is not None):
         raise ValueError(f"The model already has an adapter: leave out `{given[0] if given else 'peft_config'}`.")
-    frozen: set[str] = set()
-    if not is_sigmoid and logit_bias(model) is not None:
-        frozen.add("logit_bias")
     if args.lora_r or peft_config is not None:
         if args.lora_r:
             targets = args.lora_target_modules or TARGETS
             peft_config = lora_config(model, args.lora_r, args.lora_alpha, targets, args.freeze, args.freeze_layers)
         set_seed(args.seed)  # all processes start from the same weights
         return add_adapter(model, peft_config)
+    frozen = unused_parameters(weights, is_sigmoid)
     frozen |= set(frozen_parameters(model, args.freeze, args.freeze_layers)) if given else set()
     for name, parameter in model.named_parameters():
         if name in frozen:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import (
     TrainOutput,
     rotate_checkpoints,
 )
+from transformers.utils import logging
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from fastgoal.hub_cards.push import push, require_token
@@ -76,6 +77,7 @@ from .summary import TrainingRun, language_of
 from .trained_weights import (
     check_dims,
     check_trainable,
+    contrasts_rows,
     load_trainable,
     prepare_weights,
     refuse_foreign_optimizer,
@@ -83,6 +85,8 @@ from .trained_weights import (
 )
 from .training_arguments import BEST_METRIC, FastGoalTrainingArguments
 from .weight_settings import base_mark, data_settings, replace_settings
+
+logger = logging.get_logger(__name__)
 
 LOCAL_INPUTS = ("local_pixel_values", "local_input_ids", "local_attention_mask")
 UNSUPPORTED = {
@@ -225,7 +229,7 @@ class FastGoalTrainer(Trainer):
         default_limit = 0.0 if self.is_sigmoid else 100.0
         self.max_logit_scale: float = default_limit if args.max_logit_scale is None else args.max_logit_scale
         self._peft_settings = peft_settings(peft_config)
-        prepared: Any = prepare_weights(model, args, self.is_sigmoid, peft_config)
+        prepared: Any = prepare_weights(model, args, self.objective.weights, self.is_sigmoid, peft_config)
         if args.save_adapter_only and not is_adapted(prepared):
             raise ValueError("`save_adapter_only` needs an adapter, got a model without one. Set `lora_r`.")
         refuse_foreign_optimizer(optimizers[0], prepared)
@@ -251,6 +255,12 @@ class FastGoalTrainer(Trainer):
         if self._sharded and args.hard_negative_refresh and args.hard_negatives:
             raise ValueError(
                 f"`hard_negative_refresh` does not work with FSDP, got {args.hard_negative_refresh}. Set it to 0."
+            )
+        if args.train_batch_size * args.world_size == 1 and contrasts_rows(self.objective.weights):
+            logger.warning(
+                "`per_device_train_batch_size` is 1, but a contrastive loss needs other rows in the batch: for one row "
+                "it is 0 with softmax and has no negatives with sigmoid. Use larger batches. `mini_batch_size=1` saves "
+                "as much memory."
             )
         batch_size = args.train_batch_size * args.gradient_accumulation_steps
         self.add_callback(StartLines(self._run(), describe(self.accelerator, batch_size)))
@@ -672,12 +682,6 @@ class FastGoalTrainer(Trainer):
         # The Trainer computes metrics only if there are labels, of any value.
         return loss, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # Overridden for exact resume: data loaders draw from torch's generator, and an interrupted evaluation is not
-        # repeated at the same point of the training.
-        with torch.random.fork_rng(devices=[]):
-            return super()._evaluate(*args, **kwargs)
-
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # Overridden since not all evaluations have the default metric, such as those of several datasets.
         needs_best = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
@@ -689,7 +693,10 @@ class FastGoalTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, and add the means of the loss parts to the metrics."""
         self._eval_parts.clear()
-        output = super().evaluation_loop(*args, **kwargs)
+        # For exact resume: data loaders draw from torch's generator, and an interrupted evaluation is not repeated at
+        # the same point of the training.
+        with torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         for name, values in self._eval_parts.items():
             mean = self.accelerator.gather(torch.stack(values).mean()).mean()

@@ -126,7 +126,7 @@ def test_arguments_stay_as_they_were_given(tiny_bases, rows, tmp_path):
     """What the trainer resolves lies on the trainer."""
     for base, limit in (("clip", 100.0), ("siglip2", 0.0)):
         args = FastGoalTrainingArguments(
-            str(tmp_path),
+            str(tmp_path / base),
             recipe="experimental",
             hard_negatives=False,
             max_steps=1,
@@ -142,7 +142,7 @@ def test_arguments_stay_as_they_were_given(tiny_bases, rows, tmp_path):
         assert (vars(args), args.to_json_string()) == (before, text)
         assert (args.short_weight, trainer.objective.weights.short_weight) == (0.3, 0.0)
         assert (args.max_logit_scale, trainer.max_logit_scale) == (None, limit)
-        assert b"secret" not in (tmp_path / "checkpoint-1/training_args.bin").read_bytes()
+        assert b"secret" not in (tmp_path / base / "checkpoint-1/training_args.bin").read_bytes()
 
 
 def test_the_language_of_the_captions_is_that_of_the_data(tiny_clip, rows, tmp_path):
@@ -198,15 +198,31 @@ def test_an_adapter_with_other_settings_does_not_resume(tiny_clip, rows, tmp_pat
 
 
 HOOKS = {
-    "_run_epoch": ["steps_trained_in_current_epoch"],
+    # No extra step after a resume at the end, and the evaluation that an interrupt left out.
+    "_run_epoch": ["num_update_steps_per_epoch", "trial", "ignore_keys_for_eval", "resume_from_checkpoint"],
+    # Streams, and rows that know their epoch.
     "_get_dataloader": ["dataset", "is_training"],
+    # Settings of the arguments instead of the checkpoint's, with `ignore_resume_mismatch`.
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    # A checkpoint after an evaluation that was interrupted.
+    "_maybe_log_save_evaluate": [],
+    # Evaluations without the default metric.
+    "_determine_best_metric": ["metrics", "trial"],
+    # The newest checkpoint stays.
+    "_finalize_training": [],
+    # Checkpoints that appear when they are complete, and are pushed then.
     "_get_output_dir": ["trial"],
     "_save_checkpoint": ["model", "trial"],
     "_push_from_checkpoint": ["checkpoint_folder"],
+    # Weights that are finite, without the token.
     "_save": ["output_dir", "state_dict"],
 }
-"""Private methods of `transformers.Trainer` that ours overrides, and the parameters that it relies on."""
-CALLED = {"_prepare_inputs": ["inputs"], "_get_train_sampler": ["train_dataset"]}
+"""Private methods of `transformers.Trainer` that ours overrides, why, and the parameters that it relies on."""
+CALLED = {
+    "_prepare_inputs": ["inputs"],
+    "_get_train_sampler": ["train_dataset"],
+    "_evaluate": ["trial", "ignore_keys_for_eval"],
+}
 """Private methods that it only calls."""
 
 
@@ -221,3 +237,17 @@ def test_transformers_still_has_the_hook(name, parameters):
 def test_no_other_hook_is_overridden():
     private = {name for name in vars(FastGoalTrainer) if name.startswith("_") and not name.startswith("__")}
     assert {name for name in private if hasattr(Trainer, name)} == {*HOOKS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"per_device_train_batch_size": 1}, True),
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, True),  # no negatives either
+        ({"per_device_train_batch_size": 2}, False),
+        ({"per_device_train_batch_size": 1, "global_weight": 0.0, "local_weight": 0.0}, False),  # TSL
+    ],
+)
+def test_a_contrastive_batch_of_one_row_is_warned_of(tiny_clip, rows, tmp_path, caplog, settings, warns):
+    make_trainer(tiny_clip, tmp_path, rows, **settings)
+    assert ("`per_device_train_batch_size` is 1" in caplog.text) == warns

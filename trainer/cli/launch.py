@@ -20,6 +20,9 @@ STARTED = "FASTGOAL_STARTED"  # set in the processes that `launch` starts
 # Seconds for which torchrun waits before it kills interrupted processes: 30 by default, which is too short for a long
 # step and a large checkpoint.
 GRACE = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+# DDP warns once that its search for weights without a gradient was in vain. The search stays: without it, DDP regroups
+# gradients after the first step, and a resumed training of three processes would add them in another order.
+LOG_LEVEL = ("TORCH_CPP_LOG_LEVEL", "ERROR")
 # One of these variables is set in every process that accelerate or torchrun starts.
 _SET_BY_LAUNCHERS = ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU")
 
@@ -79,7 +82,9 @@ def launch(arguments: Sequence[str], num_processes: int | None, accelerate_confi
             "Use fewer, or `use_cpu=True`."
         )
     command = [str(SCRIPT), *arguments, *(["--use_cpu", "true"] if on_cpu and not use_cpu else [])]
-    with patch_environment(**{STARTED: "1", GRACE[0]: os.environ.get(*GRACE)}):
+    with patch_environment(
+        **{STARTED: "1", **{name: os.environ.get(name, value) for name, value in (GRACE, LOG_LEVEL)}}
+    ):
         if on_cpu and count > 1:
             return _exit_code(lambda: _run_on_cpu(count, command, config))
         flags = ["--config_file", str(path or CONFIGS / "many_gpus.yaml"), "--num_processes", str(count)]
