@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 from PIL import Image
+
+from tests.hub_cards.test_image_metadata import FULL, HIDDEN, OTHERS, POSITIONS, SECRET
+from tests.squares import rows_of_squares, write_pairs
 
 from .harness import Case, Kit
 
@@ -135,6 +139,37 @@ def train_on(kit: Kit, data: Path, *more: str) -> list[str]:
     return ["train", "--model", str(kit.clip), "--train_data", str(data), *common, *quick, *more]
 
 
+def private_rows(data: bytes) -> Callable[[Path, Kit], Callable[[], object]]:
+    """Plan the push of a dataset of one image that holds metadata, and look for it in the copies to be sent."""
+
+    def make(folder: Path, kit: Kit) -> Callable[[], object]:
+        row = {**rows_of_squares()[0], "image": {"bytes": data, "path": "odd.jpg"}}
+        write_pairs([row], folder / "pairs" / "data")
+        (folder / "pairs" / "fastgoal_pairs.json").write_text('{"summary": {"images": 1}}')
+        (folder / "pairs" / "README.md").write_text("# Squares")
+
+        def ask() -> None:
+            from fastgoal.cli import main
+            from fastgoal.hub_cards.image_metadata import clean_shards
+
+            shards = [path.relative_to(folder / "pairs").as_posix() for path in folder.rglob("*.parquet")]
+            before = sorted(folder.rglob("*"))
+            planned = main(["push", str(folder / "pairs"), "me/pairs", "--dry-run"])
+            assert planned in (0, 2), planned
+            assert main(["push", str(folder / "pairs"), "me/pairs", "--dry-run", "--recode"]) == 0
+            assert sorted(folder.rglob("*")) == before, "a dry run wrote a file"
+            for recode in (False, True)[planned // 2 :]:
+                with clean_shards(folder / "pairs", shards, recode) as (copies, _):
+                    for shard in shards:
+                        table = pyarrow.parquet.read_table(copies.get(shard, folder / "pairs" / shard))
+                        sent = table["image"].to_pylist()[0]["bytes"]
+                        assert not any(word in sent for word in PRIVATE_WORDS), "metadata would be sent"
+
+        return ask
+
+    return make
+
+
 def lists_one(folder: Path, output: str) -> None:
     rows = sum(len(datasets.Dataset.from_parquet(str(path))) for path in (folder / "out").rglob("*.parquet"))
     assert rows == 1, rows
@@ -151,6 +186,9 @@ SAMPLE = {
 }
 
 
+PRIVATE_WORDS = (SECRET, b"GPSLatitude", b"G\0P\0S\0L", b"Berlin", b"8BIM", b"MPF\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x0f")
+
+
 def cases() -> Iterator[Case]:
     for command, arguments in COMMANDS.items():
         for name, make in {**BROKEN, **WHOLE}.items():
@@ -164,6 +202,10 @@ def cases() -> Iterator[Case]:
                 either=command == "search",  # which lists what it cannot read, and finds the others
                 sample=(command, name) in SAMPLE,
             )
+    forms = {name: make() for name, make in {**FULL, **OTHERS}.items()}
+    forms |= {f"with {name}": data for name, (data, _) in {**HIDDEN, **POSITIONS}.items()}
+    for name, data in forms.items():
+        yield Case("image metadata", name, private_rows(data), sample=name == "with XMP in GIF")
     for name, make in BROKEN.items():
         yield Case(
             "images",
