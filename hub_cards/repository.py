@@ -28,7 +28,7 @@ def _any_of(*names: str, patterns: Sequence[str] = ()) -> re.Pattern[str]:
 # Complete names, so that a file that somebody put next to the model is not sent because of its suffix.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 CODE_FILES = (
     *sorted(path.name for path in Path(modeling_fastgoal.__path__[0]).glob("*_fastgoal.py")),
@@ -137,6 +137,8 @@ def refuse_incomplete(folder: Path, repo_type: str, names: Collection[str]) -> N
         _refuse_incomplete_dataset(folder, [name for name in names if re.fullmatch(SHARD, name)])
         return
     missing = [min(groups[0]) for groups in _NEEDED if not any(g <= {*names} for g in groups)]
+    if "processing_fastgoal.py" in names and "processor_config.json" not in names:
+        missing.append("processor_config.json")  # `preprocessor_config.json` does not have all of it
     if is_export(folder):
         missing += [name for name in _onnx_files(folder, names) if name not in names]
     elif is_adapter(folder):

@@ -1,11 +1,19 @@
 """Configurations of the FAST-GOAL models: those of their bases, and the losses they are trained with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, MetaClip2Config, SiglipConfig
+from transformers.utils.versions import require_version
 
+from .families_fastgoal import FAMILIES
 from .losses_fastgoal import LossWeights
+
+# Versions before 5 copy only the files that this one imports itself, and must reach the next line.
+from .sparc_fastgoal import sparc_losses  # noqa: F401
+
+require_version("transformers>=5.17", "Load the folder without `trust_remote_code`: as a plain model it works.")
 
 
 @dataclass
@@ -21,8 +29,18 @@ class LossSettings(LossWeights):
     matryoshka_dims: list[int] | None = None
 
 
+class _PlainConfig:
+    """Names the model class of transformers in `config.json`: servers choose their code by `architectures`."""
+
+    model_type: str
+
+    def to_dict(self) -> dict[str, Any]:
+        settings: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return {**settings, "architectures": [FAMILIES[self.model_type].model]}
+
+
 @strict
-class FastGoalCLIPConfig(CLIPConfig, LossSettings):
+class FastGoalCLIPConfig(_PlainConfig, CLIPConfig, LossSettings):
     """Configuration of CLIP with the settings of the losses.
 
     The model type stays `"clip"`: `AutoModel.from_pretrained` loads a checkpoint with this configuration as a plain
@@ -33,14 +51,14 @@ class FastGoalCLIPConfig(CLIPConfig, LossSettings):
 
 
 @strict
-class FastGoalMetaClip2Config(MetaClip2Config, LossSettings):
+class FastGoalMetaClip2Config(_PlainConfig, MetaClip2Config, LossSettings):
     """Configuration of MetaCLIP 2 with the settings of the losses. The model type stays `"metaclip_2"`."""
 
     model_type = "metaclip_2"
 
 
 @strict
-class FastGoalSiglipConfig(SiglipConfig, LossSettings):
+class FastGoalSiglipConfig(_PlainConfig, SiglipConfig, LossSettings):
     """Configuration of SigLIP, or SigLIP 2 with fixed resolution, with the settings of the losses. The model type stays
     `"siglip"`."""
 

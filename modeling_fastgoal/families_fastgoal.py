@@ -10,6 +10,7 @@ class Family:
     Attributes:
         model_type: Model type of its configurations.
         label: Name of the family in messages and cards.
+        model: Name of the model class in transformers.
         processor: Name of the processor class in transformers.
         positions: Number of text positions of the published checkpoints.
         longest: Largest number of text positions that they can be stretched to.
@@ -25,6 +26,7 @@ class Family:
 
     model_type: str
     label: str
+    model: str
     processor: str
     positions: int
     longest: int
@@ -35,11 +37,12 @@ class Family:
     last_special_id: int | None = None
 
 
-CLIP = Family("clip", "CLIP", "CLIPProcessor", 77, 248, has_legacy_eos=True)
-METACLIP_2 = Family("metaclip_2", "MetaCLIP 2", "CLIPProcessor", 77, 248)
+CLIP = Family("clip", "CLIP", "CLIPModel", "CLIPProcessor", 77, 248, has_legacy_eos=True)
+METACLIP_2 = Family("metaclip_2", "MetaCLIP 2", "MetaClip2Model", "CLIPProcessor", 77, 248)
 SIGLIP = Family(
     "siglip",
     "SigLIP",
+    "SiglipModel",
     "SiglipProcessor",
     64,
     256,

@@ -13,11 +13,20 @@ from transformers import AutoConfig, BatchFeature, CLIPProcessor, SiglipProcesso
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import logging
+from transformers.utils.versions import require_version
 
 from .geometry import ImageTransform, patch_mask
 from .images import load_image
 from .texts import check_texts
-from .tokens import count_truncated, padding_of, require_tokens, set_text_length, span_masks, tokens_with_spans
+from .tokens import (
+    count_truncated,
+    padding_of,
+    require_tokens,
+    save_vocabulary,
+    set_text_length,
+    span_masks,
+    tokens_with_spans,
+)
 
 try:
     from fastgoal.modeling_fastgoal.families_fastgoal import family_of
@@ -35,6 +44,8 @@ except ImportError:  # in a saved folder, without the package
         split_sentences = propose_regions = match = pair_rows = _missing
 
 
+# A saved folder may be loaded with any version.
+require_version("transformers>=5.17", "Load the folder without `trust_remote_code`: as a plain processor it works.")
 logger = logging.get_logger(__name__)
 
 _LOADED = (str, os.PathLike, Image.Image)
@@ -91,10 +102,20 @@ class FastGoalProcessor(CLIPProcessor, Flism):
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Save the processor as transformers does, without the `max_length` and `padding` of earlier calls."""
+        """Save the processor as transformers does, without the `max_length` and `padding` of earlier calls.
+
+        Programs that do not know `processor_config.json` and `tokenizer.json` find `preprocessor_config.json` and the
+        files of the tokenizer's vocabulary.
+        """
         if self.tokenizer is not None:
             set_text_length(self.tokenizer, self.tokenizer.model_max_length)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        if self.image_processor is not None:
+            vars(self.image_processor).pop("auto_map", None)  # saving the processor added it
+            self.image_processor.save_pretrained(save_directory)
+        if self.tokenizer is not None:
+            save_vocabulary(self.tokenizer, save_directory)
+        return files
 
     @classmethod
     def from_base(cls, name: str, max_text_length: int | None = None, **kwargs: Any) -> "FastGoalProcessor":
@@ -151,7 +172,9 @@ class FastGoalProcessor(CLIPProcessor, Flism):
         detector, self.detector = self.detector, None
         auto_map = {"AutoProcessor": f"processing_fastgoal.{type(self).__name__}"}
         try:
-            return {**super().to_dict(), "processor_class": self.plain_class.__name__, "auto_map": auto_map}
+            settings = super().to_dict()
+            settings.get("image_processor", {}).pop("auto_map", None)  # it names no class of an image processor
+            return {**settings, "processor_class": self.plain_class.__name__, "auto_map": auto_map}
         finally:
             self.detector = detector
 

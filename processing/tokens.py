@@ -3,6 +3,8 @@
 This file is saved with every checkpoint.
 """
 
+import os
+import shutil
 import string
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
@@ -33,6 +35,25 @@ def set_text_length(tokenizer: Any, length: int, keep: Container[str] = ()) -> N
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+
+
+def save_vocabulary(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+    """Write the vocabulary of a tokenizer as programs expect that do not read `tokenizer.json`.
+
+    These are `vocab.json` and `merges.txt` for CLIP. For other families it is the file that the tokenizer was loaded
+    from, such as `sentencepiece.bpe.model`, if there is one.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: An existing folder.
+    """
+    source = getattr(tokenizer, "vocab_file", None)
+    if type(tokenizer).__name__.startswith("CLIPTokenizer"):
+        tokenizer.backend_tokenizer.model.save(os.fspath(folder))
+    elif isinstance(source, str) and os.path.isfile(source):
+        target = os.path.join(folder, os.path.basename(source))
+        if not (os.path.exists(target) and os.path.samefile(source, target)):
+            shutil.copyfile(source, target)
 
 
 def padding_of(tokenizer: Any) -> bool | str:

@@ -16,7 +16,8 @@ from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS, text_positions
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.checkpoints.load import check_model, load_model
-from fastgoal.processing.files import write_json, write_text
+from fastgoal.processing.files import write_json
+from fastgoal.processing.tokens import save_vocabulary
 
 from .model_folder import new_folder, require_new_folder
 
@@ -206,10 +207,7 @@ def _write_tokenizer(folder: Path, tokenizer: Any, length: int) -> None:
     own = ("auto_map", "processor_class")
     settings = {name: value for name, value in settings.items() if name not in own}
     write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "CLIPTokenizer"})
-    bpe = json.loads((folder / "tokenizer.json").read_bytes())["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
-    write_json(folder / "vocab.json", bpe["vocab"])
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    save_vocabulary(tokenizer, folder)
 
 
 def _measure(model: str, base: str | None, loaded: Any, processor: Any) -> Drift | None:

@@ -286,7 +286,6 @@ def _write_settings(folder: Path, model: Any, processor: Any, precisions: dict[s
     """Write the configuration, the image processor, and the tokenizer."""
     config = model.config.to_dict()
     config.pop("auto_map", None)
-    config["architectures"] = [type(model).__bases__[-1].__name__]
     large = {name.removesuffix("_data"): 1 for cost in precisions.values() for name in cost.files if "onnx_" in name}
     settings: dict[str, Any] = {"use_external_data_format": large} if large else {}
     if not {"fp32", "int8"} <= {*precisions}:

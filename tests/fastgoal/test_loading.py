@@ -1,7 +1,9 @@
 """Every way of loading a saved folder without this package, also with very long labels."""
 
 import ast
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor
 
@@ -137,6 +140,8 @@ def test_longer_texts_are_cut_as_the_tokenizer_cuts_them(folder, legacy):
 def test_a_model_that_is_saved_again_names_its_classes(folder, tmp_path):
     FastGoalCLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
     for place in (folder, tmp_path):
+        # Servers choose their code by this name.
+        assert json.loads((place / "config.json").read_text())["architectures"] == ["CLIPModel"]
         assert json.loads((place / "config.json").read_text())["auto_map"] == {
             "AutoConfig": "configuration_fastgoal.FastGoalCLIPConfig",
             "AutoModel": "modeling_fastgoal.FastGoalCLIPModel",
@@ -144,6 +149,22 @@ def test_a_model_that_is_saved_again_names_its_classes(folder, tmp_path):
         }
         assert (place / "model.safetensors").is_file()
         assert not [*place.glob("*.bin")]
+
+
+@pytest.mark.parametrize("module", ["configuration_fastgoal", "processing_fastgoal"])
+def test_older_versions_of_transformers_are_refused(folder, tmp_path, monkeypatch, module):
+    """Version 4.57 copies a file with those that it imports itself, looks for those that they import, and runs it."""
+    package = tmp_path / f"old_{module}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    copies = [module, *get_relative_imports(folder / f"{module}.py")]
+    for name in copies:
+        shutil.copy(folder / f"{name}.py", package)
+    assert {Path(path).stem for path in get_relative_import_files(package / f"{module}.py")} <= {*copies}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "4.57.6")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"transformers>=5\.17.*transformers==4\.57\.6[^:]*trust_remote_code"):
+        importlib.import_module(f"{package.name}.{module}")
 
 
 def test_nothing_trusts_remote_code_by_default():

@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from transformers import AutoTokenizer, CLIPProcessor
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
 from fastgoal import FastGoalProcessor
+from tests.tiny_models import make_metaclip2
 
 CAPTION = "A red cup stands on a table. Behind it, a dog sleeps.  The wall is white."
 SPANS = [(0, 28), (29, 54), (56, 73)]
@@ -228,6 +229,39 @@ def test_a_caption_that_holds_a_special_token_does_not_end_there(tiny_clip, tmp_
         mask = processor.sentence_mask(caption, start, len(caption))
         assert mask.sum() == len(tokenizer("A spoon.")["input_ids"]) - 2
         assert mask.tolist().index(True) > len(ids) // 2
+
+
+def test_older_programs_find_their_files(tiny_clip, tmp_path):
+    """An image processor and a tokenizer that find nothing but these files give the same pixels and ids."""
+    (tmp_path / "alone").mkdir()
+    processor = FastGoalProcessor.from_base(str(tiny_clip))
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        processor.save_pretrained(folder)
+        processor = FastGoalProcessor.from_pretrained(folder)
+        for name in ("preprocessor_config.json", "vocab.json", "merges.txt"):
+            shutil.copy(folder / name, tmp_path / "alone" / name)
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        assert "auto_map" not in settings
+        assert settings["crop_size"] == {"height": 32, "width": 32}
+        assert json.loads((folder / "vocab.json").read_text())["<|endoftext|>"] == 513
+        assert (folder / "merges.txt").read_text().splitlines() == ["#version: 0.2"]
+        picture = Image.radial_gradient("L").convert("RGB").resize((60, 40))
+        images = CLIPImageProcessor.from_pretrained(tmp_path / "alone")
+        pixels = images(picture, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels, processor(images=picture)["pixel_values"])
+        tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "alone")
+        assert tokenizer("A cup. Überall!")["input_ids"] == processor(text="A cup. Überall!")["input_ids"][0].tolist()
+
+
+def test_the_vocabulary_of_another_family_stays_in_the_folder(tmp_path):
+    base = make_metaclip2(tmp_path / "base")
+    (base / "sentencepiece.bpe.model").write_bytes(b"a vocabulary")
+    FastGoalProcessor.from_base(str(base)).save_pretrained(tmp_path / "first")
+    FastGoalProcessor.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "again")
+    again = FastGoalProcessor.from_pretrained(tmp_path / "again")
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "sentencepiece.bpe.model").read_bytes() == b"a vocabulary"
+    assert not (tmp_path / "again" / "vocab.json").exists()
 
 
 def test_a_folder_without_tokens_is_refused(tiny_clip, tmp_path):

@@ -95,6 +95,7 @@ def test_the_best_checkpoint_is_recorded_under_its_final_name(trainer_for, tmp_p
     assert best.parent == tmp_path
     newest = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())
     assert newest["best_model_checkpoint"] == str(best)
+    assert json.loads((best / "config.json").read_text())["architectures"] == ["CLIPModel"]
     assert all(
         torch.equal(tensor, trainer.model.state_dict()[name])
         for name, tensor in load_file(best / "model.safetensors").items()
