@@ -1,5 +1,7 @@
 """Every family against its plain class, against slow loops, and through save and load."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -160,6 +162,9 @@ def test_a_stretched_model_loads_as_the_plain_class(family, tiny_bases, tmp_path
     again = type(longer).from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in longer.state_dict().items())
     assert again.config.to_json_string() == longer.config.to_json_string()
+    again.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path, tmp_path / "again"):
+        assert json.loads((folder / "config.json").read_text())["architectures"] == [PLAIN[family]]
 
 
 @torch.no_grad()
