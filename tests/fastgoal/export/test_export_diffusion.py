@@ -152,9 +152,10 @@ def test_an_adapter_is_exported_merged(slots, tiny_clip, pairs_folder, tmp_path)
     ]
     options = ["--lora_r", "2", "--max_steps", "1", "--use_cpu", "--report_to", "none", "--learning_rate", "0.1"]
     assert main([*train, *options]) == 0
-    merge(str(tmp_path / "lora"), tmp_path / "merged")
-    for name in ("lora", "merged"):
-        export_diffusion(str(tmp_path / name), tmp_path / f"{name}-encoder")
+    adapter = tmp_path / "lora" / "adapter"
+    merge(str(adapter), tmp_path / "merged")
+    for name, source in (("lora", adapter), ("merged", tmp_path / "merged")):
+        export_diffusion(str(source), tmp_path / f"{name}-encoder")
     files = [tmp_path / f"{name}-encoder" / "clip_l.safetensors" for name in ("lora", "merged")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
