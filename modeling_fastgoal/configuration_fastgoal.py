@@ -1,7 +1,7 @@
 """Configurations of the FAST-GOAL models: those of their bases, and the losses they are trained with."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, MetaClip2Config, SiglipConfig
@@ -32,7 +32,7 @@ class LossSettings(LossWeights):
 class _PlainConfig:
     """Names the model class of transformers in `config.json`: servers choose their code by `architectures`."""
 
-    model_type: str
+    model_type: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
         settings: dict[str, Any] = super().to_dict()  # type: ignore[misc]
