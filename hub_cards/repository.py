@@ -36,18 +36,30 @@ CODE_FILES = (
 )
 GRAPHS = ("model", "text_model", "vision_model")
 ONNX = rf"onnx/({'|'.join(GRAPHS)})(_fp16|_quantized)?\.onnx(_data(_\d+)?)?"
+# The folder of `fastgoal export --to diffusion`; the single file is optional.
+DIFFUSION_FILES = (
+    *(
+        f"{name}/{file}"
+        for name in ("text_encoder", "text_encoder_with_projection")
+        for file in ("config.json", "model.safetensors")
+    ),
+    *(f"tokenizer/{file}" for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")),
+)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MODEL_FILES = _any_of(
     *(CARD, *LICENSE_FILES, "config.json", "generation_config.json", INDEX),
     *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, BASE_FILE),
     *("processor_config.json", "preprocessor_config.json", *TOKENIZER_FILES, "handler.py", *CODE_FILES),
-    "examples/pairs.jpg",
-    patterns=(r"model(-\d{5}-of-\d{5})?\.safetensors", r"examples/\d+\.jpg", ONNX),
+    *("examples/pairs.jpg", "drift.json", *DIFFUSION_FILES),
+    patterns=(r"clip_[lhg]\.safetensors", r"model(-\d{5}-of-\d{5})?\.safetensors", r"examples/\d+\.jpg", ONNX),
 )
 SHARD = r"data/train-\d{5}-of-\d{5}\.parquet"
 DATA_FILES = _any_of(CARD, *LICENSE_FILES, "examples/pairs.jpg", patterns=(SHARD,))
-FOLDERS = {"model": ("examples", "onnx"), "dataset": ("data", "examples")}
+FOLDERS = {
+    "model": ("examples", "onnx", "text_encoder", "text_encoder_with_projection", "tokenizer"),
+    "dataset": ("data", "examples"),
+}
 # Files that a model cannot do without: one group of each line. Messages name the first one.
 _NEEDED = (
     [{"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"sentencepiece.bpe.model"}],
@@ -73,7 +85,7 @@ def find_repo_type(folder: Path) -> str:
                 f"{folder}: the base model of this adapter is a folder on this machine ({base}), which others do not "
                 "have. Run `fastgoal merge`, and push the merged model."
             )
-    elif not has_config:
+    elif not has_config and not is_diffusion(folder):
         raise ValueError(
             f"{folder}: the folder has neither a saved model (config.json) nor a dataset of `fastgoal pairs` "
             f"({MANIFEST})."
@@ -84,8 +96,13 @@ def find_repo_type(folder: Path) -> str:
 
 
 def is_export(folder: Path) -> bool:
-    """Return whether a folder is one of `fastgoal export`: a model as ONNX files only."""
-    return any(folder.glob("onnx/*.onnx")) and not any(folder.glob("*.safetensors"))
+    """Return whether a folder is one of `fastgoal export`: ONNX files only, or a text encoder for diffusion models."""
+    return is_diffusion(folder) or (any(folder.glob("onnx/*.onnx")) and not any(folder.glob("*.safetensors")))
+
+
+def is_diffusion(folder: Path) -> bool:
+    """Return whether a folder holds the text encoder of a model for diffusion models."""
+    return (folder / "text_encoder").is_dir() and not (folder / "config.json").exists()
 
 
 def choose_files(folder: Path, repo_type: str) -> tuple[list[str], list[str]]:
@@ -139,7 +156,9 @@ def refuse_incomplete(folder: Path, repo_type: str, names: Collection[str]) -> N
     missing = [min(groups[0]) for groups in _NEEDED if not any(g <= {*names} for g in groups)]
     if "processing_fastgoal.py" in names and "processor_config.json" not in names:
         missing.append("processor_config.json")  # `preprocessor_config.json` does not have all of it
-    if is_export(folder):
+    if is_diffusion(folder):
+        missing = [name for name in DIFFUSION_FILES if name not in names]
+    elif is_export(folder):
         missing += [name for name in _onnx_files(folder, names) if name not in names]
     elif is_adapter(folder):
         missing += [ADAPTER_SAFE_WEIGHTS_NAME] if ADAPTER_SAFE_WEIGHTS_NAME not in names else []

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 from transformers.utils import logging
 
+from fastgoal.hub_cards.cards import CARD, card_name, is_hub_id
 from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS, text_positions
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
@@ -155,6 +156,7 @@ def export_diffusion(
         _write_tokenizer(draft / "tokenizer", processor.tokenizer, positions)
         if drift is not None:
             write_json(draft / DRIFT, asdict(drift))
+        write_text(draft / CARD, _card(card_name(folder.name), model, slot, positions, drift))
     return DiffusionExport(slot, positions, drift)
 
 
@@ -241,3 +243,26 @@ def _base_of(model: str) -> str | None:
         return None
     base = ModelCard.load(card, ignore_metadata_errors=True).data.base_model
     return str(base[0] if isinstance(base, list) else base) if base else None
+
+
+def _card(name: str, model: str, slot: Slot, positions: int, drift: Drift | None) -> str:
+    """Return the card of an exported folder."""
+    data = ModelCardData(
+        library_name="diffusers",
+        base_model=model if is_hub_id(model) else None,
+        tags=["fastgoal", "clip", "text-encoder", "long-captions"],
+    )
+    lines = [
+        *("---", data.to_yaml(), "---", "", f"# {name}", ""),
+        f"A CLIP text encoder for diffusion models that reads {positions} tokens, written by fastgoal:",
+        f"{slot.pipelines} in diffusers, `{slot.name}.safetensors` in ComfyUI.",
+        "Load the encoder and the tokenizer together. The quality of generated images was not measured.",
+    ]
+    if drift is not None:
+        lines += [
+            *("", f"Cosine similarity to the base on {drift.prompts} prompts of at most {CLIP.positions} tokens:", ""),
+            *("| | mean | lowest |", "|---|---|---|"),
+            f"| hidden states | {drift.hidden_states:.4f} | {drift.lowest_hidden_state:.4f} |",
+            f"| pooled output | {drift.pooled:.4f} | {drift.lowest_pooled:.4f} |",
+        ]
+    return "\n".join([*lines, ""])

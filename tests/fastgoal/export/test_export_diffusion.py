@@ -2,13 +2,14 @@
 
 import json
 import resource
+import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from fastgoal import FastGoalModel, FastGoalProcessor
+from fastgoal import FastGoalModel, FastGoalProcessor, push
 from fastgoal.cli import main
 from fastgoal.export import export_diffusion as module
 from fastgoal.export.export_diffusion import export_diffusion, text_state
@@ -154,10 +155,11 @@ def test_an_adapter_is_exported_merged(slots, tiny_clip, pairs_folder, tmp_path)
     assert main([*train, *options]) == 0
     adapter = tmp_path / "lora" / "adapter"
     merge(str(adapter), tmp_path / "merged")
-    for name, source in (("lora", adapter), ("merged", tmp_path / "merged")):
+    sources = {"adapter": adapter, "merged": tmp_path / "merged", "lora": tmp_path / "lora"}
+    for name, source in sources.items():
         export_diffusion(str(source), tmp_path / f"{name}-encoder")
-    files = [tmp_path / f"{name}-encoder" / "clip_l.safetensors" for name in ("lora", "merged")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    files = {(tmp_path / f"{name}-encoder" / "clip_l.safetensors").read_bytes() for name in sources}
+    assert len(files) == 1
 
 
 def test_bad_input(tiny_bases, model, slots, tmp_path, capsys):
@@ -199,6 +201,18 @@ def test_a_full_disk_leaves_nothing(slots, model, tmp_path, capsys):
     assert "File too large" in error
     assert str(tmp_path / "new") in error
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_push_sends_the_whole_folder(exported, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(exported, folder)
+    planned = push(folder, "me/encoder", dry_run=True)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {*planned.files} == files
+    assert planned.left_out == []
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(ValueError, match=r"incomplete without tokenizer/merges\.txt"):
+        push(folder, "me/encoder", dry_run=True)
 
 
 def test_another_activation_than_that_of_comfyui_is_a_warning(slots, tiny_clip, tmp_path, caplog):
