@@ -17,7 +17,7 @@ from fastgoal.modeling_fastgoal.families_fastgoal import CLIP, family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import TEXT_POSITIONS, text_positions
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 from fastgoal.processing.checkpoints.load import check_model, load_model
-from fastgoal.processing.files import write_json
+from fastgoal.processing.files import write_json, write_text
 from fastgoal.processing.tokens import save_vocabulary
 
 from .model_folder import new_folder, require_new_folder
