@@ -96,6 +96,24 @@ def _read(source: Any, name: str | None) -> tuple[bytes, str]:
     return data, label
 
 
+def image_size(source: ImageSource, name: str | None = None) -> tuple[int, int]:
+    """Return the upright (width, height) of an encoded image without decoding it, so damaged pixels are not noticed.
+
+    The arguments and errors are those of `load_image`.
+    """
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    encoded, label = _read(source, name)
+    with _named(label), Image.open(io.BytesIO(encoded)) as image:
+        check_shape(image.size)
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception:  # the image is good, only its metadata is broken
+            turned = False
+        width, height = image.size
+        return (height, width) if turned else (width, height)
+
+
 def read_regular(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a file. Raise `OSError` for a pipe or a device, which might never end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:

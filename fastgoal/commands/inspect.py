@@ -1,16 +1,20 @@
-"""`fastgoal inspect`: write a page of statistics and samples of a pairs dataset."""
+"""`fastgoal inspect`: write a page of statistics and samples of a dataset."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add, call, number
+from .options import FORM_LIST, add, call, number
 
-HELP = "write a page of statistics and samples of a pairs dataset"
+HELP = "write a page of statistics and samples of a dataset, with pairs or without"
 
-EPILOG = """\
+EPILOG = f"""\
+SOURCE is a folder that `fastgoal pairs` wrote, or images with captions in one of these forms, which --form names:
+{FORM_LIST}
+
 The page shows sample rows with their regions, matching scores, lengths of captions, and duplicates. It is one
-self-contained file. Only the images on the page are decoded, so large datasets are quick.
+self-contained file. Only the images on the page are decoded, so large datasets are quick. Images with captions have no
+scores; boxes in the data are counted and drawn, and rows that cannot be used are listed.
 
 Tokens are counted with the tokenizer of --tokenizer or --model, of the model that matched the pairs, or of OpenAI's
 CLIP models if it is in the cache. If there is none, words are counted.
@@ -19,17 +23,27 @@ examples:
   fastgoal inspect pairs/
   fastgoal inspect pairs/ --output pairs.html --json pairs.json --rows 24
   fastgoal inspect pairs/ --model outputs/ --sample 1000
+  fastgoal inspect coco/ --split val2017
+  fastgoal inspect photographs/ --boxes-column objects --box-format xywh
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that `fastgoal pairs` wrote")
+    parser.add_argument("source", metavar="SOURCE", help="pairs, or images with captions, see below")
     parser.add_argument(
         "--output", type=Path, metavar="page.html", help="page to write (default: NAME-inspect.html in this folder)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     parser.add_argument("--rows", type=number(0), default=12, metavar="N", help="number of sample rows to show")
     add(parser, "--seed", help="random seed of the sample rows")
+    add(parser, "--form", "--split", "--image-column", "--caption-column", "--image-folder")
+    add(parser, "--captions", default=None)
+    parser.add_argument(
+        "--boxes-column", metavar="NAME", help="column of boxes in the data (default: boxes or objects, if it exists)"
+    )
+    add(parser, "--box-format")
+    add(parser, "--box-units", default=None)
+    add(parser, "--language", "--limit", "--allow-outside-files")
     parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer that counts tokens: a folder or a Hub id")
     add(
         parser,
@@ -46,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS
     from fastgoal.processing.files import prepare_output, write_json, write_text
 
-    output = args.output or Path(f"{page_name(args.folder)}-inspect.html")
+    output = args.output or Path(f"{page_name(Path(args.source))}-inspect.html")
     prepare_output(output)
     if args.json is not None:
         prepare_output(args.json, "json")
@@ -66,9 +80,11 @@ def describe(facts: dict[str, Any]) -> str:
     from fastgoal.hub_cards.wording import count, number
 
     captions, pairs, regions = facts["captions"], facts["pairs"], facts["regions"]["by_source"]
+    matched = facts["matched"]
+    in_shards = f" in {count(facts['shards'], 'shard')}, {count(pairs['count'], 'pair')}" if matched else ""
     lines = [
-        f"{count(facts['rows'], 'row')} in {count(facts['shards'], 'shard')}, {count(pairs['count'], 'pair')},"
-        f" {captions['sentences']['mean']:.1f} sentences and {captions['words']['mean']:.0f} words per caption"
+        f"{count(facts['rows'], 'row')}{in_shards}, {captions['sentences']['mean']:.1f} sentences and"
+        f" {captions['words']['mean']:.0f} words per caption"
     ]
     if captions["tokens"]:
         cut = captions["tokens"]["truncated"]
@@ -81,7 +97,11 @@ def describe(facts: dict[str, Any]) -> str:
         for source, row in regions.items()
     ]
     undetected = facts["no_detection"]["rows"]
-    lines.append(f"regions {'; '.join(sources)}; {count(undetected, 'image')} with default regions only")
+    if matched:
+        lines.append(f"regions {'; '.join(sources)}; {count(undetected, 'image')} with default regions only")
+    elif facts["regions"]["count"]:
+        boxes = count(facts["regions"]["count"], "box", "boxes")
+        lines.append(f"{boxes} in {count(facts['rows'] - undetected, 'image')}")
     lines.append(
         f"duplicates: {count(facts['duplicate_captions']['rows'], 'row')} with equal captions,"
         f" {facts['near_duplicate_captions']['rows']:,} with nearly equal captions,"
@@ -97,7 +117,9 @@ def describe(facts: dict[str, Any]) -> str:
     if facts["missing_shards"]:
         lines.append(f"incomplete: missing shards: {len(facts['missing_shards'])}")
     if facts["skipped"]:
-        lines.append(f"rows that were skipped when the pairs were made: {len(facts['skipped']):,}")
+        reason = "rows that were skipped when the pairs were made" if matched else "rows that cannot be used"
+        more = "" if matched else f", the first: {facts['skipped'][0]['reason']}"
+        lines.append(f"{reason}: {len(facts['skipped']):,}{more}")
     lines += [f"broken image: {message}" for message in facts["broken_images"]]
     if facts["problems"]["count"]:
         lines.append(f"invalid rows: {facts['problems']['count']:,}, the first: {facts['problems']['first'][0]}")

@@ -87,6 +87,15 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "with several captions per image: join them, use the longest and keep the others as short captions, "
         "or use each in a row of its own",
     },
+    "--box-format": {
+        "choices": ("xyxy", "xywh"),
+        "help": "format of the boxes in the data: x1 y1 x2 y2, or x1 y1 width height (default: xyxy; xywh for COCO)",
+    },
+    "--box-units": {
+        "choices": ("pixels", "fractions"),
+        "default": "pixels",
+        "help": "unit of the boxes in the data: pixels, or fractions of the image's width and height",
+    },
     "--language": {
         "metavar": "CODE",
         "help": "language of the captions, used to split them into sentences: de, fr, zh, ar, ... (default: en)",

@@ -49,20 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-column",
         "--caption-column",
         "--image-folder",
+        "--captions",
         "--limit",
         "--on-error",
         "--allow-outside-files",
-    )
-    parser.add_argument(
         "--box-format",
-        choices=("xyxy", "xywh"),
-        help="format of the boxes in the data: x1 y1 x2 y2, or x1 y1 width height (default: xyxy; xywh for COCO)",
-    )
-    parser.add_argument(
         "--box-units",
-        choices=("pixels", "fractions"),
-        default="pixels",
-        help="unit of the boxes in the data: pixels, or fractions of the image's width and height",
     )
     parser.add_argument(
         "--min-score",

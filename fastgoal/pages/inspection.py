@@ -6,15 +6,17 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from fastgoal.hub_cards.card_images import plain_label, row_figure
+from fastgoal.hub_cards.card_images import Frame, color_at, plain_label, row_figure
 from fastgoal.hub_cards.cards import public_name, public_weights
 from fastgoal.hub_cards.wording import count, number, percent
 from fastgoal.pages.charts import histogram
 from fastgoal.pages.render import render
 from fastgoal.processing.checkpoints.load import load_model
-from fastgoal.processing.data.pairs_dataset import PairsFolder
+from fastgoal.processing.data.forms.registry import load_source
+from fastgoal.processing.data.pairs_dataset import PairsFolder, is_pairs_folder
 from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS, inspect_pairs
 from fastgoal.processing.data.tokens import find_counter
+from fastgoal.processing.data.unmatched import UnmatchedRows
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.images import load_image
 from fastgoal.trainer.evaluation.measures.caption_quality import mean_cosine
@@ -26,8 +28,20 @@ TokenEnds = Callable[[str], list[tuple[int, int]]]
 
 
 def inspect_dataset(
-    folder: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     *,
+    form: str | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    captions: str | None = None,
+    boxes_column: str | None = None,
+    box_format: str | None = None,
+    box_units: str | None = None,
+    language: str | None = None,
+    limit: int | None = None,
+    allow_outside_files: bool = False,
     tokenizer: str | None = None,
     model: str | None = None,
     rows: int = 12,
@@ -36,10 +50,18 @@ def inspect_dataset(
     device: str = "auto",
     progress: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """Return the statistics of a pairs dataset and the page that shows them with sample rows.
+    """Return the statistics of a dataset and the page that shows them with sample rows.
 
     Args:
-        folder: Folder that `fastgoal pairs` wrote.
+        source: Folder that `fastgoal pairs` wrote, or images with captions that `load_source` reads. The other
+            arguments up to `limit` are for the latter only.
+        form: As for `load_source`, like the next five arguments and `allow_outside_files`. With `form=parquet`, a
+            folder that `fastgoal pairs` wrote is read without its pairs.
+        boxes_column: Column of boxes to count and to draw. Default: `boxes`, else `objects`, if there is one.
+        box_format: `xyxy` or `xywh`; see `regions_from_boxes`. Default: that of the form of the data.
+        box_units: `pixels` (default) or `fractions`.
+        language: Language code of the captions; by default en.
+        limit: Use the first rows only.
         tokenizer: Folder or Hub id of the tokenizer that counts tokens; see `find_counter` for the default.
         model: Model to measure the mean cosine similarity of images and captions with: a folder or a Hub id.
         rows: Number of sample rows.
@@ -49,10 +71,46 @@ def inspect_dataset(
         progress: Show progress bars.
 
     Raises:
-        ValueError: The folder is not a pairs dataset, or the tokenizer or the model cannot be loaded.
+        ValueError: The data cannot be read, no row can be used, an argument does not apply to them, or the tokenizer
+            or the model cannot be loaded.
     """
-    pairs, name = PairsFolder(Path(folder)), page_name(Path(folder))
-    counter = find_counter(tokenizer or model, pairs.manifest, Path(folder))
+    folder, name = Path(source), page_name(Path(source))
+    options = {
+        "split": split,
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "image_folder": image_folder,
+        "captions": captions,
+        "boxes_column": boxes_column,
+        "box_format": box_format,
+        "box_units": box_units,
+        "language": language,
+        "limit": limit,
+    }
+    pairs: PairsFolder | UnmatchedRows
+    if form is None and is_pairs_folder(folder):
+        for option, value in options.items():
+            if value is not None:
+                raise ValueError(
+                    f"`{option}` must be left out for {folder}, which `fastgoal pairs` wrote, got {value!r}. To read "
+                    "it without its pairs, use `form=parquet`."
+                )
+        pairs = PairsFolder(folder)
+    else:
+        loaded_source = load_source(
+            source,
+            form=form,
+            split=split,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_folder=image_folder,
+            captions=captions or "join",
+            allow_outside_files=allow_outside_files,
+        )
+        pairs = UnmatchedRows(
+            loaded_source, boxes_column, box_format, box_units or "pixels", language or "en", limit, progress
+        )
+    counter = find_counter(tokenizer or model, pairs.manifest, folder)
     loaded = None if model is None else load_model(model, device)
     facts: dict[str, Any] = {"name": name, "seed": seed, "tokenizer": None if counter is None else counter.name}
     facts.update(inspect_pairs(pairs, counter, rows, seed, progress=progress))
@@ -86,7 +144,7 @@ def inspection_page(
     tokenizer = facts.get("tokenizer")
     return render(
         "inspect",
-        title=f"Local image-text pairs: {name}",
+        title=f"{'Local image-text pairs' if facts['matched'] else 'Images and captions'}: {name}",
         facts=facts,
         limits=TOKEN_LIMITS,
         source=public_name(str(facts["source"])) if facts["source"] else None,
@@ -112,7 +170,8 @@ def inspection_page(
         totals={key: sum(row[key] for row in sources.values()) for key in ("candidates", "chosen", "best")},
         cosine=_cosine(facts["cosine"]) if "cosine" in facts else None,
         near=[(group, _differences(*group["captions"])) for group in facts["near_duplicate_captions"]["worst"]],
-        skipped=[str(entry.get("reason", entry)) for entry in facts["skipped"]],
+        skipped=[_without_folder(entry.get("reason", entry), facts) for entry in facts["skipped"]],
+        problems=[_without_folder(problem, facts) for problem in facts["problems"]["first"]],
         max_lines=MAX_LINES,
         settings=_settings(facts),
         source_names=SOURCE_NAMES,
@@ -137,7 +196,9 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     detected = best - sources.get(DEFAULT, {"best": 0})["best"]
     tiles = [
         (f"{facts['rows']:,}", "image" if facts["rows"] == 1 else "images"),
-        (f"{facts['pairs']['count']:,}", "sentence-region pairs"),
+        (f"{facts['pairs']['count']:,}", "sentence-region pairs")
+        if facts["matched"]
+        else (f"{facts['regions']['count']:,}", "boxes in the data"),
         (
             number(captions["words"]["mean"]),
             f"words, {number(captions['sentences']['mean'], 1)} sentences per caption",
@@ -146,8 +207,9 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for limit in TOKEN_LIMITS if captions["tokens"] else ():
         share = captions["tokens"]["truncated"][str(limit)]["share"]
         tiles.append((percent(share), f"of the captions are truncated at {limit} tokens"))
-    tiles.append((percent(detected / best) if best else "-", "of the best pairs have a detected region"))
-    if any(source != DEFAULT for source in sources):
+    if facts["matched"]:
+        tiles.append((percent(detected / best) if best else "-", "of the best pairs have a detected region"))
+    if facts["matched"] and any(source != DEFAULT for source in sources):
         tiles.append((percent(facts["no_detection"]["share"]), "of the images have no detection"))
     if "cosine" in facts:
         cosine = facts["cosine"]
@@ -157,16 +219,33 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _card(index: int, row: Mapping[str, Any], broken: list[str], token_ends: TokenEnds | None) -> dict[str, Any]:
     """Return what the page shows of a row: the image or its error, with frames, and the sentences."""
+    number = row.get("row", index)  # its number in data without pairs, where some rows may be left out
     frames, lines = row_figure(row)
+    boxes = _boxes(row) if "row" in row else []
     image, error = None, ""
     try:
         image = load_image(row["image"] or {}, name=row["file_name"])
     except (ValueError, OSError) as problem:
         error = str(problem)
-        broken.append(f"row {index}: {error}")
+        broken.append(f"row {number}: {error}")
     texts = _sentence_parts(row, token_ends(row["caption"] or "") if token_ends else [])
-    card = {"row": row, "index": index, "frames": frames, "lines": lines, "texts": texts}
+    frames += [frame for frame, _ in boxes]
+    card = {"row": row, "index": number, "frames": frames, "lines": lines, "texts": texts, "boxes": boxes}
     return {**card, "image": image, "error": error}
+
+
+def _without_folder(message: object, facts: Mapping[str, Any]) -> str:
+    """Return a message without the folder of the data: a page may be shared, and must not name folders."""
+    folder = str(facts["source"] or "").rstrip("/")
+    return str(message).replace(f"{folder}/", "") if folder else str(message)
+
+
+def _boxes(row: Mapping[str, Any]) -> list[tuple[Frame, str]]:
+    """Return the frame and the label of each box of a row without pairs."""
+    return [
+        (Frame(index, region["box"], (), (color_at(index),)), plain_label(region["label"] or "box"))
+        for index, region in enumerate(row["regions"])
+    ]
 
 
 def _sentence_parts(
@@ -219,8 +298,9 @@ def _differences(one: str, other: str) -> list[list[tuple[str, bool]]]:
 def _settings(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return sizes and settings as texts."""
     width, height = facts["images"]["width"], facts["images"]["height"]
+    files = f" in {count(facts['shards'], 'file')}, {number(facts['bytes'] / 1e6, 1)} MB"
     entries = {
-        "rows": f"{facts['rows']:,} in {count(facts['shards'], 'file')}, {number(facts['bytes'] / 1e6, 1)} MB",
+        "rows": f"{facts['rows']:,}" + (files if facts["matched"] else ""),
         "image size": f"median {number(width['median'])} x {number(height['median'])} pixels, up to"
         f" {number(width['max'])} x {number(height['max'])}",
     }

@@ -23,7 +23,7 @@ from fastgoal.processing.checkpoints.devices import choose_dtype
 from fastgoal.processing.checkpoints.fingerprints import check_detector_file, checkpoint_fingerprint, fingerprint
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
-from fastgoal.processing.data.boxes import BOX_FORMATS, BOX_UNITS, column_regions
+from fastgoal.processing.data.boxes import check_box_options, column_regions
 from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import IMAGE_GROUP, MANIFEST, SHORT_CAPTIONS, features, short_captions
 from fastgoal.processing.data.sources import Source
@@ -216,12 +216,7 @@ class PairSettings:
     language: str = "en"
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("box_format", self.box_format, BOX_FORMATS),
-            ("box_units", self.box_units, BOX_UNITS),
-        ):
-            if value not in choices:
-                raise ValueError(f"`{name}` must be {' or '.join(choices)}, got {value!r}.")
+        check_box_options(self.box_format, self.box_units)
         check_language(self.language)
         check_positive(limit=self.limit, shard_size=self.shard_size, store_size=self.store_size)
 
@@ -276,6 +271,9 @@ def write_pairs(
 
         records |= (engine or Engine()).run_shards(pending, load_maker, len(rows), "pairs", progress)
         summary = summarize([records[i] for i in range(shards.count)])
+        if not summary["images"]:
+            first = summary["skipped"][0]["reason"]
+            raise ValueError(f"None of the {len(rows)} rows could be used. The first: {first}")
         folder.finish(manifest, summary)
     return {**summary, "shards_made": len(pending)}
 

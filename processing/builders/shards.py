@@ -203,8 +203,7 @@ class BadRow:
 
     @classmethod
     def of(cls, source: Source, row: int, reason: object) -> "BadRow":
-        label, text = source.label(row), str(reason)
-        return cls(row, text if text.startswith(label) else f"{label}: {text}")
+        return cls(row, source.describe(row, reason))
 
 
 def good_rows(loaded: Iterable[T | BadRow], skipped: list[BadRow] | None) -> list[T]:

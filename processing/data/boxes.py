@@ -19,6 +19,13 @@ _COLUMN = (
 _MEANING = {"xyxy": "(x1, y1, x2, y2)", "xywh": "(x, y, width, height)"}
 
 
+def check_box_options(box_format: str, box_units: str) -> None:
+    """Raise `ValueError` for a format or a unit of boxes that does not exist."""
+    for name, value, choices in (("box_format", box_format, BOX_FORMATS), ("box_units", box_units, BOX_UNITS)):
+        if value not in choices:
+            raise ValueError(f"`{name}` must be {' or '.join(choices)}, got {value!r}.")
+
+
 def regions_from_boxes(
     boxes: Iterable[Sequence[float]] | np.ndarray | None,
     image_size: tuple[int, int],

@@ -63,6 +63,16 @@ def short_captions(row: Mapping[str, Any], label: str) -> list[str]:
     return [text for text in map(str.strip, texts) if text]
 
 
+def is_pairs_folder(path: Path) -> bool:
+    """Return whether a folder has rows of local pairs, or `fastgoal pairs` has begun to write them. Never raise."""
+    if (path / MANIFEST).is_file():
+        return True
+    try:
+        return any("pairs" in open_parquet(file).schema_arrow.names for file in parquet_files(path)[:1])
+    except (ValueError, OSError):
+        return False
+
+
 class PairsFolder:
     """The rows of a folder of local pairs, complete or not.
 
@@ -75,10 +85,15 @@ class PairsFolder:
         missing: Names of missing files: "00001-of-00004" in the name of a file tells how many there must be.
         manifest: Content of `fastgoal_pairs.json`; empty without that file.
         skipped: The rows that were skipped, as `{"row", "reason"}`.
+        matched: Whether the rows have pairs.
+        problems: Descriptions of problems that were found when the rows were opened.
 
     Raises:
         ValueError: There are no rows of local pairs, or a file is truncated or lacks columns.
     """
+
+    matched = True
+    problems: Sequence[str] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

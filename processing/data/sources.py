@@ -133,6 +133,11 @@ class Source:
         """Return the name of a row for messages: the source, the number of the row and its file."""
         return self._label(index, self._values(index))
 
+    def describe(self, index: int, error: object) -> str:
+        """Return an error of a row, with the label of the row in front if the error does not begin with it."""
+        label, text = self.label(index), str(error)
+        return text if text.startswith(label) else f"{label}: {text}"
+
     def _choose(self, argument: str, column: str | None, candidates: Iterable[str]) -> str:
         names = list(candidates) if column is None else [column]
         for name in names:

@@ -1,4 +1,4 @@
-"""Statistics of a folder of local pairs: lengths, scores, sources of regions, duplicates, and a sample of rows.
+"""Statistics of local pairs, or of images with captions: lengths, scores, regions, duplicates, and a sample of rows.
 
 `inspect_pairs` reads the columns in batches and decodes no image. `fastgoal inspect` writes the dict that it returns as
 JSON and as a page, and dataset cards contain some of it.
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from .duplicates import CaptionDuplicates, equal_groups
 from .pairs_dataset import PairsFolder
 from .tokens import TOKEN_LIMITS
+from .unmatched import UnmatchedRows
 
 DEFAULT = "default"  # source of the five regions that every image gets
 SHOWN_GROUPS = 5
@@ -29,17 +30,17 @@ LOWEST = 3
 
 
 def inspect_pairs(
-    folder: PairsFolder,
+    folder: PairsFolder | UnmatchedRows,
     count_tokens: Callable[[list[str]], list[int]] | None = None,
     rows: int = 12,
     seed: int = 0,
     repetitions: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Compute the statistics of a folder of local pairs.
+    """Compute the statistics of a folder of local pairs, or of rows without pairs.
 
     Args:
-        folder: The folder.
+        folder: The folder, or rows without pairs.
         count_tokens: Returns the number of tokens of each caption, BOS and EOS included; None to count no tokens.
         rows: Number of rows to sample for display.
         seed: Seed of the sample.
@@ -47,15 +48,15 @@ def inspect_pairs(
         progress: Whether to show progress bars.
 
     Returns:
-        A dict of plain values: `rows`, `shards`, `bytes`, `images`, `captions`, `pairs`, `regions`, `no_detection`,
-        `skipped`, `problems`; with `repetitions` also `duplicate_captions`, `near_duplicate_captions` and
-        `duplicate_images`; and `shown`, the rows of the sample (`sample`) and those with the lowest-scoring best pairs
-        (`lowest`).
+        A dict of plain values: `matched` (whether the rows have pairs), `rows`, `shards`, `bytes`, `images`,
+        `captions`, `pairs`, `regions`, `no_detection`, `skipped`, `problems`; with `repetitions` also
+        `duplicate_captions`, `near_duplicate_captions` and `duplicate_images`; and `shown`, the rows of the sample
+        (`sample`) and those with the lowest-scoring best pairs (`lowest`).
 
     Raises:
         ValueError: A file is broken.
     """
-    measured = _Columns(count_tokens)
+    measured = _Columns(count_tokens, folder)
     duplicates = CaptionDuplicates() if repetitions else None
     columns = ("file_name", "caption", "width", "height", "regions", "sentences", "pairs")
     with tqdm(total=len(folder), desc="columns", unit="row", disable=not progress) as bar:
@@ -68,10 +69,11 @@ def inspect_pairs(
     drawn = random.Random(seed).sample(range(len(folder)), min(rows, len(folder)))
     manifest = folder.manifest
     return {
+        "matched": folder.matched,
         "settings": manifest.get("settings", {}),
         "source": manifest.get("source"),
         "versions": manifest.get("versions", {}),
-        "finished": "summary" in manifest if manifest else None,
+        "finished": "summary" in manifest if manifest and folder.matched else None,
         "missing_shards": folder.missing,
         "rows": len(folder),
         "shards": len(folder.files),
@@ -84,7 +86,7 @@ def inspect_pairs(
 
 
 def _repetitions(
-    folder: PairsFolder, duplicates: CaptionDuplicates, names: Sequence[str], progress: bool
+    folder: PairsFolder | UnmatchedRows, duplicates: CaptionDuplicates, names: Sequence[str], progress: bool
 ) -> dict[str, Any]:
     """Return the groups of duplicates, with the names of the largest ones; see `inspect_pairs`."""
     equal = duplicates.equal()
@@ -128,10 +130,13 @@ def _repetitions(
 class _Columns:
     """Collects the columns of all rows in batches. It keeps a few numbers for each row, and its name."""
 
-    def __init__(self, count_tokens: Callable[[list[str]], list[int]] | None) -> None:
+    def __init__(
+        self, count_tokens: Callable[[list[str]], list[int]] | None, folder: PairsFolder | UnmatchedRows
+    ) -> None:
         self.count_tokens = count_tokens
+        self.matched = folder.matched
         self.names: list[str] = []
-        self.problems: list[str] = []
+        self.problems: list[str] = [*folder.problems]
         self._numbers: dict[str, list[NDArray[Any]]] = defaultdict(list)
         self._sources: dict[str, Counter[str]] = {name: Counter() for name in ("candidates", "chosen", "best")}
         self._labels: Counter[tuple[str, str]] = Counter()
@@ -182,7 +187,7 @@ class _Columns:
             (np.flatnonzero([not caption.strip() for caption in captions]), "has no caption"),
             (np.unique(wrong_spans), "has a sentence outside of its caption"),
             (np.unique(of_row[~fits]), "has a pair without a region, a sentence or a score"),
-            (np.flatnonzero(best_counts != 1), "does not have exactly one best pair"),
+            (np.flatnonzero(best_counts != int(self.matched)), "does not have exactly one best pair"),
         ):
             self.problems += [f"row {start + row} ({self.names[start + row]}) {problem}" for row in rows.tolist()]
 
@@ -314,7 +319,7 @@ def _names(names: Sequence[str], rows: Sequence[int]) -> list[str]:
     return [names[row] for row in rows[:SHOWN_NAMES]]
 
 
-def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
+def _captions(folder: PairsFolder | UnmatchedRows, rows: Sequence[int]) -> list[str]:
     """Read the captions of rows, in their order, and no other column."""
     wanted, texts, start = set(rows), {}, 0
     for batch in folder.batches(["caption"]):
@@ -324,7 +329,7 @@ def _captions(folder: PairsFolder, rows: Sequence[int]) -> list[str]:
     return [texts[row] for row in rows]
 
 
-def _equal_images(folder: PairsFolder, progress: bool) -> tuple[list[list[int]], int]:
+def _equal_images(folder: PairsFolder | UnmatchedRows, progress: bool) -> tuple[list[list[int]], int]:
     """Return groups of rows with equal image files, the largest first, and the number of bytes of all image files."""
     digests: list[bytes | None] = []
     size = 0

@@ -14,6 +14,8 @@ from fastgoal.hub_cards.card_images import COLORS
 from fastgoal.processing.data.pairs_dataset import features
 from tests.browser import CHROMIUM, needs_browser
 from tests.known_pairs import LONG, jpeg, row, rows, write
+from tests.processing.data.forms.test_coco import write_coco
+from tests.processing.data.test_unmatched import write_known
 
 
 @pytest.fixture
@@ -103,12 +105,10 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys):
         assert main(["inspect", str(place), "--output", str(tmp_path / "x.html"), *arguments]) == 2
         return capsys.readouterr().err
 
-    assert "is not a folder" in error(tmp_path / "none")
+    assert "does not exist" in error(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "empty is empty" in error(tmp_path / "empty")
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/metadata.jsonl").write_text("{}")
-    assert "make pairs first" in error(tmp_path / "source")
+    assert "empty is not in a known form" in error(tmp_path / "empty")
+    assert "--limit must be left out for" in error(folder, "--limit", "2")
     schema = features().arrow_schema
     without = pyarrow.schema([field for field in schema if field.name not in ("pairs", "width")])
     message = error(write(tmp_path / "columns", rows(), schema=without))
@@ -156,6 +156,42 @@ def test_broken_rows_are_shown_and_listed(tmp_path, tiny_clip, capsys):
         "row 4 (4.jpg) has no caption",
     ]
     assert facts["pairs"]["count"] == 13
+
+
+def test_images_with_captions_and_boxes(tmp_path, capsys):
+    data = write_known(tmp_path / "data", **{"4": {"boxes": [[0, 0, 500, 9]], "labels": ["thing"]}})
+    (data / "2.jpg").unlink()
+    page, _ = inspect(data, "--tokenizer", "none")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "4 rows, 2.2 sentences and 21 words per caption"
+    assert printed[1] == "4 boxes in 3 images"
+    assert any(re.match(r"rows that cannot be used: 1, the first: .*2\.jpg.*does not exist", line) for line in printed)
+    assert any(
+        re.match(r"invalid rows: 1, the first: .*line 5 \(4\.jpg\).*`box_format=xywh`", line) for line in printed
+    )
+    # The box (10, 10, 30, 30) on an image of 80 x 60 pixels.
+    assert re.search(
+        r'class="box" data-region="0" style="--c:#\w+;left:12.50%;top:16.67%;width:25.00%;height:33.33%', page
+    )
+    assert page.count('class="box"') == 4
+    assert page.count(">thing</b>") == 4
+    assert "4 images with captions from data.</p>" in page
+    assert str(tmp_path) not in page
+    assert "<small>row 4, 80 x 60</small>" in page
+    assert "1 row left out" in page
+    for words in ("local pair", "Regions", "Scores", "★ mark", "shard", "exactly one best pair"):
+        assert words not in page
+
+
+def test_other_forms_and_captions(tmp_path, tiny_clip, capsys):
+    coco = write_coco(tmp_path / "coco")
+    _, facts = inspect(coco, "--split", "val2017", "--captions", "each", "--model", tiny_clip, "--limit", 4)
+    assert (facts["rows"], facts["regions"]["count"], facts["cosine"]["rows"]) == (4, 8, 4)
+    assert facts["duplicate_images"]["rows"] == 4
+    assert main(["inspect", str(coco), "--boxes-column", "things", "--output", str(tmp_path / "x.html")]) == 2
+    assert "--boxes-column must be a column of" in capsys.readouterr().err
+    _, facts = inspect(write(tmp_path / "pairs", rows()), "--form", "parquet", "--tokenizer", "none")
+    assert (facts["matched"], facts["rows"]) == (False, 5)
 
 
 # Points at the first sentence of the first row, then says what is lit.

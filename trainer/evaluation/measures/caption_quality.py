@@ -14,6 +14,7 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checks import check_positive
 from fastgoal.processing.data.pairs_dataset import PairsFolder
 from fastgoal.processing.data.statistics import histogram, nice_edges
+from fastgoal.processing.data.unmatched import UnmatchedRows
 from fastgoal.processing.embedding import embed_images, embed_texts
 from fastgoal.processing.images import load_image
 
@@ -22,7 +23,7 @@ BATCH = 64  # rows decoded at a time
 
 
 def mean_cosine(
-    folder: PairsFolder,
+    folder: PairsFolder | UnmatchedRows,
     model: Any,
     processor: Any,
     name: str,
@@ -35,7 +36,7 @@ def mean_cosine(
     For comparison, the result holds the mean cosine of the same images with the caption of another image of the sample.
 
     Args:
-        folder: The pairs dataset.
+        folder: The pairs dataset, or images with captions.
         model: Any supported model, on its device.
         processor: The model's processor.
         name: Name of the model in the result.
@@ -64,7 +65,7 @@ def mean_cosine(
             try:
                 yield load_image(row["image"] or {}, name=row["file_name"]), row["caption"] or ""
             except (ValueError, OSError) as error:
-                broken.append(f"row {number}: {error}")
+                broken.append(f"row {row.get('row', number)}: {error}")
 
     rows = readable()
     while batch := list(islice(rows, BATCH)):
