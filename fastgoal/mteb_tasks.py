@@ -40,7 +40,7 @@ def mteb_task(protocol: str, data: str | os.PathLike[str], direction: str = "tex
     to_image = direction == "text_to_image"
     short = "".join(part.capitalize() for part in protocol.replace("-", " ").split())
 
-    class LongCaptionRetrieval(AbsTaskRetrieval):  # type: ignore[misc, unused-ignore]
+    class LongCaptionRetrieval(AbsTaskRetrieval):
         metadata = TaskMetadata(
             name=f"{short}{'T2I' if to_image else 'I2T'}Retrieval",
             description=f"{PROTOCOLS[protocol].title}: find the {'image' if to_image else 'caption'} by its "
