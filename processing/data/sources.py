@@ -13,6 +13,8 @@ from typing import Any
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.texts import is_unicode, shortened
 
+from .locations import SUFFIXES
+
 CAPTIONS = ("join", "longest", "each")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "prompt", "title")
 
@@ -87,6 +89,11 @@ class Source:
         self.caption_column = None
         if with_captions:
             self.caption_column = self._choose("caption_column", caption_column, CAPTION_COLUMNS)
+            if self.caption_column == self.image_column:
+                raise ValueError(
+                    f"`caption_column` must be another column of {self._file_name} than the images, got "
+                    f"{self.caption_column!r} for both. Its columns are {self.columns}."
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +162,10 @@ class Source:
         for number, caption in enumerate(captions):
             name = f"'{self.caption_column}'" + (f"[{number}]" if isinstance(value, list) else "")
             if not isinstance(caption, str):
-                raise ValueError(f"{label}: {name} must be a text, got {caption!r}.")
+                raise ValueError(
+                    f"{label}: {name} must be a text, got {shortened(repr(caption), 80)}. Name the right column with "
+                    "`caption_column`."
+                )
             if not caption.strip():
                 raise ValueError(f"{label}: {name} is an empty caption.")
             if not is_unicode(caption):
@@ -281,6 +291,21 @@ def undecoded(dataset: Any) -> Any:
     for column in _image_columns(dataset.features):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset
+
+
+def refuse_file_names(source: Source) -> None:
+    """Raise `ValueError` if the captions of the first three rows are names of image files: it is the wrong column."""
+    texts: list[str] = []
+    for index in range(min(3, len(source))):
+        try:
+            texts += source.captions_of(index)
+        except (ValueError, OSError):
+            return  # the error is that of the row when it is read
+    if texts and all(text.lower().endswith(SUFFIXES) and not any(map(str.isspace, text)) for text in texts):
+        raise ValueError(
+            f"`caption_column` must be a column with captions, got {source.caption_column!r}: the first captions of "
+            f"{source.name} are file names, such as {shortened(repr(texts[0]), 80)}. Its columns are {source.columns}."
+        )
 
 
 def refuse_problems(source: Source, limit: int | None = None, way_out: str = "") -> None:

@@ -9,7 +9,7 @@ import os
 import pkgutil
 from pathlib import Path
 
-from fastgoal.processing.data.sources import CAPTIONS, Source
+from fastgoal.processing.data.sources import CAPTIONS, Source, refuse_file_names
 from fastgoal.processing.data.streams import StreamSource
 
 from .captions import ChosenCaptions
@@ -61,7 +61,8 @@ def load_source(
         other `columns`.
 
     Raises:
-        ValueError: The data cannot be read, fit no form or several, or the column or split does not exist.
+        ValueError: The data cannot be read, fit no form or several, the column or split does not exist, or the first
+            captions are file names.
     """
     options = SourceOptions(
         split=split,
@@ -72,6 +73,8 @@ def load_source(
     )
     opened = _choose(Path(source), form, options).load(Path(source), options)
     opened.allow_outside_files = allow_outside_files
+    if with_captions:
+        refuse_file_names(opened)
     if captions not in CAPTIONS:
         raise ValueError(f"`captions` must be one of {', '.join(CAPTIONS)}, got {captions!r}.")
     return opened if captions == "join" or not with_captions else ChosenCaptions(opened, captions)

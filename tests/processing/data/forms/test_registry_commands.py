@@ -7,6 +7,7 @@ import torch
 
 import fastgoal
 from fastgoal import FastGoalCollator, FastGoalModel, FastGoalProcessor
+from fastgoal.cli import main as command
 from fastgoal.processing.data.forms.registry import FORMS, load_source, recognize
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.evaluation.options import EvaluationOptions
@@ -78,6 +79,77 @@ def test_damaged_data_stop_at_once_or_are_listed(rows, tiny_clip, tmp_path, monk
     for more in ([], ["--streaming", "--save_strategy", "no"]):
         with pytest.raises(ValueError, match=r"00004.tar is not a complete tar file"):
             main([*map(str, [*train, *more]), "--output_dir", str(tmp_path / f"out{len(more)}")])
+
+
+def test_a_broken_image_inside_a_tar_is_named(rows, tiny_clip, tmp_path, capsys):
+    data = WRITERS["webdataset"](tmp_path / "data", rows)
+    path = data / "00004.tar"
+    content = path.read_bytes()
+    start = content.index(b"\x89PNG", content.index(b"0005.png"))
+    path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
+    arguments = ["pairs", str(data), "--model", str(tiny_clip), "--detector", "none", "--device", "cpu"]
+    assert command([*arguments, "--output", str(tmp_path / "stopped")]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+    for words in (str(path), "0005.png", "not an image", "--on-error skip"):
+        assert words in line
+    assert "summary" not in json.loads((tmp_path / "stopped/fastgoal_pairs.json").read_bytes())
+    assert command([*arguments, "--output", str(tmp_path / "pairs"), "--on-error", "skip"]) == 0
+    (skipped,) = json.loads((tmp_path / "pairs/fastgoal_pairs.json").read_bytes())["summary"]["skipped"]
+    assert skipped["row"] == 5
+    assert skipped["reason"] in capsys.readouterr().out
+    for words in (str(path), "0005.png", "not an image"):
+        assert words in skipped["reason"]
+    assert [row.name for row in load_source(tmp_path / "pairs")] == [name for name, *_ in rows[:5]]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("width", [640] * 6, r"line 1 \(0000.png\): 'width' must be a text, got 640.*`caption_column`"),
+        ("file_name", None, r"`caption_column` must be another column .*'file_name' for both"),
+        (
+            "original",
+            [f"photos/{n}.JPG" for n in range(6)],
+            r"`caption_column` .*'original': .*file names, .*photos/0.JPG",
+        ),
+        ("absent", None, r"`caption_column` must be a column of .*'absent'.*'file_name', 'caption'"),
+    ],
+)
+def test_captions_in_the_wrong_column(column, values, words, rows, tiny_clip, tmp_path):
+    data = WRITERS["metadata"](tmp_path / "data", rows)
+    if values is not None:
+        lines = [
+            json.dumps({"file_name": name, "caption": caption, column: value})
+            for (name, _, caption), value in zip(rows, values, strict=True)
+        ]
+        (data / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=words):
+        fastgoal.build_pairs(data, tmp_path / "pairs", tiny_clip, None, caption_column=column, progress=False)
+
+
+def test_no_usable_row_is_an_error_and_not_a_success(rows, tiny_clip, tmp_path):
+    data = WRITERS["metadata"](tmp_path / "data", rows)
+    for name, *_ in rows:
+        (data / name).write_bytes(b"no image")
+    for _ in range(2):  # the second time, all shards are there
+        with pytest.raises(
+            ValueError, match=r"None of the 6 rows could be used\. .*line 1 \(0000\.png\).*not an image"
+        ):
+            fastgoal.build_pairs(data, tmp_path / "pairs", tiny_clip, None, on_error="skip", progress=False)
+        assert "summary" not in json.loads((tmp_path / "pairs/fastgoal_pairs.json").read_bytes())
+    for name, image, _ in rows:
+        image.save(data / name)
+    with pytest.raises(ValueError, match="other data"):
+        fastgoal.build_pairs(data, tmp_path / "pairs", tiny_clip, None, on_error="skip", progress=False)
+
+
+def test_pairs_has_captions(rows, tiny_clip, tmp_path):
+    data = WRITERS["metadata"](tmp_path / "data", rows[:2])
+    lines = [json.dumps({"file_name": name, "captions": [caption, "A short one."]}) for name, _, caption in rows[:2]]
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    arguments = ["pairs", str(data), "--model", str(tiny_clip), "--detector", "none", "--device", "cpu"]
+    assert command([*arguments, "--captions", "each", "--output", str(tmp_path / "pairs")]) == 0
+    assert [row.columns["image_group"] for row in load_source(tmp_path / "pairs")] == [0, 0, 1, 1]
 
 
 def test_rows_of_one_image_reach_the_loss(rows, tiny_clip, tmp_path):
