@@ -1,13 +1,16 @@
 """Training in two processes is training in one with the whole batch: each part of the loss, each gradient."""
 
+import json
 import os
 
+import datasets
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from fastgoal import FastGoalTrainer
+from fastgoal import FastGoalTrainer, build_pairs
 from fastgoal.trainer.batches.rows import TrainingData
+from tests.squares import image_of
 from tests.tiny_trainers import make_trainer
 from tests.trainer.processes import in_two_processes
 
@@ -142,3 +145,58 @@ def test_two_processes_do_what_one_does(cases, tiny_bases, pairs_folder, tmp_pat
     for *_, shared, of_one_row in ranks:
         assert torch.equal(shared, alone)
         assert of_one_row.shape == (1, 0)
+
+
+@pytest.fixture
+def grouped_folders(tiny_clip, tmp_path):
+    """Pairs of `captions=each`: rows 0 to 3 show the images of rows 4 to 7; and the same rows without their groups."""
+    data, lines = tmp_path / "data", []
+    data.mkdir()
+    for number, (left, right) in enumerate((("red", "green"), ("green", "blue"), ("blue", "red"), ("red", "blue"))):
+        image_of(left, right).save(data / f"{number}.png")
+        captions = [f"A {left} square. A {right} square.", f"On the left is {left}. On the right is {right}."]
+        lines.append(json.dumps({"file_name": f"{number}.png", "captions": captions}))
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    build_pairs(data, tmp_path / "pairs", tiny_clip, None, captions="each", progress=False)
+    rows = datasets.load_dataset("parquet", data_dir=str(tmp_path / "pairs"), cache_dir=tmp_path / "cache")["train"]
+    rows = rows.select([0, 2, 4, 6, 1, 3, 5, 7])
+    folders = []
+    for name, written in (("grouped", rows), ("apart", rows.remove_columns("image_group"))):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        written.to_parquet(folders[-1] / "train.parquet")
+    return folders
+
+
+def trained_weights(base, pairs, folder, batch):
+    """Return the weights after three steps over all rows, and the numbers of the images of each batch."""
+    trainer = make_trainer(
+        base,
+        folder,
+        TrainingData(str(pairs)),
+        per_device_train_batch_size=batch,
+        num_train_epochs=3,
+        optim="sgd",
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+    )
+    batches = [batch["image_groups"].tolist() for batch in trainer.get_train_dataloader() if "image_groups" in batch]
+    trainer.train()
+    return batches, {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+@pytest.mark.slow
+def test_rows_of_one_image_are_no_negatives_across_processes(tiny_clip, grouped_folders, tmp_path):
+    grouped, apart = grouped_folders
+    ranks = in_two_processes(trained_weights, tiny_clip, grouped, tmp_path, WHOLE // 2, folder=tmp_path)
+    # Each process has every image once: only the other one has the rows that must not be negatives.
+    assert [batches for batches, _ in ranks] == [[[0, 1, 2, 3]], [[0, 1, 2, 3]]]
+    batches, whole = trained_weights(tiny_clip, grouped, tmp_path, WHOLE)
+    assert batches == [[0, 1, 2, 3, 0, 1, 2, 3]]
+    _, unmasked = trained_weights(tiny_clip, apart, tmp_path, WHOLE)
+    for _, weights in ranks:
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=0, msg=name)
+    assert max((unmasked[name] - weight).abs().max() for name, weight in whole.items()) > 1e-3
