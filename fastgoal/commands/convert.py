@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="file of weights; with --to open_clip or original: a model folder or Hub id"
     )
-    parser.add_argument(
+    add(
+        parser,
         "--to",
         choices=["transformers", "open_clip", "original"],
         default="transformers",

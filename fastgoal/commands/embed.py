@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--caption-column", help="column with the captions; for images: also write these captions")
     add(parser, "--image-folder", "--limit", "--on-error", "--allow-outside-files")
     add(parser, "--batch-size", default=64, help="images or texts per forward pass")
-    parser.add_argument(
-        "--shard-size", type=number(1), default=4096, metavar="N", help="number of rows per output file"
-    )
+    add(parser, "--shard-size", default=4096, help="number of rows per output file")
     add(
         parser,
         "--num-workers",

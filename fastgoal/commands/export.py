@@ -25,7 +25,7 @@ OPTIONS = {"onnx": ("precision", "data", "opset"), "diffusion": ("dtype", "posit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=SHARED["--model"]["help"])
-    parser.add_argument("--to", required=True, choices=[*OPTIONS], help="format")
+    add(parser, "--to", required=True, choices=[*OPTIONS])
     add(parser, "--output", help="output folder, new or empty")
     onnx = parser.add_argument_group("onnx")
     onnx.add_argument(

@@ -110,6 +110,8 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "HOST:PORT",
         "help": "address of a Ray cluster that shares the work; auto for the cluster on this machine",
     },
+    "--to": {"help": "format to write"},
+    "--shard-size": {"type": number(1), "metavar": "N", "help": "number of images per output file"},
     "--top-k": {"type": number(1), "default": 5, "metavar": "N", "help": "number of results to show"},
     "--html": {"metavar": "out.html", "help": "write a self-contained HTML page to this file"},
     "folder": {"metavar": "DIR", "help": "folder that `fastgoal pairs` wrote"},

@@ -74,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="crops per forward pass of the model; the detector gets a quarter as many images per call; use 256 or "
         "more on a large GPU",
     )
-    parser.add_argument(
-        "--shard-size", type=number(1), default=256, metavar="N", help="number of images per output file"
-    )
+    add(parser, "--shard-size", default=256)
     parser.add_argument(
         "--store-size",
         type=number(1),

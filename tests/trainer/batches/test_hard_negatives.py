@@ -200,7 +200,7 @@ def test_neighbors_are_renewed_in_the_middle_of_a_training(make, twins, tmp_path
         kept, was_renewed = neighbors.load_neighbors(checkpoints[step])
         assert torch.equal(kept, table)
         assert was_renewed == is_renewed
-        resumed = recorded(make(**settings, folder=folder))
+        resumed = recorded(make(**settings, folder=folder if folder == "run" else f"{folder}-{step}"))
         resumed.train(resume_from_checkpoint=str(checkpoints[step]))
         assert resumed.data_collator.seen[-(16 - step) :] == whole.data_collator.seen[step:]
         assert len(expected) == (2 if is_renewed else 3)
