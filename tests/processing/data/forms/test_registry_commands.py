@@ -1,4 +1,4 @@
-"""Every form of data goes through pairs, training and evaluation with the same result."""
+"""Every form of data goes through pairs, statistics, training and evaluation with the same result."""
 
 import json
 
@@ -9,6 +9,8 @@ import fastgoal
 from fastgoal import FastGoalCollator, FastGoalModel, FastGoalProcessor
 from fastgoal.cli import main as command
 from fastgoal.processing.data.forms.registry import FORMS, load_source, recognize
+from fastgoal.processing.data.statistics import inspect_pairs
+from fastgoal.processing.data.unmatched import UnmatchedRows
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 from fastgoal.trainer.run import main
@@ -52,6 +54,10 @@ def test_pairs_training_and_evaluation(form, rows, expected, tiny_clip, tmp_path
     assert [row.caption for row in stored] == [caption for *_, caption in rows]
     assert [pair["score"] for row in stored for pair in row.columns["pairs"]] == pytest.approx(scores, abs=1e-6)
     assert fastgoal.evaluate(tiny_clip, data, EvaluationOptions(resamples=0)).metrics == report.metrics
+    facts = inspect_pairs(UnmatchedRows(load_source(data)))
+    assert (facts["rows"], facts["captions"]["sentence_count"], facts["skipped"]) == (len(rows), sentences, [])
+    assert facts["captions"]["words"]["mean"] == sum(len(caption.split()) for *_, caption in rows) / len(rows)
+    assert facts["duplicate_images"]["rows"] == 0
     options = ["--model", tiny_clip, "--train_data", data, "--objective", "global", "--max_steps", "1", "--use_cpu"]
     options += ["true", "--per_device_train_batch_size", "4", "--save_strategy", "no", "--report_to", "none"]
     if FORMS[form].stream is not None:
