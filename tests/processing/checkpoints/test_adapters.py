@@ -347,7 +347,7 @@ def other_base(adapter, clip, **changes):
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 30), "cannot be loaded"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be loaded"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "cannot be loaded"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer and image processor"),
+        (lambda folder: (folder / "processor_config.json").write_text("{"), "the tokenizer and image processor"),
     ],
 )
 def test_damaged_ones_and_those_of_another_base_are_refused(adapter, spoil, words):
