@@ -124,7 +124,7 @@ BOXES: dict[str, tuple[Any, str | None]] = {
     "infinite": ([[0, 0, float("inf"), 5]], "finite"),
     "turned round": ([[20, 20, 5, 5]], "no area"),
     "outside": ([[500, 500, 600, 600]], "outside"),
-    "negative": ([[-50, -50, 10, 10]], "sticks out"),
+    "negative": ([[-50, -50, 10, 10]], "extends beyond"),
     "three numbers": ([[1, 2, 3]], "four numbers"),
     "too many": ([[0, 0, 20, 20]] * 3000, None),
 }
