@@ -78,7 +78,7 @@ OUTPUTS: dict[str, Callable[[Path, Kit], list[str]]] = {
         *("pairs", str(k.pairs), "--output", "odd", "--detector", "none", "--model", str(k.clip), "--device", "cpu")
     ],
     "train": lambda f, k: train_on(k, k.pairs, "--output_dir", "odd"),
-    "export": lambda f, k: ["export", "--to", "onnx", "--model", str(k.clip), "--output", "odd"],
+    "export": lambda f, k: ["export", str(k.clip), "--to", "onnx", "--output", "odd"],
     "convert": lambda f, k: ["convert", str(k.clip / "model.safetensors"), "--base", str(k.clip), "--output", "odd"],
 }
 

@@ -263,6 +263,8 @@ def finish(argv, folder):
 @pytest.mark.parametrize(("number", "code", "processes"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)])
 def test_an_interrupted_command_resumes_at_the_next_step(tiny_clip, pairs_folder, tmp_path, number, code, processes):
     more = ["--num_processes", str(processes), "--dataloader_num_workers", "2" if processes == 1 else "1"]
+    # A process that forks workers in every short epoch can hang in CPython 3.11, if one of its threads ends meanwhile.
+    more += ["--dataloader_persistent_workers", "true"]
     argv = command(tiny_clip, pairs_folder, tmp_path / "stopped", *more)
     process = start(argv, tmp_path)
     read_until(process, 5)
