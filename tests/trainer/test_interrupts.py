@@ -5,20 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import damage
-from fastgoal.trainer.interrupts import Interrupted, start_workers
+from fastgoal.trainer.interrupts import Interrupted
 from fastgoal.trainer.run import main
 from tests.tiny_trainers import make_trainer
 
@@ -192,9 +189,19 @@ def test_the_command_names_the_command_that_resumes(tiny_clip, pairs_folder, tmp
     assert str(again.value) == str(stop.value).replace("checkpoint-1", "checkpoint-2")
 
 
-class Pids(Dataset):
-    """The id of the worker process in each row."""
+# In a fresh process: libraries that other tests load start threads in forked workers, which take signals too.
+WORKER = """
+import os, signal, subprocess, time
+from contextlib import suppress
+from pathlib import Path
 
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from fastgoal.trainer.interrupts import start_workers
+
+
+class Pids(Dataset):
     def __len__(self):
         return 8
 
@@ -202,21 +209,28 @@ class Pids(Dataset):
         return os.getpid()
 
 
+loader = start_workers(Accelerator(cpu=True).prepare(DataLoader(Pids(), num_workers=1, persistent_workers=True)))
+(worker,) = {int(pid) for pid in loader}
+assert worker != os.getpid()
+for name in ("INT", "TERM"):
+    subprocess.run(["kill", f"-{name}", str(worker)], check=True)  # from another process
+time.sleep(0.2)
+assert [int(pid) for pid in loader] == [worker] * 8
+os.kill(worker, signal.SIGTERM)
+state, deadline = "", time.monotonic() + 10
+while state != "Z":
+    assert time.monotonic() < deadline
+    with suppress(RuntimeError):  # of torch, whose handler of SIGCHLD may notice the death first
+        time.sleep(0.01)
+        state = Path(f"/proc/{worker}/stat").read_text().split()[2]
+print("ended", flush=True)
+os._exit(0)
+"""
+
+
 def test_a_worker_ends_only_when_its_own_training_ends_it():
-    loader = start_workers(Accelerator(cpu=True).prepare(DataLoader(Pids(), num_workers=1, persistent_workers=True)))
-    (worker,) = {int(pid) for pid in loader}
-    assert worker != os.getpid()
-    for name in ("INT", "TERM"):
-        subprocess.run(["kill", f"-{name}", str(worker)], check=True)  # from another process
-    time.sleep(0.2)
-    assert [int(pid) for pid in loader] == [worker] * 8
-    os.kill(worker, signal.SIGTERM)
-    state, deadline = "", time.monotonic() + 10
-    while state != "Z":
-        assert time.monotonic() < deadline
-        with suppress(RuntimeError):  # of torch, whose handler of SIGCHLD may notice the death first
-            time.sleep(0.01)
-            state = Path(f"/proc/{worker}/stat").read_text().split()[2]
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "ended\n", done.stderr
 
 
 def command(clip, pairs, output, *more):
