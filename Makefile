@@ -2,7 +2,7 @@
 # make test             create the environment and run lint, types and the quick tests
 # make lint, types, unit    run one of the three
 # make slow             run the slow tests, which make test skips
-# make campaign         run about 1,200 hostile and broken inputs, each in its own process (ten minutes)
+# make campaign         run about 2,100 hostile and broken inputs, each in its own process (twenty minutes)
 # make campaign-kills   kill trainings at random moments and compare the results (ten minutes)
 # make outsiders        run tests with other projects' code in environments of their own (needs the network)
 # make docs             build the documentation in site/, to read from disk

@@ -123,7 +123,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "a quickstart elsewhere": (["quickstart", "--output", str(kit.pairs)], "quickstart"),
         "export to a file": (
             ["export", model, "--to", "onnx", "--output", picture],
-            "exists|file|directory|write",
+            r"picture\.png.* folder",
         ),
         "convert nothing": (["convert", "absent.pt", "--base", model, "--output", "o"], "absent.pt"),
         "convert into a full folder": (
@@ -137,7 +137,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "train into another model": (train_on(kit, kit.pairs, "--output_dir", "another"), "holds a model"),
         "train on nothing": (train_on(kit, Path("nowhere")), "nowhere"),
         "train without pairs": (train_on(kit, Path("plain")), "no local pairs"),
-        "stream without streams": (train_on(kit, Path("plain"), "--streaming"), "no .parquet"),
+        "stream without streams": (train_on(kit, Path("plain"), "--streaming"), "cannot be streamed"),
         "a dataset that is one of code": (train_on(kit, Path("pickle")), "does not exist"),
     }
 
