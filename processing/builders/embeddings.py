@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import InitVar, asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +26,8 @@ from fastgoal.processing.data.sources import Source
 from fastgoal.processing.embedding import embed_crops, embed_texts
 from fastgoal.processing.pixels import PixelReader
 
-from .engine import Engine, Shard, Threads, decoding_threads, open_engine
-from .shards import BadRow, ParquetShards, RunFolder, check_run, good_rows, refuse_skipped
+from .engine import Shard, Threads, build_shards, open_engine
+from .shards import BadRow, ParquetShards, good_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -121,14 +120,27 @@ def build_embeddings(
         dtype = choose_dtype(dtype, device)
         settings = EmbeddingSettings(checkpoint_fingerprint(name), texts, vector_type, dtype, split, limit, shard_size)
 
-        def load_embedder() -> tuple[Any, Any, str]:
+        def load_maker(shards: ParquetShards, threads: int) -> _VectorMaker:
             # The fingerprint is that of the weights in float32, whatever format computes the vectors.
             loaded, processor = load_model(name, device, "float32")
             mark = embedder_fingerprint(loaded, processor)
-            return loaded.to(getattr(torch, dtype)), processor, mark
+            loaded = loaded.to(getattr(torch, dtype))
+            skip = on_error == "skip"
+            return _VectorMaker(opened, settings, shards, loaded, processor, mark, skip, batch_size, threads)
 
-        return write_embeddings(
-            opened, output, settings, load_embedder, on_error, batch_size, num_workers, progress, engine
+        return build_shards(
+            opened,
+            output,
+            EMBEDDINGS_MANIFEST,
+            "fastgoal embed",
+            settings,
+            load_maker,
+            _summarize,
+            on_error,
+            batch_size,
+            num_workers,
+            progress,
+            engine,
         )
 
 
@@ -150,60 +162,16 @@ class EmbeddingSettings:
     shard_size: int = 4096
 
 
-def write_embeddings(
-    source: Source,
-    output: str | os.PathLike[str],
-    settings: EmbeddingSettings,
-    load_embedder: Callable[[], tuple[Any, Any, str]],
-    on_error: str,
-    batch_size: int,
-    num_workers: int | None,
-    progress: bool,
-    engine: Engine,
-) -> dict[str, Any]:
-    """Do the work of `build_embeddings`, which see for the other arguments, the summary and the errors.
-
-    Args:
-        load_embedder: Returns (model, processor, fingerprint); called only if there is work.
-        engine: Runs the shards.
-    """
-    check_run(source, on_error, batch_size=batch_size, num_workers=num_workers)
-    output = Path(output)
-    rows = range(len(source))[: settings.limit]
-    starts = range(0, len(rows), settings.shard_size)
-    shards = ParquetShards(output, len(starts))
-    folder = RunFolder(output, EMBEDDINGS_MANIFEST, "fastgoal embed", ["data/*.parquet"])
-    with folder.open(source, settings) as manifest:
-        records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
-        if on_error == "stop":
-            refuse_skipped([entry for record in records.values() for entry in record["skipped"]])
-        parts = [Shard(i, rows[start : start + settings.shard_size]) for i, start in enumerate(starts)]
-        pending = [part for part in parts if part.number not in records]
-        if not pending and "summary" in manifest:
-            return {**manifest["summary"], "shards_made": 0}
-        run = folder.read_run()
-
-        def load_maker(cores: int) -> _VectorMaker:
-            folder.check_shared(run)
-            threads = num_workers or decoding_threads(cores)
-            return _VectorMaker(source, settings, shards, *load_embedder(), on_error == "skip", batch_size, threads)
-
-        records |= engine.run_shards(pending, load_maker, len(rows), "embeddings", progress)
-        ordered = [records[i] for i in range(shards.count)]
-        summary = {
-            "rows": sum(record["rows"] for record in ordered),
-            "skipped": [entry for record in ordered for entry in record["skipped"]],
-            "width": ordered[0]["width"],
-            "model_fingerprint": ordered[0]["model_fingerprint"],
-            "shards": len(ordered),
-            "seconds": round(sum(record["seconds"] for record in ordered), 2),
-        }
-        if not summary["rows"]:
-            raise ValueError(
-                f"{source.name}: none of the {len(rows)} rows can be used. {summary['skipped'][0]['reason']}"
-            )
-        folder.finish(manifest, summary)
-    return {**summary, "shards_made": len(pending)}
+def _summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the records of the shards."""
+    return {
+        "rows": sum(record["rows"] for record in records),
+        "skipped": [entry for record in records for entry in record["skipped"]],
+        "width": records[0]["width"],
+        "model_fingerprint": records[0]["model_fingerprint"],
+        "shards": len(records),
+        "seconds": round(sum(record["seconds"] for record in records), 2),
+    }
 
 
 @dataclass(frozen=True)

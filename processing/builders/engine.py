@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -27,9 +28,10 @@ from transformers.utils import logging as transformers_logging
 
 from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checks import check_positive
+from fastgoal.processing.data.sources import Source
 
 from . import worker
-from .shards import PACKAGES
+from .shards import PACKAGES, ParquetShards, RunFolder, check_run, refuse_skipped
 
 logger = transformers_logging.get_logger(__name__)
 
@@ -317,6 +319,70 @@ class RayEngine(Engine):
 
 def _last_line(error: Exception) -> str:
     return textwrap.shorten(str(error).strip().splitlines()[-1], 300)
+
+
+def build_shards(
+    source: Source,
+    output: str | os.PathLike[str],
+    manifest_name: str,
+    command: str,
+    settings: Any,
+    load_maker: Callable[[ParquetShards, int], ShardMaker],
+    summarize: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    on_error: str = "stop",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool = True,
+    engine: Engine | None = None,
+) -> dict[str, Any]:
+    """Write the missing shards of a dataset of parquet files, and return its summary and `shards_made`.
+
+    Args:
+        source: The rows.
+        output: Folder of the dataset, new or to be continued.
+        manifest_name: Name of the file with the settings and the summary.
+        command: The command that writes such folders, for messages, such as `fastgoal pairs`.
+        settings: A dataclass of all that the rows depend on, with `limit` and `shard_size`.
+        load_maker: Loads the models and returns the maker, given the shards and a number of threads; called only if
+            there is work.
+        summarize: Returns the summary of the records of all shards.
+        on_error: At a row that cannot be used: `stop`, or `skip` it and list it.
+        batch_size: Checked to be positive, like `num_workers`.
+        num_workers: Number of threads; by default one per core, at most 16.
+        progress: Show the progress bar.
+        engine: Runs the shards, by default in this process.
+
+    Raises:
+        ValueError: An argument is wrong, no row can be used, or the folder holds other files, data or settings.
+    """
+    check_run(source, on_error, settings.limit, batch_size=batch_size, num_workers=num_workers)
+    rows = range(len(source))[: settings.limit]
+    starts = range(0, len(rows), settings.shard_size)
+    shards = ParquetShards(Path(output), len(starts))
+    folder = RunFolder(Path(output), manifest_name, command, ["data/*.parquet"])
+    with folder.open(source, settings) as manifest:
+        records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
+        if on_error == "stop":
+            refuse_skipped([entry for record in records.values() for entry in record["skipped"]])
+        parts = [Shard(i, rows[start : start + settings.shard_size]) for i, start in enumerate(starts)]
+        pending = [part for part in parts if part.number not in records]
+        if not pending and "summary" in manifest:
+            return {**manifest["summary"], "shards_made": 0}
+        run = folder.read_run()
+
+        def load(cores: int) -> ShardMaker:
+            folder.check_shared(run)
+            return load_maker(shards, num_workers or decoding_threads(cores))
+
+        title = command.rpartition(" ")[2]
+        records |= (engine or Engine()).run_shards(pending, load, len(rows), title, progress)
+        ordered = [records[i] for i in range(shards.count)]
+        if not any(record["rows"] for record in ordered):
+            first = ordered[0]["skipped"][0]["reason"]
+            raise ValueError(f"{source.name}: none of the {len(rows)} rows can be used. The first: {first}")
+        summary = summarize(ordered)
+        folder.finish(manifest, summary)
+    return {**summary, "shards_made": len(pending)}
 
 
 def progress_bar(pending: Sequence[Shard], total: int, title: str, progress: bool) -> Any:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +35,8 @@ from fastgoal.processing.pixels import PixelReader
 from fastgoal.processing.regions import Detector, Region, candidate_regions
 from fastgoal.processing.sentences import Sentence, check_language
 
-from .engine import Engine, Shard, Threads, decoding_threads, open_engine
-from .shards import BadRow, ParquetShards, RunFolder, check_run, good_rows, refuse_skipped
+from .engine import Engine, Shard, Threads, build_shards, open_engine
+from .shards import BadRow, ParquetShards, good_rows
 
 STAGES = ("decode", "detect", "crop", "sentences", "image", "write")
 COUNTS = ("images", "sentences", "pairs", "without_phrases")
@@ -243,39 +242,29 @@ def write_pairs(
         load_matcher: Returns (model, processor), the processor with its `detector` set; called only if there is work.
         engine: Runs the shards, by default in this process.
     """
-    check_run(source, on_error, settings.limit, batch_size=batch_size, num_workers=num_workers)
     if settings.box_column is not None and settings.box_column not in source.columns:
         raise ValueError(
             f"`detector=column:{settings.box_column}`: {source.name} has no column '{settings.box_column}'. Its "
             f"columns are {', '.join(source.columns)}."
         )
-    output = Path(output)
-    rows = range(len(source))[: settings.limit]
-    starts = range(0, len(rows), settings.shard_size)
-    shards = ParquetShards(output, len(starts))
-    folder = RunFolder(output, MANIFEST, "fastgoal pairs", ["data/*.parquet"])
-    with folder.open(source, settings) as manifest:
-        records = {i: record for i in range(shards.count) if (record := shards.read_record(i)) is not None}
-        if on_error == "stop":
-            refuse_skipped([entry for record in records.values() for entry in record["skipped"]])
-        parts = [Shard(i, rows[start : start + settings.shard_size]) for i, start in enumerate(starts)]
-        pending = [part for part in parts if part.number not in records]
-        if not pending and "summary" in manifest:
-            return {**manifest["summary"], "shards_made": 0}
-        run = folder.read_run()
 
-        def load_maker(cores: int) -> _PairMaker:
-            folder.check_shared(run)
-            threads = num_workers or decoding_threads(cores)
-            return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
+    def load_maker(shards: ParquetShards, threads: int) -> _PairMaker:
+        return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
 
-        records |= (engine or Engine()).run_shards(pending, load_maker, len(rows), "pairs", progress)
-        summary = summarize([records[i] for i in range(shards.count)])
-        if not summary["images"]:
-            first = summary["skipped"][0]["reason"]
-            raise ValueError(f"None of the {len(rows)} rows could be used. The first: {first}")
-        folder.finish(manifest, summary)
-    return {**summary, "shards_made": len(pending)}
+    return build_shards(
+        source,
+        output,
+        MANIFEST,
+        "fastgoal pairs",
+        settings,
+        load_maker,
+        summarize,
+        on_error,
+        batch_size,
+        num_workers,
+        progress,
+        engine,
+    )
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
