@@ -182,7 +182,7 @@ TARS: dict[str, tuple[Builder, str | None]] = {
     "a link out": (lambda path, image: path.symlink_to("../../private.png"), "odd.tar"),
     "a link to itself": (lambda path, image: path.symlink_to(path.name), "tar"),
 }
-# What a member names is no file here, and a command may take or refuse such names and numbers.
+# The members of these tars name files that do not exist here, and a command may take or refuse such names and numbers.
 EITHER = {
     *("parents", "an absolute name", "escape codes in a name", "bytes in a name", "line ends in a name", "a long name"),
     *("no name", "dots", "a number for a caption", "NaN in JSON", "an image in JSON", "a sparse file"),
