@@ -137,8 +137,10 @@ def _check_data(plan: Plan) -> Iterator[Requirement]:
                 yield Requirement(f"{label}, to train on", found, remark=remark)
         except (ValueError, OSError) as error:
             home = HOMES.get(name)
+            # Without its folder, nothing is known but what it must have.
+            reason = str(error) if name == "" or os.path.exists(path) else f"{path} does not exist."
             where = f" Expected: {home.contents}. Home: {home.address} ({home.license}; {home.size})." if home else ""
-            yield Requirement(label, f"{error}{where}", is_missing=True)
+            yield Requirement(label, f"{reason}{where}", is_missing=True)
 
 
 def _count_images(source: Source) -> str:
