@@ -417,7 +417,7 @@ def _write_metadata(output: Path, records: list[dict[str, Any]]) -> dict[str, An
     """Write the batches as one file, and return the summary."""
     rows, skipped = _entries(records, "rows"), _entries(records, "skipped")
     if not rows:
-        raise ValueError(f"None of the {len(skipped)} images could be used. The first: {skipped[0]['reason']}")
+        raise ValueError(f"None of the {len(skipped)} images can be used. The first: {skipped[0]['reason']}")
     lines = [{name: value for name, value in row.items() if name != "row"} for row in rows]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text(output / METADATA, text, output / WORK_FOLDER)
