@@ -12,14 +12,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
-from fastgoal.processing.data.locations import SUFFIXES
+from fastgoal.processing.data.image_folder import ImageFolder
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 
 from .access_keys import refuse_access_keys
 from .cards import HERE, is_hub_id
 from .push import Pushed, hub_errors, require_token
-from .wording import count
 
 # The build of a Space installs requirements.txt only, so the package goes as files: its code and what its code reads.
 PACKAGES = ("fastgoal", *(f"fastgoal.{name}" for name in ("modeling_fastgoal", "processing", "hub_cards", "trainer")))
@@ -51,7 +50,8 @@ def push_space(
     Args:
         repo: `OWNER/NAME`, or `NAME` for your own account. A missing Space is created.
         models: Hub ids of one or two models, which the Space loads.
-        images: Folder of images to search. The Space gets JPEG copies of at most 1024 pixels, without metadata.
+        images: Folder of images to search, with its subfolders. The Space gets JPEG copies of at most 1024 pixels,
+            without metadata.
         private: Whether a new Space is private. None uses the default of the account.
         message: Commit message.
         dry_run: Return what would be sent, without a token and without any request to the Hub.
@@ -135,20 +135,21 @@ def package_files() -> dict[str, bytes]:
 
 
 def small_copies(folder: Path) -> dict[str, bytes]:
-    """Return JPEG copies of the images of a folder, without metadata, by their paths in the Space.
+    """Return JPEG copies of the images of a folder and its subfolders, without metadata, by their paths in the Space.
 
     Raises:
         ValueError: There are no images, too many, or one that cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"`images` must be a folder, got {folder}.")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not 0 < len(paths) <= MOST_IMAGES:
+    names = ImageFolder(folder).files
+    if len(names) > MOST_IMAGES:
         raise ValueError(
-            f"`images` must be a folder with 1 to {MOST_IMAGES} images, got {folder} with {count(len(paths), 'image')}."
+            f"`images` must be a folder with at most {MOST_IMAGES} images, got {folder} with {len(names):,} of them in "
+            "it and its subfolders."
         )
     copies = {}
-    for index, path in enumerate(paths):
+    for index, path in enumerate(folder / name for name in names):
         if not lies_inside(path, folder):
             raise ValueError(f"{path}: the link leads out of the folder. Put the image itself into the folder.")
         image = load_image(path)  # without metadata, which PIL would partly write again

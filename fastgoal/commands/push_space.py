@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "repo")
     add(parser, "--model", help="model to show, a Hub id")
     add(parser, "--against", help="second model to show next to it, a Hub id")
-    parser.add_argument("--images", metavar="DIR", help="folder of images to search, 500 at most")
+    parser.add_argument("--images", metavar="DIR", help="folder of images to search (and its subfolders), 500 at most")
     add(parser, "--dry-run", "--private", "--message")
 
 

@@ -1,5 +1,6 @@
 """A Space: its files, and its app, which starts from these files alone and answers gradio's own client."""
 
+import io
 import os
 import signal
 import socket
@@ -123,6 +124,20 @@ def test_the_package_goes_without_weights_and_tests():
     assert code <= {*files.values()}
 
 
+def test_images_of_subfolders_are_sent(images):
+    """As `search` and `demo` find them: hidden folders are left out, and the limit counts all images."""
+    for name in ("trips/2024/c.png", ".cache/d.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), "green").save(images / name)
+    copies = small_copies(images)
+    assert [*copies] == ["images/0000.jpg", "images/0001.jpg", "images/0002.jpg"]
+    assert Image.open(io.BytesIO(copies["images/0002.jpg"])).size == (30, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgoal.hub_cards.spaces.MOST_IMAGES", 2)
+        with pytest.raises(ValueError, match=r"`images` must be a folder with at most 2 images, got .* 3 of them"):
+            small_copies(images)
+
+
 def test_requirements_are_those_of_the_demo():
     needs = requirements(["demo", "adapters"])
     assert any(line.startswith("peft") for line in needs)  # of a model that is an adapter
@@ -138,7 +153,7 @@ def test_other_models_and_images_are_refused(images, tmp_path, trained, monkeypa
     with pytest.raises(ValueError, match="no access token"):
         push_space("me/demo", ["me/squares"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"`images`.*empty with 0 images"):
+    with pytest.raises(ValueError, match=r"empty and its subfolders have no images"):
         small_copies(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"`images` must be a folder, got .*absent"):
         small_copies(tmp_path / "absent")
