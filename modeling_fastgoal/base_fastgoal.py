@@ -149,9 +149,8 @@ class FastGoalModel(_Base):
 
         Args:
             name_or_model: Hub id or folder of a checkpoint, or a model of transformers (which is not changed).
-            max_text_length: Number of tokens that the model reads: 77 to 248, or 64 to 256 for SigLIP; the
-                maximum by default. A checkpoint that already reads more than 77 (64) tokens stays unchanged; it must
-                read at least this many.
+            max_text_length: Number of tokens that the model reads, from those of the checkpoint to 1,024. By default
+                248 (SigLIP: 256) for a published checkpoint; one that was stretched before keeps its length.
             **kwargs: Passed to `from_pretrained` (`dtype`, `revision`, `token`...).
 
         Returns:

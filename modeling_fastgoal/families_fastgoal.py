@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+LONGEST = 1024
+"""Largest number of text positions that a checkpoint can be stretched to."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -13,7 +16,7 @@ class Family:
         model: Name of the model class in transformers.
         processor: Name of the processor class in transformers.
         positions: Number of text positions of the published checkpoints.
-        longest: Largest number of text positions that they can be stretched to.
+        default_length: Number of text positions that they are stretched to by default.
         pools_last: Whether a text's embedding is the output at the last position. Such a text tower attends to padding:
             all texts are padded to the model's length, and there is no attention mask. Otherwise a text's embedding is
             the output at EOS.
@@ -29,7 +32,7 @@ class Family:
     model: str
     processor: str
     positions: int
-    longest: int
+    default_length: int
     pools_last: bool = False
     has_image_head: bool = False
     is_sigmoid: bool = False

@@ -1,28 +1,29 @@
 """Stretching a table of text positions so that a model reads long captions (Long-CLIP, arXiv 2403.15378)."""
 
 import torch
-from transformers.utils import logging
 
-from .families_fastgoal import CLIP, Family
-
-logger = logging.get_logger(__name__)
+from .families_fastgoal import CLIP, LONGEST, Family
 
 KEPT_POSITIONS = 20
 
 
-def stretch_positions(table: torch.Tensor, length: int = CLIP.longest, family: Family = CLIP) -> torch.Tensor:
-    """Stretch a table of 77 text positions (SigLIP: 64) to `length` rows. The first 20 rows stay unchanged.
+def stretch_positions(table: torch.Tensor, length: int = CLIP.default_length, family: Family = CLIP) -> torch.Tensor:
+    """Stretch a table of text positions to `length` rows. The first 20 rows stay unchanged.
 
-    CLIP was trained on short captions, so only its first 20 rows are well trained. The other 57 are interpolated
-    linearly. With 248 rows this is Long-CLIP's interpolation by 4: new row `20 + 4i + k` is
-    `(1 - k/4) row[20+i] + (k/4) row[21+i]`. Rows after the last one continue its step.
+    CLIP was trained on short captions, so only the first 20 of its 77 rows are well trained. The others are
+    interpolated linearly: new row `20 + j` is old row `20 + j (old - 20) / (length - 20)`. From 77 to 248 rows this is
+    Long-CLIP's interpolation by 4: new row `20 + 4i + k` is `(1 - k/4) row[20+i] + (k/4) row[21+i]`. Rows after the
+    last one continue its step.
 
     The text embedding of SigLIP is the output at the last position, so the last row stays unchanged too, and the rows
-    between are interpolated: new row `20 + j` is the old row `20 + 43 j / (length - 21)`.
+    between are interpolated: new row `20 + j` is old row `20 + j (old - 21) / (length - 21)`.
+
+    A table may be stretched again. From 77 rows by way of 248 this gives the same rows as in one step, up to rounding,
+    since the 248 rows hold all of the 77. Other lengths in between give slightly different rows.
 
     Args:
-        table: Position embeddings, `(77, width)`, or `(64, width)` for SigLIP.
-        length: Number of rows of the result, from 77 to 248, or from 64 to 256 for SigLIP.
+        table: Position embeddings, `(old, width)`: the 77 rows of a published checkpoint (SigLIP: 64), or more.
+        length: Number of rows of the result, from `old` to 1,024.
         family: Family of the checkpoint.
 
     Returns:
@@ -31,13 +32,14 @@ def stretch_positions(table: torch.Tensor, length: int = CLIP.longest, family: F
     Raises:
         ValueError: `table` has another shape, or `length` is out of range.
     """
-    if table.ndim != 2 or table.shape[0] != family.positions:
+    if table.ndim != 2 or table.shape[0] < family.positions:
         raise ValueError(
-            f"`table` must be a {family.label}'s text position table of shape ({family.positions}, width), got "
-            f"{tuple(table.shape)}."
+            f"`table` must be a {family.label}'s text position table of at least {family.positions} rows, got the "
+            f"shape {tuple(table.shape)}."
         )
-    if not family.positions <= length <= family.longest:
-        raise ValueError(f"`length` must be from {family.positions} to {family.longest}, got {length}.")
+    longest = max(len(table), LONGEST)
+    if not len(table) <= length <= longest:
+        raise ValueError(f"`length` must be from {len(table)} to {longest}, got {length}.")
     kept, tail = table[:KEPT_POSITIONS], table[KEPT_POSITIONS:].double()
     # One more row along the last step, so that the last row of the table has a successor to be interpolated with.
     tail = torch.cat([tail, 2 * tail[-1:] - tail[-2:-1]])
@@ -56,25 +58,26 @@ def target_length(positions: int, max_text_length: int | None, family: Family = 
 
     Args:
         positions: Number of text positions of the checkpoint.
-        max_text_length: Number of tokens to read; None for the most that the family allows.
+        max_text_length: Number of tokens to read. By default 248 (SigLIP: 256) for a published checkpoint; one that
+            was stretched before keeps its length.
         family: Family of the checkpoint.
 
     Raises:
         ValueError: The checkpoint cannot get this many.
     """
-    length = family.longest if max_text_length is None else max_text_length
+    default = positions if positions > family.positions else family.default_length
+    length = default if max_text_length is None else max_text_length
     if positions == length:
         return positions
-    if not family.positions <= length <= family.longest:
+    if positions < family.positions:
         raise ValueError(
-            f"`max_text_length` must be from {family.positions} to {family.longest} for a {family.label}, got {length}."
+            f"`max_text_length` must be {positions} for this checkpoint, got {length}: only a {family.label} of at "
+            f"least {family.positions} tokens can be stretched."
         )
-    if positions == family.positions:
-        return length
-    if positions < length:
+    longest = max(positions, LONGEST)
+    if not positions <= length <= longest:
         raise ValueError(
-            f"`max_text_length` must be {positions} for this checkpoint, got {length}: only a {family.label} of "
-            f"{family.positions} tokens can be stretched."
+            f"`max_text_length` must be from {positions}, the text length of this {family.label}, to {longest}, got "
+            f"{length}."
         )
-    logger.info(f"The checkpoint already reads {positions} tokens, more than {length}; its positions stay unchanged.")
-    return positions
+    return length

@@ -83,7 +83,9 @@ class RunArguments:
         choices=[*CAPTIONS],
     )
     max_text_length: int | None = _option(
-        "Maximum text length in tokens: 77 to 248, and 64 to 256 for SigLIP. Defaults to the maximum.", None
+        "Maximum text length in tokens, from that of the model to 1024. Defaults to 248 (SigLIP: 256) for published "
+        "models; a model that was stretched before keeps its length.",
+        None,
     )
     streaming: bool = _option(
         "Whether to stream the training data from parquet or tar (WebDataset) shards instead of loading them. Does not "

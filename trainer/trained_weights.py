@@ -33,7 +33,7 @@ def load_trainable(
 
     Args:
         name: Folder or Hub id of any supported checkpoint, or of an adapter, whose weights are merged into its base.
-        max_text_length: Number of tokens to read; the maximum of the model's family by default.
+        max_text_length: Number of tokens to read, as for `FastGoalModel.from_base`.
         adds_adapter: Whether the training adds an adapter, which must not be on top of another one.
 
     Raises:

@@ -133,7 +133,9 @@ class FastGoalTrainer(Trainer):
         preprocess_logits_for_metrics: Not supported.
         peft_config: A `peft.LoraConfig` with `bias="none"` and without `modules_to_save`, to train an adapter.
         card: A `CardOptions` with information for the model card that the trainer does not have.
-        max_text_length: Number of tokens that the model reads if `model` is a name; the family's maximum by default.
+        max_text_length: Number of tokens that the model reads if `model` is a name, from those of the checkpoint to
+            1,024. By default 248 (SigLIP: 256) for a published checkpoint; one that was stretched before keeps its
+            length.
 
     Raises:
         ValueError: An unsupported argument is given; the processor is missing or belongs to another model; a row has no

@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id; required")
     parser.add_argument(
         "--max-text-length",
-        type=number(77, 248),
+        type=number(1, 1024),
         metavar="N",
-        help="maximum text length in tokens, 77 to 248; weights with more than 77 positions keep their length "
-        "(default: 248)",
+        help="maximum text length in tokens, from that of the weights to 1024 (default: 248 for weights with 77 "
+        "positions; others keep their length)",
     )
     parser.add_argument(
         "--drop-unmatched",
@@ -65,8 +65,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "`base` is required with `to=transformers`. Name the model that the weights were trained from."
         )
-    if args.max_text_length is None:
-        args.max_text_length = 248
 
     from fastgoal.export.convert import convert
 

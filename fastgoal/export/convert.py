@@ -90,7 +90,7 @@ def convert(
     source: str | os.PathLike[str],
     base: str,
     output: str | os.PathLike[str],
-    max_text_length: int = 248,
+    max_text_length: int | None = None,
     drop_unmatched: bool = False,
 ) -> Conversion:
     """Write a file of CLIP weights as a folder that `AutoModel.from_pretrained` loads.
@@ -100,7 +100,8 @@ def convert(
         base: Folder or Hub id of a CLIP checkpoint of the same shape. It provides the configuration (number of heads,
             activation, ...), the tokenizer, and the image processor, but no weights.
         output: Folder to write, new or empty.
-        max_text_length: Number of tokens that the model reads. Files of more than 77 positions keep theirs.
+        max_text_length: Number of tokens that the model reads, from those of the file to 1,024. By default 248 for a
+            file of 77 positions; others keep their length.
         drop_unmatched: Drop tensors that do not belong to the model instead of raising an error.
 
     Raises:
@@ -150,8 +151,9 @@ def convert(
     dropped = _check(state, expected, str(source), base, drop_unmatched)
     clip.load_state_dict({name: state[name].float() for name in expected})
 
-    # Only CLIP's own positions can be stretched.
-    model: Any = FastGoalCLIPModel.from_base(clip, max_text_length if positions == CLIP.positions else positions)
+    if max_text_length is None and positions < CLIP.positions:
+        max_text_length = positions
+    model: Any = FastGoalCLIPModel.from_base(clip, max_text_length)
     length = model.config.text_config.max_position_embeddings
     set_text_length(processor.tokenizer, length)
     refuse_not_finite(model.state_dict().items(), f"`source={source}`")

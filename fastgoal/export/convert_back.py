@@ -57,7 +57,7 @@ def convert_back(source: str, output: str | os.PathLike[str], to: str) -> list[s
             settings["preprocess_cfg"] = {"mean": [*images.image_mean], "std": [*images.image_std]}
             write_json(draft / "open_clip_config.json", settings)
             save_file(state, draft / "open_clip_model.safetensors", {"format": "pt"})
-        elif text_positions(model) == CLIP.longest:
+        elif text_positions(model) == CLIP.default_length:
             state["positional_embedding_res"] = state["positional_embedding"].clone()
             torch.save(state, draft / "longclip.pt")
         else:

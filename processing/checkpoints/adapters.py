@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_conf
 
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.configuration_fastgoal import LossSettings
-from fastgoal.modeling_fastgoal.families_fastgoal import family_of
+from fastgoal.modeling_fastgoal.families_fastgoal import LONGEST, family_of
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, text_positions
 from fastgoal.processing.files import parse_json, write_json
 from fastgoal.processing.texts import shortened
@@ -335,8 +335,9 @@ def _base_of_peft(name: str | os.PathLike[str], base: str) -> AdapterBase:
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     family = family_of(config, base)
     length = _json(name, "tokenizer_config.json").get("model_max_length")
-    if not (isinstance(length, int) and family.positions <= length <= family.longest):
-        length = text_positions(config)
+    own_length = text_positions(config)
+    if not (isinstance(length, int) and own_length <= length <= LONGEST):
+        length = own_length
     return AdapterBase(
         base=base,
         fingerprint="",

@@ -58,9 +58,9 @@ def load_model(
         device: Name of a device as for `choose_device`.
         dtype: Name of a dtype as for `choose_dtype`.
         argument: Name of the argument that `name` was given for, for messages.
-        stretch: Stretch the text positions to `max_text_length`, as `FastGoalModel.from_base` does. An adapter keeps
-            its own length.
-        max_text_length: Number of tokens that a stretched model reads; by default the most that its family allows.
+        stretch: Stretch the text positions to `max_text_length`, as `FastGoalModel.from_base` does.
+        max_text_length: Number of tokens that a stretched model reads, as for `FastGoalModel.from_base`. An adapter
+            keeps its own length by default.
 
     Returns:
         The model in eval mode, on its device, and the processor.
@@ -75,6 +75,8 @@ def load_model(
     label = f"`{argument}={name}`"
     if is_adapter(name):
         model, stretch = load_adapter(name, argument).to(torch_dtype), False
+        if max_text_length is not None:
+            model = FastGoalModel.from_base(model, max_text_length)
     else:
         model_class = FastGoalModel.class_for(check_model(name, argument))
         with loading(label, name):

@@ -9,7 +9,7 @@ from fastgoal.modeling_fastgoal.families_fastgoal import CLIP
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 
-TOKEN_LIMITS = (CLIP.positions, CLIP.longest)
+TOKEN_LIMITS = (CLIP.positions, CLIP.default_length)
 # All CLIP models of OpenAI, and most others, share one tokenizer.
 USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")
 

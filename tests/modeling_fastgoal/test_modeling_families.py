@@ -208,10 +208,10 @@ def test_the_contrastive_loss_follows_the_configuration(model, batch):
 def test_other_families_and_lengths_are_refused(tiny_bases):
     with pytest.raises(ValueError, match="siglip' is a SigLIP: use FastGoalSiglipModel"):
         FastGoalCLIPModel.from_base(tiny_bases["siglip"])
-    with pytest.raises(ValueError, match="from 64 to 256 for a SigLIP, got 300"):
-        FastGoalModel.from_base(tiny_bases["siglip"], 300)
-    with pytest.raises(ValueError, match="from 77 to 248 for a MetaCLIP 2, got 256"):
-        FastGoalModel.from_base(tiny_bases["metaclip2"], 256)
+    with pytest.raises(ValueError, match="from 64, the text length of this SigLIP, to 1024, got 63"):
+        FastGoalModel.from_base(tiny_bases["siglip"], 63)
+    with pytest.raises(ValueError, match="from 77, the text length of this MetaCLIP 2, to 1024, got 1025"):
+        FastGoalModel.from_base(tiny_bases["metaclip2"], 1025)
     headless = SiglipConfig(vision_config={"vision_use_head": False})
     headless.vision_config.num_hidden_layers = headless.text_config.num_hidden_layers = 1
     with pytest.raises(ValueError, match="without its pooling head"):

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, CLIPModel
+from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from fastgoal import FastGoalProcessor
 from fastgoal.cli import main
@@ -124,6 +124,22 @@ def test_goal(clip, tiny_clip, tmp_path):
     check(tmp_path / "out", state)
     assert (done.layout, done.ignored) == ("transformers", [*extra])
     assert "goal_b16.pth (transformers layout)" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("rows", [77, 248])
+def test_a_length_stretches_files_of_both_lengths(rows, clip, tiny_clip, tmp_path, capsys):
+    state = {**clip.state_dict(), POSITIONS: torch.randn(rows, 32)}
+    torch.save(state, tmp_path / "file.pt")
+    command = ["convert", str(tmp_path / "file.pt"), "--base", str(tiny_clip), "--max-text-length"]
+    assert main([*command, "512", "--output", str(tmp_path / "out")]) == 0
+    assert f"stretched from {rows} to 512" in capsys.readouterr().out
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.state_dict()[POSITIONS], stretch_positions(state[POSITIONS], 512))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 512
+    for length in (rows - 1, 1025):
+        assert main([*command, str(length), "--output", str(tmp_path / "refused")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert [fact for fact in ("--max-text-length", str(length), "1024") if fact not in line] == []
 
 
 def test_other_positions_are_kept(clip, tiny_clip, tmp_path):

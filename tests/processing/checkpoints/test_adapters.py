@@ -96,10 +96,11 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     assert type(ours) is FastGoalCLIPModel
     assert all(weight.requires_grad for weight in ours.parameters())  # a training may start from it
     torch.testing.assert_close(logits(ours, ours_processor), expected)
-    assert (
-        load_model(str(folder), "cpu", stretch=True, max_text_length=248)[0].config.text_config.max_position_embeddings
-        == 248
-    )
+    longer, longer_processor = load_model(str(folder), "cpu", stretch=True, max_text_length=512)
+    assert (text_positions(longer), longer_processor.tokenizer.model_max_length) == (512, 512)
+    assert text_positions(load_model(str(folder), "cpu", stretch=True)[0]) == 248
+    with pytest.raises(ValueError, match=r"from 248.* got 77"):
+        load_model(str(folder), "cpu", stretch=True, max_text_length=77)
     before = FastGoalCLIPModel.from_base(str(tiny_clip))
     assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
 
@@ -168,11 +169,13 @@ def test_the_card_says_what_transformers_does_with_the_folder(made, tiny_clip):
     assert AutoModel.from_pretrained(made[0]).config.text_config.max_position_embeddings == 77
 
 
-@pytest.fixture(params=[77, 248])
+@pytest.fixture(params=[77, 248, 512])
 def plain_adapter(request, tiny_clip, tmp_path):
     """An adapter as peft itself saves it, of a base of 77 tokens as published or stretched, and the model."""
     length = request.param
-    model = CLIPModel.from_pretrained(tiny_clip) if length == 77 else FastGoalCLIPModel.from_base(str(tiny_clip))
+    model = (
+        CLIPModel.from_pretrained(tiny_clip) if length == 77 else FastGoalCLIPModel.from_base(str(tiny_clip), length)
+    )
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "plain")
     return tmp_path / "plain", model, length
