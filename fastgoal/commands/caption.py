@@ -19,7 +19,8 @@ all images are done. The same command continues an interrupted run where it stop
 
 A caption that reaches --max-new-tokens is truncated after its last complete sentence and gets the finish "length";
 other captions get "stop". A stretched CLIP model reads 248 tokens, about 180 words. The default prompt asks for about
-150 words.
+150 words. Markdown in an answer (headings, lists, bold text, code fences) becomes plain sentences; the summary counts
+such captions.
 
 The first caption is shown as soon as it is written. To try a model or a prompt, use --limit 5 and another --output.
 
@@ -115,14 +116,18 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(summary: dict[str, Any], output: str, limit: int) -> str:
     """Return a summary of `build_captions` as lines of text."""
+    from fastgoal.hub_cards.wording import count
+
     images, cut, made = summary["images"], summary["cut"], summary["made"]
+    done = f"{count(made, 'image')} done now" if made else "all complete already"
     lines = [
-        f"{images:,} images, {len(summary['skipped'])} skipped, {summary['words']:.1f} words and "
+        f"{count(images, 'image')}, {len(summary['skipped'])} skipped, {summary['words']:.1f} words and "
         f"{summary['sentences']:.1f} sentences per caption",
-        f"{cut:,} captions ({cut / images:.1%}) reached the limit of {limit} tokens"
-        + (" and were truncated after their last complete sentence" if cut else ""),
+        f"{count(cut, 'caption')} ({cut / images:.1%}) reached the limit of {limit} tokens"
+        + (" and " + ("was" if cut == 1 else "were") + " truncated after their last complete sentence" if cut else ""),
+        *([f"Markdown was removed from {count(summary['markdown'], 'caption')}"] if summary["markdown"] else ()),
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s",
-        f"{output}: {f'{made:,} images done now' if made else 'all complete already'}; next: fastgoal pairs {output}",
+        f"{output}: {done}; next: fastgoal pairs {output}",
     ]
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]

@@ -58,8 +58,8 @@ class ServerCaptioner:
         at_once: Number of concurrent requests.
         api_key: Sent as a bearer token. Without it the word EMPTY is sent, and never the token of a Hub account.
         timeout: Seconds for the whole answer, after which the request is repeated.
-        patience: Seconds for which requests to a server that fails are repeated; a twentieth of that if the server was
-            never reached.
+        patience: Seconds for which requests to a server that fails are repeated; a twentieth of that if the server has
+            not answered any request. A server that has not answered any and accepts no connection is an error at once.
 
     Raises:
         ValueError: `url` is not a URL.
@@ -140,6 +140,12 @@ class ServerCaptioner:
                 except (InferenceTimeoutError, asyncio.TimeoutError):
                     reason, wait = f"no complete answer after {self.timeout:g} s.", 0.0
                 except (HTTPError, OSError) as error:  # the connection failed
+                    # By name: the class is in httpx or httpx2, depending on the version of huggingface_hub.
+                    if type(error).__name__ == "ConnectError" and not self._reached:
+                        raise ConnectionError(
+                            f"`server` must be the URL of a running server, got {self.url}, which accepts no "
+                            f"connection ({error}). Start the server, or check host and port."
+                        ) from None
                     reason, wait = f"{type(error).__name__}: {error}.", 0.0
                 except _BadAnswerError as error:
                     raise ValueError(f"`server={self.url}` {error}") from None

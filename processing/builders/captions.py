@@ -40,6 +40,7 @@ from fastgoal.processing.texts import is_unicode
 from .caption_server import ServerCaptioner
 from .captioner import PROMPT, Caption, Captioner, RefusedError
 from .engine import Engine, Shard, Threads, open_engine
+from .markdown import without_markdown
 from .shards import BadRow, RunFolder, check_run, good_rows, refuse_skipped
 
 logger = logging.get_logger(__name__)
@@ -111,8 +112,8 @@ def build_captions(
 
     Returns:
         The summary: `images`, `skipped` (row and reason), mean `words` and `sentences` of a caption, `cut` (captions
-        that reached the token limit), `seconds` and `images_per_second` over all runs, and `made`, the images that
-        were still to do when this call began.
+        that reached the token limit), `markdown` (captions that Markdown was removed from), `seconds` and
+        `images_per_second` over all runs, and `made`, the images that were still to do when this call began.
 
     Raises:
         ValueError: An argument is wrong, the model cannot be loaded, an image cannot be used (`on_error="stop"`), the
@@ -319,18 +320,21 @@ class _CaptionMaker:
         clock = time.perf_counter()
         skipped: list[BadRow] = []
         bad_rows = skipped if self.skip else None
-        record: dict[str, Any] = {"rows": [], "skipped": []}
+        record: dict[str, Any] = {"rows": [], "skipped": [], "markdown": 0}
         try:
             for image, caption in self._captioned(rows, bad_rows):
-                if not caption.text or not is_unicode(caption.text):
-                    wrote = "an unpaired surrogate, which is not valid Unicode," if caption.text else "nothing"
+                is_valid = is_unicode(caption.text)
+                text = without_markdown(caption.text) if is_valid else ""
+                if not text:
+                    wrote = "nothing" if is_valid else "an unpaired surrogate, which is not valid Unicode,"
                     bad = BadRow.of(self.source, image.row, f"the model wrote {wrote} about this image.")
                     good_rows([bad], bad_rows)
                     continue
                 with write_errors(self.output / image.file_name):
                     self._store(image)
                 row = {"row": image.row, "file_name": image.file_name}
-                record["rows"].append({**row, "caption": caption.text, "finish": caption.finish})
+                record["rows"].append({**row, "caption": text, "finish": caption.finish})
+                record["markdown"] += text != caption.text
         finally:
             # What is finished is kept in any case. The name is that of a finished row, so no later batch has it.
             record |= {"skipped": [asdict(row) for row in skipped], "seconds": time.perf_counter() - clock}
@@ -429,6 +433,7 @@ def _write_metadata(output: Path, records: list[dict[str, Any]]) -> dict[str, An
         "words": round(sum(len(caption.split()) for caption in captions) / len(rows), 1),
         "sentences": round(sum(len(split_sentences(caption)) for caption in captions) / len(rows), 2),
         "cut": sum(row["finish"] == "length" for row in rows),
+        "markdown": sum(record["markdown"] for record in records),
         "seconds": round(seconds, 2),
         "images_per_second": round(len(rows) / seconds, 3) if seconds > 0 else 0.0,
     }

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 PACKAGES = ("fastgoal", "torch", "transformers", "datasets", "pillow")
 WAY_OUT = "Choose another `output`, or delete this folder to start again."
-FORMAT = 1
+FORMAT = 2
 # Images per parquet row group, which a reader such as the Hub's viewer fetches to show one row.
 ROW_GROUP = 64
 

@@ -87,7 +87,7 @@ def test_every_image_gets_its_own_caption(photographs, tmp_path):
     seconds, rate = summary.pop("seconds"), summary.pop("images_per_second")
     assert seconds >= 4 * 0.05
     assert rate == pytest.approx(11 / seconds, rel=0.05)
-    assert summary == {"images": 11, "skipped": [], "words": 8.0, "sentences": 3.0, "cut": 5, "made": 11}
+    assert summary == {"images": 11, "skipped": [], "words": 8.0, "sentences": 3.0, "cut": 5, "markdown": 0, "made": 11}
     assert os.listdir(tmp_path / "out" / ".fastgoal") == ["run.lock"]
 
     again = Captioner()
