@@ -5,20 +5,22 @@ import textwrap
 from pathlib import Path
 
 from fastgoal.trainer.evaluation.options import EvaluationOptions
-from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
+from fastgoal.trainer.evaluation.protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS
 
 from .options import add, evaluation_options, flags_of
 
 HELP = "evaluate image-text retrieval (recall@k in both directions) with a named protocol"
 
+_ABOUT = {
+    **{
+        name: protocol.about + (f" ({protocol.images:,} images)" if protocol.images else "")
+        for name, protocol in PROTOCOLS.items()
+    },
+    **{name: protocol.about for name, protocol in ACCURACY_PROTOCOLS.items()},
+}
 _LIST = "\n".join(
-    textwrap.fill(
-        protocol.about + (f" ({protocol.images:,} images)" if protocol.images else ""),
-        78,
-        initial_indent=f"  {name:<15}",
-        subsequent_indent=" " * 17,
-    )
-    for name, protocol in PROTOCOLS.items()
+    textwrap.fill(about, 78, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    for name, about in _ABOUT.items()
 )
 EPILOG = f"""\
 protocols: each reads its dataset as published, or as a table (parquet files, saved dataset, Hub id)

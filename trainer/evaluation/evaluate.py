@@ -5,33 +5,22 @@ import importlib.resources
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 
-from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.checkpoints.devices import choose_workers
 from fastgoal.processing.checkpoints.load import check_model, load_model
-from fastgoal.processing.data.sources import Source
-from fastgoal.processing.tokens import count_truncated
 
-from .measures.compression import measure_compression
-from .measures.embeddings import EncodedSource, encode_source
-from .measures.intervals import bootstrap_intervals, compare
-from .measures.joint import evaluate_joint
-from .measures.localization import localize
-from .measures.retrieval import Ranks
-from .measures.robustness import measure_robustness
+from .measure import Data, Measured, OpenTest, measure, open_test
+from .measures.embeddings import EncodedSource
 from .options import EvaluationOptions
+from .protocols.protocol import AccuracyTest, Protocol
 from .protocols.published import published_rows
-from .protocols.registry import PROTOCOLS, open_protocol
-from .report import EvaluationReport, ModelResult
+from .report import EvaluationReport
 
 Checkpoint = str | os.PathLike[str] | torch.nn.Module
-Data = str | os.PathLike[str] | Source | Sequence[Mapping[str, Any]]  # a `datasets.Dataset` has no type
 
 
 def evaluate(
@@ -44,19 +33,19 @@ def evaluate(
     against_processor: Any = None,
     progress: bool = False,
 ) -> EvaluationReport:
-    """Measure retrieval between the images and captions of a dataset, and run the tests that the options select.
+    """Measure a model with a protocol, retrieval or accuracies, and run the tests that the options select.
 
         report = fastgoal.evaluate("outputs/", "test/", against="openai/clip-vit-base-patch16")
         print(report.metrics["text_to_image_R@1"], report.differences["text_to_image_R@1"].interval)
         pathlib.Path("report.md").write_text(report.to_markdown())
 
-    Every caption of an image is a separate text, truncated to the number of tokens that the model reads. Ties count
-    against the model (see `retrieval_metrics`).
+    In retrieval, every caption of an image is a separate text, truncated to the number of tokens that the model reads.
+    Ties count against the model (see `retrieval_metrics`).
 
     Args:
         model: Folder or Hub id of a checkpoint, or a loaded model with its `processor`.
-        data: Data of the protocol (see `open_protocol`): a folder, a Hub id, a `Source`, a `datasets.Dataset` or a
-            list of rows such as `{"image": PIL image or file name, "caption": text}`.
+        data: Data of the protocol: a folder in its published form. For retrieval (see `open_protocol`) also a Hub id, a
+            `Source`, a `datasets.Dataset` or a list of rows: `{"image": PIL image or file name, "caption": text}`.
         options: Protocol, tests and settings; the defaults of `EvaluationOptions` if None.
         processor: Processor of a loaded `model`.
         against: Another model to compare with on the same queries, in the same form as `model`.
@@ -73,58 +62,61 @@ def evaluate(
     _check_checkpoint(model, processor, "model")
     if against is not None:
         _check_checkpoint(against, against_processor, "against")
-    source = open_protocol(
-        options.protocol,
-        data,
-        form=options.form,
-        split=options.split,
-        image_column=options.image_column,
-        caption_column=options.caption_column,
-        image_folder=options.image_folder,
-        limit=options.limit,
-        allow_outside_files=options.allow_outside_files,
-    )
-    _check_columns(source.columns, options)
+    test = open_test(data, options)
 
-    ours = _measure(model, processor, "model", source, options, progress)
-    if options.check:
+    loaded, processor, name = _load(model, processor, "model", options)
+    ours = measure(loaded, processor, test, name, progress)
+    device, dtype = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
+    if options.check and ours.encoded:
         check_again(ours.encoded, ours.result.metrics, options.ks)
-    theirs, differences = None, None
+    theirs = None
     if against is not None:
-        theirs = _measure(against, against_processor, "against", source, options, progress)
-        if theirs.encoded.rows != ours.encoded.rows:
-            raise ValueError("The two models did not read the same rows. Repair the data, or use on_error='stop'.")
-        differences = compare(ours.ranks, theirs.ranks, options.ks, options.resamples, options.seed)
-    captions = ours.encoded.captions
-    protocol = PROTOCOLS[options.protocol]
-    remark = protocol.remark(len(ours.encoded.rows))
+        del loaded
+        other, other_processor, name = _load(against, against_processor, "against", options)
+        theirs = measure(other, other_processor, test, name, progress)
+    seconds = round(time.perf_counter() - started, 3)
+    return _report(test, ours, theirs, device=device, dtype=dtype, seconds=seconds)
+
+
+def _load(checkpoint: Checkpoint, processor: Any, parameter: str, options: EvaluationOptions) -> tuple[Any, Any, str]:
+    """Return a model, its processor and its name; load them if `checkpoint` is a name."""
+    if isinstance(checkpoint, str | os.PathLike):
+        name = os.fspath(checkpoint)
+        return *load_model(name, options.device, options.dtype, parameter), name
+    return checkpoint, processor, getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
+
+
+def _report(test: OpenTest, ours: Measured, theirs: Measured | None, **measured: Any) -> EvaluationReport:
+    """Return the report on one test; `measured` are further fields of it."""
+    options, protocol, data = test.options, test.protocol, test.data
+    remark, published = "", None
+    if isinstance(protocol, Protocol):
+        remark = protocol.remark(ours.images)
+        published = None if remark else published_rows(protocol.name) or None
     return EvaluationReport(
         **vars(ours.result),
         protocol=protocol.name,
         protocol_title=protocol.title,
         complete=not remark,
         remark=remark,
-        data=os.fspath(data) if isinstance(data, str | os.PathLike) else source.name,
+        facts=data.facts if isinstance(data, AccuracyTest) else None,
+        data=test.data_name,
         split=options.split,
         limit=options.limit,
-        images=len(ours.encoded.rows),
-        captions=len(captions),
-        duplicate_captions=len(captions) - len(set(captions)),
+        images=ours.images,
+        captions=len(ours.texts),
+        duplicate_captions=len(ours.texts) - len(set(ours.texts)) if ours.encoded else 0,
         truncated_captions=ours.truncated,
-        truncated_share=ours.truncated / len(captions),
-        ks=list(options.ks),
-        skipped=ours.encoded.skipped,
+        truncated_share=ours.truncated / len(ours.texts),
+        items=ours.items,
+        ks=list(options.ks) if ours.encoded else [],
+        skipped=ours.encoded.skipped if ours.encoded else [],
         resamples=options.resamples or None,
-        intervals=bootstrap_intervals(ours.ranks, options.ks, options.resamples, options.seed)
-        if options.resamples
-        else None,
+        intervals=ours.intervals(),
         checked=options.check or None,
-        published=None if remark else published_rows(protocol.name) or None,
+        published=published,
         against=theirs.result if theirs else None,
-        differences=differences,
-        seconds=round(time.perf_counter() - started, 3),
-        device=ours.device,
-        dtype=ours.dtype,
+        differences=ours.compared_with(theirs) if theirs else None,
         batch_size=options.batch_size,
         seed=options.seed,
         versions={
@@ -133,64 +125,8 @@ def evaluate(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+        **measured,
     )
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The result of one model, with the values that the comparison and the report need."""
-
-    result: ModelResult
-    encoded: EncodedSource
-    ranks: Ranks
-    truncated: int
-    device: str
-    dtype: str
-
-
-def _measure(
-    checkpoint: Checkpoint, processor: Any, parameter: str, source: Source, options: EvaluationOptions, progress: bool
-) -> _Measured:
-    """Load a model if `checkpoint` is a name, and measure it."""
-    model: Any = checkpoint
-    if isinstance(checkpoint, str | os.PathLike):
-        name = os.fspath(checkpoint)
-        model, processor = load_model(name, options.device, options.dtype, parameter)
-    else:
-        name = getattr(checkpoint, "name_or_path", "") or type(checkpoint).__name__
-    common: dict[str, Any] = {"batch_size": options.batch_size, "progress": progress}
-    reading = {**common, "num_workers": choose_workers(options.num_workers, model)}
-    encoded = encode_source(model, processor, source, on_error=options.on_error, **reading)
-    ranks = encoded.ranks(model.device)
-    joint, robustness, localization = None, None, None
-    if options.joint:
-        joint = evaluate_joint(model, processor, source, encoded, **reading)
-    if options.robustness:
-        robustness = measure_robustness(model, processor, encoded, ranks, seed=options.seed, **common)
-    if options.localization:
-        localization = localize(model, processor, source, encoded.rows, options.boxes_column, **common)
-    compressed = measure_compression(
-        encoded,
-        ranks,
-        options.truncate_dim,
-        options.vectors,
-        options.ks,
-        options.resamples,
-        options.seed,
-        model.device,
-    )
-    length = text_positions(model)
-    result = ModelResult(
-        model=name,
-        max_text_length=length,
-        metrics=ranks.summary(options.ks),
-        joint=joint,
-        robustness=robustness,
-        localization=localization,
-        compressed=compressed or None,
-    )
-    truncated = count_truncated(encoded.captions, processor.tokenizer, length)
-    return _Measured(result, encoded, ranks, truncated, str(model.device), str(model.dtype).removeprefix("torch."))
 
 
 def check_again(encoded: EncodedSource, metrics: dict[str, float], ks: Sequence[int]) -> None:
@@ -223,18 +159,3 @@ def _check_checkpoint(checkpoint: Checkpoint, processor: Any, parameter: str) ->
     elif processor is None:
         name = "processor" if parameter == "model" else f"{parameter}_processor"
         raise ValueError(f"`{parameter}` is a loaded model and needs its processor. Pass it as `{name}`.")
-
-
-def _check_columns(columns: Sequence[str], options: EvaluationOptions) -> None:
-    """Raise `ValueError`, before a model is loaded, if the data lack the columns of a test."""
-    has_pairs = {"pairs", "sentences", "regions"} <= {*columns}
-    if options.joint and not has_pairs:
-        raise ValueError(
-            "`joint` requires the columns pairs, sentences and regions, which `fastgoal pairs` writes; the data have "
-            f"{', '.join(columns)}."
-        )
-    if options.localization and not has_pairs and options.boxes_column not in columns:
-        raise ValueError(
-            f"`localization` requires a column '{options.boxes_column}' with boxes, or a dataset written by `fastgoal "
-            f"pairs`; the data have {', '.join(columns)}. Name another column with `boxes_column`."
-        )

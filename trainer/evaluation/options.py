@@ -11,7 +11,12 @@ from fastgoal.processing.checkpoints.devices import DTYPES
 from fastgoal.processing.data.forms.registry import FORMS
 
 from .measures.cutoffs import FORMATS, KS, check_ks
-from .protocols.registry import PROTOCOLS
+from .protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS
+
+OF_ALL = ("protocol", "batch_size", "num_workers", "device", "dtype", "resamples", "seed")
+"""Options that every protocol takes."""
+ACCURACY_ONLY: tuple[str, ...] = ()
+"""Options that no retrieval protocol takes."""
 
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
@@ -32,7 +37,9 @@ class EvaluationOptions:
     """
 
     protocol: str = _option(
-        "folder", "evaluation protocol; `fastgoal evaluate --help` lists them", choices=tuple(PROTOCOLS)
+        "folder",
+        "evaluation protocol; `fastgoal evaluate --help` lists them",
+        choices=(*PROTOCOLS, *ACCURACY_PROTOCOLS),
     )
     joint: bool = _option(False, "also run GOAL's joint test, mAP@10 (requires a dataset written by `fastgoal pairs`)")
     robustness: bool = _option(

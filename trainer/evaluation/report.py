@@ -22,7 +22,7 @@ class ModelResult:
     Attributes:
         model: Name of the checkpoint.
         max_text_length: Number of tokens that the model reads.
-        metrics: See `retrieval_metrics`.
+        metrics: See `retrieval_metrics`; for a protocol with accuracies, those as fractions by their names.
         joint: GOAL's joint test, see `joint_map`.
         robustness: Retrieval with changed captions, by the names of `CHANGES`.
         localization: How often sentences find their boxes.
@@ -46,12 +46,14 @@ class EvaluationReport(ModelResult):
         protocol_title: Display name of the protocol.
         complete: Whether the data has as many images as the protocol requires.
         remark: Note about incomplete data; otherwise empty.
+        facts: What the accuracies depend on, by name; None for a retrieval protocol.
         data: Folder or Hub id.
         images: Number of images.
-        captions: Number of captions.
+        captions: Number of captions, or of texts of a protocol with accuracies.
         duplicate_captions: Number of captions that repeat an earlier one.
         truncated_captions: Number of captions with more tokens than the model reads.
         truncated_share: Fraction of such captions.
+        items: Number of items of each accuracy; None for a retrieval protocol.
         skipped: The message of each skipped row.
         intervals: 95 % intervals of `metrics`; None without resamples.
         checked: Whether a second implementation gave the same `metrics`; None if it did not run.
@@ -66,6 +68,7 @@ class EvaluationReport(ModelResult):
     protocol_title: str
     complete: bool
     remark: str
+    facts: dict[str, str] | None = None
     data: str
     split: str | None
     limit: int | None = None
@@ -74,6 +77,7 @@ class EvaluationReport(ModelResult):
     duplicate_captions: int
     truncated_captions: int
     truncated_share: float
+    items: dict[str, int] | None = None
     ks: list[int]
     skipped: list[str] = field(default_factory=list)
     resamples: int | None = None
@@ -156,7 +160,11 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
         ("protocol", f"{report.protocol_title} ({report.protocol})"),
         ("data", data),
         ("images", f"{report.images:,}"),
-        ("captions", f"{report.captions:,}, {truncated} truncated to {report.max_text_length} tokens"),
+        (
+            "captions" if report.items is None else "texts",
+            f"{report.captions:,}, {truncated} truncated to {report.max_text_length} tokens",
+        ),
+        *(report.facts or {}).items(),
     ]
     if report.duplicate_captions:
         lines.append(
@@ -178,7 +186,7 @@ def _tables(report: EvaluationReport) -> Iterator[Table]:
     results: list[tuple[str, ModelResult]] = [("this model", report)]
     if report.against is not None:
         results.append(("the other model", report.against))
-    yield _recall_table(report)
+    yield _recall_table(report) if report.items is None else _accuracy_table(report, report.items)
     if report.published:
         yield _published_table(report, report.published)
     if report.against is not None and report.differences is not None:
@@ -214,33 +222,55 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _name(key: str) -> str:
+    """Return the name of a metric in words, those of retrieval with the direction last."""
+    for direction in DIRECTIONS:
+        if key.startswith(f"{direction}_"):
+            return f"{_words(key.removeprefix(f'{direction}_'))}, {_words(direction)}"
+    return _words(key)
+
+
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
 def _scale(name: str) -> tuple[int, int]:
-    """Return the factor and the digits of a metric in tables: recalls are in percent."""
-    return (100, 2) if "R@" in name else (1, 1)
+    """Return the factor and the digits of a metric in tables: all but ranks are in percent."""
+    return (1, 1) if name.endswith("_rank") else (100, 2)
+
+
+def _value(name: str, value: float, interval: Interval | None) -> str:
+    """Return a metric with its unit and its interval."""
+    scale, digits = _scale(name)
+    cell = f"{scale * value:.{digits}f}" + (" %" if scale == 100 else "")
+    if interval is not None:
+        low, high = (scale * bound for bound in interval)
+        cell += f"  ({low:.{digits}f} to {high:.{digits}f})"
+    return cell
+
+
+def _intervals_of(report: EvaluationReport) -> str:
+    return f", 95 % intervals of {report.resamples:,} resamples" if report.intervals else ""
+
+
+def _accuracy_table(report: EvaluationReport, items: dict[str, int]) -> Table:
+    intervals = report.intervals or {}
+    rows = [
+        [_words(name), _value(name, value, intervals.get(name)), f"{items[name]:,}"]
+        for name, value in report.metrics.items()
+    ]
+    return f"Accuracy{_intervals_of(report)}", ["", "accuracy", "items"], rows
 
 
 def _recall_table(report: EvaluationReport) -> Table:
     intervals = report.intervals or {}
     rows = []
     for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
-        row = [_words(name)]
-        scale, digits = _scale(name)
-        for key in (f"{direction}_{name}" for direction in DIRECTIONS):
-            if key not in report.metrics:
-                row.append("-")
-                continue
-            cell = f"{scale * report.metrics[key]:.{digits}f}" + (" %" if scale == 100 else "")
-            if key in intervals:
-                low, high = (scale * value for value in intervals[key])
-                cell += f"  ({low:.{digits}f} to {high:.{digits}f})"
-            row.append(cell)
-        rows.append(row)
-    title = "Retrieval" + (f", 95 % intervals of {report.resamples:,} resamples" if intervals else "")
-    return title, ["", *map(_words, DIRECTIONS)], rows
+        keys = [f"{direction}_{name}" for direction in DIRECTIONS]
+        metrics = report.metrics
+        cells = (_value(key, metrics[key], intervals.get(key)) if key in metrics else "-" for key in keys)
+        rows.append([_words(name), *cells])
+    return f"Retrieval{_intervals_of(report)}", ["", *map(_words, DIRECTIONS)], rows
 
 
 def _published_table(report: EvaluationReport, published: list[PublishedRow]) -> Table:
@@ -256,16 +286,14 @@ def _published_table(report: EvaluationReport, published: list[PublishedRow]) ->
 def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
     rows = []
     for key, value in differences.items():
-        direction = next(direction for direction in DIRECTIONS if key.startswith(direction))
-        name = key.removeprefix(f"{direction}_")
-        scale, digits = _scale(name)
+        scale, digits = _scale(key)
         interval = "-"
         if value.interval is not None:
             low, high = (scale * bound for bound in value.interval)
             interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append(
             [
-                f"{_words(name)}, {_words(direction)}",
+                _name(key),
                 f"{scale * value.ours:.{digits}f}",
                 f"{scale * value.theirs:.{digits}f}",
                 f"{scale * value.difference:+.{digits}f}",

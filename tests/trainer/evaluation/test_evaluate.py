@@ -111,7 +111,7 @@ def test_a_model_that_cannot_be_used_is_refused_before_the_first_one_runs(
     loaded, pictures, monkeypatch, changes, message
 ):
     model, processor = loaded
-    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "encode_source", None)
+    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "measure", None)
     with pytest.raises((ValueError, OSError), match=message):
         fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
 

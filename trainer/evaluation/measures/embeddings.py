@@ -1,5 +1,6 @@
 """Embed the images and captions of a source, with broken rows named or skipped."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,47 @@ def encode_source(
     text_to_image: list[int] = []
     skipped: list[str] = []
     rows: list[int] = []
+    number = 0
+    for batch, embeds in _encode_batches(model, processor, source, batch_size, num_workers, progress):
+        for row_captions, error in batch:
+            if not error:
+                captions += row_captions
+                text_to_image += [len(rows)] * len(row_captions)
+                rows.append(number)
+            elif on_error == "skip":
+                skipped.append(error)
+            else:
+                raise ValueError(f"{error} Repair or remove the row, or skip such rows with `on_error=skip`.")
+            number += 1
+        image_embeds.append(embeds)
+    if not rows:
+        reason = f" The first of {len(skipped)} errors: {skipped[0]}" if skipped else ""
+        raise ValueError(f"{source.name} has no usable rows.{reason}")
+    text_embeds = embed_texts(model, processor, captions, 4 * batch_size, progress=progress)
+    return EncodedSource(torch.cat(image_embeds), text_embeds, captions, text_to_image, rows, skipped)
+
+
+def encode_images(
+    model: Any, processor: Any, source: Source, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+) -> Tensor:
+    """Embed the images of all rows of a source, `(rows, dim)`. The arguments are those of `encode_source`.
+
+    Raises:
+        ValueError: A row has no readable image.
+    """
+    parts = []
+    for batch, embeds in _encode_batches(model, processor, source, batch_size, num_workers, progress):
+        for _, error in batch:
+            if error:
+                raise ValueError(f"{error} Repair or remove the row.")
+        parts.append(embeds)
+    return torch.cat(parts)
+
+
+def _encode_batches(
+    model: Any, processor: Any, source: Source, batch_size: int, num_workers: int, progress: bool
+) -> Iterator[tuple[list[tuple[list[str], str]], Tensor]]:
+    """Yield captions and messages of the rows of each batch, with the embeddings of its readable images."""
     reader = PixelReader(processor.image_processor)
     loader: Any = DataLoader(
         _Rows(source, reader),
@@ -86,26 +128,10 @@ def encode_source(
         collate_fn=_collate,
         generator=torch.Generator(),  # or the loader would draw from the global one
     )
-    number = 0
     with tqdm(total=len(source), desc="images", unit="image", disable=not progress) as bar:
         for batch, embeds in embed_crops(model, reader, loader, batch_size):
-            for row_captions, error in batch:
-                if not error:
-                    captions += row_captions
-                    text_to_image += [len(rows)] * len(row_captions)
-                    rows.append(number)
-                elif on_error == "skip":
-                    skipped.append(error)
-                else:
-                    raise ValueError(f"{error} Repair or remove the row, or skip such rows with `on_error=skip`.")
-                number += 1
-            image_embeds.append(embeds)
+            yield batch, embeds
             bar.update(len(batch))
-    if not rows:
-        reason = f" The first of {len(skipped)} errors: {skipped[0]}" if skipped else ""
-        raise ValueError(f"{source.name} has no usable rows.{reason}")
-    text_embeds = embed_texts(model, processor, captions, 4 * batch_size, progress=progress)
-    return EncodedSource(torch.cat(image_embeds), text_embeds, captions, text_to_image, rows, skipped)
 
 
 class _Rows(Dataset[Row]):

@@ -1,9 +1,9 @@
-"""Bootstrap intervals of retrieval results, and the paired comparison of two models on the same queries.
+"""Bootstrap intervals of results, and the paired comparison of two models on the same queries or items.
 
 Resamples draw images with all their captions, as the captions of one image succeed and fail together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from .cutoffs import KS
+from .outcomes import Outcomes
 from .retrieval import DIRECTIONS, Ranks
+
+Results = Ranks | Mapping[str, Outcomes]
+"""The results of a retrieval test, or those of an accuracy test by the names of its metrics."""
 
 
 class Interval(NamedTuple):
@@ -30,8 +34,8 @@ class Difference:
         theirs: Value of the second model.
         difference: `ours - theirs`.
         interval: 95 % interval of the difference, with the same resamples for both models; None without resamples.
-        only_ours: Number of queries that only the first model answers correctly; 0 for mean and median ranks.
-        only_theirs: Number of queries that only the second model answers correctly; 0 for mean and median ranks.
+        only_ours: Number of queries (items) that only the first model answers correctly; 0 for mean and median ranks.
+        only_theirs: Number of queries (items) that only the second model answers correctly, in the same way.
     """
 
     ours: float
@@ -47,63 +51,134 @@ class Difference:
         return None if self.interval is None else self.interval.low > 0 or self.interval.high < 0
 
 
+def accuracies(outcomes: Mapping[str, Outcomes]) -> dict[str, float]:
+    """Return the accuracies of an accuracy test as fractions, by the names of its metrics."""
+    sampler = _OutcomeResampler(outcomes)
+    return dict(zip(sampler.keys, sampler.values(), strict=True))
+
+
 def bootstrap_intervals(
-    ranks: Ranks, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
+    results: Results, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Compute 95 % percentile intervals of recall@k, mean rank and median rank in both directions.
+    """Compute 95 % percentile intervals of recall@k, mean rank and median rank in both directions, or of accuracies.
 
     Args:
-        ranks: Ranks from `retrieval_ranks`.
+        results: Ranks from `retrieval_ranks`, or the outcomes of an accuracy test by the names of its metrics.
         ks: Values of k, as for `retrieval_metrics`. The keys of the result are the same.
-        resamples: Number of times that the images are drawn with replacement.
+        resamples: Number of times that the images (or items) are drawn with replacement.
         seed: Seed of the draws.
 
     Raises:
         ValueError: `resamples` is less than 2.
     """
-    sampler = _Resampler(ranks, ks)
+    sampler = _resampler(results, ks)
     return dict(zip(sampler.keys, _intervals(sampler.resampled(resamples, seed)), strict=True))
 
 
 def compare(
-    ours: Ranks, theirs: Ranks, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
+    ours: Results, theirs: Results, ks: Sequence[int] = KS, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
     """Compare the metrics of two models on the same images and captions, with intervals of the differences.
 
-    Only ranks are compared, so the embeddings of the models may have different widths. With `resamples=0` there are no
-    intervals.
+    Only ranks or outcomes are compared, so the embeddings of the models may have different widths. With `resamples=0`
+    there are no intervals.
 
     Raises:
-        ValueError: The ranks belong to different captions or images, or `resamples` is 1 or negative.
+        ValueError: The results belong to different queries or items, or `resamples` is 1 or negative.
     """
-    queries, other_queries = ((len(ranks.text_to_image), len(ranks.image_to_text)) for ranks in (ours, theirs))
-    if queries != other_queries or not torch.equal(ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()):
-        raise ValueError(
-            "`ours` and `theirs` must belong to the same queries in the same order, got"
-            f" {queries[0]} captions of {queries[1]} images and {other_queries[0]} of {other_queries[1]}."
-        )
-    first, second = _Resampler(ours, ks), _Resampler(theirs, ks)
+    _require_same_queries(ours, theirs)
+    first, second = _resampler(ours, ks), _resampler(theirs, ks)
     intervals: list[Interval] | list[None] = [None] * len(first.keys)
     if resamples != 0:
         intervals = _intervals(first.resampled(resamples, seed) - second.resampled(resamples, seed))
     result = {}
     for key, value, other_value, interval in zip(first.keys, first.values(), second.values(), intervals, strict=True):
         only = (0, 0)
-        if "_R@" in key:
-            correct, other_correct = _correct(ours, key), _correct(theirs, key)
+        correct, other_correct = _correct(ours, key), _correct(theirs, key)
+        if correct is not None and other_correct is not None:
             only = (int((correct & ~other_correct).sum()), int((other_correct & ~correct).sum()))
         result[key] = Difference(value, other_value, value - other_value, interval, *only)
     return result
 
 
-def _correct(ranks: Ranks, key: str) -> Tensor:
-    """Return which queries count for a recall such as `text_to_image_R@5`."""
-    direction, k = key.split("_R@")
-    rank: Tensor = getattr(ranks, direction).cpu()
+def _require_same_queries(ours: Results, theirs: Results) -> None:
+    """Raise `ValueError` if two results belong to different queries or items."""
+    if isinstance(ours, Ranks) and isinstance(theirs, Ranks):
+        queries, other_queries = ((len(ranks.text_to_image), len(ranks.image_to_text)) for ranks in (ours, theirs))
+        if queries != other_queries or not torch.equal(
+            ours.text_to_image_owner.cpu(), theirs.text_to_image_owner.cpu()
+        ):
+            raise ValueError(
+                "`ours` and `theirs` must belong to the same queries in the same order, got"
+                f" {queries[0]} captions of {queries[1]} images and {other_queries[0]} of {other_queries[1]}."
+            )
+        return
+    items, other_items = (
+        {} if isinstance(results, Ranks) else {key: len(entry.correct) for key, entry in results.items()}
+        for results in (ours, theirs)
+    )
+    if items != other_items or not items:
+        raise ValueError(f"`ours` and `theirs` must belong to the same items, got {items} and {other_items}.")
+
+
+def _correct(results: Results, key: str) -> Tensor | None:
+    """Return which queries count for a metric such as `text_to_image_R@5`; None for mean and median ranks."""
+    if not isinstance(results, Ranks):
+        return results[key].correct.bool()
+    direction, is_recall, k = key.partition("_R@")
+    if not is_recall:
+        return None
+    rank: Tensor = getattr(results, direction).cpu()
     return (rank > 0) & (rank <= int(k))
 
 
-class _Resampler:
+def _resampler(results: Results, ks: Sequence[int]) -> "_RankResampler | _OutcomeResampler":
+    return _RankResampler(results, ks) if isinstance(results, Ranks) else _OutcomeResampler(results)
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """Yield `(count,)` int64, how often each of `count` images is drawn in each resample."""
+    if isinstance(resamples, bool) or resamples < 2:
+        raise ValueError(f"`resamples` must be an integer of at least 2, got {resamples!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(resamples):
+        yield torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
+
+
+class _OutcomeResampler:
+    """The accuracies of a test with the owners of its items resampled, each metric by itself."""
+
+    def __init__(self, outcomes: Mapping[str, Outcomes]) -> None:
+        self.keys = [*outcomes]
+        self.outcomes = [*outcomes.values()]
+
+    def values(self) -> list[float]:
+        """Return the accuracies without resampling."""
+        return [float(_accuracy(entry, torch.ones(len(entry.correct)))) for entry in self.outcomes]
+
+    def resampled(self, resamples: int, seed: int) -> Tensor:
+        """Return `(resamples, metrics)`; the draws depend on the seed and on the number of owners alone."""
+        columns = []
+        for entry in self.outcomes:
+            owner = torch.arange(len(entry.correct)) if entry.owner is None else entry.owner
+            draws = _draws(int(owner.max()) + 1, resamples, seed)
+            columns.append(torch.stack([_accuracy(entry, times[owner]) for times in draws]))
+        return torch.stack(columns, dim=1)
+
+
+def _accuracy(outcomes: Outcomes, times: Tensor) -> Tensor:
+    """Return the accuracy with each item taken `times` times; NaN if all are taken 0 times."""
+    times = times.double()
+    right = times * outcomes.correct
+    if outcomes.classes is None:
+        return right.sum() / times.sum()
+    zeros = torch.zeros(int(outcomes.classes.max()) + 1, dtype=torch.float64)
+    taken = zeros.index_add(0, outcomes.classes, times)
+    share = zeros.index_add(0, outcomes.classes, right) / taken
+    return share[taken > 0].mean()
+
+
+class _RankResampler:
     """The metrics of a retrieval test with its images resampled.
 
     Recalls and mean ranks are ratios of sums over images, so a resample is one product with the counts of the images. A
@@ -136,15 +211,7 @@ class _Resampler:
 
     def resampled(self, resamples: int, seed: int) -> Tensor:
         """Return `(resamples, metrics)`; the draws depend on the seed and on the number of images alone."""
-        if isinstance(resamples, bool) or resamples < 2:
-            raise ValueError(f"`resamples` must be an integer of at least 2, got {resamples!r}.")
-        generator = torch.Generator().manual_seed(seed)
-        images = len(self.table)
-        results = []
-        for _ in range(resamples):
-            drawn = torch.randint(images, (images,), generator=generator)
-            results.append(self._metrics(torch.bincount(drawn, minlength=images)))
-        return torch.stack(results)
+        return torch.stack([self._metrics(times) for times in _draws(len(self.table), resamples, seed)])
 
     def _metrics(self, times: Tensor) -> Tensor:
         """Return `(metrics,)` with each image drawn `times` times; NaN if no query was drawn."""

@@ -1,11 +1,20 @@
-"""What a protocol is: a named dataset form, with the numbers of images and captions that published results used."""
+"""What a protocol is: a named form of data, for retrieval or for a test with an accuracy. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fastgoal.processing.data.sources import Source
+
+from ..measures.outcomes import Outcomes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named evaluation protocol.
+    """A named retrieval protocol: a form of data, with the numbers of images and captions of published results.
 
     Attributes:
         name: Name on the command line.
@@ -40,3 +49,59 @@ class Protocol:
             f"{self.title} has {self.images:,} images, but the data have {images:,}: do not compare the result with"
             " published results."
         )
+
+
+@dataclass(frozen=True)
+class AccuracyTest:
+    """The data of an accuracy protocol, read and checked before a model is loaded.
+
+    The evaluation embeds `images` and `texts` and calls `score`, so that a protocol needs no model.
+
+    Attributes:
+        images: Rows without captions, such as an `ImageFolder`, or for image files that a JSON file names
+            `RowsSource(..., SourceOptions(with_captions=False))`. List an image with several items once.
+        texts: All texts. Equal texts are embedded once.
+        score: Takes the embeddings of `images` and `texts`, `(images, dim)` and `(texts, dim)` in their order,
+            L2-normalized float32 on the CPU, and returns the outcomes by the name of each metric or subset. The order
+            is that of the report.
+        facts: What the numbers depend on, by name, for the report: `{"templates": "80, as published with CLIP"}`.
+    """
+
+    images: Source
+    texts: Sequence[str]
+    score: "Callable[[Tensor, Tensor], dict[str, Outcomes]]"
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AccuracyProtocol:
+    """A named protocol that measures accuracies: a file in this folder with `PROTOCOLS = (AccuracyProtocol(...),)`.
+
+        def open_folder(data, *, image_folder=None, allow_outside_files=False) -> AccuracyTest:
+            entries = ...  # read the published JSON; raise `ValueError` for anything else
+            images = RowsSource(file, rows, folder, SourceOptions(with_captions=False))
+            return AccuracyTest(images, [*right, *wrong], score)
+
+        def score(image_embeds, text_embeds):  # one right and one wrong caption for each image
+            right, wrong = text_embeds.chunk(2)
+            return {"replace_att": Outcomes((image_embeds * right).sum(1) > (image_embeds * wrong).sum(1))}
+
+        PROTOCOLS = (AccuracyProtocol("example", "Example", "captions.json and images/", open_folder),)
+
+    `fastgoal evaluate`, the report, the intervals and the comparison with another model find it by its name.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name in reports.
+        about: Files that the folder of the published dataset must have, for the help.
+        open: Reads and checks the data, before a model is loaded, and raises `ValueError` with one line if they are not
+            in the published form. The first parameter is what the user passed as `data`. The others are the fields of
+            `EvaluationOptions` that the protocol takes, by name, such as `image_folder`, `split`, `limit` and
+            `allow_outside_files`; an option that is not a parameter here is refused for this protocol. Heavy modules,
+            such as torch, are imported inside.
+    """
+
+    name: str
+    title: str
+    about: str
+    open: Callable[..., AccuracyTest]

@@ -3,7 +3,7 @@
 Numbers under the name of one dataset are often not comparable: three test sets called "DCI", two called "DOCCI" and two
 called "Flickr30k" are in use. Each protocol therefore has a name of its own, says what it uses, and counts the images.
 To add one, add a file with `PROTOCOLS` to this folder, and the form of its dataset to `processing/data/forms/`: the
-commands and their help find both.
+commands and their help find both. A protocol with accuracies is the file alone (see `AccuracyProtocol`).
 
 Imports nothing heavy, as `fastgoal evaluate --help` lists the protocols.
 """
@@ -19,14 +19,20 @@ from typing import Any
 from fastgoal.processing.data.forms.registry import is_source, load_source
 from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow
 
-from .protocol import Protocol
+from .protocol import AccuracyProtocol, Protocol
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
+_FOUND = [
+    protocol
     for module in pkgutil.iter_modules([os.path.dirname(__file__)])
     if module.name != "registry"
     for protocol in getattr(importlib.import_module(f"{__package__}.{module.name}"), "PROTOCOLS", ())
+]
+ACCURACY_PROTOCOLS: dict[str, AccuracyProtocol] = {
+    protocol.name: protocol for protocol in _FOUND if isinstance(protocol, AccuracyProtocol)
 }
+"""Protocols with accuracies by name."""
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _FOUND if isinstance(protocol, Protocol)}
+"""Retrieval protocols by name."""
 PROTOCOLS["folder"] = Protocol(
     "folder",
     "own data",

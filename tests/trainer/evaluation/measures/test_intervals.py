@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastgoal.trainer.evaluation.measures.intervals import bootstrap_intervals, compare
+from fastgoal.trainer.evaluation.measures.intervals import accuracies, bootstrap_intervals, compare
+from fastgoal.trainer.evaluation.measures.outcomes import Outcomes
 from fastgoal.trainer.evaluation.measures.retrieval import Ranks, retrieval_ranks
 
 
@@ -93,3 +94,50 @@ def test_models_of_different_widths_can_be_compared_but_not_different_queries():
     }
     with pytest.raises(ValueError, match="5 captions of 5 images and 4 of 4"):
         compare(wide, retrieval_ranks(torch.eye(4), torch.eye(4)))
+
+
+def outcomes_of(correct, **fields):
+    return Outcomes(torch.tensor(correct) > 0, **{name: torch.tensor(value) for name, value in fields.items()})
+
+
+def test_accuracies():
+    """Three of four items; by class 1/2 and 1, and a class without items does not count."""
+    correct = [1, 0, 1, 1]
+    outcomes = {"all": outcomes_of(correct), "per_class": outcomes_of(correct, classes=[0, 0, 2, 2])}
+    assert accuracies(outcomes) == {"all": 0.75, "per_class": 0.75}
+    uneven = {"all": outcomes_of(correct), "per_class": outcomes_of(correct, classes=[0, 0, 2, 0])}
+    assert accuracies(uneven) == {"all": 0.75, "per_class": pytest.approx((2 / 3 + 1) / 2)}
+
+
+def test_interval_of_an_accuracy_is_the_binomial_one():
+    """100 items, half of them right: a resample's share has the standard deviation 0.05. Of 10 owners it is 0.16."""
+    half = [0] * 50 + [1] * 50
+    outcomes = {"all": outcomes_of(half), "owned": outcomes_of(half, owner=[item // 10 for item in range(100)])}
+    intervals = bootstrap_intervals(outcomes, resamples=2000)
+    for key, deviation in (("all", 0.05), ("owned", 0.158)):
+        assert intervals[key].low == pytest.approx(0.5 - 1.96 * deviation, abs=0.02)
+        assert intervals[key].high == pytest.approx(0.5 + 1.96 * deviation, abs=0.02)
+
+
+def test_resamples_of_a_mean_per_class_are_those_of_the_items_drawn():
+    """Against means of Python over the items of each resample, one by one."""
+    correct, classes = [1, 0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 2, 2]
+    found = bootstrap_intervals({"m": outcomes_of(correct, classes=classes)}, resamples=200, seed=3)["m"]
+    generator, expected = torch.Generator().manual_seed(3), []
+    for _ in range(200):
+        drawn = torch.randint(7, (7,), generator=generator).tolist()
+        groups = [[correct[item] for item in drawn if classes[item] == label] for label in range(3)]
+        expected.append(statistics.fmean(statistics.fmean(group) for group in groups if group))
+    low, high = np.quantile(expected, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_compare_accuracies():
+    ours, theirs = {"a": outcomes_of([1] * 60 + [0] * 40)}, {"a": outcomes_of([1] * 30 + [0] * 65 + [1] * 5)}
+    found = compare(ours, theirs)["a"]
+    assert (found.ours, found.theirs, found.only_ours, found.only_theirs) == (0.6, 0.35, 30, 5)
+    assert found.interval.low < 0.25 < found.interval.high
+    assert found.certain
+    for other in ({"a": outcomes_of([1])}, {"b": ours["a"]}, ranks_of([1], [1])):
+        with pytest.raises(ValueError, match="the same items"):
+            compare(ours, other)
