@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgoal.export.average import average
     from fastgoal.hub_cards.push import push
     from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel, FastGoalOutput
     from fastgoal.modeling_fastgoal.configuration_fastgoal import (
@@ -64,6 +65,7 @@ __all__ = [
     "Region",
     "Sentence",
     "__version__",
+    "average",
     "build_captions",
     "build_embeddings",
     "build_pairs",
@@ -96,6 +98,7 @@ _MODULES = {
     "LossWeights": "fastgoal.modeling_fastgoal.losses_fastgoal",
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
+    "average": "fastgoal.export.average",
     "build_captions": "fastgoal.processing.builders.captions",
     "build_embeddings": "fastgoal.processing.builders.embeddings",
     "build_pairs": "fastgoal.processing.builders.pairs",

@@ -27,6 +27,7 @@ COMMANDS = (
     "reproduce",
     "convert",
     "merge",
+    "average",
     "export",
     "push",
     "push-data",

@@ -126,6 +126,19 @@ class AdapterFacts:
 
 
 @dataclass(frozen=True)
+class AverageFacts:
+    """An average of the weights of two models, see `fastgoal.average`.
+
+    Attributes:
+        tuned: Folder or Hub id of the tuned model, or of an adapter.
+        alpha: Share of its weights; the rest is that of the base model.
+    """
+
+    tuned: str
+    alpha: float
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What a model card says.
 
@@ -143,6 +156,7 @@ class ModelFacts:
         note: A sentence at the top of the card, such as a warning.
         converted_from: File that the weights come from.
         merged_from: Adapter that was merged into the weights.
+        average: The tuned model that the weights are an average of, with the base model.
         adapter: For a folder with an adapter, its facts.
         merged_adapter: The adapter that was trained here and merged into the weights.
         training: How the model was trained here.
@@ -164,6 +178,7 @@ class ModelFacts:
     note: str | None = None
     converted_from: str | None = None
     merged_from: str | None = None
+    average: AverageFacts | None = None
     adapter: AdapterFacts | None = None
     merged_adapter: AdapterFacts | None = None
     training: TrainingFacts | None = None

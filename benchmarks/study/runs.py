@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from fastgoal import FastGoalModel, FastGoalProcessor, FastGoalTrainer
+from fastgoal.export.average import average_weights
 from fastgoal.processing.embedding import eval_mode
 from fastgoal.processing.tokens import pad_ids
 from fastgoal.quickstart.drawing import Split
@@ -216,6 +217,6 @@ class Seed:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
             part.rename(path)
         if arm.average != 1.0:
-            start, tuned = FastGoalModel.from_base(str(self.base)).state_dict(), model.state_dict()
-            model.load_state_dict({name: torch.lerp(start[name], tuned[name], arm.average) for name in tuned})
+            start = FastGoalModel.from_base(str(self.base)).state_dict()
+            model.load_state_dict(average_weights(start, model.state_dict(), arm.average))
         return model.eval(), cost

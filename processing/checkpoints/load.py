@@ -46,7 +46,7 @@ def check_model(name: str, argument: str = "model") -> Any:
 def load_model(
     name: str,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     argument: str = "model",
     stretch: bool = False,
     max_text_length: int | None = None,
@@ -56,7 +56,7 @@ def load_model(
     Args:
         name: Folder or Hub id of the model or adapter.
         device: Name of a device as for `choose_device`.
-        dtype: Name of a dtype as for `choose_dtype`.
+        dtype: Name of a dtype as for `choose_dtype`; None keeps the one that the weights are stored in.
         argument: Name of the argument that `name` was given for, for messages.
         stretch: Stretch the text positions to `max_text_length`, as `FastGoalModel.from_base` does.
         max_text_length: Number of tokens that a stretched model reads, as for `FastGoalModel.from_base`. An adapter
@@ -71,10 +71,11 @@ def load_model(
             supported.
     """
     device = choose_device(device)
-    torch_dtype: Any = getattr(torch, choose_dtype(dtype, device))
+    torch_dtype: Any = "auto" if dtype is None else getattr(torch, choose_dtype(dtype, device))
     label = f"`{argument}={name}`"
     if is_adapter(name):
-        model, stretch = load_adapter(name, argument).to(torch_dtype), False
+        model, stretch = load_adapter(name, argument), False
+        model = model if dtype is None else model.to(torch_dtype)
         if max_text_length is not None:
             model = FastGoalModel.from_base(model, max_text_length)
     else:
