@@ -265,6 +265,9 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     )
     per_device_eval_batch_size: int = _setting(64, "Evaluation batch size per device.")
     dataloader_num_workers: int = _setting(2, "Number of subprocesses that load and crop images.")
+    dataloader_persistent_workers: bool = _setting(
+        True, "Whether the subprocesses that load images live as long as the training instead of one epoch."
+    )
     logging_steps: float = _setting(10, "Log every N steps.")
     eval_on_start: bool | None = _setting(  # type: ignore[assignment]
         None, "Whether to evaluate before the first step. `fastgoal train` does if `eval_data` is given.", **_FLAG
@@ -355,6 +358,8 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        # Workers that start anew in each epoch are forked next to running threads, which can hang with Python 3.11.
+        self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         super().__post_init__()
         _check_schedule(self)
         available = get_available_reporting_integrations()
