@@ -171,8 +171,7 @@ def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> flo
     def run() -> None:
         # What the towers give, as `towers_fastgoal` reads it: the class token first, the last layer before the norm.
         vision = SimpleNamespace(last_hidden_state=torch.cat([patches[:, :1], patches], dim=1))
-        text = SimpleNamespace(hidden_states=[words])
-        pooled = pool_patches(model, vision, masks[0]), pool_text(model, text, masks[1])
+        pooled = pool_patches(model, vision, masks[0]), pool_text(model, words, masks[1])
         losses = [
             token_similarity_loss(embeds, target, mask.bool().any(dim=1))
             for mask, embeds, target in zip(masks, pooled, targets, strict=True)

@@ -25,6 +25,8 @@ from .towers_fastgoal import (
     patch_embeds,
     pool_patches,
     pool_text,
+    record_tokens,
+    recorded_tokens,
     text_positions,
     token_embeds,
 )
@@ -101,6 +103,10 @@ class FastGoalModel(_Base):
 
     # A Trainer would take the **kwargs of the forward to mean that the loss is already scaled for accumulation.
     accepts_loss_kwargs = False
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        record_tokens(self)
 
     @classmethod
     def class_for(cls, config: Any) -> "type[FastGoalModel]":
@@ -271,8 +277,7 @@ class FastGoalModel(_Base):
             return_loss: Compute the losses that the inputs allow, with the configuration's weights and loss type.
             interpolate_pos_encoding: Accept images of a different size than the model was trained with.
             return_token_embeds: Also return the projected embeddings of every patch and every caption token.
-            **kwargs: As for the base (`output_attentions`...). With `sentence_mask` the last hidden state of the
-                captions is always returned.
+            **kwargs: As for the base (`output_attentions`...).
 
         Raises:
             ValueError: The local inputs do not match the global ones row by row, or a mask does not match its tokens.
@@ -307,14 +312,10 @@ class FastGoalModel(_Base):
         )
         parts = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in images.values()])
         embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
-        hidden = dict(kwargs)
-        if sentence_mask is not None:
-            layers: Any = kwargs.get("output_hidden_states")
-            if layers is None or isinstance(layers, bool):
-                hidden["output_hidden_states"] = True
-            else:
-                hidden["output_hidden_states"] = [*([layers] if isinstance(layers, int) else layers), -1]
-        text, embeds["text_embeds"] = self._embed_texts(input_ids, attention_mask, position_ids=position_ids, **hidden)
+        with recorded_tokens(self) as tokens:
+            text, embeds["text_embeds"] = self._embed_texts(
+                input_ids, attention_mask, position_ids=position_ids, **kwargs
+            )
         short_texts: dict[str, Any] = {
             "local_text_embeds": (local_input_ids, local_attention_mask),
             "short_text_embeds": (short_input_ids, short_attention_mask),
@@ -330,7 +331,7 @@ class FastGoalModel(_Base):
         if region_mask is not None:
             embeds["region_embeds"] = pool_patches(self, whole, region_mask)
         if sentence_mask is not None:
-            embeds["sentence_embeds"] = pool_text(self, text, sentence_mask)
+            embeds["sentence_embeds"] = pool_text(self, tokens[0], sentence_mask)
         if return_token_embeds:
             embeds["patch_embeds"] = patch_embeds(self, whole)
             embeds["token_embeds"] = token_embeds(self, text)

@@ -12,7 +12,8 @@ checkpoint holds exactly the weights of its class.
 | embedding of a caption | at EOS of a causal tower | at the last position, padding included |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -155,13 +156,40 @@ def pool_patches(model: Any, vision_outputs: Any, mask: torch.Tensor) -> torch.T
     return _pool(tokens, mask, partial(_project_patches, model))
 
 
-def pool_text(model: Any, text_outputs: Any, mask: torch.Tensor) -> torch.Tensor:
+def record_tokens(model: Any) -> None:
+    """Prepare a model for `recorded_tokens`."""
+    norm = model.text_model.final_layer_norm
+    norm.recorded = None
+    norm.register_forward_pre_hook(_record)
+
+
+def _record(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    if norm.recorded is not None:
+        norm.recorded.append(inputs[0])
+
+
+@contextmanager
+def recorded_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Record the tokens of the texts that are embedded inside, `(texts, tokens, width)`, before the final norm.
+
+    With `output_hidden_states=True` transformers returns the same, but takes a lock, which `torch.compile` cannot
+    trace.
+    """
+    norm = model.text_model.final_layer_norm
+    norm.recorded = recorded = []
+    try:
+        yield recorded
+    finally:
+        norm.recorded = None
+
+
+def pool_text(model: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Pool the tokens of a sentence in each text, and project them.
 
     Args:
         model: The model.
-        text_outputs: Outputs of the text tower with `output_hidden_states=True`: the final norm has been applied to
-            `last_hidden_state`, and is applied here after pooling.
+        tokens: Tokens of the texts before the final norm, `(texts, tokens, width)`, such as `recorded_tokens`. The norm
+            is applied here, after pooling.
         mask: `(texts, tokens)`, True (or non-zero) for tokens of the sentence.
 
     Returns:
@@ -171,7 +199,7 @@ def pool_text(model: Any, text_outputs: Any, mask: torch.Tensor) -> torch.Tensor
         ValueError: `mask` does not have one entry per token.
     """
     norm, projection = model.text_model.final_layer_norm, _text_projection(model)
-    return _pool(text_outputs.hidden_states[-1], mask, lambda mean: projection(norm(mean)))
+    return _pool(tokens, mask, lambda mean: projection(norm(mean)))
 
 
 def _project_patches(model: Any, tokens: torch.Tensor) -> torch.Tensor:

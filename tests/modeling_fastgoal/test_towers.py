@@ -11,6 +11,8 @@ from fastgoal.modeling_fastgoal.towers_fastgoal import (
     patch_tokens,
     pool_patches,
     pool_text,
+    record_tokens,
+    recorded_tokens,
     text_positions,
     token_embeds,
 )
@@ -53,16 +55,22 @@ def test_patches_in_the_joint_space(clip):
 
 @torch.no_grad()
 def test_tokens_in_the_joint_space(clip, ids):
-    outputs = clip.text_model(ids, output_hidden_states=True)
+    record_tokens(clip)
+    with recorded_tokens(clip) as recorded:
+        outputs = clip.text_model(ids, output_hidden_states=True)
+    (tokens,) = recorded
+    assert torch.equal(tokens, outputs.hidden_states[-1])
+    clip.text_model(ids)
+    assert len(recorded) == 1  # outside, nothing is kept
     embeds = token_embeds(clip, outputs)
     torch.testing.assert_close(embeds[:, -1], clip.get_text_features(ids).pooler_output)
     mask = torch.zeros(2, 9, dtype=torch.bool)
     mask[1, 3] = True
-    pooled = pool_text(clip, outputs, mask)
+    pooled = pool_text(clip, tokens, mask)
     torch.testing.assert_close(pooled[1], torch.nn.functional.normalize(embeds[1, 3], dim=0))
     assert torch.equal(pooled[0], torch.zeros(16))
     with pytest.raises(ValueError, match=r"\(2, 9\).*got \(2, 8\)"):
-        pool_text(clip, outputs, mask[:, 1:])
+        pool_text(clip, tokens, mask[:, 1:])
 
 
 @pytest.mark.parametrize("legacy", [False, True])
