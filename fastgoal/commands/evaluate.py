@@ -19,7 +19,7 @@ _ABOUT = {
     **{name: protocol.about for name, protocol in ACCURACY_PROTOCOLS.items()},
 }
 _LIST = "\n".join(
-    textwrap.fill(about, 78, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    textwrap.fill(about, 78, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18)
     for name, about in _ABOUT.items()
 )
 EPILOG = f"""\
