@@ -49,6 +49,7 @@ class Arm:
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
         scale: The factor of the logits, fixed; `None` learns it.
+        crop_sizes: Sides of the region crops in pixels, drawn anew for every batch; the model's own size if empty.
         near: Whether a batch has images that look alike in twos (`--hard_negatives`).
         epochs: As a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
@@ -63,6 +64,7 @@ class Arm:
     squashed_boxes: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     scale: float | None = None
+    crop_sizes: tuple[int, ...] = ()
     near: bool = False
     epochs: float = 1.0
     average: float = 1.0
@@ -181,6 +183,19 @@ QUESTIONS = {
             _recipe("experimental"),
         ),
         "global",
+    ),
+    9: Question(
+        "Do smaller crops do as well?",
+        (
+            FAST_GOAL,
+            replace(FAST_GOAL, name="FAST-GOAL, crops of 3/4 of the side", crop_sizes=(84,)),
+            _recipe("experimental"),
+            replace(_recipe("experimental, crops of 3/4 of the side"), crop_sizes=(84,)),
+            replace(_recipe("experimental, crops of 1/2 of the side"), crop_sizes=(56,)),
+            replace(FAST_GOAL, name="FAST-GOAL, crops of 1/2 of the side", crop_sizes=(56,)),
+            replace(FAST_GOAL, name="FAST-GOAL, a size for each batch", crop_sizes=(56, 84, 112)),
+        ),
+        "FAST-GOAL",
     ),
 }
 TRIALS = (

@@ -43,6 +43,7 @@ class StudyCollator:
         self.arm = arm
         self.rng = random.Random(f"pairs/{seed}")
         self.short_rng = random.Random(f"short/{seed}")
+        self.size_rng = random.Random(f"size/{seed}")
         most = {"best": 1, "top3": 3}.get(arm.pairs)
         self.choices = []
         for index in range(len(data.ids)):
@@ -67,10 +68,17 @@ class StudyCollator:
         return {
             **batch,
             **{f"local_{name}": value for name, value in texts.items()},
-            "local_pixel_values": data.crops[[data.first_crop[row] + pair.region_index for row, pair in chosen]],
+            "local_pixel_values": self._crops([data.first_crop[row] + pair.region_index for row, pair in chosen]),
             "region_mask": torch.stack([masks[row][pair.region_index] for row, pair in chosen]),
             "sentence_mask": torch.nn.functional.pad(sentence_mask, (0, short_of)),
         }
+
+    def _crops(self, rows: Sequence[int]) -> torch.Tensor:
+        crops = self.data.crops[rows]
+        if not self.arm.crop_sizes:
+            return crops
+        side = self.size_rng.choice(self.arm.crop_sizes)
+        return torch.nn.functional.interpolate(crops, (side, side), mode="bicubic", antialias=True)
 
     def _pad(self, texts: Sequence[torch.Tensor], are_short: bool = True) -> dict[str, torch.Tensor]:
         return pad_ids(self.data.tokenizer, texts, are_short)
