@@ -45,6 +45,7 @@ def build_processor(tokenizer: str | None, shape: str) -> FastGoalProcessor:
     else:
         letters = [f"{letter}</w>" for letter in ".abcdefghijklmnopqrstuvwxyz"]
         vocab = {token: index for index, token in enumerate([*letters, *(x.removesuffix("</w>") for x in letters)])}
+        vocab |= {f"unused {index}": index for index in range(len(vocab), 49406)}  # a token for each embedding
         vocab |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
         tokens = CLIPTokenizer(vocab=vocab, merges=[])
     tokens.model_max_length = TOKENS

@@ -16,7 +16,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +111,11 @@ def reference_losses(model: FastGoalCLIPModel, batch: Batch, tokenizer: Any) -> 
 
 
 def build_steps(
-    model: FastGoalCLIPModel, processor: FastGoalProcessor, device: str, folder: str
+    model: FastGoalCLIPModel,
+    processor: FastGoalProcessor,
+    device: str,
+    folder: str,
+    crop_sizes: Sequence[int] = (),
 ) -> tuple[dict[str, Step], FastGoalTrainer]:
     """What is timed, by name: from a model and a batch to the loss whose backward pass follows."""
 
@@ -133,8 +137,20 @@ def build_steps(
             embeds.append(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
         return torch.stack([embed.float().square().mean() for embed in embeds]).sum()
 
+    whole = step("fast_goal")
+
+    def with_crops(side: int) -> Step:
+        """Our step with smaller crops: a part of each crop, since pictures are noise."""
+
+        def run(model: Any, batch: Batch) -> torch.Tensor:
+            crops = batch.ours["local_pixel_values"][..., :side, :side]
+            return whole(model, replace(batch, ours={**batch.ours, "local_pixel_values": crops}))
+
+        return run
+
     steps: dict[str, Step] = {
-        OURS: step("fast_goal"),
+        OURS: whole,
+        **{f"our step, crops of {side} pixels": with_crops(side) for side in crop_sizes},
         "our step without TSL": step("global_local", "region", "sentence"),
         FLOOR: towers,
         "plain CLIP fine-tuning": step("global", "region", "sentence", "local_"),
@@ -302,6 +318,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time our step under torch.compile")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="as transformers names them")
     parser.add_argument("--floor", action="store_true", help="only our step, without TSL, and the towers alone")
+    sizes = "our step with crops of these sizes too, without the reference style"
+    parser.add_argument("--crop-sizes", type=int, nargs="+", default=[], metavar="PIXELS", help=sizes)
     add_caption_options(parser)
     args = parse(parser)
     # Random weights have gradients whose squares are denormal numbers, with which processors are many times slower; a
@@ -323,7 +341,7 @@ def main() -> None:
         return make_batch(processor, [make_row(*caption, rng) for caption in taken]).to(device)
 
     with tempfile.TemporaryDirectory() as folder:
-        steps, trainer = build_steps(model, processor, device, folder)
+        steps, trainer = build_steps(model, processor, device, folder, args.crop_sizes)
         few = make_batch(processor, make_rows(captions[:4], rng)).to(device)
         gap = check_equal(model, trainer, few, processor.tokenizer)
         threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f" ({torch.cuda.get_device_name()})"
@@ -333,6 +351,8 @@ def main() -> None:
         model.set_attn_implementation(args.attention)
         if args.floor:
             steps = {name: steps[name] for name in (OURS, "our step without TSL", FLOOR)}
+        if args.crop_sizes:
+            steps = {name: steps[name] for name in steps if name not in ("our step without TSL", "reference style")}
         if args.compile:
             compiled = torch.compile(model)
             steps["our step, compiled"] = lambda _, batch: trainer.compute_loss(compiled, dict(batch.ours))

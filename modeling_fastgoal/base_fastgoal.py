@@ -255,15 +255,17 @@ class FastGoalModel(_Base):
     ) -> FastGoalOutput:
         """Embed images and captions, and their local pairs. With the base's arguments this is the base's forward pass.
 
-        Images and crops go through the image tower in one forward pass. Captions and sentences take two, so that
-        sentences are not padded to the length of captions. With local pairs alone, nothing global is computed.
+        Images and crops of the same size go through the image tower in one forward pass. Captions and sentences take
+        two, so that sentences are not padded to the length of captions. With local pairs alone, nothing global is
+        computed.
 
         Args:
             input_ids: Captions, `(captions, tokens)`; captions that are too long are truncated, and their masks too.
             pixel_values: Images, `(images, 3, height, width)`.
             attention_mask: `(captions, tokens)`.
             local_input_ids: Sentence of the local pair of each row, `(batch, sentence_tokens)`.
-            local_pixel_values: Region crop of the local pair of each row, `(batch, 3, height, width)`.
+            local_pixel_values: Region crop of the local pair of each row, `(batch, 3, height, width)`. Crops may be
+                smaller than the images: the image tower then interpolates its positions for them.
             local_attention_mask: `(batch, sentence_tokens)`.
             region_mask: Which patches of the image belong to the region, `(batch, patches)`, row-major. A row of
                 zeros excludes the row from the image part of TSL.
@@ -307,11 +309,7 @@ class FastGoalModel(_Base):
 
         images: dict[str, Any] = {"image_embeds": pixel_values, "local_image_embeds": local_pixel_values}
         images = {name: pixels for name, pixels in images.items() if pixels is not None}
-        vision: Any = self.get_image_features(
-            torch.cat([*images.values()]), interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-        parts = F.normalize(vision.pooler_output, dim=-1).split([len(pixels) for pixels in images.values()])
-        embeds: dict[str, Any] = dict(zip(images, parts, strict=True))
+        embeds, whole = self._embed_images(images, interpolate_pos_encoding, **kwargs)
         with recorded_tokens(self) as tokens:
             text, embeds["text_embeds"] = self._embed_texts(
                 input_ids, attention_mask, position_ids=position_ids, **kwargs
@@ -321,7 +319,6 @@ class FastGoalModel(_Base):
             "short_text_embeds": (short_input_ids, short_attention_mask),
         }
         embeds |= self._embed_together(short_texts, **kwargs)
-        whole = None if pixel_values is None else _first_rows(vision, len(pixel_values))  # without the crops
         if text is not None and cast(Any, input_ids).shape[1] > (limit := text.last_hidden_state.shape[1]):
             input_ids = cast(Any, cut_texts(cast(Any, input_ids), self))
             attention_mask = None if attention_mask is None else attention_mask[:, :limit]
@@ -358,6 +355,30 @@ class FastGoalModel(_Base):
         used_bias = bias if is_sigmoid(self, self.config.contrastive) else None
         dims = self.config.matryoshka_dims or ()
         return fast_goal_loss(loss_rows(embeds, scale, *masks), scale, self.config, logit_bias=used_bias, dims=dims)
+
+    def _embed_images(
+        self, images: dict[str, torch.Tensor], interpolate_pos_encoding: bool, **kwargs: Any
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """Embed whole images and crops, in one forward pass if they have the same size.
+
+        Returns:
+            The normalized embeddings by name, and the output of the image tower for the whole images, or None.
+        """
+        embeds: dict[str, torch.Tensor] = {}
+        whole: Any = None
+        sizes = [pixels.shape[2:] for pixels in images.values()]
+        groups = [images] if sizes[0] == sizes[-1] else [{name: pixels} for name, pixels in images.items()]
+        side = self.config.vision_config.image_size
+        for group in groups:
+            pixels = torch.cat([*group.values()])
+            # Crops may have a size of their own; whole images only if the caller says so.
+            interpolate = interpolate_pos_encoding or ("image_embeds" not in group and pixels.shape[2:] != (side, side))
+            vision: Any = self.get_image_features(pixels, interpolate, return_dict=True, **kwargs)
+            parts = F.normalize(vision.pooler_output, dim=-1).split([len(part) for part in group.values()])
+            embeds |= zip(group, parts, strict=True)
+            if "image_embeds" in group:
+                whole = _first_rows(vision, len(group["image_embeds"]))
+        return embeds, whole
 
     def _embed_texts(self, input_ids: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Return the output of the text tower and the normalized embeddings, or None twice without texts."""

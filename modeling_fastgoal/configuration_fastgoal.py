@@ -23,10 +23,12 @@ class LossSettings(LossWeights):
     Attributes:
         contrastive: The contrastive loss: `softmax` (InfoNCE), `sigmoid` (SigLIP's), or None for the one of the base.
         matryoshka_dims: Numbers of dimensions that the contrastive losses also train, see `fast_goal_loss`.
+        crop_size: Side in pixels of the region crops that the losses were computed with; None for `image_size`.
     """
 
     contrastive: str | None = None
     matryoshka_dims: list[int] | None = None
+    crop_size: int | None = None
 
 
 class _PlainConfig:

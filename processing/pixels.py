@@ -5,6 +5,7 @@ faster than calling the image processor: resizing and cropping read PIL's own me
 and normalization runs on whole batches on the device.
 """
 
+import copy
 import io
 import math
 import os
@@ -68,6 +69,30 @@ class PixelReader:
         torchcodec, where installed, decodes plain JPEGs to the same pixels in less time.
         """
         return (_decode_jpeg(source) if self.fast else None) or load_image(source, name=name)
+
+    @property
+    def side(self) -> int:
+        """Width of what `read` returns, in pixels."""
+        return ImageTransform.of(self.image_processor, (1, 1)).size[0]
+
+    def at_size(self, side: int) -> "PixelReader":
+        """Return a reader that shows the same parts of images at `side` x `side` pixels.
+
+        Its image processor is a copy with `size` and `crop_size` scaled.
+
+        Raises:
+            ValueError: The image processor does not resize.
+        """
+        processor = copy.deepcopy(self.image_processor)
+        if not processor.do_resize:
+            raise ValueError("`crop_size` needs an image processor that resizes, got one with `do_resize=False`.")
+        scale = side / self.side
+        for name in ("size", "crop_size"):
+            sizes = getattr(processor, name, None)
+            if sizes:
+                scaled = {edge: round(pixels * scale) for edge, pixels in dict(sizes).items() if pixels}
+                setattr(processor, name, type(sizes)(**scaled))
+        return PixelReader(processor)
 
     def read(self, parts: Sequence[tuple[OpenImage, Sequence[float] | None]]) -> torch.Tensor:
         """Resize and crop images, or boxes in them, to the model's input size.

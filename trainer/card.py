@@ -24,7 +24,7 @@ from .summary import TrainingRun
 
 IMAGES = 3
 # Arguments of ours that a card lists where they have a value.
-LISTED = ("hard_negative_refresh", "l2sp_weight", "decay_all", "freeze", "freeze_layers")
+LISTED = ("crop_size", "hard_negative_refresh", "l2sp_weight", "decay_all", "freeze", "freeze_layers")
 
 
 @dataclass(frozen=True)

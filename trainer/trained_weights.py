@@ -133,6 +133,6 @@ def refuse_foreign_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.
 def write_losses(model: Any, weights: LossWeights, args: FastGoalTrainingArguments) -> None:
     """Write the losses into a model's configuration: a saved model then computes the loss it was trained with."""
     config = base_of(model).config
-    others = {"contrastive": args.contrastive, "matryoshka_dims": args.matryoshka_dims}
+    others = {name: getattr(args, name) for name in ("contrastive", "matryoshka_dims", "crop_size")}
     for name, value in {**asdict(weights), **others}.items():
         setattr(config, name, value)

@@ -207,6 +207,7 @@ class FastGoalTrainer(Trainer):
             data_collator = FastGoalCollator(
                 *(processing_class, self.objective.needs_pairs, str(args.pair_sampling), args.order_seed),
                 short_captions=self.objective.needs_short_captions,
+                crop_size=args.crop_size,
             )
         if isinstance(data_collator, FastGoalCollator):
             for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):

@@ -51,7 +51,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), (1, False)
     ),
-    **dict.fromkeys(("mini_batch_size", "lora_r"), (1, False)),
+    **dict.fromkeys(("mini_batch_size", "lora_r", "crop_size"), (1, False)),
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "num_train_epochs", "adam_epsilon"), (0, True)),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), (0, False)),
     **dict.fromkeys(("dataloader_num_workers", "adam_beta1", "adam_beta2", "max_logit_scale"), (0, False)),
@@ -63,7 +63,7 @@ LOWEST: dict[str, tuple[float, bool]] = {
 # `FastGoalTrainer.training_settings` adds what results from the other ones, such as the loss weights.
 WEIGHT_ARGUMENTS = (
     *("pair_sampling", "train_sampling_strategy", "hard_negatives", "hard_negative_refresh", "l2sp_weight"),
-    "matryoshka_dims",
+    *("matryoshka_dims", "crop_size"),
     *("lora_r", "lora_alpha", "lora_target_modules", "freeze", "freeze_layers", "neftune_noise_alpha"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("optim", "optim_args", "optim_target_modules", "weight_decay", "decay_all", "max_grad_norm"),
@@ -185,6 +185,11 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         "Which local pair of an image to train on: the `best` (as published), one of the `top3`, or `any`. "
         "`top3` and `any` draw a new pair in each epoch. Set by the recipe by default.",
         choices=[*PAIR_SAMPLING],
+    )
+    crop_size: int | None = _setting(
+        None,
+        "Side of the region crops in pixels, a multiple of the model's patch size, such as 160 for a ViT-B/16. Smaller "
+        "crops make a step cheaper. Defaults to the model's image size, as published.",
     )
     hard_negatives: bool | None = _setting(
         None,
@@ -354,7 +359,12 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
             self.save_steps = SAVE_STEPS
         if self.metric_for_best_model is None and self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
             self.metric_for_best_model = BEST_METRIC
-        self.resolved_objective()  # refuse wrong names and weights before anything is loaded
+        objective = self.resolved_objective()  # refuse wrong names and weights before anything is loaded
+        if self.crop_size is not None and not objective.needs_pairs:
+            raise ValueError(
+                f"`crop_size` needs an objective with local pairs, got {self.crop_size} with "
+                f"`objective={self.objective}`. Leave it out."
+            )
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # settings for a GPU run without one
         # Without an accelerator torch warns about every data loader that is asked to pin memory.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()

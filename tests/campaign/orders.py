@@ -56,6 +56,7 @@ TRAINING: dict[str, tuple[str, str]] = {
     "mini_batch_size": ("0", "at least 1|positive"),
     "objective": ("gaol", "must be one of"),
     "recipe": ("bst", "must be one of|one of"),
+    "crop_size": ("50", "multiple of"),
     "pair_sampling": ("worst", "must be one of"),
     "report_to": ("wandb", "not installed|needs no account"),
     "lr_scheduler_type": ("zigzag", "zigzag"),

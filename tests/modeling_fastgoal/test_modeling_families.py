@@ -119,6 +119,46 @@ def test_regions_and_sentences_equal_a_slow_loop(plain, model, batch):
         torch.testing.assert_close(got.sentence_embeds[row], normalize(project(mean), dim=0))
 
 
+@pytest.mark.parametrize("side", [8, 24])
+@torch.no_grad()
+def test_smaller_crops_are_embedded_as_by_the_base(plain, model, batch, side):
+    """The base interpolates its positions for them; nothing else changes, and a slow loop gives the same losses."""
+    model.config.token_weight = 0.3
+    expected = model(**batch, return_loss=True)
+    crops = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(6))
+    passes = []
+    model.vision_model.register_forward_pre_hook(
+        lambda tower, args, inputs: passes.append(inputs["pixel_values"].shape), with_kwargs=True
+    )
+    model(**batch)
+    got = model(**{**batch, "local_pixel_values": crops}, return_loss=True)
+    assert passes == [(6, 3, 32, 32), (3, 3, 32, 32), (3, 3, side, side)]  # one for each size
+    alone = plain.get_image_features(pixel_values=crops, interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(got.local_image_embeds, normalize(alone, dim=-1))
+    for name in ("image_embeds", "text_embeds", "local_text_embeds", "region_embeds", "sentence_embeds"):
+        torch.testing.assert_close(got[name], expected[name])
+    assert got.vision_model_output.last_hidden_state.shape == expected.vision_model_output.last_hidden_state.shape
+    # The region is pulled toward the smaller crop.
+    distances = [
+        (float(got.region_embeds[row] @ normalize(alone[row], dim=0)) - 1) ** 2
+        for row in range(3)
+        if batch["region_mask"][row].any()
+    ]
+    assert float(got.loss_tsl_image) == pytest.approx(sum(distances) / len(distances), abs=1e-5)
+    assert got.loss_global == pytest.approx(float(expected.loss_global), abs=1e-5)
+    assert abs(got.loss_local - expected.loss_local) > 1e-4
+    local = {"local_input_ids": batch["local_input_ids"], "local_pixel_values": crops}
+    torch.testing.assert_close(model(**local).local_image_embeds, got.local_image_embeds)
+
+
+@torch.no_grad()
+def test_whole_images_of_another_size_are_refused_as_by_the_base(model, batch):
+    images = {"pixel_values": torch.zeros(3, 3, 24, 24)}
+    for inputs in (images, {**images, "local_pixel_values": torch.zeros(3, 3, 24, 24)}):
+        with pytest.raises((ValueError, RuntimeError)):
+            model(**{**batch, **inputs})
+
+
 @torch.no_grad()
 def test_single_patches_and_tokens(model, batch):
     got = model(**batch, return_token_embeds=True)

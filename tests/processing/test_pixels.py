@@ -63,6 +63,42 @@ def test_files_equal_the_call_of_the_processor(family, tiny_bases, tmp_path, mon
     assert torch.equal(found, processor(images=images, return_tensors="pt")["pixel_values"])
 
 
+@pytest.mark.parametrize(
+    ("name", "smaller"),
+    [
+        ("clip", CLIPImageProcessor(size={"shortest_edge": 160}, crop_size={"height": 160, "width": 160})),
+        ("siglip", SiglipImageProcessor(size={"height": 160, "width": 160})),
+        ("siglip 2", SiglipImageProcessor(size={"height": 160, "width": 160}, resample=Image.Resampling.BILINEAR)),
+    ],
+)
+def test_a_smaller_size_is_that_of_a_processor_of_this_size(name, smaller):
+    reader, image = PixelReader(PROCESSORS[name]), noise(301, 207)
+    before = reader.image_processor.to_dict()
+    boxes = [None, (10, 20, 200, 90), (250, 5, 300, 190), (3, 3, 9, 9)]
+    small = reader.at_size(160)
+    assert (small.side, small.fast) == (160, True)
+    found = reader.normalize_pixels(small.read([(image, box) for box in boxes]))
+    plain = [image if box is None else crop_box(image, box) for box in boxes]
+    assert torch.equal(found, smaller(plain, return_tensors="pt")["pixel_values"])
+    assert reader.image_processor.to_dict() == before
+
+
+def test_a_smaller_size_shows_the_same_part():
+    """The processor resizes to 256 and keeps 224: of 300 pixels the first 18 are cut off."""
+    reader = PixelReader(CLIPImageProcessor(size={"shortest_edge": 256}))
+    image = Image.new("RGB", (300, 300))
+    image.paste((255, 0, 0), (0, 0, 300, 17))
+    image.paste((0, 255, 0), (0, 22, 300, 30))
+    for one in (reader, reader.at_size(112)):
+        red, green, _ = one.read([(image, None)])[0].flatten(1).amax(dim=1).tolist()
+        assert red < 60 < 200 < green
+    slow = PixelReader(CLIPImageProcessor(size={"shortest_edge": 200})).at_size(112)  # padded
+    assert not slow.fast
+    assert slow.read([(image, (0, 0, 90, 50))]).shape == (1, 3, 112, 112)
+    with pytest.raises(ValueError, match=r"`crop_size`.*`do_resize=False`"):
+        PixelReader(CLIPImageProcessor(do_resize=False)).at_size(112)
+
+
 def test_pixels_do_not_change_with_the_image():
     reader, image = PixelReader(CLIPImageProcessor()), noise(300, 300)
     found = reader.read([(image, None)])

@@ -25,6 +25,7 @@ SAVED = {
     "siglip, matryoshka": {"base": "siglip2", "matryoshka_dims": [4]},
     "siglip, softmax": {"base": "siglip2", "contrastive": "softmax", "global_weight": 0.5},
     "siglip, global, softmax": {"base": "siglip2", "contrastive": "softmax", "objective": "global"},
+    "smaller crops": {"crop_size": 16},
     "metaclip2": {"base": "metaclip2", "objective": "sparc"},
 }
 
@@ -51,7 +52,8 @@ def test_a_saved_model_computes_the_loss_it_was_trained_with(case, tiny_bases, r
         "matryoshka_dims": None,
     }.items():
         setattr(other.config, name, value)
-    is_default = case in ("fast_goal", "goal", "global")
+    assert saved.config.crop_size == changes.get("crop_size")
+    is_default = case in ("fast_goal", "goal", "global", "smaller crops")
     assert torch.allclose(other(**batch, return_loss=True).loss, expected) == is_default
 
 

@@ -22,7 +22,7 @@ CASES = {
     "adapter": {"lora_r": 4, "freeze_layers": 1},
     "frozen": {"freeze": "vision"},
     "streamed": {"pair_sampling": "any"},
-    "streamed by workers": {"pair_sampling": "any", "dataloader_num_workers": 2},
+    "streamed by workers": {"pair_sampling": "any", "dataloader_num_workers": 2, "crop_size": 16},
     "streamed, accumulated": {"gradient_accumulation_steps": 2, "save_steps": 3},
     "experimental": {"recipe": "experimental", "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
 }

@@ -161,6 +161,8 @@ def test_wrong_values_are_refused(make, name, value, words):
         ({"lora_r": 2, "lora_alpha": 0.0}, "`lora_alpha` must be above 0"),
         ({"l2sp_weight": 0.1, "fp16": True, "max_grad_norm": 0.0}, "`l2sp_weight` with `fp16`"),
         ({"hard_negatives": True, "train_sampling_strategy": "sequential"}, "`hard_negatives` .*sequential"),
+        ({"crop_size": 16, "objective": "global"}, "`crop_size` .*local pairs, got 16 .*global"),
+        ({"crop_size": 0}, "`crop_size` must be at least 1, got 0"),
     ],
 )
 def test_wrong_combinations_are_refused(make, changes, words):

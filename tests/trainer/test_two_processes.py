@@ -30,7 +30,10 @@ CASES = {
         "mini_batch_size": 3,
     },
     "siglip": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5},
-    "siglip, cached": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5, "mini_batch_size": 3},
+    "siglip, cached": {
+        **{"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5},
+        **{"mini_batch_size": 3, "crop_size": 16},
+    },
     "siglip with softmax": {"base": "siglip2", "contrastive": "softmax"},
     "siglip, sparc": {
         "base": "siglip",

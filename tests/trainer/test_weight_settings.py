@@ -70,6 +70,7 @@ CHANGES = {
     "short_weight": ({"short_weight": 1.0}, {}),
     "matryoshka_dims": ({"matryoshka_dims": [8, 4]}, {}),
     "pair_sampling": ({"pair_sampling": "any"}, {}),
+    "crop_size": ({"crop_size": 16}, {}),
     "hard_negatives": ({"hard_negatives": True}, {}),
     "hard_negative_refresh": ({"hard_negative_refresh": 0.5}, {"hard_negatives": True, "learning_rate": 1e-2}),
     "l2sp_weight": ({"l2sp_weight": 0.1}, {}),

@@ -48,12 +48,14 @@ class FastGoalCollator:
             in any worker and process and after a resume. Rows given as dicts draw as in epoch 0.
         short_captions: Whether to add a short caption of each image: one of the row's `short_captions`, drawn in each
             epoch, or the first sentence of its caption if it has none. Evaluation uses the first one.
+        crop_size: Side of the region crops in pixels, a multiple of the patch size; the model's image size by default.
 
     Attributes:
-        reader: The `PixelReader`.
+        reader: The `PixelReader` of whole images.
+        crop_reader: The one of region crops.
 
     Raises:
-        ValueError: `pair_sampling` is unknown.
+        ValueError: `pair_sampling` is unknown, or `crop_size` does not fit the model.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class FastGoalCollator:
         pair_sampling: str = "best",
         seed: int = 0,
         short_captions: bool = False,
+        crop_size: int | None = None,
     ):
         if pair_sampling not in PAIR_SAMPLING:
             raise ValueError(f"`pair_sampling` must be one of {', '.join(PAIR_SAMPLING)}, got {pair_sampling!r}.")
@@ -72,6 +75,10 @@ class FastGoalCollator:
         self.seed = seed
         self.short_captions = short_captions
         self.reader = PixelReader(processor.image_processor)
+        self.crop_reader = self.reader
+        if crop_size is not None:
+            check_crop_size(crop_size, self.reader.side, processor.require_patch_size())
+            self.crop_reader = self.reader.at_size(crop_size)
 
     def __call__(self, rows: Sequence[TrainingRow | Mapping[str, Any]]) -> dict[str, Any]:
         """Build a batch.
@@ -91,10 +98,11 @@ class FastGoalCollator:
         """
         typed = [row if isinstance(row, TrainingRow) else TrainingRow.of(row, epoch=0) for row in rows]
         images = [self.reader.open(row.image, row.name) for row in typed]
-        parts: list[Any] = [(image, None) for image in images]
+        whole: list[Any] = [(image, None) for image in images]
+        crops: list[Any] = []
         if self.local_pairs:
             batch, boxes = self._local_inputs(typed, [image.size for image in images])
-            parts += zip(images, boxes, strict=True)
+            crops = [*zip(images, boxes, strict=True)]
         else:
             batch = self._tokenize([row.caption for row in typed], are_short=False)
         if self.short_captions:
@@ -102,10 +110,14 @@ class FastGoalCollator:
         if any(row.image_group is not None for row in typed):
             groups = [-1 if row.image_group is None else row.image_group for row in typed]
             batch["image_groups"] = torch.tensor(groups, dtype=torch.long)
-        pixels = self.reader.read(parts)
-        batch["pixel_values"] = pixels[: len(typed)]
+        if self.crop_reader is self.reader:
+            pixels = self.reader.read(whole + crops)
+            batch["pixel_values"], local_pixels = pixels[: len(typed)], pixels[len(typed) :]
+        else:
+            batch["pixel_values"] = self.reader.read(whole)
+            local_pixels = self.crop_reader.read(crops)
         if self.local_pairs:
-            batch["local_pixel_values"] = pixels[len(typed) :]
+            batch["local_pixel_values"] = local_pixels
         if isinstance(rows[0], TrainingRow):
             return {**batch, "names": [row.name for row in typed]}
         return self.reader.normalize(batch)
@@ -113,7 +125,7 @@ class FastGoalCollator:
     def without_pairs(self) -> "FastGoalCollator":
         """Return the same collator without local pairs, for rows that have none."""
         collator = copy.copy(self)
-        collator.local_pairs = False
+        collator.local_pairs, collator.crop_reader = False, collator.reader
         return collator
 
     def _local_inputs(
@@ -166,6 +178,22 @@ class FastGoalCollator:
     def _tokenize(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         return pad_ids(tokenizer, tokenizer(texts, truncation=True)["input_ids"], are_short)
+
+
+def check_crop_size(crop_size: int, side: int, patch: int) -> None:
+    """Raise `ValueError` unless crops consist of whole patches and are not larger than the model's images.
+
+    Args:
+        crop_size: Side of the crops in pixels.
+        side: Side of the model's images in pixels.
+        patch: Side of a patch in pixels.
+    """
+    if crop_size != side and (crop_size < patch or crop_size > side or crop_size % patch):
+        nearest = min(max(crop_size // patch, 1), side // patch) * patch
+        raise ValueError(
+            f"`crop_size` must be a multiple of {patch} (the model's patch size) and at most {side} (its image size), "
+            f"got {crop_size}. For example, use {nearest}."
+        )
 
 
 def _prefixed(prefix: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -256,7 +256,7 @@ def test_its_losses_are_those_of_the_merged_model(case, tiny_bases, tmp_path):
     base = tiny_bases[changes.pop("base", "clip")]
     trainer = trained(base, tmp_path / "lora", max_steps=1, lora_r=2, save_adapter_only=True, **changes)
     trainer.save_model()
-    others = {"contrastive": changes.get("contrastive"), "matryoshka_dims": None}
+    others = {"contrastive": changes.get("contrastive"), "matryoshka_dims": None, "crop_size": None}
     expected = {**asdict(trainer.objective.weights), **others}
     assert json.loads((tmp_path / "lora" / BASE_FILE).read_text())["losses"] == expected
     merge(str(tmp_path / "lora"), tmp_path / "merged")

@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 import torch
+from transformers import CLIPImageProcessor
 
 from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.processing.images import load_image
@@ -38,6 +39,38 @@ def test_the_batch_has_the_best_pair(processor, row):
     assert batch["region_mask"].reshape(4, 4).nonzero().tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
     inside = batch["input_ids"][0][batch["sentence_mask"][0]]
     assert processor.tokenizer.decode(inside).replace(" ", "") == "ontherightitisgreen."
+
+
+def test_crops_of_a_smaller_size(processor, rows, tiny_clip):
+    """Only the crops change. They are those of plain transformers, and PIL's up to rounding."""
+    before, after = FastGoalCollator(processor)(rows), FastGoalCollator(processor, crop_size=16)(rows)
+    crops = [
+        load_image(row["image"]).crop(
+            tuple(row["regions"][max(row["pairs"], key=lambda p: p["score"])["region"]]["box"])
+        )
+        for row in rows
+    ]
+    plain = CLIPImageProcessor.from_pretrained(
+        tiny_clip, size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    assert torch.equal(after.pop("local_pixel_values"), plain(crops, return_tensors="pt")["pixel_values"])
+    assert before.pop("local_pixel_values").shape[2:] == (32, 32)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_crop_size_of_the_model_changes_nothing(processor, rows):
+    before, after = FastGoalCollator(processor)(rows), FastGoalCollator(processor, crop_size=32)(rows)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    whole = FastGoalCollator(processor, crop_size=16).without_pairs()(rows)
+    assert torch.equal(whole["pixel_values"], before["pixel_values"])
+    assert "local_pixel_values" not in whole
+
+
+@pytest.mark.parametrize(("size", "way_out"), [(20, "16"), (7, "8"), (0, "8"), (40, "32"), (33, "32")])
+def test_wrong_crop_sizes_are_refused(processor, size, way_out):
+    with pytest.raises(ValueError, match=rf"`crop_size` .* 8 .* 32 .* got {size}\. .* {way_out}\."):
+        FastGoalCollator(processor, crop_size=size)
 
 
 def test_a_pair_outside_the_crop_is_taken_only_if_none_is_visible(processor, row):

@@ -13,6 +13,7 @@ WEIGHTS = {
     "tsl": {"global_weight": 0.0, "local_weight": 0.0, "tsl_weight": 1.0},
     "sparc": {"objective": "sparc"},
     "all": {"sparc_weight": 0.7},
+    "smaller crops": {"token_weight": 0.1, "crop_size": 16},
 }
 
 

@@ -25,7 +25,10 @@ from tests.trainer.processes import in_two_processes
 CONFIG = Path(__file__).resolve().parents[3] / "trainer" / "accelerate_configs" / "fsdp.yaml"
 CASES = {
     "plain": {"l2sp_weight": 0.5, "token_weight": 0.1},
-    "cached and accumulated": {"mini_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+    "cached and accumulated": {
+        **{"mini_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 4},
+        "crop_size": 16,
+    },
     "bfloat16": {"bf16": True},
     "siglip": {"base": "siglip", "token_weight": 0.1},
 }
