@@ -10,7 +10,7 @@ from .measures.intervals import Difference, Interval
 from .measures.localization import Localization
 from .measures.retrieval import DIRECTIONS
 from .measures.robustness import Change
-from .protocols.published import PUBLISHED_FALSE_SENTENCE, PUBLISHED_LOCALIZATION, TEST_LISTS, PublishedRow
+from .protocols.published import TEST_LISTS, PublishedRow
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -96,10 +96,6 @@ class EvaluationReport(ModelResult):
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values by name, without the tests that were not run."""
         values = {**_without_none(self), "split": self.split}
-        if self.robustness is not None:
-            values["published_false_sentence_drop"] = PUBLISHED_FALSE_SENTENCE
-        if self.localization is not None:
-            values["published_localization"] = PUBLISHED_LOCALIZATION
         if self.against is not None:
             values["against"] = _without_none(self.against)
         if self.differences is not None:
@@ -172,7 +168,7 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
         )
     if report.checked:
         lines.append(("checked", "the metric retrieval_recall gives the same recalls and ranks"))
-    if report.protocol in TEST_LISTS:
+    if report.complete and report.protocol in TEST_LISTS:
         lines.append(("published", TEST_LISTS[report.protocol]))
     if report.remark:
         lines.append(("note", report.remark))
@@ -322,9 +318,6 @@ def _robustness_table(changes: dict[str, Change], results: list[tuple[str, Model
     for name, change in changes.items():
         drops = [_percent(result.robustness[name].drop) for _, result in results if result.robustness]
         rows.append([change.what, f"{change.changed:,}", *drops])
-    for name, drop in PUBLISHED_FALSE_SENTENCE.items():
-        empty = [""] * (len(results) - 1)
-        rows.append([f"{name}, one false sentence (published, on other data)", "", f"{drop:.2f}", *empty])
     title = "Robustness: drop of R@1 with changed captions, mean of both directions, in points"
     return title, ["", "captions changed", *(name for name, _ in results)], rows
 
@@ -332,8 +325,6 @@ def _robustness_table(changes: dict[str, Change], results: list[tuple[str, Model
 def _localization_table(own: Localization, results: list[tuple[str, ModelResult]]) -> Table:
     rates = [(name, result.localization.hit_rate) for name, result in results if result.localization]
     rows = [[name, *map(_percent, rate.values())] for name, rate in [*rates, ("patches in random order", own.chance)]]
-    for name, values in PUBLISHED_LOCALIZATION.items():
-        rows.append([f"{name} (published, on other data)", *(f"{value:.2f}" for value in values)])
     title = (
         f"Localization: sentences with one of the top k of {own.patches} patches in their boxes, in percent;"
         f" {own.sentences:,} sentences, {own.outside:,} others left out because their boxes are outside the crop"

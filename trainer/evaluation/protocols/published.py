@@ -38,11 +38,6 @@ TEST_LISTS = {
 }
 """Which test list published numbers belong to, by protocol."""
 
-# Mean drop of R@1, in points, with one false sentence in each caption. The paper does not say how it is inserted.
-PUBLISHED_FALSE_SENTENCE = {"CLIP": 8.62, "Long-CLIP": 3.91, "FAST-GOAL": 2.89}
-# Share of sentences, in percent, with a right patch among their 5, 10 and 15 most similar ones.
-PUBLISHED_LOCALIZATION = {"CLIP": (43.25, 57.78, 67.57), "FAST-GOAL": (46.39, 60.85, 69.70)}
-
 
 def published_rows(protocol: str) -> list[PublishedRow]:
     """Return the published rows of a protocol; empty if there are none."""
