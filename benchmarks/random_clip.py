@@ -21,7 +21,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 """OpenAI's shapes; what is not said is ViT-B's, of 224 pixels."""
 
 
-def build_model(shape: str, thin: bool = False) -> Any:
+def build_model(shape: str, thin: bool = False, tokens: int = TOKENS) -> Any:
     """The model, or one with two thin layers in each tower."""
     facts = SHAPES[shape]
     vision, text = dict(facts.get("vision", {})), dict(facts.get("text", {}))
@@ -35,7 +35,7 @@ def build_model(shape: str, thin: bool = False) -> Any:
         vision_config={"projection_dim": projection, **vision},
         projection_dim=projection,
     )
-    return FastGoalCLIPModel.from_base(CLIPModel(config), TOKENS)
+    return FastGoalCLIPModel.from_base(CLIPModel(config), tokens)
 
 
 def build_processor(tokenizer: str | None, shape: str) -> FastGoalProcessor:

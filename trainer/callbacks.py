@@ -1,6 +1,7 @@
 """Callbacks of a training: the bound of the logit scale, L2-SP, epochs for samplers, and a summary at the start."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -105,10 +106,11 @@ class StartLines(TrainerCallback):
     Args:
         run: The training.
         devices: What it runs on, in words.
+        count_tokens: Returns the number of tokens of training captions before they are truncated.
     """
 
-    def __init__(self, run: TrainingRun, devices: str):
-        self.run, self.devices = run, devices
+    def __init__(self, run: TrainingRun, devices: str, count_tokens: Callable[[], Sequence[int]]):
+        self.run, self.devices, self.count_tokens = run, devices, count_tokens
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **kwargs: Any
@@ -117,4 +119,5 @@ class StartLines(TrainerCallback):
             # As `Trainer` counts them, so that epochs here are those of the log.
             batches = len(train_dataloader) if has_length(train_dataloader) else 0
             steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-            tqdm.write(start_lines(self.run, self.devices, state.max_steps, steps_per_epoch))
+            lengths = self.count_tokens()
+            tqdm.write(start_lines(self.run, self.devices, state.max_steps, steps_per_epoch, lengths))

@@ -12,9 +12,11 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_lengt
 
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.wording import count
+from fastgoal.modeling_fastgoal.families_fastgoal import LONGEST
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import is_adapted
 from fastgoal.processing.data.pairs_dataset import MANIFEST
+from fastgoal.processing.data.tokens import fitting_length
 from fastgoal.processing.sentences import check_language
 
 from .batches.rows import source_of
@@ -52,7 +54,9 @@ class TrainingRun:
     seconds_before: float = 0.0
 
 
-def start_lines(run: TrainingRun, devices: str, steps: int, steps_per_epoch: int = 0) -> str:
+def start_lines(
+    run: TrainingRun, devices: str, steps: int, steps_per_epoch: int = 0, caption_lengths: Sequence[int] = ()
+) -> str:
     """Describe a training that is about to start, a name and a value on each line.
 
     Args:
@@ -60,19 +64,43 @@ def start_lines(run: TrainingRun, devices: str, steps: int, steps_per_epoch: int
         devices: What it runs on, as `parallel.strategy.describe` puts it.
         steps: Number of optimizer steps.
         steps_per_epoch: Number of optimizer steps of an epoch; 0 if it is not known.
+        caption_lengths: Number of tokens of captions before they are truncated, of all or of a sample.
     """
-    args, objective = run.args, run.objective
+    args, objective, data = run.args, run.objective, run.train_dataset
     terms = " + ".join(f"{weight:g} x {label}" for label, weight in objective.labeled_weights.items())
     values = {
         "objective": f"{objective.name} (recipe {args.recipe}): {terms}",
         "data": _describe_data(run.train_dataset),
+        "captions": describe_truncation(caption_lengths, text_positions(run.model), has_length(data) and len(data)),
         "evaluation": _describe_evaluation(run),
         "model": _describe_model(run),
         "steps": f"{steps:,}{_describe_epochs(run, steps, steps_per_epoch)}, learning rate {args.learning_rate:g}",
         "runs on": devices,
         "saved in": _describe_output(args),
     }
-    return "\n".join(f"{name:<11} {value}" for name, value in values.items())
+    return "\n".join(f"{name:<11} {value}" for name, value in values.items() if value)
+
+
+def describe_truncation(lengths: Sequence[int], limit: int, rows: int = 0) -> str:
+    """Say how many captions are truncated, and which text length would hold 99 % of them.
+
+    Args:
+        lengths: Number of tokens of captions before they are truncated.
+        limit: Number of tokens that the model reads.
+        rows: Number of captions of which `lengths` may be a sample.
+
+    Returns:
+        One line; empty if no caption is truncated.
+    """
+    beyond = sum(length > limit for length in lengths)
+    if not beyond:
+        return ""
+    captions = f"{'a sample of ' if len(lengths) < rows else ''}{len(lengths):,}"
+    line = f"{beyond:,} of {captions} have more than {limit} tokens and are truncated"
+    if (fitting := fitting_length(lengths)) > LONGEST:
+        held = sum(length <= LONGEST for length in lengths) / len(lengths)
+        return f"{line}; max_text_length {LONGEST}, the maximum, holds {100 * held:.1f} %"
+    return f"{line}; max_text_length {fitting} holds 99 %" if fitting > limit else line
 
 
 def end_lines(output: str, metrics: dict[str, float], data: str | None, adapted: bool) -> str:

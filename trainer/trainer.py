@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -266,7 +266,7 @@ class FastGoalTrainer(Trainer):
                 "as much memory."
             )
         batch_size = args.train_batch_size * args.gradient_accumulation_steps
-        self.add_callback(StartLines(self._run(), describe(self.accelerator, batch_size)))
+        self.add_callback(StartLines(self._run(), describe(self.accelerator, batch_size), self._whole_caption_lengths))
         self.add_callback(Epochs())
         self._step_checkpoints = StepCheckpoints()
         self.add_callback(self._step_checkpoints)
@@ -496,6 +496,13 @@ class FastGoalTrainer(Trainer):
         if isinstance(stream, StreamData):
             return stream.rows or len(dataloader) * self.args.train_batch_size * self.args.world_size
         return super().num_examples(dataloader)
+
+    def _whole_caption_lengths(self) -> list[int]:
+        # A dataset of the user's own may not have a caption in every row, and its rows are not read before their turn.
+        with suppress(ValueError, TypeError, KeyError):
+            if self._train_rows is not None and isinstance(self.processing_class, FastGoalProcessor):
+                return self._train_rows.whole_caption_lengths(self.processing_class.tokenizer)
+        return []
 
     def train_sampler(self, data: Any) -> Sampler | None:
         """Return the order of the training rows: random, sequential, by caption length or with hard negatives."""

@@ -18,7 +18,8 @@ class Sizes:
         train_scenes: Scenes to fine-tune on.
         test_scenes: Scenes to measure on.
         gallery: Scenes that a query is searched in: the test scenes are cut into galleries of so many.
-        max_things: Most things of a scene.
+        min_things, max_things: Fewest and most things of a scene.
+        relations: Relations to others that captions tell after each thing, see `words.Plan`.
         epochs: Times the training scenes are gone through.
         batch_size: Scenes in a step.
         learning_rate: Peak rate of AdamW, where an arm has none of its own.
@@ -28,7 +29,9 @@ class Sizes:
     train_scenes: int = 2000
     test_scenes: int = 2000
     gallery: int = 250
+    min_things: int = 2
     max_things: int = 5
+    relations: int = 0
     epochs: int = 5
     batch_size: int = 50
     learning_rate: float = 2e-3
@@ -54,6 +57,7 @@ class Arm:
         epochs: As a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
         learning_rate, warmup: If not the sizes'.
+        max_text_length: Tokens that the model reads, if not 248 (SigLIP: 256).
     """
 
     name: str
@@ -70,6 +74,7 @@ class Arm:
     average: float = 1.0
     learning_rate: float | None = None
     warmup: float | None = None
+    max_text_length: int | None = None
 
     def in_force(self, sizes: Sizes) -> tuple[float, float]:
         """Learning rate and share of the steps over which it rises."""
@@ -196,6 +201,15 @@ QUESTIONS = {
             replace(FAST_GOAL, name="FAST-GOAL, a size for each batch", crop_sizes=(56, 84, 112)),
         ),
         "FAST-GOAL",
+    ),
+    10: Question(
+        "Does a longer text length help with longer captions?",
+        tuple(
+            replace(arm, name=f"{arm.name}, {length} tokens", max_text_length=length)
+            for arm in (Arm("before", "none"), GLOBAL, FAST_GOAL)
+            for length in (248, 512)
+        ),
+        "FAST-GOAL, 248 tokens",
     ),
 }
 TRIALS = (

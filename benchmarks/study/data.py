@@ -1,5 +1,6 @@
 """What trainings and measurements of the study work on: scenes with all that is made of them, computed once."""
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,15 +56,11 @@ class StudyData:
         for scene, sentences in zip(scenes, self.sentences, strict=True):
             if [sentence.text for sentence in sentences] != scene.sentences:
                 raise ValueError(f"The splitter finds other sentences than were written: {scene.caption!r}.")
-        self.ids = [_token_ids(tokenizer, [scene.caption])[0] for scene in scenes]
         self.sentence_ids = [_token_ids(tokenizer, scene.sentences) for scene in scenes]
         self.short_ids = [
             _token_ids(tokenizer, short_captions(scene, f"{i}/{scene.caption}")) for i, scene in enumerate(scenes)
         ]
-        self.sentence_masks = [
-            processor.sentence_masks(scene.caption, [(s.start, s.end) for s in sentences])
-            for scene, sentences in zip(scenes, self.sentences, strict=True)
-        ]
+        self._read_captions()
         self.region_masks = [
             torch.stack([processor.region_mask(region.box, image.size) for region in regions])
             for image, regions in known
@@ -77,6 +74,20 @@ class StudyData:
         crop_embeds = F.normalize(embed_pixels(model, self.crops), dim=-1)
         parts = texts.split(list(map(len, self.sentences))), crop_embeds.split(list(map(len, self.regions)))
         self.similarity = [sentences @ regions.T for sentences, regions in zip(*parts, strict=True)]
+
+    def _read_captions(self) -> None:
+        self.ids = [_token_ids(self.processor.tokenizer, [scene.caption])[0] for scene in self.scenes]
+        self.sentence_masks = [
+            self.processor.sentence_masks(scene.caption, [(s.start, s.end) for s in sentences])
+            for scene, sentences in zip(self.scenes, self.sentences, strict=True)
+        ]
+
+    def read_by(self, processor: FastGoalProcessor) -> "StudyData":
+        """The same scenes and pairs with captions as a processor of another text length reads them."""
+        data = copy.copy(self)
+        data.processor, data.tokenizer = processor, processor.tokenizer
+        data._read_captions()
+        return data
 
     def pairs(self, index: int, sources: Sequence[str]) -> list[LocalPair]:
         """FLISM's pairs of a scene from the regions of some sources; `region_index` counts all candidates.

@@ -112,7 +112,7 @@ def train_arm(
     Returns:
         The model, and its cost: `steps`, `samples` and `train_seconds` of processor time.
     """
-    model = FastGoalModel.from_base(str(base))
+    model = FastGoalModel.from_base(str(base), arm.max_text_length)
     model.set_attn_implementation("eager")  # on a CPU in bfloat16 more than twice as fast as SDPA's backward
     if arm.scale is not None:
         model.logit_scale.data.fill_(math.log(arm.scale))
@@ -172,13 +172,17 @@ class Seed:
 
     @cached_property
     def data(self) -> StudyData:
-        scenes = draw_crowds(self.sizes.train_scenes, self.seed, "train", max_things=self.sizes.max_things)
+        scenes = draw_crowds(self.sizes.train_scenes, self.seed, "train", **self._world)
         return StudyData(scenes, self.processor, FastGoalModel.from_base(str(self.base)))
+
+    @property
+    def _world(self) -> dict[str, int]:
+        return {name: getattr(self.sizes, name) for name in ("min_things", "max_things", "relations")}
 
     @cached_property
     def gallery(self) -> Gallery:
         seed = self.seed if self.fresh is None else f"fresh-{self.fresh}"
-        scenes = draw_crowds(self.sizes.test_scenes, seed, self.split, max_things=self.sizes.max_things)
+        scenes = draw_crowds(self.sizes.test_scenes, seed, self.split, **self._world)
         return Gallery(scenes, self.processor, self.sizes.gallery)
 
     def run(self, arms: Sequence[Arm]) -> None:
@@ -205,7 +209,8 @@ class Seed:
         path = self.result_path(arm)
         if not path.exists():
             model, cost = self.model(arm)
-            result = {"arm": asdict(arm), "seed": self.seed, **cost, **self.gallery.measure(model, self.processor)}
+            measured = self.gallery.measure(model, FastGoalProcessor.from_base(str(self.base), arm.max_text_length))
+            result = {"arm": asdict(arm), "seed": self.seed, **cost, **measured}
             part = path.with_suffix(".part")
             part.write_text(json.dumps(result))
             part.rename(path)
@@ -217,14 +222,18 @@ class Seed:
         path = self._path(trained, "weights", ".safetensors")
         cost_path, part = path.with_suffix(".cost"), path.with_suffix(".part")
         if path.exists():
-            model, cost = FastGoalModel.from_base(str(self.base)), json.loads(cost_path.read_text())
+            model = FastGoalModel.from_base(str(self.base), arm.max_text_length)
+            cost = json.loads(cost_path.read_text())
             model.load_state_dict(load_file(path))
         else:
-            model, cost = train_arm(trained, self.sizes, self.seed, self.data, self.base, self.processor)
+            data = self.data
+            if arm.max_text_length is not None:
+                data = data.read_by(FastGoalProcessor.from_base(str(self.base), arm.max_text_length))
+            model, cost = train_arm(trained, self.sizes, self.seed, data, self.base, data.processor)
             cost_path.write_text(json.dumps(cost))
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part)
             part.rename(path)
         if arm.average != 1.0:
-            start = FastGoalModel.from_base(str(self.base)).state_dict()
+            start = FastGoalModel.from_base(str(self.base), arm.max_text_length).state_dict()
             model.load_state_dict(average_weights(start, model.state_dict(), arm.average))
         return model.eval(), cost

@@ -61,6 +61,7 @@ def draw_crowds(
     max_things: int = 5,
     words: int = 3,
     large: bool = True,
+    relations: int = 0,
 ) -> list[Crowd]:
     """Draw `count` scenes; the same arguments give the same scenes, and no two splits or seeds share one.
 
@@ -73,6 +74,7 @@ def draw_crowds(
         max_things: Most things of a scene, up to 7.
         words: How many words long captions have for each detail, 1 to 3.
         large: Whether things fill much of the picture.
+        relations: How many relations to others captions tell after each thing, see `Plan`.
 
     Raises:
         ValueError: `split` is unknown, or a number is not within its limits.
@@ -86,7 +88,7 @@ def draw_crowds(
     before: Plan | None = None
     for index in range(count):
         rng = random.Random(f"crowd/{split}/{seed}/{index}")
-        plan = _plan(rng, (min_things, max_things), large, words, f"{split}/{seed}/{index}")
+        plan = _plan(rng, (min_things, max_things), large, (words, relations), f"{split}/{seed}/{index}")
         if before is not None and before.twin_of is None and rng.random() < twins:
             plan = _change_one(before, rng, index - 1)
         scenes.append(_draw(plan, rng, "train" if split == "base" else split))
@@ -112,7 +114,7 @@ def short_caption(scene: Crowd, chosen: Sequence[int], rng: random.Random, detai
     return rng.choice(SHORT_STARTS) + text
 
 
-def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, seed: str) -> Plan:
+def _plan(rng: random.Random, things: tuple[int, int], large: bool, told: tuple[int, int], seed: str) -> Plan:
     size = rng.choice(SIZES)
     count = rng.randint(*things)
     largest = 58 - 3.2 * count if large else 52 - 3.5 * count  # the more there are, the smaller
@@ -124,7 +126,7 @@ def _plan(rng: random.Random, things: tuple[int, int], large: bool, words: int, 
         looks = drawing.choose_details(rng, color)
         alike = rng.choices((1, 2, 3), (0.76, 0.14, 0.10))[0]
         things.append(Thing(rng.choice(THING_SHAPES), color, *looks, place, alike))
-    return Plan(size, background, texture, light, tuple(things), seed, words)
+    return Plan(size, background, texture, light, tuple(things), seed, *told)
 
 
 def _change_one(plan: Plan, rng: random.Random, index: int) -> Plan:

@@ -49,6 +49,8 @@ class Plan:
         size: Width and height in pixels.
         seed: Of what is drawn at random.
         words: How many words long captions have for each detail, 1 to 3.
+        relations: How many relations to other things follow the sentences about each thing. With 0, up to two
+            relations follow all of these sentences, and captions are shortened.
     """
 
     size: tuple[int, int]
@@ -58,6 +60,7 @@ class Plan:
     things: tuple[Thing, ...]
     seed: str
     words: int
+    relations: int = 0
     twin_of: int | None = None
 
 
@@ -74,20 +77,33 @@ def describe(plan: Plan, rng: random.Random, wording: str) -> tuple[list[str], l
     told: list[tuple[str, tuple[int, ...]]] = []
     for index in rng.sample(range(len(things)), len(things)):
         told.extend((sentence, (index,)) for sentence in _about(things[index], rng, plan.words, wording))
+        others = [number for number in range(len(things)) if number != index] if plan.relations else []
+        for other in rng.sample(others, min(plan.relations, len(others))):
+            told.extend(_relate(things, index, other, rng, wording))
+    if plan.relations:
+        parts = [*whole, *told]
+        return [sentence for sentence, _ in parts], [spoken for _, spoken in parts]
     related: list[tuple[str, tuple[int, ...]]] = []
     for _ in range(rng.choice((0, 1, 1, 2))):
         a, b = rng.sample(range(len(things)), 2) if len(things) > 1 else (0, 0)
-        if (things[a].shape, things[a].color) != (things[b].shape, things[b].color):
-            frame = rng.choice(RELATIONS[wording])
-            relation = rng.choice(relations(things[a], things[b]))
-            text = frame.format(a=_noun(things[a]), b=_noun(things[b]), r=relation, **_verb(things[a]))
-            related.append((text, (a, b)))
+        related.extend(_relate(things, a, b, rng, wording))
     parts = [*whole, *told, *related] if rng.random() < 0.7 else [*told, *related, *whole]
     # Long captions lose what matters least: relations, then what is said of the last things.
     while len(parts) > MAX_SENTENCES or sum(len(sentence.split()) for sentence, _ in parts) > MAX_WORDS:
         spare = related.pop() if related else told.pop()
         parts.remove(spare)
     return [sentence for sentence, _ in parts], [spoken for _, spoken in parts]
+
+
+def _relate(
+    things: Sequence[Thing], a: int, b: int, rng: random.Random, wording: str
+) -> list[tuple[str, tuple[int, ...]]]:
+    """The sentence about how two things lie to each other; none for things of the same name."""
+    if (things[a].shape, things[a].color) == (things[b].shape, things[b].color):
+        return []
+    frame = rng.choice(RELATIONS[wording])
+    relation = rng.choice(relations(things[a], things[b]))
+    return [(frame.format(a=_noun(things[a]), b=_noun(things[b]), r=relation, **_verb(things[a])), (a, b))]
 
 
 def _about(thing: Thing, rng: random.Random, words: int, wording: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call, number
+from .options import add, call
 
 HELP = "convert CLIP weights from or to the files of GOAL, Long-CLIP, OpenAI and open_clip"
 
@@ -37,10 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(parser, "--output", help="output folder, new or empty")
     parser.add_argument("--base", metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id; required")
-    parser.add_argument(
+    add(
+        parser,
         "--max-text-length",
-        type=number(1, 1024),
-        metavar="N",
         help="maximum text length in tokens, from that of the weights to 1024 (default: 248 for weights with 77 "
         "positions; others keep their length)",
     )

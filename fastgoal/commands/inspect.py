@@ -91,6 +91,7 @@ def describe(facts: dict[str, Any]) -> str:
         lines.append(
             f"{captions['tokens']['mean']:.0f} tokens per caption; "
             + ", ".join(f"{100 * value['share']:.1f} % truncated at {limit}" for limit, value in cut.items())
+            + f"; a text length of {captions['tokens']['fitting']} holds 99 %"
         )
     sources = [
         f"from {source}: {count(row['candidates'], 'candidate')}, {row['best']:,} best"

@@ -100,6 +100,12 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "CODE",
         "help": "language of the captions, used to split them into sentences: de, fr, zh, ar, ... (default: en)",
     },
+    "--max-text-length": {
+        "type": number(1, 1024),
+        "metavar": "N",
+        "help": "maximum text length in tokens, from that of the model to 1024 (default: 248, or 256 for SigLIP; "
+        "models that were stretched before keep their length)",
+    },
     "--workers": {
         "type": number(1),
         "metavar": "N",

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
         )
     add(parser, "--language", default="en")
+    add(parser, "--max-text-length")
     add(
         parser,
         "--batch-size",
@@ -103,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
     summary = call(build_pairs, args)
     print(describe(summary, args.output))
     output, model = shlex.quote(str(args.output)), shlex.quote(args.model)
-    print(f"Next: fastgoal train --model {model} --train_data {output} --output_dir fast-goal")
+    length = f" --max_text_length {args.max_text_length}" if args.max_text_length else ""
+    print(f"Next: fastgoal train --model {model} --train_data {output} --output_dir fast-goal{length}")
     return 0
 
 

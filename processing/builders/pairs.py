@@ -66,6 +66,7 @@ def build_pairs(
     limit: int | None = None,
     allow_outside_files: bool = False,
     language: str = "en",
+    max_text_length: int | None = None,
     shard_size: int = 256,
     store_size: int | None = None,
     on_error: str = "stop",
@@ -101,6 +102,8 @@ def build_pairs(
         form: As for `load_source`, like the next five arguments and `allow_outside_files`.
         limit: Use the first rows only.
         language: Language code of the captions.
+        max_text_length: Number of tokens that a `model` given by name reads, as for `FastGoalModel.from_base`. Pairs of
+            sentences beyond it are stored too, but are the best pair of a row only if there is no other.
         shard_size: Rows of the source in an output file.
         store_size: Store images whose shorter side is longer than this number of pixels shrunk to it, as JPEG with
             boxes to match. The models see the original images. By default the original files are stored.
@@ -162,6 +165,11 @@ def build_pairs(
             dtype, mark = choose_dtype(dtype, device), checkpoint_fingerprint(checkpoint)
         elif (workers, ray) != (None, None):
             raise ValueError("`workers` and `ray` need a `model` given by name, which every process loads itself.")
+        elif max_text_length is not None:
+            raise ValueError(
+                "`max_text_length` needs a `model` given by name, got a loaded one. Use "
+                "`FastGoalModel.from_base(model, max_text_length)`."
+            )
         else:
             given: Any = model
             device, dtype = device or str(given.device), str(given.dtype).removeprefix("torch.")
@@ -174,7 +182,7 @@ def build_pairs(
                 loaded = load_detector("none" if spec.kind == "column" else name, device, **limits)
             matcher, own = model, copy.copy(processor)
             if checkpoint is not None:
-                matcher, own = load_model(checkpoint, device, dtype, stretch=True)
+                matcher, own = load_model(checkpoint, device, dtype, stretch=True, max_text_length=max_text_length)
             own.detector, own.language = loaded, language
             return matcher, own
 
@@ -189,6 +197,7 @@ def build_pairs(
             box_format or source.box_format,
             box_units,
             language,
+            max_text_length,
         )
         return write_pairs(source, output, settings, load_matcher, on_error, batch_size, num_workers, progress, engine)
 
@@ -213,6 +222,7 @@ class PairSettings:
     box_format: str = "xyxy"
     box_units: str = "pixels"
     language: str = "en"
+    max_text_length: int | None = None
 
     def __post_init__(self) -> None:
         check_box_options(self.box_format, self.box_units)

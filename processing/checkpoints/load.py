@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
+from fastgoal.modeling_fastgoal.positions_fastgoal import target_length
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens, set_text_length
@@ -79,7 +80,10 @@ def load_model(
         if max_text_length is not None:
             model = FastGoalModel.from_base(model, max_text_length)
     else:
-        model_class = FastGoalModel.class_for(check_model(name, argument))
+        config = check_model(name, argument)
+        model_class = FastGoalModel.class_for(config)
+        if stretch:
+            target_length(text_positions(config), max_text_length, family_of(config))
         with loading(label, name):
             if stretch:
                 model = model_class.from_base(name, max_text_length, dtype=torch_dtype)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .duplicates import CaptionDuplicates, equal_groups
 from .pairs_dataset import PairsFolder
-from .tokens import TOKEN_LIMITS
+from .tokens import TOKEN_LIMITS, fitting_length
 from .unmatched import UnmatchedRows
 
 DEFAULT = "default"  # source of the five regions that every image gets
@@ -247,11 +247,12 @@ class _Columns:
 
 
 def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
-    """Return the statistics of lengths in tokens, and how many captions each limit truncates."""
+    """Return the statistics of lengths in tokens, the length that holds 99 %, and what each limit truncates."""
     cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
     return {
         **summary(tokens),
         "histogram": histogram(tokens, length_edges(tokens)),
+        "fitting": fitting_length(tokens.tolist()),
         "truncated": {limit: {"rows": int(rows.sum()), "share": float(rows.mean())} for limit, rows in cut.items()},
     }
 

@@ -1,6 +1,7 @@
 """Counting the tokens of captions, and finding where a model truncates them."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,18 @@ from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 TOKEN_LIMITS = (CLIP.positions, CLIP.default_length)
 # All CLIP models of OpenAI, and most others, share one tokenizer.
 USUAL_TOKENIZERS = ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32")
+
+
+def fitting_length(lengths: Sequence[int], share: float = 0.99) -> int:
+    """Return the text length, a multiple of 8, that holds a share of the captions.
+
+    Args:
+        lengths: Number of tokens of each caption, at least one.
+        share: Share of the captions, from 0 to 1.
+    """
+    ordered = sorted(lengths)
+    longest = int(ordered[math.ceil(share * len(ordered)) - 1])
+    return -(-longest // 8) * 8
 
 
 class TokenCounter:

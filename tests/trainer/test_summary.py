@@ -6,7 +6,7 @@ import pytest
 
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.trainer.run import main
-from fastgoal.trainer.summary import end_lines, pairs_of
+from fastgoal.trainer.summary import describe_truncation, end_lines, pairs_of
 from tests.squares import rows_of_squares, write_pairs
 
 
@@ -49,6 +49,45 @@ def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tm
     assert "| text to image, before training |" in card
     assert "### Evaluations during training" in card
     assert "tokens in the mean" in card
+
+
+def test_captions_beyond_the_limit_are_counted(tiny_clip, tmp_path, capfd):
+    """Two of 12 captions are longer than 77 tokens, one of them by a single token. Another one has exactly 77."""
+    rows = rows_of_squares()
+    for row, tokens in zip(rows, (77, 78, 407), strict=False):
+        row["caption"] += " x" * (tokens - 2 - len(row["caption"].replace(" ", "")))  # each letter is a token
+    train(tiny_clip, write_pairs(rows, tmp_path / "long"), tmp_path / "out", "--max_text_length", "77")
+    line = "captions    2 of 12 have more than 77 tokens and are truncated; max_text_length 408 holds 99 %\n"
+    assert line in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "line"),
+    [
+        ([248] * 5, 0, ""),
+        ([], 9, ""),
+        ([*range(1, 201)], 200, ""),
+        ([*range(51, 251)], 200, "2 of 200 have more than 248 tokens and are truncated"),
+        (
+            [*range(101, 301)],
+            200,
+            "52 of 200 have more than 248 tokens and are truncated; max_text_length 304 holds 99 %",
+        ),
+        (
+            [40, 249],
+            5000,
+            "1 of a sample of 2 have more than 248 tokens and are truncated; max_text_length 256 holds 99 %",
+        ),
+        ([40, 1024], 2, "1 of 2 have more than 248 tokens and are truncated; max_text_length 1024 holds 99 %"),
+        (
+            [40] * 3 + [1025],
+            4,
+            "1 of 4 have more than 248 tokens and are truncated; max_text_length 1024, the maximum, holds 75.0 %",
+        ),
+    ],
+)
+def test_the_length_that_holds_almost_all_captions(lengths, rows, line):
+    assert describe_truncation(lengths, 248, rows) == line
 
 
 def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):

@@ -14,10 +14,21 @@ from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.embedding import embed_texts
 from tests.tiny_trainers import SETTINGS, make_trainer
 
-# Equal in the first 77 tokens of every family, and different after them.
-START = "a dog sits near the red house . " * 5
-CAPTIONS = [START + ending + " stands on the green lawn under the sofa ." for ending in ("a cat", "two birds")]
-ROWS = [{"image": Image.new("RGB", (40, 32), color), "caption": text} for color, text in zip(("red", "blue"), CAPTIONS)]
+SENTENCE = "a dog sits near the red house . "
+
+
+def captions_with(sentences):
+    """Two captions that are equal in so many sentences, and different after them."""
+    return [SENTENCE * sentences + end + " stands on the green lawn under the sofa ." for end in ("a cat", "two birds")]
+
+
+def rows_of(captions):
+    images = (Image.new("RGB", (40, 32), color) for color in ("red", "blue"))
+    return [{"image": image, "caption": caption} for image, caption in zip(images, captions, strict=True)]
+
+
+CAPTIONS = captions_with(5)  # equal in the first 77 tokens of every family
+ROWS = rows_of(CAPTIONS)
 
 
 @pytest.fixture(scope="module", params=["clip", "metaclip2", "siglip", "siglip2"])
@@ -35,57 +46,68 @@ def base(request, tiny_bases, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(base, tmp_path_factory):
-    """The folder of a model that was trained for a step, and the text embeddings of its trainer's evaluation."""
-    folder = tmp_path_factory.mktemp("trained")
+@pytest.fixture(scope="module", params=[None, pytest.param(512, marks=pytest.mark.slow)])
+def trained(request, base, tmp_path_factory):
+    """A model that was trained for a step, by default or to read 512 tokens.
+
+    Returns:
+        Its folder, the text embeddings of its trainer's evaluation, and the captions. They differ after 77 tokens, or
+        after 256.
+    """
+    folder, length = tmp_path_factory.mktemp("trained"), request.param
+    tokenizer = AutoProcessor.from_pretrained(base).tokenizer
+    sentences = 5
+    while length and len(tokenizer(SENTENCE * sentences, truncation=False)["input_ids"]) <= 258:
+        sentences += 1
+    captions = captions_with(sentences)
+    rows = rows_of(captions)
     settings = {**SETTINGS, "max_steps": 1, "objective": "global"}
     args = FastGoalTrainingArguments(str(folder), **settings)
-    trainer = FastGoalTrainer(str(base), args, train_dataset=ROWS, eval_dataset=ROWS)
+    trainer = FastGoalTrainer(str(base), args, train_dataset=rows, eval_dataset=rows, max_text_length=length)
     trainer.train()
-    expected = torch.from_numpy(trainer.predict(ROWS).predictions[1])
+    expected = torch.from_numpy(trainer.predict(rows).predictions[1])
     # Later calls with other lengths must not be saved either.
-    embed_texts(trainer.model, trainer.processing_class, CAPTIONS, max_length=12)
-    trainer.processing_class(text=CAPTIONS, padding="max_length", max_length=20)
+    embed_texts(trainer.model, trainer.processing_class, captions, max_length=12)
+    trainer.processing_class(text=captions, padding="max_length", max_length=20)
     trainer.save_model()
     assert (expected[0] - expected[1]).abs().max() > 1e-4
-    return folder, expected
+    return folder, expected, captions
 
 
 def test_the_processor_reads_what_the_evaluation_reads(trained):
-    folder, expected = trained
+    folder, expected, captions = trained
     model, processor = load_model(str(folder), "cpu")
-    torch.testing.assert_close(embed_texts(model, processor, CAPTIONS), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(embed_texts(model, processor, captions), expected, atol=1e-5, rtol=0)
     for reader in (processor, FastGoalProcessor.from_pretrained(folder)):
         with torch.no_grad():
-            embeds = model.get_text_features(**reader(text=CAPTIONS)).pooler_output
+            embeds = model.get_text_features(**reader(text=captions)).pooler_output
         torch.testing.assert_close(normalize(embeds, dim=-1), expected, atol=1e-5, rtol=0)
 
 
 def test_the_plain_processor_reads_what_the_evaluation_reads(trained):
-    folder, expected = trained
+    folder, expected, captions = trained
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert type(processor) is not FastGoalProcessor
     padding = "max_length" if "siglip" in model.config.model_type else True
     with torch.no_grad():
-        inputs = processor(text=CAPTIONS, truncation=True, padding=padding, return_tensors="pt")
+        inputs = processor(text=captions, truncation=True, padding=padding, return_tensors="pt")
         embeds = model.get_text_features(**inputs).pooler_output
     torch.testing.assert_close(normalize(embeds, dim=-1), expected, atol=1e-5, rtol=0)
 
 
 def test_sentence_transformers_reads_what_the_evaluation_reads(trained):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    folder, expected = trained
+    folder, expected, captions = trained
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     # As the model card says for SigLIP.
     is_siglip = json.loads((folder / "config.json").read_text())["model_type"] == "siglip"
     padded = {"processing_kwargs": {"text": {"padding": "max_length"}}} if is_siglip else {}
-    embeds = torch.tensor(model.encode(CAPTIONS, normalize_embeddings=True, **padded))
+    embeds = torch.tensor(model.encode(captions, normalize_embeddings=True, **padded))
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
 
 
 def test_saved_files_remember_no_length(trained):
-    folder, _ = trained
+    folder = trained[0]
     if (folder / "tokenizer.json").is_file():
         stored = json.loads((folder / "tokenizer.json").read_text())
         assert (stored["truncation"], stored["padding"]) == (None, None)

@@ -20,6 +20,7 @@ from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow, r
 from .token_table import CaptionTokens, TokenTable
 
 CHUNK = 10_000
+SAMPLED_CAPTIONS = 1_000
 # Captions that are tokenized before a training: 1 GB of tokens in each process.
 MOST_TOKENIZED = 1_000_000
 
@@ -166,16 +167,17 @@ class TrainingData(Dataset):
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)
 
-    def captions(self) -> list[str]:
-        """Return the captions of all rows without decoding images.
+    def captions(self, indices: Sequence[int] | None = None) -> list[str]:
+        """Return the captions of rows, by default of all, without decoding images.
 
         Raises:
             ValueError: A row has no caption.
         """
         if self.source is not None:
-            return self.source.captions(range(len(self)))
+            return self.source.captions(range(len(self)) if indices is None else indices)
         rows = self.data.select_columns(["caption"]) if is_table(self.data) else self.data
-        return [TrainingRow.of(row).caption for row in islice(rows, len(self))]
+        chosen = islice(rows, len(self)) if indices is None else (rows[index] for index in indices)
+        return [TrainingRow.of(row).caption for row in chosen]
 
     def caption_lengths(self, processor: Any) -> list[int]:
         """Count the tokens of each caption as the model reads it, truncated to its length.
@@ -194,6 +196,30 @@ class TrainingData(Dataset):
         for start in range(0, len(captions), CHUNK):
             counts += map(len, processor.tokenizer(captions[start : start + CHUNK], truncation=True)["input_ids"])
         return counts
+
+    def whole_caption_lengths(self, tokenizer: Any) -> list[int]:
+        """Count the tokens of captions without truncating them.
+
+        Returns:
+            The lengths of all captions if `for_training` has tokenized them, and of up to 1,000 of them otherwise;
+            empty for a dataset that may have to decode images to give its captions.
+
+        Raises:
+            ValueError: A row has no caption.
+        """
+        lengths: dict[int, int] = {}
+        if self.tokens is not None:
+            lengths = dict(enumerate(self.tokens.lengths))
+        elif isinstance(self.data, Source | list) or is_table(self.data):
+            step = max(1, -(-len(self) // SAMPLED_CAPTIONS))
+            lengths = dict.fromkeys(range(0, len(self), step), tokenizer.model_max_length)
+        # Those that `for_training` has truncated, or all of the sample.
+        open_ended = [index for index, length in lengths.items() if length >= tokenizer.model_max_length]
+        for start in range(0, len(open_ended), CHUNK):
+            chunk = open_ended[start : start + CHUNK]
+            ids = tokenizer(self.captions(chunk), truncation=False, padding=False, verbose=False)["input_ids"]
+            lengths.update(zip(chunk, map(len, ids), strict=True))
+        return [*lengths.values()]
 
     @cached_property
     def has_pairs(self) -> bool:

@@ -25,6 +25,7 @@ def test_every_setting_makes_another_run():
         "near": True,
         "learning_rate": 3e-3,
         "warmup": 0.0,
+        "max_text_length": 512,
     }
     assert others.keys() == {field.name for field in dataclasses.fields(plain)} - {"name"}
     arms = [plain, *(dataclasses.replace(plain, **{name: value}) for name, value in others.items())]

@@ -39,6 +39,27 @@ def test_batches_are_those_of_the_collator(data):
         assert torch.allclose(batch[name].float(), value.float(), atol=1e-6), name
 
 
+def test_a_longer_model_reads_the_same_pairs_and_more(data):
+    data, processor = data
+    longer = data.read_by(FastGoalProcessor.from_base(str(BASE), 512))
+    short = data.read_by(FastGoalProcessor.from_base(str(BASE), 77))
+    assert all(torch.equal(a, b) for a, b in zip(longer.ids, data.ids, strict=True))  # they have fewer than 248
+    cut = max(range(30), key=lambda index: len(data.ids[index]))
+    assert torch.equal(short.ids[cut][:76], data.ids[cut][:76])
+    assert len(short.ids[cut]) == 77 < len(data.ids[cut])
+    assert torch.equal(short.sentence_masks[cut][:, :76], data.sentence_masks[cut][:, :76])
+    assert data.processor is processor
+    for index in range(3):
+        ours, known = longer.pairs(index, ("detected",)), data.pairs(index, ("detected",))
+        assert [pair.score for pair in ours] == [pair.score for pair in known]
+
+
+def test_the_text_length_of_an_arm_is_the_models(data):
+    for length in (None, 512):
+        model, _ = train_arm(Arm("before", "none", max_text_length=length), Sizes(), 0, data[0], BASE, data[1])
+        assert model.config.text_config.max_position_embeddings == (length or 248)
+
+
 def test_true_pairs_show_what_is_said(data):
     data, _ = data
     for index in range(10):

@@ -4,14 +4,18 @@ import hashlib
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from benchmarks.study import scenes
 from benchmarks.study.scenes import draw_crowds
 from fastgoal.quickstart.drawing import DETAIL_WORDS
+
+BASE_CLIP = Path(scenes.__file__).parent / "base_clip"
 
 
 def words(texts):
@@ -46,8 +50,27 @@ def test_captions_are_as_long_as_promised():
     assert all(len(scene.sentences) == len(scene.sentence_things) for scene in scenes)
 
 
-def test_sentences_name_the_things_they_speak_of():
-    for scene in draw_crowds(50, 3, "test"):
+def test_captions_with_relations_go_on_after_248_tokens():
+    """Each thing is described up to the last, and its relations to three others follow."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE_CLIP)
+    for scene in draw_crowds(10, 0, "test", twins=0.0, min_things=5, max_things=7, relations=3):
+        assert 280 < len(tokenizer(scene.caption)["input_ids"]) < 500
+        described = [things[0] for things in scene.sentence_things if len(things) == 1]
+        assert {*described} == {*range(len(scene.things))}
+        related = [things for things in scene.sentence_things if len(things) == 2]
+        assert len({*related}) == len(related) <= 3 * len(scene.things)
+        # What a model of 248 tokens does not read is not only relations.
+        ends = tokenizer(scene.caption, truncation=True, max_length=248, return_offsets_mapping=True)["offset_mapping"]
+        read, unread = 0, []
+        for sentence, things in zip(scene.sentences, scene.sentence_things, strict=True):
+            read = scene.caption.index(sentence, read) + len(sentence)
+            unread += [things] if read > ends[-2][1] else []
+        assert {len(things) for things in unread} == {1, 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"min_things": 5, "max_things": 7, "relations": 3}])
+def test_sentences_name_the_things_they_speak_of(options):
+    for scene in draw_crowds(10 if options else 50, 3, "test", **options):
         for sentence, things in zip(scene.sentences, scene.sentence_things, strict=True):
             for number in things:
                 assert f"{scene.things[number].color} {scene.things[number].shape}" in sentence
@@ -74,7 +97,7 @@ def test_wordings_of_the_test_are_held_out_but_not_their_words():
 def test_boxes_hold_exactly_what_is_drawn():
     for index, scene in enumerate(draw_crowds(20, 4, twins=0.0)):
         rng = random.Random(f"crowd/train/4/{index}")
-        plan = replace(scenes._plan(rng, (2, 5), True, 3, f"train/4/{index}"), light="bright")
+        plan = replace(scenes._plan(rng, (2, 5), True, (3, 0), f"train/4/{index}"), light="bright")
         empty = np.asarray(scenes._background(plan, random.Random(f"{plan.seed}/background")))
         for number, (thing, box) in enumerate(zip(plan.things, scene.boxes, strict=True)):
             canvas = Image.fromarray(empty)

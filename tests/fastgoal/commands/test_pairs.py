@@ -70,6 +70,33 @@ def test_pairs_equal_those_of_the_processor(data, tiny_clip, tmp_path, tmp_path_
     assert "limit was None and is now 3" in capsys.readouterr().err
 
 
+def test_a_longer_model_also_reads_the_last_sentences(data, tiny_clip, tmp_path, tmp_path_factory, capsys):
+    """The last three of six sentences begin after 248 tokens, which are letters."""
+    output, metadata = tmp_path / "pairs", data / "metadata.jsonl"
+    metadata.write_text(
+        metadata.read_text().replace("The sky is white.", "The sky is white. " * 3 + "It rains. No. Yes.")
+    )
+    options = (data, "--output", output, "--model", tiny_clip, "--detector", "none", "--max-text-length")
+    assert call(*options, 512) == 0
+    assert capsys.readouterr().out.endswith(" --max_text_length 512\n")
+    chosen = {}
+    for length in (248, 512):
+        model = FastGoalCLIPModel.from_base(tiny_clip, length)
+        processor = FastGoalProcessor.from_base(tiny_clip, length)
+        chosen[length] = [
+            [pair.best for pair in processor.match([row["image"].convert("RGB")], [row["caption"]], model)[0]]
+            for row in rows_of(output, tmp_path_factory)
+        ]
+    found = [[pair["best"] for pair in row["pairs"]] for row in rows_of(output, tmp_path_factory)]
+    assert found == chosen[512] != chosen[248]
+    assert call(*options, 300) == 2
+    assert "max_text_length was 512 and is now 300" in capsys.readouterr().err
+    assert call(data, "--output", tmp_path / "short", *options[3:], 76) == 2
+    assert (
+        "--max-text-length must be from 77, the text length of this CLIP, to 1024, got 76." in capsys.readouterr().err
+    )
+
+
 def test_a_changed_clip_is_another_clip(data, tiny_clip, tmp_path, capsys):
     copy = tmp_path / "clip"
     FastGoalProcessor.from_base(tiny_clip).save_pretrained(copy)

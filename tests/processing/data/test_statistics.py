@@ -30,6 +30,7 @@ def test_known_counts(tmp_path, tiny_clip):
     # The tiny tokenizer has a token for every character that is not a space.
     lengths = [len(re.sub(r"\s", "", one["caption"])) + 2 for one in rows()]
     assert facts["captions"]["tokens"]["mean"] == pytest.approx(np.mean(lengths))
+    assert max(lengths) <= facts["captions"]["tokens"]["fitting"] < max(lengths) + 8
     assert facts["captions"]["tokens"]["truncated"] == {
         "77": {"rows": 2, "share": 0.4},
         "248": {"rows": 2, "share": 0.4},

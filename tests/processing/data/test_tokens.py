@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter, find_counter
+from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter, find_counter, fitting_length
 
 CAPTIONS = ["A red cup.", "A " + "very " * 60 + "long road. It ends.", ""]
 
@@ -12,6 +12,19 @@ def test_tokens_are_those_counted_by_hand(tiny_clip):
     counter = TokenCounter(str(tiny_clip))
     assert counter.name == str(tiny_clip)
     assert counter(CAPTIONS) == [len(caption.replace(" ", "")) + 2 for caption in CAPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share", "expected"),
+    [
+        *(([5], 0.99, 8), ([248], 0.99, 248), ([249], 0.99, 256), ([9, 1], 1.0, 16)),
+        *(([*range(1, 101)], 0.99, 104), ([*range(1, 201)], 0.5, 104)),
+        *(([8] * 99 + [1000], 0.99, 8), ([8] * 98 + [1000] * 2, 0.99, 1000)),
+    ],
+)
+def test_the_length_that_holds_a_share(lengths, share, expected):
+    assert fitting_length(lengths, share) == expected
+    assert sum(length <= expected for length in lengths) >= share * len(lengths)
 
 
 def test_ends_of_what_is_read(tiny_clip):

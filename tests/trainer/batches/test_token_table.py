@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from fastgoal import FastGoalCollator, FastGoalProcessor
 from fastgoal.trainer.batches import rows as rows_module
@@ -47,6 +48,29 @@ def test_positions_beyond_16_bits(processor):
     offsets = TokenTable([caption], processor.tokenizer)[0].spans
     expected = processor.tokenizer(caption, truncation=True, return_offsets_mapping=True)["offset_mapping"]
     assert offsets.tolist() == [list(span) for span in expected]
+
+
+def test_lengths_before_truncation(processor, data, monkeypatch):
+    """Of all captions if they are tokenized, of a sample of others, and of none that cannot be read alone."""
+    tokenizer = processor.tokenizer
+    captions = [*CAPTIONS, "x" * 246, "x" * 247]
+    expected = [len(ids) for ids in tokenizer(captions, truncation=False)["input_ids"]]
+    assert (expected[-2:], tokenizer.model_max_length) == ([248, 249], 248)
+    rows = [{"image": None, "caption": caption} for caption in captions]
+    for known in (TrainingData(rows), TrainingData(Dataset.from_list(rows))):
+        assert known.whole_caption_lengths(tokenizer) == expected
+    tokenized = TrainingData(rows)
+    tokenized.tokens = TokenTable(captions, tokenizer)
+    read = []
+    monkeypatch.setattr(
+        tokenized, "captions", lambda indices: [read.append(index) or captions[index] for index in indices]
+    )
+    assert tokenized.whole_caption_lengths(tokenizer) == expected
+    assert read == [3, 5, 6]  # those that may be truncated
+    assert data.whole_caption_lengths(tokenizer) == data.caption_lengths(processor)  # a source of short captions
+    monkeypatch.setattr(rows_module, "SAMPLED_CAPTIONS", 3)
+    assert TrainingData(rows).whole_caption_lengths(tokenizer) == expected[::3]
+    assert TrainingData(range(3)).whole_caption_lengths(tokenizer) == []
 
 
 def test_batches_are_the_same_with_and_without(data, processor):
