@@ -76,8 +76,8 @@ def test_embed_and_search(model, data, expected, tmp_path, capsys):
 
 
 def test_evaluate_explain_and_the_card(model, data, tmp_path, capsys):
-    command = ["evaluate", "--model", str(model), "--data", str(data), "--robustness"]
-    assert main([*command, "--json", str(tmp_path / "report.json")]) == 0
+    command = ["evaluate", "--model", str(model), "--data", str(data.parent / "pairs"), "--robustness"]
+    assert main([*command, "--output", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["max_text_length"], report["truncated_captions"]) == (512, 0)
     capsys.readouterr()
@@ -123,18 +123,17 @@ def test_the_text_encoder_of_a_diffusion_model(model, expected, tiny_clip, tmp_p
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
 
 
-def test_converted_there_and_back(model, tmp_path, capsys):
+def test_open_clip_there_and_back(model, tmp_path):
     weights = AutoModel.from_pretrained(model).state_dict()
-    for to, name in (("open_clip", "open_clip_model.safetensors"), ("original", "clip.pt")):
-        there, back = tmp_path / to, tmp_path / f"from-{to}"
-        assert main(["convert", str(model), "--to", to, "--output", str(there)]) == 0
-        assert main(["convert", str(there / name), "--base", str(model), "--output", str(back)]) == 0
-        assert all(
-            torch.equal(value, weights[key]) for key, value in AutoModel.from_pretrained(back).state_dict().items()
-        )
-        assert AutoProcessor.from_pretrained(back).tokenizer.model_max_length == 512
-    config = json.loads((tmp_path / "open_clip" / "open_clip_config.json").read_text())
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert main(["convert", str(model), "--to", "open_clip", "--output", str(there)]) == 0
+    config = json.loads((there / "open_clip_config.json").read_text())
     assert config["model_cfg"]["text_cfg"]["context_length"] == 512
+    file = str(there / "open_clip_model.safetensors")
+    assert main(["convert", file, "--base", str(model), "--output", str(back)]) == 0
+    returned = AutoModel.from_pretrained(back).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in returned.items())
+    assert AutoProcessor.from_pretrained(back).tokenizer.model_max_length == 512
 
 
 def test_a_training_starts_from_it(model, tmp_path, capfd):
@@ -143,12 +142,12 @@ def test_a_training_starts_from_it(model, tmp_path, capfd):
     assert main([*command, "--lora_r", "2", "--save_adapter_only", "true"]) == 0
     assert "reads 512 tokens\n" in capfd.readouterr().out
     adapter = str(tmp_path / "out")
-    longer = [*command, "--model", adapter, "--output_dir", str(tmp_path / "longer"), "--max_text_length"]
-    assert main([*longer, "1024"]) == 0
+    longer = [*command, "--model", adapter, "--max_text_length"]
+    assert main([*longer, "1024", "--output_dir", str(tmp_path / "longer")]) == 0
     assert "reads 1024 tokens (stretched from 512" in capfd.readouterr().out
     table = AutoModel.from_pretrained(tmp_path / "longer").text_model.embeddings.position_embedding.weight
     assert len(table) == 1024
-    assert main([*longer, "248"]) == 2
+    assert main([*longer, "248", "--output_dir", str(tmp_path / "shorter")]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert "--max_text_length must be from 512, the text length of this CLIP, to 1024, got 248." in error
 

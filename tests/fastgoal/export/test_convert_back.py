@@ -42,7 +42,7 @@ def save(folder, tiny_clip, positions, **changes):
     return folder
 
 
-@pytest.fixture(scope="module", params=[77, 248])
+@pytest.fixture(scope="module", params=[77, 248, pytest.param(512, marks=pytest.mark.slow)])
 def model(request, tiny_clip, tmp_path_factory):
     return save(tmp_path_factory.mktemp("model"), tiny_clip, request.param)
 
@@ -100,9 +100,12 @@ def inputs_and_embeds(model, folder):
 @needs_open_clip
 @pytest.mark.outsider
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"hidden_act": "gelu", "layer_norm_eps": 1e-3}, {"intermediate_size": 96}])
-def test_open_clip_gives_our_embeddings(tiny_clip, changes, tmp_path):
-    model = save(tmp_path / "model", tiny_clip, 248, **changes)
+@pytest.mark.parametrize(
+    ("length", "changes"),
+    [(512, {}), (248, {"hidden_act": "gelu", "layer_norm_eps": 1e-3}), (248, {"intermediate_size": 96})],
+)
+def test_open_clip_gives_our_embeddings(tiny_clip, length, changes, tmp_path):
+    model = save(tmp_path / "model", tiny_clip, length, **changes)
     convert_back(str(model), tmp_path / "new", "open_clip")
     expected = inputs_and_embeds(model, tmp_path)
     python = ROOT / ".outsiders" / "open_clip" / "bin" / "python"
@@ -111,7 +114,7 @@ def test_open_clip_gives_our_embeddings(tiny_clip, changes, tmp_path):
         [python, script, tmp_path / "new", tmp_path / "inputs.pt", tmp_path / "out.pt"], check=True, timeout=300
     )
     got = torch.load(tmp_path / "out.pt")
-    assert got["context_length"] == 248
+    assert got["context_length"] == length
     for name, embeds in expected.items():
         torch.testing.assert_close(got[name], torch.nn.functional.normalize(embeds, dim=-1), atol=3e-6, rtol=0)
 

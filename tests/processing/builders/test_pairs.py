@@ -389,7 +389,7 @@ def test_a_manifest_of_another_format_is_refused(made, tmp_path):
     run(made.folder, output)
     path = output / "fastgoal_pairs.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
-    with pytest.raises(ValueError, match=r"fastgoal_pairs.json: .*format is 0, expected 1"):
+    with pytest.raises(ValueError, match=r"fastgoal_pairs.json: .*format is 0, expected 2"):
         run(made.folder, output, unused)
 
 
