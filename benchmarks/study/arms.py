@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
+LATER = {"max_text_length": None, "min_things": 2, "relations": 0}
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What all arms of a study have in common.
@@ -86,6 +89,11 @@ class Arm:
         rate, warmup = self.in_force(sizes)
         arm = asdict(replace(self, name="", learning_rate=rate, warmup=warmup))
         common = asdict(replace(sizes, learning_rate=rate, warmup=warmup))
+        # Settings of a later question are left out at their defaults: trainings of earlier ones keep their names.
+        for name, default in LATER.items():
+            for values in (arm, common):
+                if name in values and values[name] == default:
+                    del values[name]
         what = {"arm": arm, "sizes": common, "seed": seed, "split": split, "base": base}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
