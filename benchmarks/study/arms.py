@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-
 LATER = {"max_text_length": None, "min_things": 2, "relations": 0}
 
 
@@ -89,7 +88,7 @@ class Arm:
         rate, warmup = self.in_force(sizes)
         arm = asdict(replace(self, name="", learning_rate=rate, warmup=warmup))
         common = asdict(replace(sizes, learning_rate=rate, warmup=warmup))
-        # Settings of a later question are left out at their defaults: trainings of earlier ones keep their names.
+        # Finished trainings keep their names when a setting is added: it does not count at its default.
         for name, default in LATER.items():
             for values in (arm, common):
                 if name in values and values[name] == default:
