@@ -1,4 +1,4 @@
-"""`fastgoal evaluate`: evaluate image-text retrieval with a named protocol; print a table and write a report."""
+"""`fastgoal evaluate`: evaluate a model with named protocols; print tables and write a report."""
 
 import argparse
 import textwrap
@@ -9,7 +9,7 @@ from fastgoal.trainer.evaluation.protocols.registry import ACCURACY_PROTOCOLS, P
 
 from .options import add, evaluation_options, flags_of
 
-HELP = "evaluate image-text retrieval (recall@k in both directions) with a named protocol"
+HELP = "evaluate image-text retrieval, zero-shot classification and composition with named protocols"
 
 _ABOUT = {
     **{
@@ -30,12 +30,17 @@ Every caption of an image is a separate text, truncated to the number of tokens 
 against the model, including ties between equal captions of two images. Intervals are the middle 95 % of bootstrap
 resamples of the images. Published results are shown only for a complete protocol, and marked as published.
 
+--also adds protocols to the same run. The options of the data and the further tests hold for --data alone. With
+--against, a table says which measures were gained, lost, or not told apart from 0.
+
 From Python: fastgoal.evaluate("outputs/", "test/", EvaluationOptions(joint=True)).to_markdown()
 
 examples:
   fastgoal evaluate --model outputs/ --data test/ --output report.json
   fastgoal evaluate --model outputs/ --against openai/clip-vit-base-patch16 \\
       --protocol docci --data docci/
+  fastgoal evaluate --model outputs/ --against openai/clip-vit-base-patch16 \\
+      --protocol docci --data docci/ --also imagenet=zero-shot:imagenet/val
   fastgoal evaluate --model outputs/ --data pairs/ --joint --localization
 """
 

@@ -55,7 +55,7 @@ def flags_of(options: type) -> dict[str, dict[str, Any]]:
         elif "int" in str(field.type):
             arguments |= {"metavar": "N", "type": int if lowest is None else number(lowest)}
         elif not 0 < len(arguments.get("choices", ())) < 4:  # otherwise the choices stand in the help
-            arguments["metavar"] = "NAME"
+            arguments.setdefault("metavar", "NAME")
         flags[f"--{field.name.replace('_', '-')}"] = arguments
     return flags
 

@@ -13,7 +13,7 @@ import transformers
 
 from fastgoal.processing.checkpoints.load import check_model, load_model
 
-from .measure import Data, Measured, OpenTest, measure, open_test
+from .measure import Data, Measured, OpenTest, measure_all, open_tests
 from .measures.embeddings import EncodedSource
 from .options import EvaluationOptions
 from .protocols.protocol import AccuracyTest, Protocol
@@ -62,20 +62,30 @@ def evaluate(
     _check_checkpoint(model, processor, "model")
     if against is not None:
         _check_checkpoint(against, against_processor, "against")
-    test = open_test(data, options)
+    tests = open_tests(data, options)
 
     loaded, processor, name = _load(model, processor, "model", options)
-    ours = measure(loaded, processor, test, name, progress)
+    ours = measure_all(loaded, processor, tests, name, progress)
     device, dtype = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
-    if options.check and ours.encoded:
-        check_again(ours.encoded, ours.result.metrics, options.ks)
-    theirs = None
+    encoded = ours[options.protocol].encoded
+    if options.check and encoded:
+        check_again(encoded, ours[options.protocol].result.metrics, options.ks)
+    theirs: dict[str, Measured] = {}
     if against is not None:
         del loaded
         other, other_processor, name = _load(against, against_processor, "against", options)
-        theirs = measure(other, other_processor, test, name, progress)
-    seconds = round(time.perf_counter() - started, 3)
-    return _report(test, ours, theirs, device=device, dtype=dtype, seconds=seconds)
+        theirs = measure_all(other, other_processor, tests, name, progress)
+
+    def report(label: str, seconds: float, also: dict[str, EvaluationReport] | None = None) -> EvaluationReport:
+        measured = {"device": device, "dtype": dtype, "seconds": round(seconds, 3), "also": also}
+        return _report(tests[label], ours[label], theirs.get(label), **measured)
+
+    def seconds_of(label: str) -> float:
+        return sum(models[label].seconds for models in (ours, theirs) if label in models)
+
+    others = [label for label in tests if label != options.protocol]
+    elapsed = time.perf_counter() - started - sum(map(seconds_of, others))
+    return report(options.protocol, elapsed, {label: report(label, seconds_of(label)) for label in others} or None)
 
 
 def _load(checkpoint: Checkpoint, processor: Any, parameter: str, options: EvaluationOptions) -> tuple[Any, Any, str]:

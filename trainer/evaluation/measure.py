@@ -2,9 +2,9 @@
 
 `evaluate` loads each model and calls these functions. So can other code that has its models in memory:
 
-    test = open_test("docci/", EvaluationOptions(protocol="docci"))
-    base, tuned = (measure(model, processor, test) for model in models)
-    print(tuned.result.metrics, tuned.intervals(), tuned.compared_with(base))
+    tests = open_tests("docci/", EvaluationOptions(protocol="docci", also=["imagenet=zero-shot:imagenet/val"]))
+    base, tuned = (measure_all(model, processor, tests) for model in models)
+    print(tuned["imagenet"].result.metrics, tuned["imagenet"].compared_with(base["imagenet"]))
 """
 
 import inspect
@@ -27,7 +27,7 @@ from .measures.joint import evaluate_joint
 from .measures.localization import localize
 from .measures.retrieval import Ranks
 from .measures.robustness import measure_robustness
-from .options import ACCURACY_ONLY, OF_ALL, EvaluationOptions
+from .options import ACCURACY_ONLY, OF_ALL, SHARED, EvaluationOptions, parse_also
 from .protocols.protocol import AccuracyProtocol, AccuracyTest, Protocol
 from .protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS, open_protocol
 from .report import ModelResult
@@ -100,14 +100,49 @@ class Measured:
         return compare(self.outcomes, other.outcomes, options.ks, options.resamples, options.seed)
 
 
-def open_test(data: Data, options: EvaluationOptions) -> OpenTest:
-    """Open and check the data of a protocol, without a model.
+def open_tests(data: Data, options: EvaluationOptions) -> dict[str, OpenTest]:
+    """Open and check the data of all protocols of an evaluation, without a model.
+
+    Args:
+        data: Data of `options.protocol`.
+        options: Options of the evaluation. Those of `SHARED` and the settings of the run hold for every protocol, and
+            all others for `data` alone.
+
+    Returns:
+        The tests by label: first that of `data` by the name of its protocol, then those of `options.also`.
 
     Raises:
-        ValueError: The data are not those of the protocol, or the protocol does not take an option that was given.
+        ValueError: The data are not those of the protocol, or no protocol takes an option that was given.
     """
+    also = parse_also(options.also, options.protocol)
+    _refuse_options(options, [protocol for protocol, _ in also.values()])
+    return {options.protocol: _open(data, options), **open_also(options.also, options)}
+
+
+def open_also(entries: Sequence[str] | None, options: EvaluationOptions, argument: str = "also") -> dict[str, OpenTest]:
+    """Open and check the data of entries `LABEL=PROTOCOL:PATH`, by their labels.
+
+    Args:
+        entries: The entries.
+        options: Options of the evaluation, as for `open_tests`.
+        argument: Name of the argument that the entries were given for, for messages.
+
+    Raises:
+        ValueError: An entry is wrong, or its data are not those of the protocol.
+    """
+    tests = {}
+    common = {name: getattr(options, name) for name in (*OF_ALL, *SHARED)}
+    for label, (protocol, path) in parse_also(entries, argument=argument).items():
+        try:
+            tests[label] = _open(path, EvaluationOptions(**{**common, "protocol": protocol}))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"`{argument}` {label}: {error}") from None
+    return tests
+
+
+def _open(data: Data, options: EvaluationOptions) -> OpenTest:
+    """Open and check the data of a protocol."""
     name = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
-    _refuse_options(options)
     if options.protocol in ACCURACY_PROTOCOLS:
         protocol = ACCURACY_PROTOCOLS[options.protocol]
         test = protocol.open(data, **{option: getattr(options, option) for option in _parameters(protocol)})
@@ -127,13 +162,20 @@ def open_test(data: Data, options: EvaluationOptions) -> OpenTest:
     return OpenTest(PROTOCOLS[options.protocol], name or source.name, source, options)
 
 
+def measure_all(
+    model: Any, processor: Any, tests: Mapping[str, OpenTest], name: str = "", progress: bool = False
+) -> dict[str, Measured]:
+    """Measure a loaded model on each test, by label. The arguments and errors are those of `measure`."""
+    return {label: measure(model, processor, test, name, progress) for label, test in tests.items()}
+
+
 def measure(model: Any, processor: Any, test: OpenTest, name: str = "", progress: bool = False) -> Measured:
     """Measure a loaded model on an open test.
 
     Args:
         model: Any supported model, on its device and in its dtype.
         processor: The model's processor.
-        test: What `open_test` returns.
+        test: A test of `open_tests`.
         name: Name of the model for the report.
         progress: Whether to show progress bars.
 
@@ -202,13 +244,17 @@ def _takes(protocol: str, option: str) -> bool:
     return option not in ACCURACY_ONLY
 
 
-def _refuse_options(options: EvaluationOptions) -> None:
-    """Raise `ValueError` for an option that was given and that the protocol does not take."""
+def _refuse_options(options: EvaluationOptions, also: Sequence[str]) -> None:
+    """Raise `ValueError` for an option that was given and that neither the protocol nor one of `also` takes."""
     for option in fields(options):
+        protocols = [options.protocol, *(also if option.name in SHARED else ())]
         value = getattr(options, option.name)
         is_given = (tuple(value) if isinstance(value, list) else value) != option.default
-        if is_given and option.name not in OF_ALL and not _takes(options.protocol, option.name):
-            taking = [name for name in (*PROTOCOLS, *ACCURACY_PROTOCOLS) if _takes(name, option.name)]
+        is_taken = option.name in (*OF_ALL, "also") or any(_takes(protocol, option.name) for protocol in protocols)
+        if is_given and not is_taken:
+            taking = [name for name in ACCURACY_PROTOCOLS if _takes(name, option.name)]
+            if option.name not in ACCURACY_ONLY:
+                taking = ["the retrieval protocols", *taking]
             raise ValueError(
                 f"`{option.name}` must be left out for the protocol {options.protocol}, got {value!r}. It belongs to "
                 f"{', '.join(taking)}."

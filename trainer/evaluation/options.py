@@ -15,8 +15,10 @@ from .protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS
 
 OF_ALL = ("protocol", "batch_size", "num_workers", "device", "dtype", "resamples", "seed")
 """Options that every protocol takes."""
-ACCURACY_ONLY: tuple[str, ...] = ()
+ACCURACY_ONLY = ("templates", "classnames", "label_column")
 """Options that no retrieval protocol takes."""
+SHARED = ("ks", "on_error", "allow_outside_files", "templates", "classnames")
+"""Options that hold for every protocol of an evaluation that takes them."""
 
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
@@ -40,6 +42,12 @@ class EvaluationOptions:
         "folder",
         "evaluation protocol; `fastgoal evaluate --help` lists them",
         choices=(*PROTOCOLS, *ACCURACY_PROTOCOLS),
+    )
+    also: Sequence[str] | None = _option(
+        None,
+        "measure another protocol in the same run, such as imagenet=zero-shot:imagenet/val; repeat it for several",
+        action="append",
+        metavar="LABEL=PROTOCOL:PATH",
     )
     joint: bool = _option(False, "also run GOAL's joint test, mAP@10 (requires a dataset written by `fastgoal pairs`)")
     robustness: bool = _option(
@@ -65,6 +73,17 @@ class EvaluationOptions:
     split: str | None = _option(None, "split of the dataset, if it has several")
     image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
     caption_column: str | None = _option(None, "column with the captions (default: caption or captions)")
+    label_column: str | None = _option(
+        None, "zero-shot: column with the classes of a dataset (default: its only ClassLabel column)"
+    )
+    templates: str | None = _option(
+        None, "zero-shot: text file with a template in each line, {} for the class (default: CLIP's 80 for ImageNet)"
+    )
+    classnames: str | None = _option(
+        None,
+        "zero-shot: text file with a name in each line, in the order of the sorted folders or labels (default: their "
+        "names, with spaces for underscores)",
+    )
     image_folder: str | None = _option(
         None, "folder of the image files, if the dataset is a table that names them (default: the folder of the table)"
     )
@@ -101,3 +120,35 @@ class EvaluationOptions:
         if self.resamples == 1:
             raise ValueError("`resamples` must be 0 or an integer of at least 2, got 1.")
         check_ks(self.ks)
+        parse_also(self.also, self.protocol)
+
+
+def parse_also(entries: Sequence[str] | None, main: str = "", argument: str = "also") -> dict[str, tuple[str, str]]:
+    """Return protocol and path of each entry `LABEL=PROTOCOL:PATH` by its label.
+
+    Args:
+        entries: The entries.
+        main: Name of the main protocol, which is its label.
+        argument: Name of the argument that the entries were given for, for messages.
+
+    Raises:
+        ValueError: An entry has another form or an unknown protocol, or two have the same label.
+    """
+    if isinstance(entries, str):
+        raise ValueError(f"`{argument}` must be a list, got {entries!r}.")
+    found: dict[str, tuple[str, str]] = {}
+    for entry in entries or ():
+        label, _, rest = str(entry).partition("=")
+        protocol, _, path = rest.partition(":")
+        if not (label.strip() and protocol and path):
+            raise ValueError(
+                f"`{argument}` must be LABEL=PROTOCOL:PATH, such as imagenet=zero-shot:imagenet/val, got {entry!r}."
+            )
+        if protocol not in (known := (*PROTOCOLS, *ACCURACY_PROTOCOLS)):
+            raise ValueError(
+                f"`{argument}` must name one of the protocols {', '.join(known)}, got {protocol!r} in {entry!r}."
+            )
+        if label in (main, *found):
+            raise ValueError(f"`{argument}` must have a label of its own for each protocol, got {label!r} twice.")
+        found[label] = (protocol, path)
+    return found

@@ -1,7 +1,7 @@
 """The report of an evaluation: its values, and their form as JSON, as Markdown and for a terminal."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class EvaluationReport(ModelResult):
         published: Published results of the protocol; None if there are none or the data is incomplete.
         against: Results of the other model; None if there is none.
         differences: Differences between the metrics of both models.
+        also: Reports of the other protocols of the run, by their labels.
         seconds: Wall-clock time, including loading.
         versions: Versions of the libraries.
     """
@@ -86,6 +87,7 @@ class EvaluationReport(ModelResult):
     published: list[PublishedRow] | None = None
     against: ModelResult | None = None
     differences: dict[str, Difference] | None = None
+    also: "dict[str, EvaluationReport] | None" = None
     seconds: float
     device: str
     dtype: str
@@ -102,7 +104,19 @@ class EvaluationReport(ModelResult):
             values["differences"] = {
                 key: {**asdict(value), "certain": value.certain} for key, value in self.differences.items()
             }
+        if self.differences is not None:
+            values["gained_and_lost"] = {name: value.verdict for name, value in self.gains().items()}
+        if self.also is not None:
+            values["also"] = {
+                label: {key: value for key, value in report.to_dict().items() if key not in _OF_THE_RUN}
+                for label, report in self.also.items()
+            }
         return values
+
+    def gains(self) -> dict[str, Difference]:
+        """Return the differences that tell gain from loss, R@1 and accuracies, by protocol and metric in words."""
+        reports = {self.protocol: self, **(self.also or {})}
+        return select_gains({label: report.differences or {} for label, report in reports.items()})
 
     def to_json(self) -> str:
         """Return the report as JSON, as `fastgoal evaluate` writes it."""
@@ -110,16 +124,18 @@ class EvaluationReport(ModelResult):
 
     def to_text(self) -> str:
         """Return the report for a terminal."""
-        lines = [f"{name:<10}{value}" for name, value in _facts(self)]
-        for title, head, rows in _tables(self):
-            widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-            lines += ["", title]
-            for row in [head, *rows]:
-                cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-                lines.append("  ".join(cells).rstrip())
-        if self.skipped:
-            lines += ["", f"{len(self.skipped):,} rows were skipped:"]
-            lines += [f"  {message}" for message in self.skipped]
+        lines = []
+        for number, (heading, report) in enumerate(self._sections()):
+            lines += [f"{name:<10}{value}" for name, value in _facts(report)] if not number else ["", heading]
+            for title, head, rows in _tables(report, not number):
+                widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+                lines += ["", title]
+                for row in [head, *rows]:
+                    others = (cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+                    lines.append("  ".join([row[0].ljust(widths[0]), *others]).rstrip())
+            if report.skipped:
+                lines += ["", f"{len(report.skipped):,} rows were skipped:"]
+                lines += [f"  {message}" for message in report.skipped]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -128,13 +144,66 @@ class EvaluationReport(ModelResult):
         lines += [f"- {name}: {value}" for name, value in _facts(self)]
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines += [f"- {self.dtype}, seed {self.seed}; {versions}"]
-        for title, head, rows in _tables(self):
-            lines += ["", f"## {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
-            lines += [_line(row) for row in rows]
-        if self.skipped:
-            lines += ["", f"## {len(self.skipped):,} rows were skipped", ""]
-            lines += [f"- {message}" for message in self.skipped]
+        for heading, report in self._sections():
+            level = "###" if heading else "##"
+            lines += ["", f"## {heading}"] if heading else []
+            for title, head, rows in _tables(report, not heading):
+                lines += ["", f"{level} {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
+                lines += [_line(row) for row in rows]
+            if report.skipped:
+                lines += ["", f"{level} {len(report.skipped):,} rows were skipped", ""]
+                lines += [f"- {message}" for message in report.skipped]
         return "\n".join(lines) + "\n"
+
+    def _sections(self) -> "list[tuple[str, EvaluationReport]]":
+        """Return this report without a heading, and those of the other protocols with theirs."""
+        sections = [("", self)]
+        for label, report in (self.also or {}).items():
+            facts = "; ".join(f"{name} {value}" for name, value in _facts(report) if name not in ("model", "time"))
+            sections.append((f"{label}: {facts.removeprefix('protocol ')}", report))
+        return sections
+
+
+# Fields that the report of another protocol of the same run does not repeat.
+_OF_THE_RUN = (
+    "gained_and_lost",
+    "model",
+    "max_text_length",
+    "against_model",
+    "resamples",
+    "device",
+    "dtype",
+    "batch_size",
+    "seed",
+    "versions",
+)
+
+
+def select_gains(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, Difference]:
+    """Return the differences that tell gain from loss, by label and metric in words: R@1, and all accuracies.
+
+    Args:
+        differences: Differences of each test by metric, by the label of the test.
+    """
+    gains = {}
+    for label, metrics in differences.items():
+        recalls = [key for key in metrics if "_R@" in key]
+        first = [key for key in recalls if key.endswith(f"_{recalls[0].rpartition('_')[2]}")] if recalls else [*metrics]
+        gains.update({f"{label}: {_name(key)}": metrics[key] for key in first})
+    return gains
+
+
+def gain_rows(gains: Mapping[str, Difference]) -> list[list[str]]:
+    """Return a row for each gain or loss: measure, base, tuned, difference, interval and verdict, in percent."""
+    rows = []
+    for name, value in gains.items():
+        interval = "-"
+        if value.interval is not None:
+            low, high = (100 * bound for bound in value.interval)
+            interval = f"{low:+.2f} to {high:+.2f}"
+        values = (_percent(value.theirs), _percent(value.ours), f"{100 * value.difference:+.2f}")
+        rows.append([name, *values, interval, value.verdict or "-"])
+    return rows
 
 
 def _without_none(result: ModelResult) -> dict[str, Any]:
@@ -177,11 +246,15 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
     return lines
 
 
-def _tables(report: EvaluationReport) -> Iterator[Table]:
-    """Yield the numbers of the report as tables of (title, head, rows)."""
+def _tables(report: EvaluationReport, is_first: bool) -> Iterator[Table]:
+    """Yield the numbers of a report as tables of (title, head, rows), first those of all reports of the run."""
     results: list[tuple[str, ModelResult]] = [("this model", report)]
     if report.against is not None:
         results.append(("the other model", report.against))
+    if is_first and report.against is not None:
+        head = ["", "base", "tuned", "difference", "95 % interval", "verdict"]
+        title = f"Gained and lost: {report.model} (tuned) and {report.against.model} (base), in percent and points"
+        yield title, head, gain_rows(report.gains())
     yield _recall_table(report) if report.items is None else _accuracy_table(report, report.items)
     if report.published:
         yield _published_table(report, report.published)

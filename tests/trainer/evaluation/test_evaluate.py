@@ -12,8 +12,10 @@ import fastgoal
 from fastgoal import EvaluationOptions
 from fastgoal.trainer.evaluation.evaluate import check_again
 from fastgoal.trainer.evaluation.measures.embeddings import encode_source
+from fastgoal.trainer.evaluation.measures.intervals import Difference, Interval
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
 from fastgoal.trainer.evaluation.protocols.registry import open_protocol
+from fastgoal.trainer.evaluation.report import gain_rows, select_gains
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_a_model_that_cannot_be_used_is_refused_before_the_first_one_runs(
     loaded, pictures, monkeypatch, changes, message
 ):
     model, processor = loaded
-    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "measure", None)
+    monkeypatch.setattr(sys.modules["fastgoal.trainer.evaluation.evaluate"], "measure_all", None)
     with pytest.raises((ValueError, OSError), match=message):
         fastgoal.evaluate(model, pictures, **{"processor": processor, **changes})
 
@@ -123,3 +125,83 @@ def test_the_data_are_looked_at_before_a_model_is_loaded(tmp_path, tiny_clip, mo
     monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match=rf"`{test}` .*{words}.*the data have file_name, caption"):
         fastgoal.evaluate(str(tiny_clip), str(tmp_path), EvaluationOptions(**{test: True}))
+
+
+@pytest.fixture
+def classes(tmp_path, pictures):
+    """A folder of six images in two classes, and a file with one template."""
+    for number, row in enumerate([*pictures, *pictures[:2]]):
+        folder = tmp_path / "classes" / ("dark_one" if number % 2 else "light_one")
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{number}.png")
+    (tmp_path / "templates.txt").write_text("a {}.")
+    return tmp_path / "classes", str(tmp_path / "templates.txt")
+
+
+def test_several_protocols_in_one_run_load_each_model_once(tiny_clip, pictures, classes, monkeypatch):
+    """The numbers are those of one run for each protocol."""
+    folder, templates = classes
+    module, loads = sys.modules["fastgoal.trainer.evaluation.evaluate"], []
+    load = module.load_model
+    monkeypatch.setattr(module, "load_model", lambda name, *args: loads.append(name) or load(name, *args))
+    options = EvaluationOptions(
+        also=[f"one=zero-shot:{folder}", f"two=zero-shot:{folder}"],
+        templates=templates,
+        ks=(1, 2),
+        resamples=20,
+        device="cpu",
+    )
+    report = fastgoal.evaluate(str(tiny_clip), pictures, options, against=str(tiny_clip))
+    assert loads == [str(tiny_clip)] * 2
+    alone = EvaluationOptions(protocol="zero-shot", templates=templates, resamples=20, device="cpu")
+    single = fastgoal.evaluate(str(tiny_clip), folder, alone, against=str(tiny_clip))
+    assert [*report.also] == ["one", "two"]
+    for other in report.also.values():
+        assert other.metrics == single.metrics
+        assert other.intervals == single.intervals
+        assert other.differences == single.differences
+    assert report.metrics == fastgoal.evaluate(str(tiny_clip), pictures, EvaluationOptions(ks=(1, 2))).metrics
+    names = [f"folder: R@1, {way}" for way in ("text to image", "image to text")]
+    names += [f"{label}: {metric}" for label in ("one", "two") for metric in ("top 1", "mean per class")]
+    assert [*report.gains()] == names
+    values = json.loads(report.to_json())
+    assert values["also"]["one"]["metrics"] == single.metrics
+    assert values["gained_and_lost"] == dict.fromkeys(names, "not told apart from 0")
+    for text in (report.to_markdown(), report.to_text()):
+        assert text.count("Gained and lost") == 1
+        assert "two: Zero-shot classification (zero-shot)" in text
+        assert text.count("not told apart from 0") == len(names)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("zero-shot:{}", ("`also`", "LABEL=PROTOCOL:PATH", "'zero-shot:")),
+        ("a=zero-shot", ("`also`", "LABEL=PROTOCOL:PATH", "'a=zero-shot'")),
+        ("a=zeroshot:{}", ("`also`", "'zeroshot'", "zero-shot")),
+        ("a=zero-shot:{}/none", ("`also`", "a:", "/none")),
+        ("a=docci:{}", ("`also`", "a:", "docci_descriptions.jsonlines")),
+        ("folder=zero-shot:{}", ("`also`", "label", "'folder'")),
+    ],
+)
+def test_a_wrong_entry_is_refused_before_a_model_is_loaded(tiny_clip, pictures, classes, monkeypatch, entry, words):
+    module = sys.modules["fastgoal.trainer.evaluation.evaluate"]
+    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match="`also`") as error:
+        fastgoal.evaluate(str(tiny_clip), pictures, EvaluationOptions(also=[entry.format(classes[0])]))
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_gained_and_lost():
+    """The verdict of each interval: above 0, below 0, around 0, and without one."""
+    differences = [Difference(0.5, 0.2, 0.3, Interval(0.1, 0.4)), Difference(0.5, 0.6, -0.1, Interval(-0.2, -0.01))]
+    differences += [Difference(0.5, 0.4, 0.1, Interval(-0.1, 0.2)), Difference(0.5, 0.4, 0.1, None)]
+    metrics = {f"text_to_image_{name}": differences[0] for name in ("R@1", "R@5", "mean_rank")}
+    gains = select_gains({"docci": metrics, "in": dict(zip(("top_1", "top_5", "a"), differences[1:], strict=True))})
+    assert gain_rows(gains) == [
+        ["docci: R@1, text to image", "20.00", "50.00", "+30.00", "+10.00 to +40.00", "gained"],
+        ["in: top 1", "60.00", "50.00", "-10.00", "-20.00 to -1.00", "lost"],
+        ["in: top 5", "40.00", "50.00", "+10.00", "-10.00 to +20.00", "not told apart from 0"],
+        ["in: a", "40.00", "50.00", "+10.00", "-", "-"],
+    ]

@@ -50,6 +50,15 @@ class Difference:
         """Whether the interval excludes 0; None without an interval."""
         return None if self.interval is None else self.interval.low > 0 or self.interval.high < 0
 
+    @property
+    def verdict(self) -> str:
+        """Whether the first model gained or lost, for a metric of which more is better; empty without an interval."""
+        if self.interval is None:
+            return ""
+        if not self.certain:
+            return "not told apart from 0"
+        return "gained" if self.difference > 0 else "lost"
+
 
 def accuracies(outcomes: Mapping[str, Outcomes]) -> dict[str, float]:
     """Return the accuracies of an accuracy test as fractions, by the names of its metrics."""
