@@ -1,6 +1,7 @@
 """Hooks for mkdocs: pages that lie outside of docs/, and the package where mkdocstrings looks for it."""
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ def _stages() -> list[str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages outside, at the same places as in the repository, and the pictures beside them."""
+    """Add the command reference, and the pages outside with their pictures, at the same paths as in the repository."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from command_reference import command_page
+
+    files.append(File.generated(config, "commands.md", content=command_page()))
     pictures = sorted((ROOT / "benchmarks/study/results").glob("*.png"))
     for path in [*(ROOT / page for page in OUTSIDE), *pictures]:
         place = path.relative_to(ROOT).as_posix()

@@ -1,0 +1,63 @@
+"""The page commands.md: every command with its options, from the parsers."""
+
+import argparse
+
+from fastgoal.cli import build_parser
+from fastgoal.trainer.run import run_parser
+
+INTRODUCTION = """\
+# Commands
+
+`fastgoal COMMAND --help` prints the same in a terminal. `--traceback` shows the Python traceback of an error, with every
+command. Options that take no value are switches.
+"""
+
+
+def command_page() -> str:
+    """Return the page in Markdown."""
+    choices = next(
+        action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    sections = [_section(name, run_parser("fastgoal train") if name == "train" else choices[name]) for name in choices]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def _section(name: str, parser: argparse.ArgumentParser) -> str:
+    lines = [f"## fastgoal {name}", "", _escaped(parser.description or ""), ""]
+    groups: dict[str, list[argparse.Action]] = {}
+    for group in parser._action_groups:
+        title = "" if group.title in ("options", "positional arguments") else str(group.title)
+        groups.setdefault(title, []).extend(action for action in group._group_actions if _is_shown(action))
+    for title, actions in groups.items():
+        if title and actions:
+            lines += [f"**{_escaped(title)}**", ""]
+        if actions:
+            lines += ["| argument | meaning |", "|---|---|"]
+            lines += [f"| {_names(action, parser)} | {_help(action, parser)} |" for action in actions]
+            lines.append("")
+    if parser.epilog:
+        lines += ["```text", parser.epilog.rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _is_shown(action: argparse.Action) -> bool:
+    return action.help != argparse.SUPPRESS and action.dest not in ("help", "traceback")
+
+
+def _names(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    formatter = parser._get_formatter()
+    if not action.option_strings:
+        return f"`{formatter._format_args(action, action.metavar or action.dest)}`"
+    value = "" if action.nargs == 0 else formatter._format_args(action, str(action.metavar or action.dest.upper()))
+    return " ".join(f"`{name} {value}`".replace(" `", "`") for name in action.option_strings)
+
+
+def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    text = _escaped(parser._get_formatter()._expand_help(action)) if action.help else ""
+    return f"**required.** {text}" if action.required and action.option_strings else text
+
+
+def _escaped(text: str) -> str:
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_") for part in parts[::2]]
+    return "`".join(" ".join(part.split()) if i % 2 else part.replace("\n", " ") for i, part in enumerate(parts))
