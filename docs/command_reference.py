@@ -8,8 +8,7 @@ from fastgoal.trainer.run import run_parser
 INTRODUCTION = """\
 # Commands
 
-`fastgoal COMMAND --help` prints the same in a terminal. `--traceback` shows the Python traceback of an error, with every
-command. Options that take no value are switches.
+`fastgoal COMMAND --help` prints the same in a terminal. `--traceback` shows the Python traceback of any error.
 """
 
 

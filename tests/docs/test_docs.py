@@ -24,6 +24,7 @@ from fastgoal.cli import COMMANDS, build_parser
 from fastgoal.search.search import search_images
 from fastgoal.trainer import training_arguments
 from fastgoal.trainer.run import parse
+from tests.browser import needs_browser, open_page
 from tests.squares import COLORS, image_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,13 +171,27 @@ def test_the_site_is_whole_and_fetches_nothing(site):
     assert {name.removeprefix("docs/") + ".html" for name in names - {"benchmarks/README"}} <= pages
     assert {"start.html", "benchmarks/index.html"} <= pages
     text = (site / "python.html").read_text(encoding="utf-8")
-    for name in ("from_base", "pair_rows", "token_similarity_loss", "tsl_weight", "retrieval_metrics"):
+    for name in ("from_base", "pair_rows", "token_similarity_loss", "ImageIndex", "retrieval_metrics"):
         assert name in text, name
+    assert not re.search(r"&gt;&gt;&gt;|doctest|require_patch_size", text)
+    text = (site / "commands.html").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f">fastgoal {name}<" in text
+    for flag in ("--box-format", "--alpha", "--tsl_weight", "--max_text_length", "--server"):
+        assert f"<code>{flag}" in text
     for page in pages:
         html = (site / page).read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)", html)
         fetched += re.findall(r"<link[^>]*rel=\"stylesheet\"[^>]*href=\"(https?:[^\"]+)", html)
         assert not fetched, page
+
+
+@needs_browser
+def test_the_site_is_searched_from_the_disk(site):
+    with open_page() as page:
+        page.goto((site / "benchmarks/study/STUDY.html").as_uri())
+        page.fill("input.md-search__input", "gradient caching")
+        page.wait_for_selector(".md-search-result__item a[href*='training.html']", state="attached")
 
 
 @pytest.mark.slow
