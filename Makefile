@@ -59,7 +59,7 @@ campaign-kills: $(INSTALLED_DEV)
 outsiders: $(INSTALLED_DEV)
 	@for name in $(patsubst tests/outsiders/%/requirements.txt,%,$(wildcard tests/outsiders/*/requirements.txt)); do \
 		venv=.outsiders/$$name && $(BIN)/python -m venv $$venv && \
-		$(BIN)/python -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+		$(BIN)/python -c 'import site; [print(f"import site; site.addsitedir({path!r})") for path in site.getsitepackages()]' \
 			> $$(echo $$venv/lib/python*/site-packages)/fastgoal.pth && \
 		$$venv/bin/python -m pip install --quiet --requirement tests/outsiders/$$name/requirements.txt \
 			|| { rm -rf $$venv; echo "$$name could not be installed; its tests are skipped." >&2; }; \
@@ -69,6 +69,7 @@ outsiders: $(INSTALLED_DEV)
 	@npm install --silent --ignore-scripts --no-audit --no-fund --prefix tests/outsiders/transformers_js \
 		|| echo "transformers.js could not be installed; its tests are skipped." >&2
 	$(BIN)/pytest -m outsider
+	@test ! -d .outsiders/libraries || .outsiders/libraries/bin/python -m pytest -k "sentence_transformers or report_to"
 
 # The variable silences a notice about a successor of the theme.
 docs: $(INSTALLED_DEV)

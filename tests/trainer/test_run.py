@@ -185,3 +185,27 @@ def test_the_card_and_checkpoints_count_the_time_before_a_resume(tiny_clip, rows
     assert 7200 < json.loads((tmp_path / "checkpoint-3/fastgoal_training.json").read_text())["seconds"] < 7300
     trainer.save_model()
     assert "| time | 2.0 h |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_report_to(name, tmp_path, tiny_clip, rows, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    pytest.importorskip(name)
+    options = {"max_steps": 2, "logging_steps": 1, "report_to": name, "project": "tests", "run_name": "first"}
+    trainer = make_trainer(tiny_clip, tmp_path / "out", rows, **options)
+    trainer.train()
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "events")).Reload()
+        kept = [event.value for event in events.Scalars("train/loss_global")]
+    else:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        logs = SQLiteStorage.get_logs("tests", "first")
+        kept = [entry["train/loss_global"] for entry in logs if "train/loss_global" in entry]
+    assert len(kept) == 2
+    assert kept == pytest.approx(
+        [entry["loss_global"] for entry in trainer.state.log_history if "loss_global" in entry]
+    )
