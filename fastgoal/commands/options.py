@@ -61,7 +61,7 @@ def flags_of(options: type) -> dict[str, dict[str, Any]]:
 
 
 FORM_LIST = "\n".join(
-    textwrap.fill(form.about, 78, initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+    textwrap.fill(form.about, 78, initial_indent=f"  {name:<22}", subsequent_indent=" " * 24)
     for name, form in FORMS.items()
 )
 """The forms of data as lines of help text."""
