@@ -54,7 +54,6 @@ class Arm:
         squashed_boxes: Map boxes as if the image had been squashed to a square, as a defect would.
         settings: Further arguments of `FastGoalTrainingArguments`.
         scale: The factor of the logits, fixed; `None` learns it.
-        crop_sizes: Sides of the region crops in pixels, drawn anew for every batch; the model's own size if empty.
         near: Whether a batch has images that look alike in twos (`--hard_negatives`).
         epochs: As a multiple of the others'.
         average: Share of the tuned weights in an average with the base's, after training.
@@ -70,7 +69,6 @@ class Arm:
     squashed_boxes: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     scale: float | None = None
-    crop_sizes: tuple[int, ...] = ()
     near: bool = False
     epochs: float = 1.0
     average: float = 1.0
@@ -112,6 +110,11 @@ _BEST: dict[str, Any] = {
 def _recipe(name: str, **changes: Any) -> Arm:
     """The recipe `experimental`, or one that differs from it in some settings."""
     return replace(ANY_PAIR_NEAR, name=name, settings=tuple({**_BEST, **changes}.items()))
+
+
+def _small_crops(arm: Arm, share: str, pixels: int) -> Arm:
+    """An arm with region crops of a share of the side, which is `pixels`."""
+    return replace(arm, name=f"{arm.name}, crops of {share}", settings=(*arm.settings, ("crop_size", pixels)))
 
 
 @dataclass(frozen=True)
@@ -199,13 +202,9 @@ QUESTIONS = {
     9: Question(
         "Do smaller crops do as well?",
         (
-            FAST_GOAL,
-            replace(FAST_GOAL, name="FAST-GOAL, crops of 3/4 of the side", crop_sizes=(84,)),
-            _recipe("experimental"),
-            replace(_recipe("experimental, crops of 3/4 of the side"), crop_sizes=(84,)),
-            replace(_recipe("experimental, crops of 1/2 of the side"), crop_sizes=(56,)),
-            replace(FAST_GOAL, name="FAST-GOAL, crops of 1/2 of the side", crop_sizes=(56,)),
-            replace(FAST_GOAL, name="FAST-GOAL, a size for each batch", crop_sizes=(56, 84, 112)),
+            *(FAST_GOAL, _small_crops(FAST_GOAL, "3/4", 84), _small_crops(FAST_GOAL, "1/2", 56)),
+            *(_recipe("experimental"), _small_crops(_recipe("experimental"), "3/4", 84)),
+            _small_crops(_recipe("experimental"), "1/2", 56),
         ),
         "FAST-GOAL",
     ),

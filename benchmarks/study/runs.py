@@ -43,7 +43,6 @@ class StudyCollator:
         self.arm = arm
         self.rng = random.Random(f"pairs/{seed}")
         self.short_rng = random.Random(f"short/{seed}")
-        self.size_rng = random.Random(f"size/{seed}")
         most = {"best": 1, "top3": 3}.get(arm.pairs)
         self.choices = []
         for index in range(len(data.ids)):
@@ -74,10 +73,9 @@ class StudyCollator:
         }
 
     def _crops(self, rows: Sequence[int]) -> torch.Tensor:
-        crops = self.data.crops[rows]
-        if not self.arm.crop_sizes:
+        crops, side = self.data.crops[rows], dict(self.arm.settings).get("crop_size")
+        if side is None:
             return crops
-        side = self.size_rng.choice(self.arm.crop_sizes)
         return torch.nn.functional.interpolate(crops, (side, side), mode="bicubic", antialias=True)
 
     def _pad(self, texts: Sequence[torch.Tensor], are_short: bool = True) -> dict[str, torch.Tensor]:
