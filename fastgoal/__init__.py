@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FastGoalMetaClip2Model,
         FastGoalSiglipModel,
     )
+    from fastgoal.pages.average import average_curve
     from fastgoal.pages.explain import explain
     from fastgoal.processing.builders.captions import build_captions
     from fastgoal.processing.builders.embeddings import build_embeddings
@@ -66,6 +67,7 @@ __all__ = [
     "Sentence",
     "__version__",
     "average",
+    "average_curve",
     "build_captions",
     "build_embeddings",
     "build_pairs",
@@ -99,6 +101,7 @@ _MODULES = {
     "Region": "fastgoal.processing.regions",
     "Sentence": "fastgoal.processing.sentences",
     "average": "fastgoal.export.average",
+    "average_curve": "fastgoal.pages.average",
     "build_captions": "fastgoal.processing.builders.captions",
     "build_embeddings": "fastgoal.processing.builders.embeddings",
     "build_pairs": "fastgoal.processing.builders.pairs",

@@ -1,6 +1,7 @@
-"""The layout of histograms. The macro `histogram` of the templates draws them as SVG."""
+"""The layout of charts. The macros `histogram` and `curve` of the templates draw them as SVG."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fastgoal.hub_cards.wording import percent
@@ -8,6 +9,9 @@ from fastgoal.processing.data.statistics import nice_step
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 430, 22, 206
+CURVE_SIZE = (360, 292)  # as wide as the page on a phone
+CURVE_BOX = (50, 14, 346, 246)  # left, top, right, bottom of the axes
+LETTER, LINE = 7, 14  # width and height of a letter at the font size of charts
 
 
 def histogram(
@@ -62,6 +66,76 @@ def histogram(
         "columns": [(x(tick), f"{tick + 0.0:g}") for tick in _ticks(edges[0], edges[-1], whole)],
         "marks": [(x(value), text, x(value) > WIDTH - 90) for value, text in marks if edges[0] < value < edges[-1]],
     }
+
+
+def curve(
+    x_values: Sequence[float], y_values: Sequence[float], names: Sequence[str], x_label: str, y_label: str
+) -> dict[str, Any]:
+    """Lay out a line through points with names.
+
+    Args:
+        x_values: Horizontal position of each point.
+        y_values: Vertical position of each point.
+        names: Names of the points. The name of a point that has no room for it is left out.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+
+    Returns:
+        In pixels of the drawing: `width`, `height`, `left`, `top`, `right`, `bottom`; `x_label`, `y_label`; `points`
+        (x, y, title); `names` (x, y of the center, text); `rows` and `columns` with the ticks of both axes.
+    """
+    left, top, right, bottom = CURVE_BOX
+    x_low, x_high, y_low, y_high = *_range(x_values), *_range(y_values)
+
+    def x(value: float) -> float:
+        return round(left + (right - left) * (value - x_low) / (x_high - x_low), 2)
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - top) * (value - y_low) / (y_high - y_low), 2)
+
+    points = [(x(a), y(b)) for a, b in zip(x_values, y_values, strict=True)]
+    titles = [f"{name}: {a:.4g}, {b:.4g}" for name, a, b in zip(names, x_values, y_values, strict=True)]
+    return {
+        **{"width": CURVE_SIZE[0], "height": CURVE_SIZE[1]},
+        **{"left": left, "top": top, "right": right, "bottom": bottom, "x_label": x_label, "y_label": y_label},
+        "points": [(*point, title) for point, title in zip(points, titles, strict=True)],
+        "names": _place_names(points, names),
+        "rows": [(y(tick), f"{tick + 0.0:g}") for tick in _ticks(y_low, y_high, False)],
+        "columns": [(x(tick), f"{tick + 0.0:g}") for tick in _ticks(x_low, x_high, False)],
+    }
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis with some room around the values."""
+    room = 0.1 * (max(values) - min(values)) or 1.0
+    return min(values) - room, max(values) + room
+
+
+def _place_names(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[tuple[float, float, str]]:
+    """Return the center of each name, next to its point, where it covers no other name and least of the line."""
+    left, top, right, bottom = CURVE_BOX
+    line = [
+        (x1 + (x2 - x1) * step / 20, y1 + (y2 - y1) * step / 20)
+        for (x1, y1), (x2, y2) in pairwise(points)
+        for step in range(21)
+    ]
+    placed: list[tuple[float, float, str]] = []
+    for (x, y), name in zip(points, names, strict=True):
+        half = LETTER * len(name) / 2 + 2
+        best: tuple[int, float, float] | None = None
+        for across, down in ((1, -1), (1, 1), (-1, -1), (-1, 1), (1, 0), (-1, 0), (0, -1), (0, 1)):
+            a, b = x + across * (half + 6), y + down * (LINE if across == 0 else LINE * 0.7)
+            inside = left < a - half and a + half < right + 12 and top < b - LINE / 2 and b + LINE / 2 < bottom
+            free = all(
+                abs(a - other_a) > half + LETTER * len(other) / 2 + 2 or abs(b - other_b) > LINE
+                for other_a, other_b, other in placed
+            )
+            covered = sum(abs(a - point[0]) < half and abs(b - point[1]) < LINE / 2 for point in line)
+            if inside and free and (best is None or covered < best[0]):
+                best = (covered, a, b)
+        if best is not None:
+            placed.append((round(best[1], 2), round(best[2], 2), name))
+    return placed
 
 
 def _ticks(low: float, high: float, whole: bool) -> list[float]:

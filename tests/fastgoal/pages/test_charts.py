@@ -1,6 +1,6 @@
 import pytest
 
-from fastgoal.pages.charts import BOTTOM, LEFT, RIGHT, TOP, histogram
+from fastgoal.pages.charts import BOTTOM, CURVE_BOX, LEFT, RIGHT, TOP, curve, histogram
 
 
 def test_two_histograms_in_percent_of_their_own_totals():
@@ -30,3 +30,21 @@ def test_whole_numbers_are_the_middles_of_their_bins():
         ("only", "images, 2: 1 (33.3 %)"),
     ]
     assert chart["columns"] == [(LEFT + (RIGHT - LEFT) / 4, "1"), (LEFT + 3 * (RIGHT - LEFT) / 4, "2")]
+
+
+def test_a_curve_and_its_names():
+    left, top, right, bottom = CURVE_BOX
+    chart = curve([50, 60, 80], [10, 9, 1], ["1", "0.5", "0"], "kept", "gained")
+    # A tenth of the range is free on each side: from 47 to 83, and from 0.1 to 10.9.
+    assert chart["points"][0][:2] == pytest.approx(
+        (left + (right - left) * 3 / 36, bottom - (bottom - top) * 9.9 / 10.8), abs=0.01
+    )
+    assert chart["points"][2][2] == "0: 80, 1"
+    assert [text for _, text in chart["columns"]] == ["50", "60", "70", "80"]
+    assert [text for _, text in chart["rows"]] == ["2", "4", "6", "8", "10"]
+    assert [text for _, _, text in chart["names"]] == ["1", "0.5", "0"]
+    # Names never cover each other: of five points in one place, some remain without a name.
+    names = curve([1.0] * 9, [2.0] * 9, [f"0.{digit}" for digit in range(9)], "", "")["names"]
+    assert 1 < len(names) < 9
+    for index, (x, y, _) in enumerate(names):
+        assert all(abs(x - other_x) >= 21 or abs(y - other_y) >= 14 for other_x, other_y, _ in names[:index])
