@@ -5,6 +5,7 @@
 # make campaign         run about 2,100 hostile and broken inputs, each in its own process (twenty minutes)
 # make campaign-kills   kill trainings at random moments and compare the results (ten minutes)
 # make outsiders        run tests with other projects' code in environments of their own (needs the network)
+# make release-check    build the package and run it with its oldest and newest requirements (needs the network, 20 GB)
 # make docs             build the documentation in site/, to read from disk
 # make format           fix formatting and lint errors, as far as ruff can
 # make clean            delete build files and caches
@@ -23,7 +24,7 @@ STATE := $(shell { pwd -P; cat setup.cfg setup.py pyproject.toml; } | cksum | tr
 INSTALLED = $(VENV)/.fastgoal-$(STATE)
 INSTALLED_DEV = $(VENV)/.fastgoal-dev-$(STATE)
 
-.PHONY: help quickstart test lint types unit slow campaign campaign-kills outsiders docs format clean
+.PHONY: help quickstart test lint types unit slow campaign campaign-kills outsiders release-check docs format clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -71,6 +72,10 @@ outsiders: $(INSTALLED_DEV)
 	$(BIN)/pytest -m outsider
 	@test ! -d .outsiders/libraries || .outsiders/libraries/bin/python -m pytest -k "sentence_transformers or report_to"
 
+release-check: $(INSTALLED_DEV)
+	$(BIN)/python -m pip install --quiet twine uv
+	$(BIN)/python -m tests.release
+
 # The variable silences a notice about a successor of the theme.
 docs: $(INSTALLED_DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -84,8 +89,8 @@ clean:
 	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "error: fastgoal requires Python 3.10 or newer; '$(PYTHON)' is older or missing." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: fastgoal requires Python 3.11 or newer; '$(PYTHON)' is older or missing." \
 			"Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 

@@ -23,7 +23,8 @@ from fastgoal.processing.files import WORK_FOLDER, hold_folder, sweep_drafts, wr
 logger = logging.get_logger(__name__)
 
 SETTINGS = "fastgoal_training.json"
-SECONDS = "seconds"  # in the same file; not compared
+FORMAT = 1  # of that file
+SECONDS = "seconds"  # in the same file, not compared
 ROWS_NAMED = 8
 OVERWRITE = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it"
 # Names of the optimizer's state, as saved by one process, FSDP and DeepSpeed.
@@ -101,7 +102,7 @@ def step_of(path: Path) -> int:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write into a checkpoint what it was trained with, for `refuse_other_settings`."""
-    write_json(folder / SETTINGS, dict(settings))
+    write_json(folder / SETTINGS, {"format": FORMAT, **settings})
 
 
 def seconds_of(folder: Path) -> float:
@@ -123,6 +124,11 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bo
         return []
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS}: cannot be read ({error}). Use another checkpoint.") from None
+    if before.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / SETTINGS}: `format` must be {FORMAT}, got {before.get('format')!r}. Resume with the version of "
+            "fastgoal that wrote the checkpoint."
+        )
     now = json.loads(json.dumps(settings))
     # A version that does not know a setting yet does not write it.
     names = [name for name in now if name in before and before[name] != now[name]]

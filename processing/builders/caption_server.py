@@ -137,7 +137,7 @@ class ServerCaptioner:
                     if error.response.status_code not in BUSY:
                         raise self._refusal(error) from None
                     reason, wait = _said(error), _retry_after(error.response.headers.get("Retry-After"))
-                except (InferenceTimeoutError, asyncio.TimeoutError):
+                except (TimeoutError, InferenceTimeoutError):
                     reason, wait = f"no complete answer after {self.timeout:g} s.", 0.0
                 except (HTTPError, OSError) as error:  # the connection failed
                     # By name: the class is in httpx or httpx2, depending on the version of huggingface_hub.

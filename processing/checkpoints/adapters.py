@@ -31,6 +31,8 @@ from .fingerprints import fingerprint
 logger = logging.get_logger(__name__)
 
 BASE_FILE = "fastgoal_base.json"
+FORMAT = 1
+"""Version of the contents of `fastgoal_base.json`."""
 ADAPTER_FOLDER = "adapter"
 """Folder of the adapter inside the folder of the merged model."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -282,7 +284,7 @@ def describe_base(model: Any, base: str | None = None) -> AdapterBase:
 
 def write_base(folder: Path, base: AdapterBase) -> None:
     """Write `fastgoal_base.json` into an adapter's folder."""
-    write_json(folder / BASE_FILE, asdict(base))
+    write_json(folder / BASE_FILE, {"format": FORMAT, **asdict(base)})
 
 
 def read_base(name: str | os.PathLike[str], base: str | None = None) -> AdapterBase:
@@ -303,6 +305,11 @@ def read_base(name: str | os.PathLike[str], base: str | None = None) -> AdapterB
     if path is None:
         return _base_of_peft(name, base or base_name(name))
     values = parse_json(Path(path).read_bytes(), BASE_FILE)
+    if isinstance(values, dict) and (version := values.pop("format", None)) != FORMAT:
+        raise ValueError(
+            f"{BASE_FILE}: `format` must be {FORMAT}, got {version!r}. Load the adapter with the version of fastgoal "
+            "that wrote it."
+        )
     types: dict[str, Any] = {field.name: get_origin(field.type) or field.type for field in fields(AdapterBase)}
     if not isinstance(values, dict) or values.keys() != types.keys():
         raise ValueError(f"{BASE_FILE} must be an object with {', '.join(types)}, got {shortened(str(values), 100)}.")

@@ -28,7 +28,13 @@ from tests.browser import needs_browser, open_page
 from tests.squares import COLORS, image_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "study" / "STUDY.md"]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 NOTEBOOK = ROOT / "docs" / "start.ipynb"

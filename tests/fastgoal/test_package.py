@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,26 +13,33 @@ import pytest
 import fastgoal
 
 ROOT = Path(__file__).resolve().parents[2]
+DECLARED = ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in")
+TEXTS = ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy so that nothing left over from another build gets into it."""
+def built(tmp_path_factory):
+    """A folder with the sdist and the wheel made from it, built from a copy without anything left of another build."""
     source = tmp_path_factory.mktemp("source")
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     folders = [line.split("=")[1].strip() for line in config["options"]["package_dir"].strip().splitlines()]
     for folder in [*folders, "tests"]:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*DECLARED, *TEXTS):
         shutil.copy(ROOT / name, source)
-    output = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check"]
+    output = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check"]
     result = subprocess.run(
         [*command, "--outdir", str(output), str(source)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    (path,) = output.glob("*.whl")
+    return output
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built.glob("*.whl")
     return path
 
 
@@ -75,6 +83,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
                 expected.add(f"{package}/{name}")
     assert {name for name in names if name.startswith("fastgoal/")} == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_sdist_holds_what_the_wheel_is_made_from_and_no_tests(built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {*DECLARED, *TEXTS}
+    assert not [name for name in names if "test" in name or "__pycache__" in name]
 
 
 def test_wheel_is_small(wheel):

@@ -339,6 +339,7 @@ def other_base(adapter, clip, **changes):
         (lambda folder: (folder / BASE_FILE).write_text("[]"), rf"{BASE_FILE} must be an object .*got \[\]"),
         (lambda folder: other_base(folder, None, base=5), f"{BASE_FILE}: base must be of type str, got 5"),
         (lambda folder: other_base(folder, None, max_text_length="a"), f"{BASE_FILE}: max_text_length .*'a'"),
+        (lambda folder: other_base(folder, None, format=2), f"{BASE_FILE}: `format` must be 1, got 2"),
         (lambda folder: other_base(folder, None, losses={}), rf"{BASE_FILE}: losses .*got \{{\}}"),
         (lambda folder: other_config(folder, target_modules="(([a-z_.0-9]+)+)+!"), r"target_modules .*\(\(\[a-z_"),
         (lambda folder: other_config(folder, rank_pattern={"(.*)*!": 3}), r"rank_pattern .*\(\.\*\)\*!"),
