@@ -77,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.average import average_curve, curve_figure, curve_page
 
     output = require_new_folder(args.output)
+    labels = [label for label, _ in args.also]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"`also` must have a different label for each test, got {', '.join(labels)}.")
     args.also = dict(args.also)
     result = call(average_curve, args, options=options, progress=True)
     with new_folder(output) as draft:

@@ -78,6 +78,7 @@ def test_the_command_writes_the_curve(tiny_clip, tuned, tmp_path, capsys):
         (["--alphas", "0.5", "0.5"], ["--alphas", "two different"]),
         (["--alpha", "0.5"], ["--data", "--alphas"]),
         (["--alphas", "0", "1", "--also", "short"], ["--also", "LABEL=PROTOCOL:PATH", "'short'"]),
+        (["--alphas", "0", "1", "--also", "s=folder:a", "--also", "s=folder:b"], ["--also", "different", "s, s"]),
         (["--alphas", "0", "1", "--also", "s=nothing:x"], ["--protocol", "'nothing'"]),
         (["--alphas", "0", "1", "--also", f"data=folder:{data}"], ["--also", "'data'"]),
     ):
