@@ -22,8 +22,9 @@ examples:
 
 # Options of the evaluation of --data.
 OPTIONS = (
-    *("--protocol", "--form", "--split", "--image-column", "--caption-column", "--image-folder", "--limit"),
+    *("--also", "--protocol", "--form", "--split", "--image-column", "--caption-column", "--image-folder", "--limit"),
     *("--allow-outside-files", "--batch-size", "--num-workers", "--device", "--dtype", "--resamples", "--seed"),
+    *("--templates", "--classnames", "--label-column"),
 )
 
 
@@ -40,24 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(parser, "--output", help="output folder, new or empty")
     add(parser, "--data", required=False, help="with --alphas: dataset like the one that the model was tuned for")
-    parser.add_argument(
-        "--also",
-        type=labeled_test,
-        action="append",
-        default=[],
-        metavar="LABEL=PROTOCOL:PATH",
-        help="with --alphas: also measure what the base could do, with a protocol and its data; may be repeated",
-    )
     add(parser, *OPTIONS)
-
-
-def labeled_test(text: str) -> tuple[str, tuple[str, str]]:
-    """Return the label, the protocol and the path of LABEL=PROTOCOL:PATH; an argparse type."""
-    label, _, rest = text.partition("=")
-    protocol, _, path = rest.partition(":")
-    if not (label and protocol and path):
-        raise argparse.ArgumentTypeError(f"must be LABEL=PROTOCOL:PATH, got {text!r}")
-    return label, (protocol, path)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,10 +61,6 @@ def run(args: argparse.Namespace) -> int:
     from fastgoal.pages.average import average_curve, curve_figure, curve_page
 
     output = require_new_folder(args.output)
-    labels = [label for label, _ in args.also]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"`also` must have a different label for each test, got {', '.join(labels)}.")
-    args.also = dict(args.also)
     result = call(average_curve, args, options=options, progress=True)
     with new_folder(output) as draft:
         (draft / "curve.json").write_text(result.to_json(), encoding="utf-8")

@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,16 +16,14 @@ from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.model_card import versions
 from fastgoal.hub_cards.wording import count, number
 from fastgoal.processing.checkpoints.devices import choose_device, choose_dtype
-from fastgoal.trainer.evaluation.measure import Data, Measured, OpenTest, measure, open_test
+from fastgoal.trainer.evaluation.measure import Data, Measured, OpenTest, measure_all, open_tests
 from fastgoal.trainer.evaluation.measures.intervals import Difference, Interval
-from fastgoal.trainer.evaluation.options import OF_ALL, EvaluationOptions
+from fastgoal.trainer.evaluation.options import EvaluationOptions
 
 from .charts import curve
 from .render import render
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DATA = "data"
-"""Label of the data that the model was tuned for."""
 _SCALE = 2  # pixels of the figure for one of the page
 INTRODUCTION = (
     "Each point is a model with the weights (1 - alpha) base + alpha tuned. 0 is the base, stretched to the text length"
@@ -77,7 +75,7 @@ class AverageCurve:
         tuned: Folder or Hub id of the tuned model.
         base: Folder or Hub id of the base.
         alphas: Shares of the tuned weights, in ascending order.
-        tests: The tests by label; that of `data` is the first, with the label "data".
+        tests: The tests by label. The first is that of `data`, with the name of its protocol.
         scores: The results on each test, one for each alpha.
         versions: Versions of libraries by name.
     """
@@ -124,14 +122,13 @@ def average_curve(
     data: Data,
     options: EvaluationOptions | None = None,
     *,
-    also: Mapping[str, tuple[str, Data]] | None = None,
     alphas: Sequence[float] = ALPHAS,
     progress: bool = False,
 ) -> AverageCurve:
     """Measure averages of a base model and a tuned one, from what the base can do to what the training gained.
 
-        also = {"short": ("coco-5k", "coco/")}
-        curve = average_curve("fast-goal", "openai/clip-vit-base-patch16", "test/", also=also)
+        options = EvaluationOptions(also=["short=coco-5k:coco/"])
+        curve = average_curve("fast-goal", "openai/clip-vit-base-patch16", "test/", options)
         print(curve.to_text())
         curve_figure(curve).save("curve.png")
 
@@ -139,34 +136,28 @@ def average_curve(
         tuned: See `average`.
         base: See `average`.
         data: Data of the kind that the model was tuned for, see `fastgoal.evaluate`.
-        options: Protocol and settings of `data`. Device, dtype, batch size, resamples and seed are those of all tests.
-        also: Further tests by label, each a protocol and its data: what should not get worse.
+        options: Options of the evaluation. Its `also` names what should not get worse.
         alphas: Shares of the tuned weights, from 0 to 1.
         progress: Whether to show progress bars.
 
     Raises:
         ValueError: An argument is invalid, the data cannot be used, or the models do not belong together.
     """
-    options, also = EvaluationOptions() if options is None else options, also or {}
+    options = EvaluationOptions() if options is None else options
     for alpha in alphas:
         check_alpha(alpha, "alphas")
     steps = sorted({float(alpha) for alpha in alphas})
     if len(steps) < 2:
         raise ValueError(f"`alphas` must be at least two different numbers from 0 to 1, got {list(alphas)}.")
-    if DATA in also:
-        raise ValueError(f"`also` must not have the label {DATA!r}, which is that of `data`. Choose another label.")
-    shared = {name: getattr(options, name) for name in OF_ALL if name != "protocol"}
-    tests = {DATA: open_test(data, options)}
-    for label, (protocol, path) in also.items():
-        tests[label] = open_test(path, EvaluationOptions(protocol=protocol, **shared))
+    tests = open_tests(data, options)
     ends = load_endpoints(tuned, base)
     device = choose_device(options.device)
     model: Any = copy.deepcopy(ends.model).to(device, getattr(torch, choose_dtype(options.dtype, device))).eval()
     measured: dict[str, list[Measured]] = {label: [] for label in tests}
     for alpha in steps:
         model.load_state_dict(ends.weights(alpha))
-        for label, test in tests.items():
-            measured[label].append(measure(model, ends.processor, test, f"alpha {alpha:g}", progress))
+        for label, results in measure_all(model, ends.processor, tests, f"alpha {alpha:g}", progress).items():
+            measured[label].append(results)
     return AverageCurve(
         tuned=os.fspath(tuned),
         base=ends.base,
@@ -227,9 +218,9 @@ def _title(result: AverageCurve) -> str:
 
 def _charts(result: AverageCurve) -> list[dict[str, Any]]:
     """Return the data against each other test, or against alpha if there is no other test."""
-    gained, names = result.values(DATA), [f"{alpha:g}" for alpha in result.alphas]
-    others = [label for label in result.tests if label != DATA]
-    y_label = _axis(result, DATA)
+    first, *others = result.tests
+    gained, names = result.values(first), [f"{alpha:g}" for alpha in result.alphas]
+    y_label = _axis(result, first)
     if not others:
         return [curve(result.alphas, gained, names, "alpha", y_label)]
     return [curve(result.values(label), gained, names, _axis(result, label), y_label) for label in others]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fastgoal.cli import main
 from fastgoal.hub_cards.card_images import COLORS
 from fastgoal.pages.average import curve_page, draw_curve
 from fastgoal.pages.charts import curve
-from tests.squares import rows_of_squares
+from tests.squares import rows_of_squares, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +29,18 @@ def tuned(tiny_clip, tmp_path_factory):
 
 
 ROWS = [{"image": row["image"], "caption": row["caption"]} for row in rows_of_squares()]
-SHORT = [{**row, "caption": row["caption"].split(".")[0]} for row in ROWS]
 
 
 def test_each_point_is_the_evaluation_of_the_folder_that_average_writes(tiny_clip, tuned, tmp_path):
+    short = tmp_path / "short"
+    write_pairs([{**row, "caption": row["caption"].split(".")[0]} for row in rows_of_squares()], short)
     options = EvaluationOptions(device="cpu", resamples=20)
-    also = {"short": ("folder", SHORT)}
-    result = fastgoal.average_curve(tuned, tiny_clip, ROWS, options, also=also, alphas=[1, 0, 0.5])
+    both = replace(options, also=[f"short=folder:{short}"])
+    result = fastgoal.average_curve(tuned, tiny_clip, ROWS, both, alphas=[1, 0, 0.5])
     assert result.alphas == [0, 0.5, 1]
     for index, alpha in enumerate(result.alphas):
         fastgoal.average(tuned, tiny_clip, alpha, tmp_path / str(alpha))
-        for label, rows in (("data", ROWS), ("short", SHORT)):
+        for label, rows in (("folder", ROWS), ("short", short)):
             report = fastgoal.evaluate(str(tmp_path / str(alpha)), rows, options)
             score = result.scores[label][index]
             assert score.metrics == report.metrics
@@ -47,10 +49,10 @@ def test_each_point_is_the_evaluation_of_the_folder_that_average_writes(tiny_cli
             assert score.differences["image_to_text_R@5"].difference == change
             assert result.values(label)[index] == 100 * report.metrics["text_to_image_R@1"]
     values = json.loads(result.to_json())
-    assert values["tests"]["short"]["images"] == len(SHORT)
+    assert values["tests"]["short"]["images"] == len(ROWS)
     assert "<svg" in curve_page(result)
     assert (
-        fastgoal.average_curve(tuned, tiny_clip, ROWS, options, alphas=[0.2, 1]).scores["data"][1].differences is None
+        fastgoal.average_curve(tuned, tiny_clip, ROWS, options, alphas=[0.2, 1]).scores["folder"][1].differences is None
     )
 
 
@@ -77,10 +79,7 @@ def test_the_command_writes_the_curve(tiny_clip, tuned, tmp_path, capsys):
         (["--alphas", "0", "1.5"], ["--alphas", "from 0 to 1", "1.5"]),
         (["--alphas", "0.5", "0.5"], ["--alphas", "two different"]),
         (["--alpha", "0.5"], ["--data", "--alphas"]),
-        (["--alphas", "0", "1", "--also", "short"], ["--also", "LABEL=PROTOCOL:PATH", "'short'"]),
-        (["--alphas", "0", "1", "--also", "s=folder:a", "--also", "s=folder:b"], ["--also", "different", "s, s"]),
-        (["--alphas", "0", "1", "--also", "s=nothing:x"], ["--protocol", "'nothing'"]),
-        (["--alphas", "0", "1", "--also", f"data=folder:{data}"], ["--also", "'data'"]),
+        (["--alphas", "0", "1", "--also", "s=nothing:x"], ["--also", "nothing"]),
     ):
         folder = output if "empty" in words else tmp_path / "new"
         assert main([*command, *arguments, "--output", str(folder)]) == 2, arguments
