@@ -56,7 +56,7 @@ campaign: $(INSTALLED_DEV)
 campaign-kills: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.campaign.kills
 
-# Each folder with a requirements.txt gets an environment in .outsiders/ that sees the packages of $(VENV). Long-CLIP is not a package.
+# Each folder with a requirements.txt gets an environment in .outsiders/ that sees the packages of $(VENV). Long-CLIP and SugarCrepe are not packages.
 outsiders: $(INSTALLED_DEV)
 	@for name in $(patsubst tests/outsiders/%/requirements.txt,%,$(wildcard tests/outsiders/*/requirements.txt)); do \
 		venv=.outsiders/$$name && $(BIN)/python -m venv $$venv && \
@@ -67,6 +67,8 @@ outsiders: $(INSTALLED_DEV)
 	done
 	@test -d .outsiders/longclip || git clone --quiet --depth 1 https://github.com/beichenzbc/Long-CLIP .outsiders/longclip \
 		|| echo "Long-CLIP could not be cloned; its test is skipped." >&2
+	@test -d .outsiders/sugarcrepe || git clone --quiet --depth 1 https://github.com/RAIVNLab/sugar-crepe .outsiders/sugarcrepe \
+		|| echo "SugarCrepe could not be cloned; its test is skipped." >&2
 	@npm install --silent --ignore-scripts --no-audit --no-fund --prefix tests/outsiders/transformers_js \
 		|| echo "transformers.js could not be installed; its tests are skipped." >&2
 	$(BIN)/pytest -m outsider

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgoal.processing.data.forms.files import folder_of, image_name, read_json_lines, text_of
+from fastgoal.processing.data.forms.registry import is_source
 
 from ..measures.outcomes import Outcomes
 from .composition import Item, ItemTable, caption_of, files_of, open_files, open_table, reading
@@ -30,7 +31,8 @@ def open_examples(
 ) -> AccuracyTest:
     """Read `examples.jsonl` with the images' names without `.png`, or the table of the Hub with the images in it."""
     path = Path(data) if isinstance(data, str | os.PathLike) else None
-    if path is None or not (path.is_file() or any((path / folder / FILE).is_file() for folder in FOLDERS)):
+    has_file = path is not None and any((path / folder / FILE).is_file() for folder in FOLDERS)
+    if path is None or not path.exists() or (path.is_dir() and not has_file and is_source(path)):
         return open_table(
             data,
             IMAGES,

@@ -148,9 +148,10 @@ def test_a_file_of_another_benchmark_is_refused(folder, name, other):
 def test_missing_files_and_images_are_named(folder, name, tmp_path):
     open_data = ACCURACY_PROTOCOLS[name].open
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "empty", tmp_path / "absent"):
+    for path, fact in ((tmp_path / "empty", FILES[name]), (tmp_path / "absent", "does not exist")):
         with pytest.raises(ValueError, match=re.escape(str(path))) as error:
             open_data(str(path))
+        assert fact in str(error.value)
         assert "\n" not in str(error.value)
     (tmp_path / FILES[name]).write_bytes((folder / FILES[name]).read_bytes())
     with pytest.raises(ValueError, match=r"\.png does not exist in .*`image_folder`") as error:

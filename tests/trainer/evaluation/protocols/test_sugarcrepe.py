@@ -1,4 +1,6 @@
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,12 @@ from fastgoal.quickstart.tour import BASE
 from fastgoal.trainer.evaluation.protocols.sugarcrepe import open_folder
 from tests.composition_files import read_entries, write_sugarcrepe
 
+ROOT = Path(__file__).parents[4]
+OUTSIDERS = ROOT / ".outsiders"
+needs_sugarcrepe = pytest.mark.skipif(
+    not all((OUTSIDERS / name).is_dir() for name in ("sugarcrepe", "open_clip")),
+    reason="SugarCrepe or open_clip is missing: make outsiders",
+)
 COUNTS = {"replace_obj": 24, "replace_att": 20, "swap_att": 12, "add_obj": 9, "add_att": 10}
 
 
@@ -64,6 +72,19 @@ def test_accuracies_are_those_of_the_models_own_logits(trained, folder):
     assert "7,511 items, but the data have 75" in report.facts["note"]
     low, high = report.intervals["all_items"]
     assert 0 < low < report.metrics["all_items"] < high < 1
+
+
+@needs_sugarcrepe
+@pytest.mark.outsider
+@pytest.mark.slow
+def test_sugarcrepes_own_code_gives_the_same_accuracies(trained, folder, tmp_path):
+    script = ROOT / "tests" / "outsiders" / "sugarcrepe" / "run.py"
+    command = [OUTSIDERS / "open_clip" / "bin" / "python", script, OUTSIDERS / "sugarcrepe", BASE, folder]
+    subprocess.run([*command, tmp_path / "accuracies.json"], check=True, timeout=300)
+    metrics = evaluate(trained, folder).metrics
+    assert json.loads((tmp_path / "accuracies.json").read_text()) == {
+        name: pytest.approx(metrics[name]) for name in COUNTS
+    }
 
 
 def test_exchanged_captions_turn_right_into_wrong(trained, folder, tmp_path):
