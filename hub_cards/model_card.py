@@ -161,6 +161,8 @@ class ModelFacts:
         merged_adapter: The adapter that was trained here and merged into the weights.
         training: How the model was trained here.
         evaluation: What was measured here.
+        gains: What the training gained and lost: the measure, and in percent the value of the base model, that of this
+            model, the difference and its 95 % interval; and the verdict.
         pairs_image: Path inside the folder of an image that shows matched pairs.
         examples: Images with the scores of their labels, for the widget of the model page.
     """
@@ -183,6 +185,7 @@ class ModelFacts:
     merged_adapter: AdapterFacts | None = None
     training: TrainingFacts | None = None
     evaluation: EvaluationFacts | None = None
+    gains: list[list[str]] = field(default_factory=list)
     pairs_image: str | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
 

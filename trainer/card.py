@@ -20,6 +20,8 @@ from fastgoal.processing.texts import shortened
 
 from .batches.rows import TrainingRow, source_of
 from .batches.streams import StreamData
+from .evaluation.report import gain_rows
+from .gains import read_gains
 from .summary import TrainingRun
 
 IMAGES = 3
@@ -93,6 +95,7 @@ def finish_folder(
         note=options.note,
         training=training_facts(run, state),
         evaluation=evaluation_facts(run, state),
+        gains=gain_rows(read_gains(folder)),
         **(_save_images(folder, run, processor) if images and options.images else {}),
     )
     cards.write_model_card(folder, facts)

@@ -37,6 +37,9 @@ from fastgoal.trainer.cli.launch import STARTED, launch, starts_processes
 from fastgoal.trainer.cli.parser import Parser
 from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
 from fastgoal.trainer.cli.terminal import run_cleanly
+from fastgoal.trainer.evaluation.options import parse_also
+from fastgoal.trainer.gains import FILE as GAINS
+from fastgoal.trainer.gains import measure_gains, open_gains
 from fastgoal.trainer.interrupts import Interrupted
 from fastgoal.trainer.summary import end_lines
 from fastgoal.trainer.trainer import FastGoalTrainer
@@ -65,6 +68,12 @@ class RunArguments:
         aliases="--dataset_name",
     )
     eval_data: str | None = _option("Dataset to evaluate on.", None)
+    eval_also: list[str] | None = _option(  # noqa: RUF009
+        "Protocols to measure the base and the trained model on at the end, for the card's section on gains and "
+        "losses, such as imagenet=zero-shot:imagenet/val. `fastgoal evaluate --help` lists the protocols.",
+        None,
+        metavar="LABEL=PROTOCOL:PATH",
+    )
     form: str | None = _option(
         f"Form of the datasets: {', '.join(FORMS)}. Recognized by default.", None, choices=[*FORMS]
     )
@@ -113,6 +122,7 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         check_license(self.license)
+        parse_also(self.eval_also, argument="eval_also")
         for name in ("max_train_rows", "max_eval_rows", "shuffle_window", "num_processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -219,6 +229,9 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     eval_data = None
     if run.eval_data:
         eval_data = TrainingData(_source(run.eval_data, run.eval_split, run), run.max_eval_rows)
+    tests = open_gains(run.eval_also, args)
+    if checkpoint is None and args.process_index == 0:
+        (Path(args.output_dir) / GAINS).unlink(missing_ok=True)  # of an earlier training, which is overwritten
     if eval_data is not None and args.eval_strategy == "no":
         args.eval_strategy = "epoch"
     if args.eval_on_start is None or eval_data is None or checkpoint:
@@ -234,7 +247,7 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     start = step_of(checkpoint) if checkpoint else 0
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     is_over = checkpoint is not None and result.global_step == start
-    metrics = None
+    metrics, gains = None, {}
     if checkpoint is not None and is_over:
         logger.warning(f"{checkpoint} is the end of this training. Nothing was left to train.")
         metrics = _saved_metrics(args, checkpoint, eval_data is not None)
@@ -248,12 +261,15 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
             metrics = _last_evaluation(trainer)
             trainer.log_metrics("eval", metrics)
             trainer.save_metrics("eval", metrics)
+        if tests and args.process_index == 0:
+            gains = measure_gains(str(args.output_dir), run.model, tests)
+        if tests or eval_data is not None:
             trainer.create_model_card()
         trainer.save_state()  # last, see `_saved_metrics`
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.process_index == 0:
-        tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, is_adapter(args.output_dir)))
+        tqdm.write(end_lines(str(args.output_dir), metrics, run.eval_data, is_adapter(args.output_dir), gains))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from fastgoal.processing.sentences import check_language
 
 from .batches.rows import source_of
 from .batches.streams import StreamData
+from .evaluation.measures.intervals import Difference
+from .evaluation.report import gain_rows
 from .objectives import Objective
 from .training_arguments import FastGoalTrainingArguments
 
@@ -103,7 +105,13 @@ def describe_truncation(lengths: Sequence[int], limit: int, rows: int = 0) -> st
     return f"{line}; max_text_length {fitting} holds 99 %" if fitting > limit else line
 
 
-def end_lines(output: str, metrics: dict[str, float], data: str | None, adapted: bool) -> str:
+def end_lines(
+    output: str,
+    metrics: dict[str, float],
+    data: str | None,
+    adapted: bool,
+    gains: Mapping[str, Difference] | None = None,
+) -> str:
     """Say where the model is, what the last evaluation measured, and which command comes next.
 
     Args:
@@ -111,12 +119,15 @@ def end_lines(output: str, metrics: dict[str, float], data: str | None, adapted:
         metrics: Metrics of the last evaluation, recalls in percent; empty without one.
         data: Dataset of the evaluation.
         adapted: Whether the folder holds an adapter.
+        gains: What the training gained and lost, by measure.
     """
     folder = shlex.quote(str(output))
     lines = [f"{'The adapter' if adapted else 'The model'} is in {output}. See README.md there for how it was trained."]
     recalls = [metrics.get(f"eval_{direction}_R@1") for direction in ("text_to_image", "image_to_text")]
     if None not in recalls:
         lines.append("R@1 text to image {:.1f} %, image to text {:.1f} %, on {}.".format(*recalls, data))  # type: ignore[str-format]
+    for measure, base, tuned, difference, interval, verdict in gain_rows(gains or {}):
+        lines.append(f"{measure}: {base} % before, {tuned} % after, {difference} points ({interval}): {verdict}.")
     lines.append(f"Next: fastgoal evaluate --model {folder} --data {shlex.quote(data or 'TEST-DATA')}")
     if adapted:
         lines.append(f"      fastgoal merge {folder} --output MODEL")

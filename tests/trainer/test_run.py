@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoModel
 
+from fastgoal import EvaluationOptions, evaluate
 from fastgoal.trainer.callbacks import Epochs
 from fastgoal.trainer.run import _refuse_separate_processes, main, parse
 from fastgoal.trainer.trainer import FastGoalTrainer
@@ -56,6 +58,7 @@ def test_flags_overrule_the_file(tmp_path):
         ("model: a\n", ["--train", "a"], "unknown option --train"),
         ("model: a\ntrain_data: a\nglobal_weight: -1\n", [], "--global_weight must not be negative, got -1.0."),
         ("model: a\n", ["--objective", "gaol"], "--objective must be one of"),
+        ("model: a\n", ["--eval_also", "a=zeroshot:b"], "--eval_also must name one of the protocols"),
     ],
 )
 def test_wrong_settings_are_two_lines(tmp_path, capsys, text, flags, message):
@@ -85,14 +88,27 @@ def test_a_file_may_hold_dictionaries_and_values_that_begin_with_a_dash(tmp_path
     assert (training.lr_scheduler_kwargs, training.run_name, training.seed) == ({"num_cycles": 2}, "--long", -1)
 
 
-def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path):
+def test_from_data_to_a_loadable_folder(tiny_clip, pairs_folder, tmp_path, capsys):
     output = tmp_path / "out"
+    for name in ("red/1.png", "red/2.png", "blue/1.png"):
+        (tmp_path / "classes" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), name.split("/")[0]).save(tmp_path / "classes" / name)
     path = config(
         tmp_path,
         f"model: {tiny_clip}\ntrain_data: {pairs_folder}\neval_data: {pairs_folder}\noutput_dir: {output}\n"
-        f"local_weight: 0.25\nmax_eval_rows: 6\n{FAST}",
+        f"local_weight: 0.25\nmax_eval_rows: 6\n{FAST}"
+        f"eval_also: ['short=folder:{pairs_folder}', 'colors=zero-shot:{tmp_path / 'classes'}']\n",
     )
     assert main([path]) == 0
+    # What the training gained and lost is on the card, with the numbers of the base as `fastgoal evaluate` gives them.
+    options = EvaluationOptions(protocol="zero-shot", device="cpu", resamples=0)
+    base, tuned = (evaluate(str(name), tmp_path / "classes", options).metrics["top_1"] for name in (tiny_clip, output))
+    card = (output / "README.md").read_text()
+    assert f"| colors: top 1 | {100 * base:.2f} | {100 * tuned:.2f} | {100 * (tuned - base):+.2f} |" in card
+    assert (
+        card.index("## Gained and lost") < card.index("| short: R@1, text to image | ") < card.index("## Limitations")
+    )
+    assert f"colors: top 1: {100 * base:.2f} % before, {100 * tuned:.2f} % after" in capsys.readouterr().out
     model = AutoModel.from_pretrained(output)
     assert model.config.text_config.max_position_embeddings == 248
     saved = json.loads((output / "config.json").read_text())
