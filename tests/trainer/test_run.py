@@ -58,7 +58,7 @@ def test_flags_overrule_the_file(tmp_path):
         ("model: a\n", ["--train", "a"], "unknown option --train"),
         ("model: a\ntrain_data: a\nglobal_weight: -1\n", [], "--global_weight must not be negative, got -1.0."),
         ("model: a\n", ["--objective", "gaol"], "--objective must be one of"),
-        ("model: a\n", ["--eval_also", "a=zeroshot:b"], "--eval_also must name one of the protocols"),
+        ("model: a\ntrain_data: a\n", ["--eval_also", "a=zeroshot:b"], "--eval_also must name one of the protocols"),
     ],
 )
 def test_wrong_settings_are_two_lines(tmp_path, capsys, text, flags, message):

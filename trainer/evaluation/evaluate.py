@@ -77,7 +77,7 @@ def evaluate(
         theirs = measure_all(other, other_processor, tests, name, progress)
 
     def report(label: str, seconds: float, also: dict[str, EvaluationReport] | None = None) -> EvaluationReport:
-        measured = {"device": device, "dtype": dtype, "seconds": round(seconds, 3), "also": also}
+        measured = {"device": device, "dtype": dtype, "seconds": round(max(seconds, 0.001), 3), "also": also}
         return _report(tests[label], ours[label], theirs.get(label), **measured)
 
     def seconds_of(label: str) -> float:
