@@ -1,4 +1,4 @@
-# make quickstart       create the environment and run the embedded example (a few minutes; the run needs no network)
+# make quickstart       create the environment and run the embedded example (under two minutes after the installation; the run needs no network)
 # make test             create the environment and run lint, types and the quick tests
 # make lint, types, unit    run one of the three
 # make slow             run the slow tests, which make test skips

@@ -16,7 +16,8 @@ from fastgoal.processing.embedding import embed_texts
 from fastgoal.processing.geometry import crop_box
 from fastgoal.processing.matching import LocalPair, pair_up
 from fastgoal.processing.regions import Region
-from fastgoal.quickstart.train_base import Pixels, embed_pixels, enlarge
+from fastgoal.quickstart.drawing import enlarge
+from fastgoal.quickstart.train_base import Pixels, embed_pixels
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_ranks
 
 from .scenes import Crowd, short_caption

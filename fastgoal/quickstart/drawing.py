@@ -249,6 +249,16 @@ def paint(canvas: Image.Image, thing: Thing, rng: random.Random, mark_size: floa
     return x1, y1, x2, y2
 
 
+def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
+    """Crop a square window of random size around a thing, up to twice its side."""
+    x1, y1, x2, y2 = scene.boxes[number]
+    size = scene.image.size
+    side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), *size)
+    center = [(low + high) / 2 + rng.uniform(-0.1, 0.1) * side for low, high in ((x1, x2), (y1, y2))]
+    left, top = (int(min(max(value - side / 2, 0), limit - side)) for value, limit in zip(center, size, strict=True))
+    return scene.image.crop((left, top, left + int(side), top + int(side)))
+
+
 def _shape_mask(shape: str, radius: float, turn: float, half: int) -> Image.Image:
     """Return a one-channel tile of side `2 * half` with a filled shape in its middle, rotated by `turn` radians."""
     cos, sin = radius * math.cos(turn), radius * math.sin(turn)

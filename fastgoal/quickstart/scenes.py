@@ -12,8 +12,9 @@ the first ones.
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -85,14 +86,33 @@ def short_caption(objects: Sequence[Thing], rng: random.Random, detail: float = 
 
 def write_folder(scenes: Sequence[Scene], folder: str | Path) -> Path:
     """Write `images/*.png` and `metadata.jsonl` (file_name, caption, boxes in pixels, labels); return the folder."""
+    return _write_rows(
+        ((scene.image, {"caption": scene.caption, "boxes": scene.boxes, "labels": scene.labels}) for scene in scenes),
+        folder,
+    )
+
+
+def write_short_folder(scenes: Sequence[Scene], folder: str | Path, seed: int = 0) -> Path:
+    """Write one enlarged object of each scene, and a short caption that names all its details, in the same form."""
+    rng = random.Random(f"short/{seed}")
+
+    def rows() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+        for scene in scenes:
+            number = rng.randrange(len(scene.things))
+            caption = short_caption([scene.things[number]], rng, detail=2.0)
+            yield drawing.enlarge(scene, number, rng), {"caption": caption}
+
+    return _write_rows(rows(), folder)
+
+
+def _write_rows(rows: Iterable[tuple[Image.Image, dict[str, Any]]], folder: str | Path) -> Path:
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as file:
-        for index, scene in enumerate(scenes):
+        for index, (image, columns) in enumerate(rows):
             name = f"images/{index:05d}.png"
-            scene.image.save(folder / name)
-            row = {"file_name": name, "caption": scene.caption, "boxes": scene.boxes, "labels": scene.labels}
-            file.write(json.dumps(row) + "\n")
+            image.save(folder / name)
+            file.write(json.dumps({"file_name": name, **columns}) + "\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Run the whole workflow on drawn scenes, in minutes and without a network: scenes, pairs, two trainings, one table."""
+"""Run the whole workflow on drawn scenes, without a network: scenes, pairs, two trainings, one table, two figures."""
 
 import shutil
 import sys
@@ -10,14 +10,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fastgoal.processing.files import WORK_FOLDER, write_json, write_text
 from fastgoal.quickstart.drawing import Split
-from fastgoal.quickstart.scenes import draw_scenes, write_folder
+from fastgoal.quickstart.scenes import draw_scenes, write_folder, write_short_folder
 
 # With few shapes and colors, scenes differ mostly in details.
 SHAPES = ("arrow", "circle", "flower", "heart", "square", "star")
 COLORS = ("blue", "green", "red", "yellow")
 BASE = Path(str(files("fastgoal.quickstart"))) / "base_clip"
+NAMES = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
 CARD_NOTE = "A small model of the quickstart, trained on drawn scenes only. It does not work on photographs."
 
 
@@ -34,16 +37,16 @@ class TourSettings:
         seed: Random seed of the scenes and the order of the batches.
     """
 
-    train_scenes: int = 800
+    train_scenes: int = 600
     test_scenes: int = 500
-    epochs: int = 5
-    batch_size: int = 50
+    epochs: int = 4
+    batch_size: int = 30
     learning_rate: float = 1e-3
     seed: int = 0
 
 
 def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the quickstart, and write scenes, pairs, checkpoints, `pairs.png`, and `report.json` to `output`.
+    """Run the quickstart, and write scenes, pairs, checkpoints, two figures, and `report.json` to `output`.
 
     Args:
         output: New folder, or one of an earlier quickstart, which is replaced.
@@ -51,8 +54,10 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         say: Receives a line of text at every stage and at every epoch.
 
     Returns:
-        The report: `settings`, `pairs` (the summary), `steps`, `results` (retrieval of the base model, after
-        fine-tuning with only the global loss, and with FAST-GOAL), `seconds` by stage, and a `note`.
+        The report: `settings`, `pairs` (the summary), `steps`, `results`, `seconds` by stage, and a `note`.
+        `results[model][captions]` are metrics of retrieval: of the `base` model, after fine-tuning with only the
+        `global` loss, and with `fast_goal`; with `long` captions of whole scenes, as trained on, and with `short` ones
+        of enlarged objects, as the base model was trained on.
 
     Raises:
         ValueError: The folder has files that no quickstart wrote.
@@ -70,7 +75,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     _claim(output)
     seconds: dict[str, float] = {}
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
 
     say(f"1. Draw {settings.train_scenes} scenes for training and {settings.test_scenes} for testing.")
     with _timed(seconds, "scenes"):
@@ -79,8 +84,11 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         for split, number in numbers.items():
             folder = output / "scenes" / split
             shutil.rmtree(folder, ignore_errors=True)
-            write_folder(draw_scenes(number, settings.seed, split, shapes=SHAPES, colors=COLORS), folder)
-            sources[split] = load_source(folder)
+            scenes = draw_scenes(number, settings.seed, split, shapes=SHAPES, colors=COLORS)
+            sources[split] = load_source(write_folder(scenes, folder))
+        short = output / "scenes" / "short"
+        shutil.rmtree(short, ignore_errors=True)
+        sources["short"] = load_source(write_short_folder(scenes, short, settings.seed))  # of the test scenes
 
     say("2. Find local pairs with FLISM: which region of the scene does each sentence describe?")
     with _timed(seconds, "pairs"):
@@ -103,8 +111,10 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     def measure(name: str, tuned: Any) -> None:
         with _timed(seconds, "evaluation"):
-            encoded = encode_source(tuned, processor, sources["test"], batch_size=50)
-            results[name] = encoded.ranks(tuned.device).summary()
+            results[name] = {
+                captions: encode_source(tuned, processor, sources[split], batch_size=50).ranks(tuned.device).summary()
+                for captions, split in (("long", "test"), ("short", "short"))
+            }
 
     measure("base", model)
     for number, (objective, title) in enumerate((("global", "the global loss alone"), ("fast_goal", "FAST-GOAL")), 3):
@@ -141,6 +151,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
         "note": "A small model on drawn scenes shows that the workflow works, not the results of a real model.",
     }
     write_json(output / "report.json", report)
+    result_figure(report).save(output / "results.png")
     return report
 
 
@@ -156,14 +167,28 @@ def _claim(output: Path) -> None:
 
 
 def result_table(report: dict[str, Any]) -> str:
-    """Return the results as a table of percentages."""
-    names = {"base": "before", "global": "global loss alone", "fast_goal": "FAST-GOAL"}
-    columns = [f"{direction}_R@{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5)]
-    lines = [f"{'':<20}{'text to image':^20}{'image to text':^20}", f"{'':<20}" + f"{'R@1':>9}{'R@5':>9}  " * 2]
-    for name, title in names.items():
-        cells = [f"{100 * report['results'][name][column]:>9.1f}" for column in columns]
+    """Return the results as a table of percentages, each the mean of both directions of retrieval."""
+    lines = [f"{'':<20}{'long captions':>16}{'short captions':>18}", f"{'':<20}" + f"{'R@1':>8}{'R@5':>8}  " * 2]
+    for name, title in NAMES.items():
+        cells = [f"{_recall(report, name, captions, k):>8.1f}" for captions in ("long", "short") for k in (1, 5)]
         lines.append(f"{title:<20}{cells[0]}{cells[1]}  {cells[2]}{cells[3]}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _recall(report: dict[str, Any], name: str, captions: str, k: int) -> float:
+    """Return the mean recall of both directions in percent."""
+    metrics = report["results"][name][captions]
+    return 50 * (metrics[f"text_to_image_R@{k}"] + metrics[f"image_to_text_R@{k}"])
+
+
+def result_figure(report: dict[str, Any]) -> Image.Image:
+    """Draw R@1 with long captions against R@1 with short ones."""
+    from fastgoal.pages.tradeoff import tradeoff_figure
+
+    points = {
+        title: (_recall(report, name, "short", 1), _recall(report, name, "long", 1)) for name, title in NAMES.items()
+    }
+    return tradeoff_figure(points, "R@1 with short captions (%)", "R@1 with long captions (%)")
 
 
 @contextmanager

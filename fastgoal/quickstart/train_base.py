@@ -27,7 +27,7 @@ from fastgoal.modeling_fastgoal import fast_goal_loss
 from fastgoal.modeling_fastgoal.towers_fastgoal import logit_bias
 from fastgoal.processing.pixels import PixelReader
 from fastgoal.processing.tokens import padding_of
-from fastgoal.quickstart.drawing import Scene
+from fastgoal.quickstart.drawing import Scene, enlarge
 from fastgoal.quickstart.scenes import draw_scenes, short_caption
 from fastgoal.trainer.evaluation.measures.retrieval import retrieval_metrics
 
@@ -84,16 +84,6 @@ def make_model(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> CL
 def square_images(side: int) -> CLIPImageProcessor:
     """Return CLIP's image processor for images of `side` x `side` pixels."""
     return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-
-
-def enlarge(scene: Scene, number: int, rng: random.Random) -> Image.Image:
-    """Crop a square window of random size around a thing, up to twice its side."""
-    x1, y1, x2, y2 = scene.boxes[number]
-    size = scene.image.size
-    side = min(max(x2 - x1, y2 - y1) * rng.uniform(0.9, 2.0), *size)
-    center = [(low + high) / 2 + rng.uniform(-0.1, 0.1) * side for low, high in ((x1, x2), (y1, y2))]
-    left, top = (int(min(max(value - side / 2, 0), limit - side)) for value, limit in zip(center, size, strict=True))
-    return scene.image.crop((left, top, left + int(side), top + int(side)))
 
 
 class Pixels:

@@ -5,16 +5,18 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from fastgoal.quickstart.drawing import BACKGROUNDS, COLORS
+from fastgoal.quickstart.drawing import BACKGROUNDS, COLORS, SHAPES
 from fastgoal.quickstart.scenes import (
     DETAIL_WORDS,
     SCENE_SIZE,
     draw_scenes,
     short_caption,
     write_folder,
+    write_short_folder,
 )
 
 
@@ -125,6 +127,26 @@ def test_write_folder(scenes, tmp_path):
     assert [len(row["boxes"]) for row in rows] == [len(scene.boxes) for scene in scenes[:3]]
     with Image.open(tmp_path / rows[0]["file_name"]) as image:
         assert ImageChops.difference(image, scenes[0].image).getbbox() is None
+
+
+def test_short_folder_has_one_enlarged_object_of_each_scene(scenes, tmp_path):
+    write_short_folder(scenes, tmp_path, seed=1)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == len(scenes)
+    for row, scene in list(zip(rows, scenes, strict=True))[:3]:
+        shape = next(word for word in row["caption"].split() if word in SHAPES)
+        (number,) = (index for index, thing in enumerate(scene.things) if thing.shape == shape)
+        thing = scene.things[number]
+        assert all(word in row["caption"] for word in (thing.outline, thing.second, *(thing.mark or ())) if word)
+        with Image.open(tmp_path / row["file_name"]) as image:
+            crop, whole = np.asarray(image), np.asarray(scene.image)
+        x1, y1, x2, y2 = scene.boxes[number]
+        side = max(x2 - x1, y2 - y1)
+        assert 0.9 * side - 1 <= len(crop) <= 2 * side
+        windows = np.lib.stride_tricks.sliding_window_view(whole, crop.shape)[:, :, 0]
+        top, left = np.argwhere((windows == crop).all(axis=(2, 3, 4)))[0]  # where the crop was taken
+        for corner, low, high in ((left, x1, x2), (top, y1, y2)):
+            assert abs(corner + len(crop) / 2 - (low + high) / 2) <= 0.4 * len(crop)
 
 
 @pytest.mark.parametrize("arguments", [{"split": "holdout"}, {"min_objects": 0}, {"min_objects": 6}])

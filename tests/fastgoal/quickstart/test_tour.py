@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageColor
 
-from fastgoal import FastGoalCLIPModel, FastGoalProcessor
+from fastgoal import EvaluationOptions, FastGoalCLIPModel, FastGoalProcessor, evaluate, retrieval_metrics
 from fastgoal.cli import main
+from fastgoal.hub_cards.card_images import GRAY, color_at
 from fastgoal.quickstart.scenes import draw_scenes
-from fastgoal.quickstart.tour import BASE, TourSettings, result_table, take_tour
+from fastgoal.quickstart.tour import BASE, TourSettings, result_figure, result_table, take_tour
 
 SMALL = TourSettings(train_scenes=12, test_scenes=20, epochs=2, batch_size=6)
 
@@ -47,15 +48,28 @@ def test_progress_lines(toured):
 
 
 def test_results_are_those_of_the_saved_models(toured):
-    from fastgoal import EvaluationOptions, evaluate
-
     folder, report, _ = toured
     for name, place in (("base", BASE), ("global", folder / "global"), ("fast_goal", folder / "fast-goal")):
         model, processor = FastGoalCLIPModel.from_base(str(place)), FastGoalProcessor.from_base(str(place))
-        got = evaluate(
-            model, folder / "scenes" / "test", EvaluationOptions(batch_size=7, resamples=0), processor=processor
-        )
-        assert got.metrics == pytest.approx(report["results"][name], abs=1e-9), name
+        for captions, split in (("long", "test"), ("short", "short")):
+            options = EvaluationOptions(batch_size=7, resamples=0)
+            got = evaluate(model, folder / "scenes" / split, options, processor=processor)
+            assert got.metrics == pytest.approx(report["results"][name][captions], abs=1e-9), (name, captions)
+
+
+def test_the_base_model_knows_short_captions_and_not_long_ones(toured):
+    """It was trained on short captions. With the images of others, nothing is left but chance."""
+    folder, report, _ = toured
+    long, short = (report["results"]["base"][captions]["text_to_image_R@1"] for captions in ("long", "short"))
+    assert short > 0.8
+    assert short > long + 0.4
+    rows = [json.loads(line) for line in (folder / "scenes" / "short" / "metadata.jsonl").open()]
+    names = [row["file_name"] for row in rows]
+    images = [Image.open(folder / "scenes" / "short" / name) for name in names[1:] + names[:1]]
+    model, processor = FastGoalCLIPModel.from_base(str(BASE)), FastGoalProcessor.from_base(str(BASE))
+    outputs = model(**processor(images=images, text=[row["caption"] for row in rows]))
+    wrong = retrieval_metrics(outputs.image_embeds, outputs.text_embeds)
+    assert wrong["text_to_image_R@1"] <= 0.1  # chance: one in 20
 
 
 def test_trainings_differ_from_the_base_and_from_each_other(toured):
@@ -101,9 +115,44 @@ def test_cards_describe_the_models(toured):
 
 def test_table_shows_percentages(toured):
     _, report, _ = toured
-    table = result_table(report)
-    assert table.splitlines()[-1].split()[0] == "FAST-GOAL"
-    assert f"{100 * report['results']['global']['image_to_text_R@5']:.1f}" in table
+    results = {
+        name: {
+            captions: {f"{direction}_R@{k}": value for direction in ("text_to_image", "image_to_text") for k in (1, 5)}
+            for captions, value in values.items()
+        }
+        for name, values in {
+            "base": {"long": 0.01, "short": 0.9},
+            "global": {"long": 0.125, "short": 0.25},
+            "fast_goal": {"long": 0.25, "short": 0.5},
+        }.items()
+    }
+    results["fast_goal"]["short"]["image_to_text_R@5"] = 0.6
+    lines = [line.split() for line in result_table({"results": results}).splitlines()]
+    assert lines[0] == ["long", "captions", "short", "captions"]
+    assert lines[1] == ["R@1", "R@5"] * 2
+    assert lines[2:] == [
+        ["before", "1.0", "1.0", "90.0", "90.0"],
+        ["global", "loss", "alone", "12.5", "12.5", "25.0", "25.0"],
+        ["FAST-GOAL", "25.0", "25.0", "50.0", "55.0"],
+    ]
+    assert len(result_table(report).splitlines()) == 5
+
+
+def test_figure_has_a_point_for_each_model(toured):
+    """Both axes start at 0; the axes' ends are known for these numbers."""
+    folder, report, _ = toured
+    with Image.open(folder / "results.png") as saved:
+        assert ImageChops.difference(saved, result_figure(report)).getbbox() is None
+    both = ("text_to_image_R@1", "image_to_text_R@1")
+    shares = {"base": (0.01, 0.9), "global": (0.08, 0.3), "fast_goal": (0.095, 0.5)}
+    results = {
+        name: {"long": dict.fromkeys(both, long), "short": dict.fromkeys(both, short)}
+        for name, (long, short) in shares.items()
+    }
+    figure = result_figure({"results": results})
+    for (long, short), color in zip(shares.values(), (GRAY, color_at(0), color_at(1)), strict=True):
+        place = round(2 * (64 + 626 * short)), round(2 * (412 - 360 * long / 0.1))
+        assert figure.getpixel(place) == ImageColor.getrgb(color)
 
 
 def test_base_model_recognizes_single_objects():
