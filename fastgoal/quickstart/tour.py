@@ -79,7 +79,7 @@ def take_tour(output: Path, settings: TourSettings, say: Callable[[str], None]) 
 
     say(f"1. Draw {settings.train_scenes} scenes for training and {settings.test_scenes} for testing.")
     with _timed(seconds, "scenes"):
-        sources = {}
+        sources: dict[str, Any] = {}
         numbers: dict[Split, int] = {"train": settings.train_scenes, "test": settings.test_scenes}
         for split, number in numbers.items():
             folder = output / "scenes" / split
