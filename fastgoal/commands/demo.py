@@ -8,8 +8,9 @@ HELP = "try one or two models in the browser: explain an image, search a folder"
 
 EPILOG = """\
 Only this machine can open the page, unless --host names another address. Uploaded images stay on this machine, and no
-usage data is sent. With --images, the page can search that folder. Requires `pip install 'fastgoal[demo]'`, and
-`pip install 'fastgoal[search]'` for --images.
+usage data is sent. With --images, the page searches that folder by a description or an image, and explains what it
+found. Other programs call the endpoints /explain and /search with gradio_client. Requires
+`pip install 'fastgoal[demo]'`, and `pip install 'fastgoal[search]'` for --images.
 
 example:
   fastgoal demo --model outputs/ --images photos/

@@ -1,12 +1,14 @@
-"""The demo: see which regions a model connects with each sentence of a caption, and search a folder by a text.
+"""The demo: see which regions a model connects with each sentence of a caption, and search a folder of images.
 
 It uses gradio (https://www.gradio.app), which here reports nothing and serves no files but the images it shows.
 """
 
 import html
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,22 @@ from fastgoal.pages.explain import explain, explanation_page
 from fastgoal.processing.checkpoints.fingerprints import embedder_fingerprint
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.images import load_image
-from fastgoal.search.index import FOLDER, ImageIndex, Update, require_search
+from fastgoal.quickstart.scenes import draw_scenes
+from fastgoal.search.index import FOLDER, Hit, ImageIndex, Update, require_search
 
 MAX_CHARACTERS = 20_000
 MAX_FILE_SIZE = "32mb"
 RESULTS = 12
 THUMBNAIL = 400  # pixels
+LARGEST_SIDE = 1600  # pixels of an image that is copied from the search to the explanation
+EXAMPLES = 3
 TITLE = "Long captions and images"
 INTRODUCTION = (
-    "Upload an image and describe it in several sentences. Each sentence gets one color, in the text, at the frame of "
-    "its best region, and in its heat map over the image."
+    "Upload an image and describe it in several sentences, or click an example. Each sentence gets one color, in the "
+    "text, at the frame of its best region, and in its heat map over the image."
 )
+DESCRIPTION_HINT = "A brown dog lies on a red sofa. A lamp stands to its left. Behind it, a window shows the evening."
+SEARCH_HINT = "A brown dog lies on a red sofa. A lamp stands to its left."
 
 
 @dataclass
@@ -93,21 +100,28 @@ def explain_image(models: Sequence[DemoModel], image: Image.Image, caption: str)
     return f'<iframe class="page" title="explanation" sandbox="allow-scripts" srcdoc="{content}"></iframe>'
 
 
-def search_folder(model: DemoModel, text: str, top_k: int = RESULTS) -> list[tuple[Image.Image, str]]:
-    """Return thumbnails of the images that are most similar to a text, with their scores and file names.
+def search_folder(model: DemoModel, query: str | Image.Image, top_k: int = RESULTS) -> list[Hit]:
+    """Return the images of the folder that are most similar to a description or an image, best first.
 
     Raises:
-        ValueError: The text is empty or too long, or there is no folder to search.
+        ValueError: A description is empty or too long, or there is no folder to search.
     """
-    text = _checked(text, "a text to search for")
+    if not isinstance(query, Image.Image):
+        query = _checked(query, "a description to search for")
     if model.index is None:
         raise ValueError("There is no folder to search.")
-    results = []
-    for hit in model.index.search(text, top_k):
-        image = load_image(hit.path)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        results.append((image, f"{number(hit.score, 3)}  {hit.path.name}"))
-    return results
+    return model.index.search(query, top_k)
+
+
+def make_examples() -> list[tuple[Path, str]]:
+    """Draw some images in a temporary folder, with descriptions."""
+    folder = Path(tempfile.mkdtemp(prefix="fastgoal-demo-"))
+    examples = []
+    for index, scene in enumerate(draw_scenes(EXAMPLES, split="test", rich=False), start=1):
+        path = folder / f"drawing-{index}.png"
+        scene.image.save(path)
+        examples.append((path, scene.caption))
+    return examples
 
 
 def build_demo(models: Sequence[DemoModel]) -> Any:
@@ -115,6 +129,7 @@ def build_demo(models: Sequence[DemoModel]) -> Any:
     gradio = require_gradio()
 
     def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)  # gradio names the parameters of its API by the signature
         def run(*values: Any) -> Any:
             try:
                 return function(*values)
@@ -123,35 +138,88 @@ def build_demo(models: Sequence[DemoModel]) -> Any:
 
         return run
 
-    def explain_file(path: str | None, caption: str) -> str:
-        if path is None:
+    def explain_upload(image: str | None, description: str) -> str:
+        if image is None:
             raise ValueError("Choose an image first.")
-        return explain_image(models, load_image(path, name="The image"), caption)
+        return explain_image(models, load_image(image, name="The image"), description)
 
-    def search_all(text: str) -> Any:
-        results = [search_folder(model, text) for model in models]
-        return results if len(results) > 1 else results[0]  # gradio takes one output without a list
+    def search_all(description: str = "", image: str | None = None) -> list[Any]:
+        if image is not None and (description or "").strip():
+            raise ValueError("Search by a description or by an image, not both. Remove one of them.")
+        query = description if image is None else load_image(image, name="The image")
+        found = [search_folder(model, query) for model in models]
+        thumbnails = [[(_small(hit.path, THUMBNAIL), _caption(hit)) for hit in hits] for hits in found]
+        return [*thumbnails, [[str(hit.path) for hit in hits] for hits in found]]
+
+    def forget_hit() -> tuple[None, Any]:
+        return None, gradio.Button("Click an image to explain it", interactive=False)
+
+    def select_hit(paths: list[list[str]], position: int, event: gradio.SelectData) -> tuple[str, Any]:  # type: ignore[name-defined]
+        path = paths[position][event.index]
+        return path, gradio.Button(f"Explain {Path(path).name}", interactive=True)
+
+    def explain_hit(path: str, description: str) -> tuple[Any, Image.Image, str, str]:
+        image = _small(Path(path), LARGEST_SIDE)
+        frame = explain_image(models, image, description) if (description or "").strip() else ""
+        return gradio.Tabs(selected="explain"), image, description, frame
 
     names = " and ".join(model.name for model in models)
+    index = models[0].index
+    examples = [[str(path), text] for path, text in make_examples()]
+    hidden = {"api_visibility": "private"}
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"# {TITLE}\n{html.escape(names)}")
-        with gradio.Tab("Explain"):
-            gradio.Markdown(INTRODUCTION)
-            with gradio.Row():
-                image = gradio.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=320)
-                caption = gradio.Textbox(label="Description", lines=8, max_length=MAX_CHARACTERS)
-            show = gradio.Button("Show", variant="primary")
-            frame = gradio.HTML()
-            show.click(show_errors(explain_file), [image, caption], frame, api_name="explain", concurrency_limit=1)
-        if models[0].index is not None:
-            with gradio.Tab("Search"):
-                query = gradio.Textbox(
-                    label="Description of the image to search for", lines=4, max_length=MAX_CHARACTERS
-                )
-                search = gradio.Button("Search", variant="primary")
+        with gradio.Tabs() as tabs:
+            with gradio.Tab("Explain", id="explain"):
+                gradio.Markdown(INTRODUCTION)
                 with gradio.Row():
-                    galleries = [gradio.Gallery(label=model.name, columns=3, object_fit="contain") for model in models]
-                search.click(show_errors(search_all), query, galleries, api_name="search", concurrency_limit=1)
+                    image = gradio.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=320)
+                    caption = gradio.Textbox(
+                        label="Description", lines=8, max_length=MAX_CHARACTERS, placeholder=DESCRIPTION_HINT
+                    )
+                show = gradio.Button("Show", variant="primary")
+                frame = gradio.HTML(label="Explanation", show_label=False)
+                gradio.Examples(examples, [image, caption], cache_examples=False)
+                show.click(
+                    show_errors(explain_upload), [image, caption], frame, api_name="explain", concurrency_limit=1
+                )
+            if index is not None:
+                with gradio.Tab("Search", id="search"):
+                    with gradio.Row():
+                        query = gradio.Textbox(
+                            value="",  # or the API would require it
+                            label="Description of the image to search for",
+                            lines=6,
+                            max_length=MAX_CHARACTERS,
+                            placeholder=SEARCH_HINT,
+                        )
+                        query_image = gradio.Image(
+                            type="filepath", label="Or an image", sources=["upload", "clipboard"], height=200
+                        )
+                    search = gradio.Button("Search", variant="primary")
+                    with gradio.Row():
+                        galleries = [
+                            gradio.Gallery(label=model.name, columns=3, object_fit="contain") for model in models
+                        ]
+                    to_explain = gradio.Button("Click an image to explain it", interactive=False)
+                    gradio.Examples([[text] for _, text in examples], [query], cache_examples=False)
+                    paths, selected = gradio.State([]), gradio.State(None)
+                    search.click(
+                        show_errors(search_all),
+                        [query, query_image],
+                        [*galleries, paths],
+                        api_name="search",
+                        concurrency_limit=1,
+                    ).then(forget_hit, None, [selected, to_explain], **hidden)
+                    for position, gallery in enumerate(galleries):
+                        gallery.select(select_hit, [paths, gradio.State(position)], [selected, to_explain], **hidden)
+                    to_explain.click(
+                        show_errors(explain_hit),
+                        [selected, query],
+                        [tabs, image, caption, frame],
+                        concurrency_limit=1,
+                        **hidden,
+                    )
     return page
 
 
@@ -170,6 +238,17 @@ def launch_demo(page: Any, host: str = "127.0.0.1", port: int | None = None, wai
         footer_links=[],
     )
     return str(address)
+
+
+def _small(path: Path, side: int) -> Image.Image:
+    """Return an image with a longer side of at most this number of pixels."""
+    image = load_image(path)
+    image.thumbnail((side, side))
+    return image
+
+
+def _caption(hit: Hit) -> str:
+    return f"{number(hit.score, 3)}  {hit.path.name}"
 
 
 def _checked(text: str | None, description: str) -> str:

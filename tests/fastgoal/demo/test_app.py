@@ -3,11 +3,13 @@
 import pytest
 from PIL import Image
 
-from fastgoal.demo.app import build_demo, explain_image, launch_demo, load_models, search_folder
+from fastgoal.demo.app import build_demo, explain_image, launch_demo, load_models, make_examples, search_folder
 from tests.browser import needs_browser, open_page
 from tests.squares import COLORS, image_of
 
 gradio = pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+
 CAPTION = "On the left it is red. On the right it is <b>blue</b>."
 
 
@@ -58,18 +60,25 @@ def test_in_a_browser(address, images, size):
         page.get_by_label("Description of the image to search for").fill("A red square.")
         page.get_by_role("button", name="Search").click()
         page.locator(".grid-container img, .thumbnail-item img").nth(23).wait_for()  # 12 of each model
+        # A hit leads to its explanation, with the query as the description.
+        page.locator(".thumbnail-item").nth(1).click()
+        page.get_by_role("button", name="Explain ").click()
+        page.get_by_role("tab", name="Explain", selected=True).wait_for()
+        frame.get_by_text("A red square.").first.wait_for()
+        assert page.get_by_label("Description", exact=True).input_value() == "A red square."
+        page.evaluate("window.scrollTo(0, 0)")
+        page.get_by_role("tab", name="Search").click()
         page.get_by_label("Description of the image to search for").fill(" ")
         page.get_by_role("button", name="Search").click()
-        page.get_by_text("Write a text to search for first.").wait_for()
+        page.get_by_text("Write a description to search for first.").wait_for()
     assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
 
 
 def test_search_and_explain(models, images):
-    answers = search_folder(models[0], "A red square.", top_k=5)
-    scores = [float(label.split()[0]) for _, label in answers]
-    assert scores == sorted(scores, reverse=True)
-    assert {label.split()[1] for _, label in answers} <= {path.name for path in images.glob("*.png")}
-    assert max(answers[0][0].size) <= 400
+    hits = search_folder(models[0], "A red square.", top_k=5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert {hit.path for hit in hits} <= {*images.glob("*.png")}
+    assert search_folder(models[0], image_of("red", "blue"), top_k=1)[0].path.name == "red-blue.png"
     page = explain_image(models, Image.new("RGB", (64, 32), "red"), CAPTION)
     assert page.startswith("<iframe")
     assert page.count("<") == 2  # nothing in the caption is markup
@@ -83,6 +92,30 @@ def test_texts_that_are_refused(models, text, words):
     for ask in (lambda: search_folder(models[0], text), lambda: explain_image(models, Image.new("RGB", (9, 9)), text)):
         with pytest.raises(ValueError, match=words):
             ask()
+
+
+def test_the_api_has_names(address, images):
+    """Another program's view: gradio's own client."""
+    client = gradio_client.Client(address, verbose=False, analytics_enabled=False)
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert {"/explain", "/search"} <= endpoints.keys()
+    parameters = {name: [one["parameter_name"] for one in endpoints[name]["parameters"]] for name in endpoints}
+    assert parameters["/explain"] == ["image", "description"]
+    assert parameters["/search"] == ["description", "image"]
+    file = gradio_client.handle_file(str(images / "red-blue.png"))
+    assert "iframe" in client.predict(image=file, description=CAPTION, api_name="/explain")
+    by_image = client.predict(image=file, api_name="/search")
+    assert [hits[0]["caption"].split() for hits in by_image] == [["1.000", "red-blue.png"]] * 2
+    by_text = client.predict(description="A red square.", api_name="/search")
+    assert [len(hits) for hits in by_text] == [12, 12]
+    with pytest.raises(gradio_client.exceptions.AppError, match="by a description or by an image, not both"):
+        client.predict(description="A red square.", image=file, api_name="/search")
+
+
+def test_examples_are_drawings_with_descriptions():
+    drawn = make_examples()
+    assert len(drawn) == 3
+    assert all(Image.open(path).size == (192, 192) and text.endswith(".") for path, text in drawn)
 
 
 def test_without_images_there_is_no_search(tiny_clip):
