@@ -52,11 +52,12 @@ def open_classes(
         ValueError: The data have no classes, a class has no images, a row has no class, or a file is wrong.
     """
     is_path = isinstance(data, str | os.PathLike)
-    images = _class_folder(Path(data)) if is_path and Path(data).is_dir() else None
-    if images is not None:
-        _refuse_for_folder(images, split=split, image_column=image_column, label_column=label_column)
-        images.allow_outside_files = allow_outside_files
-        names, labels = _classes_of_folder(images)
+    folder = _class_folder(Path(data)) if is_path and Path(data).is_dir() else None
+    images: Source
+    if folder is not None:
+        _refuse_for_folder(folder, split=split, image_column=image_column, label_column=label_column)
+        folder.allow_outside_files = allow_outside_files
+        images, (names, labels) = folder, _classes_of_folder(folder)
     else:
         images = (
             open_images(data, split=split, image_column=image_column, allow_outside_files=allow_outside_files)
