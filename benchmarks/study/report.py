@@ -92,11 +92,16 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         fewer = f" (seeds: {len(row['seeds'])})" if len(row["seeds"]) < len(result["seeds"]) else ""
         shown = ("R@1", "R@5", "twins", "short_R@1")
-        first, *others = (f"{row[name]['mean']:.1f} ± {row[name]['half']:.1f}" for name in shown)
-        gain = f"{row['R@1']['gain']:+.1f} ± {row['R@1']['gain_half']:.1f}"
+        first, *others = (f"{row[name]['mean']:.1f}{_half(row[name]['half'])}" for name in shown)
+        gain = f"{row['R@1']['gain']:+.1f}{_half(row['R@1']['gain_half'])}"
         cells = [row["arm"], first + fewer, "" if row["arm"] == result["against"] else gain, *others]
         lines.append(f"| {' | '.join(cells)} | {row['train_seconds']:.0f} |")
     return "\n".join(lines)
+
+
+def _half(value: float) -> str:
+    """Half an interval's width, in words; nothing of one seed, which has no interval."""
+    return "" if math.isnan(value) else f" ± {value:.1f}"
 
 
 def write_report(results: Path, page: Path) -> None:

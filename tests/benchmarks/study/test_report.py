@@ -19,7 +19,7 @@ def test_interval():
 def test_the_page_has_the_tables_of_the_results_beside_it():
     page = (STUDY / "STUDY.md").read_text(encoding="utf-8")
     paths = sorted((STUDY / "results").glob("q*.json"))
-    assert len(paths) == 10
+    assert len(paths) == 12
     for path in paths:
         table = report.table(json.loads(path.read_text()))
         assert f"<!-- table {path.stem} -->\n{table}\n<!-- end -->" in page, path.name
