@@ -8,7 +8,8 @@ from fastgoal.trainer.run import run_parser
 INTRODUCTION = """\
 # Commands
 
-`fastgoal COMMAND --help` prints the same in a terminal. `--traceback` shows the Python traceback of any error.
+`fastgoal COMMAND --help` prints the same in a terminal. `--quiet` shows no progress bars, and `--traceback` the Python
+traceback of any error.
 """
 
 
@@ -40,7 +41,7 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _is_shown(action: argparse.Action) -> bool:
-    return action.help != argparse.SUPPRESS and action.dest not in ("help", "traceback")
+    return action.help != argparse.SUPPRESS and action.dest not in ("help", "traceback", "progress")
 
 
 def _names(action: argparse.Action, parser: argparse.ArgumentParser) -> str:

@@ -66,6 +66,13 @@ def build_parser() -> Parser:
         default=argparse.SUPPRESS,
         help="show the Python traceback of an error",
     )
+    common.add_argument(
+        "--quiet",
+        dest="progress",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="show no progress bars",
+    )
     about = "Fine-tune CLIP for long, detailed captions (FAST-GOAL, GOAL)."
     usage = "%(prog)s COMMAND [options]"
     parser = Parser(prog="fastgoal", usage=usage, description=about, epilog=EPILOG, parents=[common])
@@ -94,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--version` raise `SystemExit`, as in argparse.
     """
     parser = build_parser()
-    args = argparse.Namespace(command=None)
+    args = argparse.Namespace(command=None, progress=True)
 
     def work() -> int:
         parser.parse_args(argv, args)

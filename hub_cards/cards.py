@@ -15,6 +15,8 @@ import yaml
 from huggingface_hub import CardData
 from jinja2 import Environment, FileSystemLoader
 
+from fastgoal.processing.names import is_hub_id
+
 from .card_images import pairs_sheet
 from .wording import count, number, percent
 
@@ -22,16 +24,10 @@ HERE = Path(__file__).parent
 CARD = "README.md"
 EXAMPLES = "examples"
 PAIRS_IMAGE = f"{EXAMPLES}/pairs.jpg"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # An identifier of https://huggingface.co/docs/hub/repositories-licenses, such as openrail++ or bsd-3-clause.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Control characters, line breaks, unpaired surrogates, and characters that change the direction of the text.
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name is `OWNER/NAME` on the Hub rather than a path on this machine."""
-    return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def public_name(name: str) -> str:

@@ -15,7 +15,7 @@ from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
 from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import MANIFEST, PairsFolder
 from fastgoal.processing.data.statistics import inspect_pairs
-from fastgoal.processing.data.tokens import USUAL_TOKENIZERS, TokenCounter
+from fastgoal.processing.data.tokens import TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.files import WORK_FOLDER, write_inside
 
@@ -115,12 +115,15 @@ class DataFacts:
     pairs_image: str | None = None
 
     @classmethod
-    def of_folder(cls, folder: PairsFolder, counter: TokenCounter | None = None, **facts: Any) -> "DataFacts":
+    def of_folder(
+        cls, folder: PairsFolder, counter: TokenCounter | None = None, stored_tokens: bool = False, **facts: Any
+    ) -> "DataFacts":
         """Gather the facts of an output folder of `fastgoal pairs`; `facts` are others, by attribute.
 
         Args:
             folder: The folder; see `open_finished`.
             counter: Counts the tokens of captions; None leaves them out.
+            stored_tokens: Use the numbers of tokens in the folder, if it has them.
             **facts: Attributes.
         """
         captioner = facts.get("captioner")
@@ -128,9 +131,11 @@ class DataFacts:
             **{
                 "name": public_name(str(folder.folder.resolve())),
                 "source": captioner.source if captioner else public_name(folder.manifest["source"]),
-                "figures": inspect_pairs(folder, counter, repetitions=False),
+                "figures": inspect_pairs(folder, counter, repetitions=False, stored_tokens=stored_tokens),
                 "settings": _public_settings(folder.manifest["settings"]),
-                "tokenizer": None if counter is None else public_name(counter.name),
+                "tokenizer": public_name(counter.name)
+                if counter is not None
+                else public_weights(str(folder.manifest["settings"]["model"])),
                 **facts,
             }
         )
@@ -159,7 +164,7 @@ def prepare_data_card(
     image_license: str | None = None,
     caption_license: str | None = None,
     captions: str | os.PathLike[str] | None = None,
-    tokenizer: str | None = USUAL_TOKENIZERS[0],
+    tokenizer: str | None = None,
 ) -> dict[str, bytes]:
     """Make the card of an output folder of `fastgoal pairs`, with figures, licenses and an image of sample rows.
 
@@ -170,7 +175,8 @@ def prepare_data_card(
         image_license: License of the images in words, if different.
         caption_license: License of the captions in words, if different.
         captions: See `find_captioner`.
-        tokenizer: Folder or Hub id of the tokenizer that counts tokens; None leaves them out.
+        tokenizer: Folder or Hub id of the tokenizer that counts tokens, or "none" to leave them out. None for the
+            numbers that `fastgoal pairs` stored.
 
     Returns:
         The files of the card by their paths in the folder, for `push` and `save_data_card`. Empty if the card of the
@@ -188,7 +194,8 @@ def prepare_data_card(
         return {}
     facts = DataFacts.of_folder(
         opened,
-        None if tokenizer is None else TokenCounter(tokenizer),
+        None if tokenizer in (None, "none") else TokenCounter(str(tokenizer)),
+        stored_tokens=tokenizer is None,
         name=repo,
         license=license,
         image_license=image_license,

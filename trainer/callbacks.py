@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy, has_length
 
 from .batches.rows import TrainingData
-from .summary import TrainingRun, start_lines
+from .summary import TrainingRun, log_text, start_lines
 
 
 class LogitScaleLimit(TrainerCallback):
@@ -98,6 +98,29 @@ class StepCheckpoints(TrainerCallback):
         if args.save_strategy == SaveStrategy.EPOCH and args.save_steps and self.steps_per_epoch:
             step = state.global_step % self.steps_per_epoch  # 0 at the end of an epoch, where `Trainer` saves itself
             control.should_save |= step > 0 and step % state.save_steps == 0
+
+
+class ProgressWithTables(ProgressCallback):
+    """Show progress bars, and evaluations as small tables."""
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        bar: Any = self.training_bar
+        if state.is_world_process_zero and bar is not None:
+            bar.write(log_text(logs))
+
+
+class LogWithTables(PrinterCallback):
+    """Show the lines of the log without progress bars, and evaluations as small tables."""
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_local_process_zero:
+            tqdm.write(log_text(logs))
+
+
+def with_tables(callback: TrainerCallback) -> TrainerCallback:
+    """Return the callback that shows the log with tables in place of one of transformers; return others unchanged."""
+    ours: dict[type, type] = {ProgressCallback: ProgressWithTables, PrinterCallback: LogWithTables}
+    return ours[type(callback)]() if type(callback) in ours else callback
 
 
 class StartLines(TrainerCallback):

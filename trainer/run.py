@@ -20,7 +20,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     del sys.path[0]
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -34,14 +34,15 @@ from fastgoal.trainer.batches.streams import StreamData
 from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import hold_output, newest_checkpoint, refuse_output, require_checkpoint, step_of
 from fastgoal.trainer.cli.launch import STARTED, launch, starts_processes
-from fastgoal.trainer.cli.parser import Parser
+from fastgoal.trainer.cli.run_parser import RunParser
 from fastgoal.trainer.cli.settings_file import flags_of, refuse_two_names
-from fastgoal.trainer.cli.terminal import run_cleanly
+from fastgoal.trainer.cli.terminal import quiet_libraries, run_cleanly
+from fastgoal.trainer.cli.usage import USAGE
 from fastgoal.trainer.evaluation.options import parse_also
 from fastgoal.trainer.gains import FILE as GAINS
 from fastgoal.trainer.gains import measure_gains, open_gains
 from fastgoal.trainer.interrupts import Interrupted
-from fastgoal.trainer.summary import end_lines
+from fastgoal.trainer.summary import end_lines, log_text
 from fastgoal.trainer.trainer import FastGoalTrainer
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 
@@ -133,18 +134,13 @@ class RunArguments:
                     raise ValueError(f"`{name}` cannot be combined with `streaming`, got {value}.")
 
 
-class RunParser(Parser, HfArgumentParser):
-    """The parser of the settings of a training."""
-
-
 ARGUMENTS = (RunArguments, FastGoalTrainingArguments)
 MAPPINGS = {name for arguments in ARGUMENTS for name, hint in get_type_hints(arguments).items() if "dict" in str(hint)}
 
 
 def run_parser(prog: str = "run.py") -> RunParser:
     """Return the parser of a training's settings."""
-    usage = "%(prog)s [CONFIG.yaml] [--model MODEL] [--train_data DATA] [options]"
-    return RunParser([*ARGUMENTS], prog=prog, usage=usage)
+    return RunParser([*ARGUMENTS], prog=prog, usage=USAGE)
 
 
 def parse(argv: Sequence[str], parser: RunParser | None = None) -> tuple[RunArguments, FastGoalTrainingArguments]:
@@ -186,6 +182,7 @@ def main(argv: Sequence[str] | None = None, parser: RunParser | None = None) -> 
         parse(argv if asked.use_cpu else [*argv, "--use_cpu", "true"], parser)
         return launch(argv, asked.num_processes, asked.accelerate_config, asked.use_cpu)
     run, args = parse(argv, parser)
+    quiet_libraries()
     _refuse_separate_processes(args.world_size)
     output, is_first = Path(args.output_dir), args.process_index == 0
     checkpoint = _checkpoint(args)
@@ -254,12 +251,12 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
     if metrics is None:
         trainer.save_model()
         if not is_over:
-            trainer.log_metrics("train", result.metrics)
             trainer.save_metrics("train", result.metrics)
         metrics = {}
         if eval_data is not None:
             metrics = _last_evaluation(trainer)
-            trainer.log_metrics("eval", metrics)
+            if args.process_index == 0:
+                tqdm.write(log_text(metrics))
             trainer.save_metrics("eval", metrics)
         if tests and args.process_index == 0:
             gains = measure_gains(str(args.output_dir), run.model, tests)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from .cli.run_parser import WITHOUT_EFFECT
 from .run import RunArguments
 from .training_arguments import RECIPES, FastGoalTrainingArguments
 
@@ -29,7 +30,8 @@ def commented_settings(recipe: str) -> str:
     every = {setting.name: setting for setting in fields(FastGoalTrainingArguments)}
     own = {name: setting for name, setting in every.items() if theirs.get(name) is not setting}
     own |= {name: every[name] for name in USUAL}
-    del own["remove_unused_columns"]  # it has one allowed value
+    for name in WITHOUT_EFFECT:
+        del own[name]
     lines = [
         "# Settings of a training. Run it with `fastgoal train config.yaml`.",
         "# Settings that are commented out show their defaults. Write numbers such as 5e-6 with a dot: 5.0e-6.",

@@ -1,6 +1,7 @@
 """Describe a training in a few lines: before its first step what runs, and at its end where the model is."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence, Sized
 from contextlib import suppress
@@ -22,9 +23,12 @@ from fastgoal.processing.sentences import check_language
 from .batches.rows import source_of
 from .batches.streams import StreamData
 from .evaluation.measures.intervals import Difference
+from .evaluation.measures.retrieval import DIRECTIONS
 from .evaluation.report import gain_rows
 from .objectives import Objective
 from .training_arguments import FastGoalTrainingArguments
+
+_METRIC = re.compile(rf"(?P<prefix>\w+?)_(?:{'|'.join(DIRECTIONS)})_(?P<name>.+)")
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,29 @@ def end_lines(
     if adapted:
         lines.append(f"      fastgoal merge {folder} --output MODEL")
     return "\n".join(lines)
+
+
+def log_text(logs: Mapping[str, Any]) -> str:
+    """Return a line of the log: an evaluation as a small table, other values as `transformers.Trainer` shows them."""
+    matches = [match for name in logs if (match := _METRIC.fullmatch(name))]
+    if not matches:
+        values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
+        values.pop("total_flos", None)
+        return str(values)
+    prefix = matches[0]["prefix"]
+    names = [*dict.fromkeys(match["name"] for match in matches if match["prefix"] == prefix)]
+    head = [f"epoch {logs['epoch']:.4g}" if "epoch" in logs else "", *(name.replace("_", " ") for name in names)]
+    rows = [head]
+    for direction in DIRECTIONS:
+        cells = [logs.get(f"{prefix}_{direction}_{name}") for name in names]
+        rows.append([direction.replace("_", " "), *("-" if cell is None else f"{cell:.1f}" for cell in cells)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    parts = {name.removeprefix(f"{prefix}_loss_"): value for name, value in logs.items() if f"{prefix}_loss_" in name}
+    if f"{prefix}_loss" in logs:
+        of_parts = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in parts.items())
+        lines.append(f"loss {logs[f'{prefix}_loss']:.4g}" + (f" ({of_parts})" if parts else ""))
+    return "\n".join([prefix, *lines] if prefix != "eval" else lines)
 
 
 def pairs_of(folder: str) -> int | None:

@@ -50,7 +50,14 @@ from .batches.hard_negatives import load_neighbors, save_neighbors, training_nei
 from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
 from .batches.streams import StreamBatches, StreamData
-from .callbacks import Epochs, LogitScaleLimit, StartLines, StepCheckpoints, TowardsBase
+from .callbacks import (
+    Epochs,
+    LogitScaleLimit,
+    StartLines,
+    StepCheckpoints,
+    TowardsBase,
+    with_tables,
+)
 from .card import CardOptions, finish_folder
 from .checkpoints import (
     SECONDS,
@@ -250,6 +257,8 @@ class FastGoalTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        handler = self.callback_handler
+        handler.callbacks = [with_tables(callback) for callback in handler.callbacks]
         self._sharded = prepare_shards(self.accelerator, self.model)
         if self._sharded and is_adapted(self.model):
             raise ValueError(

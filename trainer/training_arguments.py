@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import IntervalStrategy
 
 from fastgoal.modeling_fastgoal.losses_fastgoal import LossWeights
 from fastgoal.processing.checkpoints.adapters import TARGETS, TOWERS
@@ -293,6 +294,17 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     metric_for_best_model: str | None = _setting(
         None, f"Metric that the best checkpoint is chosen by. Defaults to {BEST_METRIC} on the evaluation data."
     )
+    eval_strategy: IntervalStrategy | str = _setting(  # noqa: RUF009
+        "no",
+        "When to evaluate: `no`, `steps` or `epoch`. `fastgoal train` does after each epoch if `eval_data` is given.",
+    )
+    resume_from_checkpoint: str | None = _setting(
+        None, "Checkpoint to resume from: a folder, or `true` for the newest one in `output_dir`, if there is one."
+    )
+    use_cpu: bool = _setting(False, "Whether to train on the CPU even if there is a GPU.")
+    do_train: bool = _setting(False, "Has no effect: `fastgoal train` always trains.")
+    do_eval: bool = _setting(False, "Has no effect here: set `eval_data` to evaluate.")
+    do_predict: bool = _setting(False, "Has no effect here.")
     overwrite_output_dir: bool = _setting(
         False,
         "Whether to train into a folder that already contains a model, a dataset or another training. Old checkpoints "

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add, call, evaluation_options, number
+from .options import add, call, evaluation_options, number, prepare
 
 HELP = "average the weights of a base model and a tuned one, to keep more of what the base could do"
 
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.alpha is not None:
         if args.data is not None or args.also:
             raise ValueError("`data` and `also` must be left out with `alpha`, which measures nothing. Use `alphas`.")
+        prepare(args, models=["tuned", "base"])
+
         from fastgoal.export.average import average
 
         tokens = call(average, args)
@@ -56,12 +58,13 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None:
         raise ValueError("`data` is required with `alphas`. Name the data to measure on.")
     options = evaluation_options(args)
+    prepare(args, models=["tuned", "base"], data=["data"])
 
     from fastgoal.export.model_folder import new_folder, require_new_folder
     from fastgoal.pages.average import average_curve, curve_figure, curve_page
 
     output = require_new_folder(args.output)
-    result = call(average_curve, args, options=options, progress=True)
+    result = call(average_curve, args, options=options)
     with new_folder(output) as draft:
         (draft / "curve.json").write_text(result.to_json(), encoding="utf-8")
         (draft / "curve.html").write_text(curve_page(result), encoding="utf-8")

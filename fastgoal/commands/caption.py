@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .options import FORM_LIST, add, call, number, text_file
+from .options import FORM_LIST, add, call, number, prepare, text_file
 
 HELP = "write long captions for images with an image-text-to-text model"
 
@@ -102,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, data=["images"], models=["model"] if args.server is None else [])
+
     from tqdm.auto import tqdm
 
     from fastgoal.processing.builders.captions import build_captions

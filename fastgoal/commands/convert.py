@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call
+from .options import add, call, prepare
 
 HELP = "convert CLIP weights from or to the files of GOAL, Long-CLIP, OpenAI and open_clip"
 
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         for name in TRANSFORMERS:
             if vars(args)[name]:
                 raise ValueError(f"`{name}` must not be set with `to={args.to}`, which reads a whole model.")
+        prepare(args, models=["source"])
+
         from fastgoal.export.convert_back import convert_back
 
         for file in call(convert_back, args):
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "`base` is required with `to=transformers`. Name the model that the weights were trained from."
         )
+    prepare(args, models=["base"], paths=["source"])
 
     from fastgoal.export.convert import convert
 

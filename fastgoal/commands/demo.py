@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, number
+from .options import add, number, prepare
 
 HELP = "try one or two models in the browser: explain an image, search a folder"
 
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, models=["model", "against"], paths=["images"])
+
     from fastgoal.demo.app import build_demo, launch_demo, load_models, require_gradio
     from fastgoal.hub_cards.wording import count
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call, number
+from .options import add, call, number, prepare
 
 HELP = "write the embeddings of images or captions as parquet files, for a vector store"
 
@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, data=["source"], models=["model"])
+
     from fastgoal.hub_cards.wording import count
     from fastgoal.processing.builders.embeddings import build_embeddings
 

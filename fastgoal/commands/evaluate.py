@@ -7,7 +7,7 @@ from pathlib import Path
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 from fastgoal.trainer.evaluation.protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS
 
-from .options import add, evaluation_options, flags_of
+from .options import add, evaluation_options, flags_of, prepare
 
 HELP = "evaluate image-text retrieval, zero-shot classification and composition with named protocols"
 
@@ -63,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"`output` must be the name of the JSON file, got {args.output}. The report in Markdown is next to it."
             )
+    prepare(args, models=["model", "against"], data=["data"])
 
     from fastgoal.trainer.evaluation.evaluate import evaluate
 
-    report = evaluate(args.model, args.data, options, against=args.against, progress=True)
+    report = evaluate(args.model, args.data, options, against=args.against, progress=args.progress)
     print(f"\n{report.to_text()}")
     if args.output is not None:
         markdown = args.output.with_suffix(".md")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add, prepare_outputs, text_file
+from .options import add, prepare, prepare_outputs, text_file
 
 HELP = "show where a model sees each sentence of a caption in an image"
 
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     caption = args.caption.strip()
     if not caption:
         raise ValueError("`caption` is empty. Give a text with at least one sentence.")
+    prepare(args, models=["model", "against"], detectors=["detector"], paths=["image"])
 
     from fastgoal.hub_cards.wording import count, number
     from fastgoal.pages.explain import explain, explanation_figure, explanation_page

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import SHARED, add
+from .options import SHARED, add, prepare
 
 HELP = "export a model to ONNX, or its text encoder for diffusion models"
 
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for name in given:
         if name not in OPTIONS[args.to]:
             raise ValueError(f"`{name}` must not be set with `to={args.to}`. It is an option of the other format.")
+    prepare(args, models=["model", "base"], data=["data"])
     if args.to == "diffusion":
         from fastgoal.export.export_diffusion import export_diffusion
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add, call, evaluation_options, number, prepare_outputs
+from .options import add, call, evaluation_options, number, prepare, prepare_outputs
 
 HELP = "draw retrieval examples and errors of one or two models"
 
@@ -48,14 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.output is None and args.html is None:
+        raise ValueError("there is nothing to write. Give `output`, `html` or both.")
     prepare_outputs(args)
+    prepare(args, models=["model", "against"], data=["data"])
 
     from fastgoal.hub_cards.wording import count
     from fastgoal.pages.gallery import gallery_figure, gallery_page, retrieval_gallery
     from fastgoal.pages.render import save_image
     from fastgoal.processing.files import write_text
 
-    gallery = call(retrieval_gallery, args, options=evaluation_options(args), progress=True)
+    gallery = call(retrieval_gallery, args, options=evaluation_options(args))
     queries = count(gallery.queries, "query", "queries")
     if args.output is not None:
         save_image(gallery_figure(gallery), args.output)

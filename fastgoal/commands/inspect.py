@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import FORM_LIST, add, call, number
+from .options import FORM_LIST, add, call, number, prepare
 
 HELP = "write a page of statistics and samples of a dataset, with pairs or without"
 
@@ -16,8 +16,9 @@ The page shows sample rows with their regions, matching scores, lengths of capti
 self-contained file. Only the images on the page are decoded, so large datasets are quick. Images with captions have no
 scores; boxes in the data are counted and drawn, and rows that cannot be used are listed.
 
-Tokens are counted with the tokenizer of --tokenizer or --model, of the model that matched the pairs, or of OpenAI's
-CLIP models if it is in the cache. If there is none, words are counted.
+The numbers of tokens are those that `fastgoal pairs` stored, with the tokenizer of its model. For other data, or with
+--tokenizer or --model, tokens are counted with that tokenizer, or with that of OpenAI's CLIP models if it is in the
+cache. If there is none, words are counted.
 
 examples:
   fastgoal inspect pairs/
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, data=["source"], models=["model"])
+
     from fastgoal.pages.inspection import inspect_dataset, page_name
     from fastgoal.processing.data.tokens import USUAL_TOKENIZERS
     from fastgoal.processing.files import prepare_output, write_json, write_text
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     prepare_output(output)
     if args.json is not None:
         prepare_output(args.json, "json")
-    facts, page = call(inspect_dataset, args, progress=True)
+    facts, page = call(inspect_dataset, args)
     if facts["tokenizer"] is None and args.tokenizer is None:
         print(f"Words are counted, because no tokenizer is in the cache. Name one: --tokenizer {USUAL_TOKENIZERS[0]}.")
     write_text(output, page)
@@ -88,8 +91,11 @@ def describe(facts: dict[str, Any]) -> str:
     ]
     if captions["tokens"]:
         cut = captions["tokens"]["truncated"]
+        of_sentences = (
+            f", {captions['sentence_tokens']['mean']:.0f} per sentence" if "sentence_tokens" in captions else ""
+        )
         lines.append(
-            f"{captions['tokens']['mean']:.0f} tokens per caption; "
+            f"{captions['tokens']['mean']:.0f} tokens per caption{of_sentences}; "
             + ", ".join(f"{100 * value['share']:.1f} % truncated at {limit}" for limit, value in cut.items())
             + f"; a text length of {captions['tokens']['fitting']} holds 99 %"
         )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call
+from .options import add, call, prepare
 
 HELP = "merge an adapter into its base model"
 
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, models=["adapter", "base"])
+
     from fastgoal.export.merge import merge
 
     tokens = call(merge, args)

@@ -7,12 +7,14 @@ import argparse
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.data.forms.registry import FORMS
 from fastgoal.processing.data.sources import CAPTIONS
+from fastgoal.processing.names import check_data_name, check_detector_name, check_model_name, check_path
+from fastgoal.trainer.cli.terminal import quiet_libraries
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 
 
@@ -145,6 +147,35 @@ def call(function: Callable[..., Any], args: argparse.Namespace, **more: Any) ->
     return function(**{name: value for name, value in vars(args).items() if name in parameters}, **more)
 
 
+def prepare(
+    args: argparse.Namespace,
+    models: Sequence[str] = (),
+    detectors: Sequence[str] = (),
+    data: Sequence[str] = (),
+    paths: Sequence[str] = (),
+) -> None:
+    """Check the names in arguments before anything heavy is imported; then switch off the bars of the libraries.
+
+    Args:
+        args: The parsed arguments; those that are None are not checked.
+        models: Names of arguments that take a model or adapter.
+        detectors: Names of arguments that take a detector.
+        data: Names of arguments that take images with captions.
+        paths: Names of arguments that take a file or folder on this machine.
+
+    Raises:
+        ValueError: An argument names something that does not exist.
+    """
+    for names, check in ((models, check_model_name), (detectors, check_detector_name), (paths, check_path)):
+        for name in names:
+            if (value := getattr(args, name)) is not None:
+                check(str(value), name)
+    for name in data:
+        if (value := getattr(args, name)) is not None:
+            check_data_name(str(value))
+    quiet_libraries(show_downloads=args.progress)
+
+
 def evaluation_options(args: argparse.Namespace) -> EvaluationOptions:
     """Return the options of an evaluation that a command has; others keep their defaults."""
     names = [field.name for field in dataclasses.fields(EvaluationOptions) if hasattr(args, field.name)]
@@ -152,11 +183,9 @@ def evaluation_options(args: argparse.Namespace) -> EvaluationOptions:
 
 
 def prepare_outputs(args: argparse.Namespace) -> None:
-    """Check before the work that a figure or a page is asked for and that it can be written."""
+    """Check before the work that the figure and the page that are asked for can be written."""
     from fastgoal.processing.files import prepare_output
 
-    if args.output is None and args.html is None:
-        raise ValueError("there is nothing to write. Give `output`, `html` or both.")
     for argument in ("output", "html"):
         if getattr(args, argument) is not None:
             prepare_output(getattr(args, argument), argument)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE
 
-from .options import FORM_LIST, add, call, number
+from .options import FORM_LIST, add, call, number, prepare
 
 HELP = "match the sentences of captions to image regions and save the pairs as a dataset"
 
@@ -17,6 +17,14 @@ SOURCE is in one of these forms, which --form names:
 The output is a folder of parquet shards with the original image files; datasets.load_dataset(DIR) reads it. The same
 command continues an interrupted run where it stopped, and repairs damaged shards. It refuses an output folder with
 other data or settings.
+
+Boxes in a column of the data replace a detector, with --detector column:NAME. The column has a list of boxes, a list
+of {{"bbox": box, "label": name}}, or {{"bbox": [boxes], "category": [names]}}, in one of these forms:
+  x1, y1, x2, y2 in pixels             --detector column:boxes
+  x1, y1, width, height in pixels      --detector column:boxes --box-format xywh
+  x1, y1, x2, y2 from 0 to 1           --detector column:boxes --box-units fractions
+  x1, y1, width, height from 0 to 1    --detector column:boxes --box-format xywh --box-units fractions
+The form coco has them as --detector column:boxes, and their form is known.
 
 A .pt detector file is a pickle: loading it runs the code inside it. Use only files that you trust; a .pt file inside
 the data folder is refused. Detectors of transformers, with safetensors, do not have this risk.
@@ -33,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DETECTOR",
         help="detector of the regions: an ultralytics .pt file; a folder or Hub id of a transformers object detector "
         "(open-vocabulary detectors, such as OWLv2 and Grounding DINO, search for the noun phrases of each English "
-        "caption); column:NAME for boxes in the data; or none. Five default regions are added in every case",
+        "caption); column:NAME for boxes in the data, see below; or none. Five default regions are added in every case",
     )
     parser.add_argument(
         "--regions",
@@ -99,6 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, data=["source"], models=["model"], detectors=["detector"])
+
     from fastgoal.processing.builders.pairs import build_pairs
 
     summary = call(build_pairs, args)
@@ -111,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(summary: dict[str, Any], output: str) -> str:
     """Return a summary of `build_pairs` as lines of text."""
+    from fastgoal.hub_cards.wording import count
 
     def listing(counts: dict[str, Any]) -> str:
         return ", ".join(f"{value} {name}" for name, value in counts.items()) or "none"
@@ -118,17 +129,17 @@ def describe(summary: dict[str, Any], output: str) -> str:
     made = summary["shards_made"]
     stages = ", ".join(f"{name} {value:.1f}" for name, value in summary["stage_seconds"].items())
     lines = [
-        f"{summary['images']} images, {len(summary['skipped'])} skipped, {summary['sentences']} sentences, "
-        f"{summary['pairs']} pairs",
+        f"{count(summary['images'], 'image')}, {len(summary['skipped'])} skipped, "
+        f"{count(summary['sentences'], 'sentence')}, {count(summary['pairs'], 'pair')}",
         f"candidate regions: {listing(summary['regions'])}",
         f"regions of the best pairs: {listing(summary['best_regions'])}",
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s (seconds: {stages})",
-        f"{output}: {summary['shards']} shard{'s' if summary['shards'] != 1 else ''}, "
+        f"{output}: {count(summary['shards'], 'shard')}, "
         + (f"{made} written now" if made else "all complete already"),
     ]
     if summary.get("without_phrases"):
         lines.append(
-            f"{summary['without_phrases']} images with default regions only: no noun phrases in their captions"
+            f"{count(summary['without_phrases'], 'image')} with default regions only: no noun phrases in their captions"
         )
     if summary["skipped"]:
         lines += ["skipped:", *(f"  {entry['reason']}" for entry in summary["skipped"])]

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call
+from .options import add, call, prepare
 
 HELP = "send a model or a pairs dataset to the Hugging Face Hub"
 
@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, paths=["folder"])
+
     from fastgoal.hub_cards.push import describe_push, push
 
     print(describe_push(call(push, args)))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call
+from .options import add, call, prepare
 
 HELP = "send a pairs dataset to the Hugging Face Hub, with a card of its figures and licenses"
 
@@ -35,14 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        default="openai/clip-vit-base-patch16",
         metavar="MODEL",
-        help="model with the tokenizer that counts tokens for the card, a folder or a Hub id; none: do not count",
+        help="count tokens for the card with the tokenizer of this model, a folder or a Hub id; none: without tokens "
+        "(default: the numbers that `fastgoal pairs` stored)",
     )
     add(parser, "--dry-run", "--recode", "--private", "--message")
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, paths=["folder", "captions"])
+
     from pathlib import Path
 
     from fastgoal.hub_cards.cards import CARD
@@ -51,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.dry_run:
         require_token()  # before the work, not after it
-    args.tokenizer = None if args.tokenizer == "none" else args.tokenizer
     files = call(prepare_data_card, args)
     pushed = call(push, args, files=files)
     if files and not args.dry_run:

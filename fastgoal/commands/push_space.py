@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add, call
+from .options import add, call, prepare
 
 HELP = "send the demo of one or two models to the Hugging Face Hub as a Space"
 
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare(args, models=["model", "against"], paths=["images"])
+
     from fastgoal.demo.app import require_gradio
     from fastgoal.hub_cards.push import describe_push
     from fastgoal.hub_cards.spaces import push_space

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add
+from .options import add, prepare
 
 HELP = "run the whole pipeline in a minute or two on drawn scenes, without a network"
 
@@ -34,14 +34,12 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     args.output.mkdir(parents=True, exist_ok=True)
 
-    import datasets
+    prepare(args)
+
     from tqdm.auto import tqdm
-    from transformers.utils import logging
 
     from fastgoal.quickstart.tour import TourSettings, result_table, take_tour
 
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     report = take_tour(args.output, TourSettings(seed=args.seed), say=tqdm.write)
     scenes = report["settings"]["test_scenes"]
     print(f"\nRecall in %, mean of text to image and image to text, on {scenes} scenes that were not trained on.")

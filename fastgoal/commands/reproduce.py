@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
             "\nThe numbers are published R@1, text to image / image to text; - if this package has none of the paper."
         )
         return 0
+    row = find_row(args.row)
     for name in ("data", "output"):
         if getattr(args, name) is None:
             raise ValueError(f"`{name}` is required with a row.")
-    row = find_row(args.row)
 
     from fastgoal.trainer.reproduce.page import write_page
     from fastgoal.trainer.reproduce.plan import plan, run_commands
@@ -104,18 +104,18 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    code = run_commands(planned, run_command, print)
+    code = run_commands(planned, lambda words: run_command(words, args.progress), print)
     if code == 0:
         print(f"\n{write_page(planned, requirements)}\nPage: {planned.folder / 'page.md'}")
     return code
 
 
-def run_command(words: list[str]) -> int:
+def run_command(words: list[str], progress: bool = True) -> int:
     """Run the words of a `fastgoal` command in this process, and return its exit code."""
     module = importlib.import_module(f".{words[1].replace('-', '_')}", __package__)
     parser = Parser(prog=f"fastgoal {words[1]}")
     module.add_arguments(parser)
     args = parser.parse_args(words[2:])
-    args.parser = parser
+    args.parser, args.progress = parser, progress
     code: int = module.run(args)
     return code

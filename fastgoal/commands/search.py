@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add
+from .options import add, prepare
 
 HELP = "search a folder of images by a description or an image"
 
@@ -43,11 +43,22 @@ def run(args: argparse.Namespace) -> int:
         if not has_query:
             raise ValueError("`html` shows the results of a query. Give a text or `query_image`.")
         prepare_output(args.html, "html")
+    prepare(args, paths=["images", "query_image"], models=["model"])
 
     from fastgoal.pages.search import results_page
     from fastgoal.search.search import search_images
 
-    options = ("query", "query_image", "top_k", "index", "rebuild", "allow_outside_files", "batch_size", "num_workers")
+    options = (
+        "query",
+        "query_image",
+        "top_k",
+        "index",
+        "rebuild",
+        "allow_outside_files",
+        "batch_size",
+        "num_workers",
+        "progress",
+    )
     result = search_images(
         args.images, args.model, device=args.device, **{name: getattr(args, name) for name in options}
     )

@@ -14,7 +14,7 @@ from fastgoal.pages.render import render
 from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.data.forms.registry import load_source
 from fastgoal.processing.data.pairs_dataset import PairsFolder, is_pairs_folder
-from fastgoal.processing.data.statistics import DEFAULT, TOKEN_LIMITS, inspect_pairs
+from fastgoal.processing.data.statistics import DEFAULT, inspect_pairs
 from fastgoal.processing.data.tokens import find_counter
 from fastgoal.processing.data.unmatched import UnmatchedRows
 from fastgoal.processing.detectors.spec import DetectorSpec
@@ -62,7 +62,8 @@ def inspect_dataset(
         box_units: `pixels` (default) or `fractions`.
         language: Language code of the captions; by default en.
         limit: Use the first rows only.
-        tokenizer: Folder or Hub id of the tokenizer that counts tokens; see `find_counter` for the default.
+        tokenizer: Folder or Hub id of the tokenizer that counts tokens, or "none". By default the numbers that
+            `fastgoal pairs` stored, or for other data the tokenizer of `find_counter`.
         model: Model to measure the mean cosine similarity of images and captions with: a folder or a Hub id.
         rows: Number of sample rows.
         sample: Number of rows to measure with the model.
@@ -110,10 +111,13 @@ def inspect_dataset(
         pairs = UnmatchedRows(
             loaded_source, boxes_column, box_format, box_units or "pixels", language or "en", limit, progress
         )
-    counter = find_counter(tokenizer or model, pairs.manifest, folder)
+    stored = pairs.has_tokens and tokenizer is None and model is None
+    counter = find_counter(tokenizer or model, pairs.manifest, folder, only_matcher=stored)
     loaded = None if model is None else load_model(model, device)
     facts: dict[str, Any] = {"name": name, "seed": seed, "tokenizer": None if counter is None else counter.name}
-    facts.update(inspect_pairs(pairs, counter, rows, seed, progress=progress))
+    if stored:
+        facts["tokenizer"] = public_weights(str(pairs.manifest.get("settings", {}).get("model", "unknown")))
+    facts.update(inspect_pairs(pairs, counter, rows, seed, progress=progress, stored_tokens=stored))
     if loaded is not None:
         facts["cosine"] = mean_cosine(pairs, *loaded, str(model), sample, seed, progress=progress)
     facts["broken_images"] = []
@@ -146,7 +150,7 @@ def inspection_page(
         "inspect",
         title=f"{'Local image-text pairs' if facts['matched'] else 'Images and captions'}: {name}",
         facts=facts,
-        limits=TOKEN_LIMITS,
+        limits=_limits(captions),
         source=public_name(str(facts["source"])) if facts["source"] else None,
         model=public_weights(str(facts["settings"].get("model"))) if facts["settings"] else None,
         detector=str(DetectorSpec.from_settings(facts["settings"])) if facts["settings"] else None,
@@ -164,7 +168,7 @@ def inspection_page(
             "captions",
             (captions["tokens"] or {"histogram": captions["words_histogram"]})["histogram"],
             f"{'tokens of' if captions['tokens'] else 'words in'} the caption",
-            marks=[(limit, str(limit)) for limit in TOKEN_LIMITS] if captions["tokens"] else [],
+            marks=[(limit, str(limit)) for limit in _limits(captions)],
         ),
         tokenizer=public_weights(tokenizer) if tokenizer else None,
         totals={key: sum(row[key] for row in sources.values()) for key in ("candidates", "chosen", "best")},
@@ -189,6 +193,11 @@ def page_name(folder: Path) -> str:
     return folder.resolve().name or str(folder)
 
 
+def _limits(captions: Mapping[str, Any]) -> list[int]:
+    """Return the limits in tokens that the statistics have."""
+    return [int(limit) for limit in captions["tokens"]["truncated"]] if captions["tokens"] else []
+
+
 def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the most important numbers with their descriptions."""
     captions, sources = facts["captions"], facts["regions"]["by_source"]
@@ -204,7 +213,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"words, {number(captions['sentences']['mean'], 1)} sentences per caption",
         ),
     ]
-    for limit in TOKEN_LIMITS if captions["tokens"] else ():
+    for limit in _limits(captions):
         share = captions["tokens"]["truncated"][str(limit)]["share"]
         tiles.append((percent(share), f"of the captions are truncated at {limit} tokens"))
     if facts["matched"]:

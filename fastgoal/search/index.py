@@ -135,12 +135,13 @@ class ImageIndex:
         with self._readable():
             return 0 if self._table is None else int(self._table.count_rows("error IS NULL"))
 
-    def update(self, batch_size: int = 32, num_workers: int = 0) -> Update:
+    def update(self, batch_size: int = 32, num_workers: int = 0, progress: bool = True) -> Update:
         """Embed new and changed images, and remove those that no longer exist.
 
         Args:
             batch_size: Images per forward pass.
             num_workers: Processes that read images, in addition to this one.
+            progress: Show a progress bar if there is more than one batch.
 
         Raises:
             ValueError: The folder has no readable image, the model's output is not finite, or another process updates
@@ -162,7 +163,7 @@ class ImageIndex:
                 self._delete(stale)
                 for start in range(0, len(changed), PORTION):
                     portion = changed[start : start + PORTION]
-                    errors = self._add(portion, files, batch_size, num_workers)
+                    errors = self._add(portion, files, batch_size, num_workers, progress)
                     encoded += len(portion) - len(errors)
                     skipped |= errors
                 self._optimize()
@@ -281,13 +282,18 @@ class ImageIndex:
         self._rebuild = False
 
     def _add(
-        self, names: Sequence[str], files: dict[str, tuple[int, int]], batch_size: int, num_workers: int
+        self,
+        names: Sequence[str],
+        files: dict[str, tuple[int, int]],
+        batch_size: int,
+        num_workers: int,
+        progress: bool,
     ) -> dict[str, str]:
         """Embed and store images; store and return the errors of those that cannot be read."""
         import pyarrow as pa
 
         errors: dict[str, str] = {}
-        vectors = self._embed(names, errors, batch_size, num_workers)
+        vectors = self._embed(names, errors, batch_size, num_workers, progress)
         if self._table is None:
             if not len(vectors):
                 return errors  # the width is not known yet: tried again by the next update
@@ -311,11 +317,11 @@ class ImageIndex:
         return errors
 
     def _embed(
-        self, names: Sequence[str], errors: dict[str, str], batch_size: int, num_workers: int
+        self, names: Sequence[str], errors: dict[str, str], batch_size: int, num_workers: int, progress: bool
     ) -> NDArray[np.float16]:
         """Return the vectors of those files that can be read; the reasons for the others go to `errors`."""
         paths = {name: self.images / name for name in names}
-        progress = len(names) > batch_size
+        progress = progress and len(names) > batch_size
         try:
             vectors = embed_images(self.model, self.processor, [*paths.values()], batch_size, num_workers, progress)
         except (ValueError, OSError):
@@ -327,7 +333,7 @@ class ImageIndex:
             if not errors:
                 raise
             left = [name for name in names if name not in errors]
-            return self._embed(left, {}, batch_size, num_workers) if left else np.empty((0, 0), np.float16)
+            return self._embed(left, {}, batch_size, num_workers, progress) if left else np.empty((0, 0), np.float16)
         overflowed = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if overflowed:
             raise ValueError(

@@ -47,6 +47,7 @@ def search_images(
     batch_size: int = 32,
     num_workers: int = 0,
     device: str = "auto",
+    progress: bool = True,
 ) -> SearchResult:
     """Update the index of a folder and search it by a description or an image; without a query, only update it.
 
@@ -57,7 +58,7 @@ def search_images(
         query_image: Image file to search for similar images.
         top_k: Number of images to return.
         index, rebuild, allow_outside_files: See `ImageIndex`.
-        batch_size, num_workers: See `ImageIndex.update`.
+        batch_size, num_workers, progress: See `ImageIndex.update`.
         device: Device of the model.
 
     Raises:
@@ -89,7 +90,7 @@ def search_images(
             allow_outside_files=allow_outside_files,
         )
     )
-    update = image_index.update(batch_size, num_workers)
+    update = image_index.update(batch_size, num_workers, progress)
     if query is None and query_image is None:
         return SearchResult(image_index, update)
     start = time.perf_counter()

@@ -46,7 +46,7 @@ class StoredVectors:
         """Return the number of vectors."""
         return int(self._manifest["summary"]["rows"])
 
-    def update(self, batch_size: int = 32, num_workers: int = 0) -> Update:
+    def update(self, batch_size: int = 32, num_workers: int = 0, progress: bool = True) -> Update:
         """Change nothing: `fastgoal embed` writes the vectors."""
         return Update(len(self), 0, 0, {})
 

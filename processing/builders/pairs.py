@@ -24,8 +24,16 @@ from fastgoal.processing.checkpoints.load import load_model
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, check_positive
 from fastgoal.processing.data.boxes import check_box_options, column_regions
 from fastgoal.processing.data.forms.registry import load_source
-from fastgoal.processing.data.pairs_dataset import IMAGE_GROUP, MANIFEST, SHORT_CAPTIONS, features, short_captions
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.pairs_dataset import (
+    IMAGE_GROUP,
+    MANIFEST,
+    SHORT_CAPTIONS,
+    TOKENS,
+    features,
+    short_captions,
+)
+from fastgoal.processing.data.sources import Source, SourceRow
+from fastgoal.processing.data.tokens import count_tokens
 from fastgoal.processing.detectors.load import describe_detector, load_detector
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.flism import CROPS_PER_IMAGE, Clock, FlismRow, find_pairs
@@ -120,9 +128,9 @@ def build_pairs(
 
     Returns:
         The summary: `images`, `skipped` (row and reason), `sentences`, `pairs`, `without_phrases` (images whose caption
-        named nothing that the detector could look for), `regions` and `best_regions` by source, `shards`, `seconds`,
-        `images_per_second` and `stage_seconds` (of the main thread; `decode` and `crop` are the time spent waiting for
-        threads) over all runs, and `shards_made` by this call.
+        named nothing that the detector could look for), `regions` and `best_regions` by source, `text_length` (tokens
+        that the model reads), `shards`, `seconds`, `images_per_second` and `stage_seconds` (of the main thread;
+        `decode` and `crop` are the time spent waiting for threads) over all runs, and `shards_made` by this call.
 
     Raises:
         ValueError: An argument is wrong, a model cannot be loaded, a row cannot be used (`on_error="stop"`), the folder
@@ -132,18 +140,8 @@ def build_pairs(
     """
     if regions not in ("objects", "sam"):
         raise ValueError(f"`regions` must be objects or sam, got {regions!r}.")
-    limits: dict[str, Any] = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
-    if isinstance(detector, str | os.PathLike | None):
-        name = "none" if detector is None else os.fspath(detector)
-        check_detector_file(name, str(source.base) if isinstance(source, Source) else os.fspath(source), str(output))
-        spec = describe_detector(name, **limits)
-    else:
-        name, spec = None, detector.spec
-    if regions == "sam" and spec.kind != "sam":
-        raise ValueError(
-            f"`regions=sam` needs a SAM checkpoint, got `detector={detector}`. Name a folder or Hub id, for example "
-            "facebook/sam-vit-huge."
-        )
+    folder = source.base if isinstance(source, Source) else os.fspath(source)
+    # The source first: its mistakes are more common than those of a detector, and take no time to find.
     if not isinstance(source, Source):
         source = load_source(
             source,
@@ -154,6 +152,18 @@ def build_pairs(
             image_folder=image_folder,
             captions=captions,
             allow_outside_files=allow_outside_files,
+        )
+    limits: dict[str, Any] = {"min_score": min_score, "min_area": min_area, "max_area": max_area}
+    if isinstance(detector, str | os.PathLike | None):
+        name = "none" if detector is None else os.fspath(detector)
+        check_detector_file(name, str(folder), str(output))
+        spec = describe_detector(name, **limits)
+    else:
+        name, spec = None, detector.spec
+    if regions == "sam" and spec.kind != "sam":
+        raise ValueError(
+            f"`regions=sam` needs a SAM checkpoint, got `detector={detector}`. Name a folder or Hub id, for example "
+            "facebook/sam-vit-huge."
         )
     with open_engine(workers, ray) as engine:
         checkpoint = os.fspath(model) if isinstance(model, str | os.PathLike) else None
@@ -259,6 +269,8 @@ def write_pairs(
         )
 
     def load_maker(shards: ParquetShards, threads: int) -> _PairMaker:
+        if on_error == "stop" and shards.read_record(0) is None:
+            _check_first_row(source, settings)
         return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
 
     return build_shards(
@@ -277,6 +289,26 @@ def write_pairs(
     )
 
 
+def _check_first_row(source: Source, settings: PairSettings) -> None:
+    """Raise `ValueError` if the first row cannot be used, before a model is loaded: the others are often like it."""
+    try:
+        row = source[0]
+        stored = _stored_image(row.image, row.name)
+        _column_regions(row, load_image(stored["bytes"], name=row.name).size, settings)
+        short_captions(row.columns, row.name)
+    except (ValueError, OSError) as error:
+        good_rows([BadRow.of(source, 0, error)], None)
+
+
+def _column_regions(row: SourceRow, size: tuple[int, int], settings: PairSettings) -> list[Region] | None:
+    """Return the candidate regions of the boxes in the row, if they are the detector; else None."""
+    column = settings.box_column
+    if column is None:
+        return None
+    boxes = column_regions(row.columns, column, size, settings.box_format, settings.box_units)
+    return candidate_regions(boxes, size, **settings.detector.box_limits)
+
+
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Add up the records of the shards.
 
@@ -291,6 +323,7 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
         "skipped": [entry for record in records for entry in record["skipped"]],
         "regions": _added(records, "regions"),
         "best_regions": _added(records, "best_regions"),
+        "text_length": records[0]["text_length"],
         "seconds": round(seconds, 2),
         "images_per_second": round(counts["images"] / seconds, 2) if seconds > 0 else 0.0,
         "stage_seconds": {name: round(stages[name], 2) for name in STAGES},
@@ -358,18 +391,13 @@ class _PairMaker:
 
     def load(self, number: int) -> LoadedRow | BadRow:
         """Read, decode and check one row."""
-        detector, column = self.processor.detector, self.settings.box_column
-        regions, prepared = None, None
+        detector, prepared = self.processor.detector, None
         try:
             row = self.source[number]
             stored = _stored_image(row.image, row.name)
             image = self.open(stored["bytes"], name=row.name)
             stored, stored_size = _shrunk(stored, image, self.settings.store_size)
-            if column is not None:
-                boxes = column_regions(
-                    row.columns, column, image.size, self.settings.box_format, self.settings.box_units
-                )
-                regions = candidate_regions(boxes, image.size, **self.settings.detector.box_limits)
+            regions = _column_regions(row, image.size, self.settings)
             short = short_captions(row.columns, row.name)
         except (ValueError, OSError) as error:
             return BadRow.of(self.source, number, error)
@@ -422,6 +450,9 @@ class _PairMaker:
                     best_by_source.update(pair.region.source for pair in pairs if pair.best)
                     kept = _scaled(regions, row.image.size, row.stored_size)
                     stored = pair_row(row.stored, row.name, row.caption, row.stored_size, row.sentences, kept, pairs)
+                    texts = [row.caption, *(sentence.text for sentence in row.sentences)]
+                    of_caption, *of_sentences = count_tokens(self.processor.tokenizer, texts)
+                    stored |= dict(zip(TOKENS, (of_caption, of_sentences), strict=True))
                     if with_short:
                         stored[SHORT_CAPTIONS] = row.short_captions
                     if with_groups:
@@ -436,13 +467,16 @@ class _PairMaker:
                 **counts,
                 "regions": by_source,
                 "best_regions": best_by_source,
+                "text_length": self.processor.tokenizer.model_max_length,
                 "span": [start, time.time()],
                 "stage_seconds": {stage: seconds[stage] - before[stage] for stage in STAGES},
             }
 
         # The time that no other stage counts is the time of writing.
         with self.clock("write"):
-            return self.shards.write(shard.number, features(with_short, with_groups), finished(), describe)
+            return self.shards.write(
+                shard.number, features(with_short, with_groups, with_tokens=True), finished(), describe
+            )
 
     def _sentences(self, number: int) -> list[Sentence]:
         """Return the sentences of a row's caption; none for a row that `load` cannot use either."""

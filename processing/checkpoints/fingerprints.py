@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastgoal.processing.names import EXPECTED_MODEL, check_model_name
+
 from .errors import first_line, loading
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 WEIGHTS = (".safetensors", ".bin")
-_EXPECTED = "Name a folder written by `save_pretrained`, or a Hub id."
 SAMPLED_VALUES = 1024
 
 
@@ -71,10 +72,9 @@ def checkpoint_fingerprint(name: str, argument: str = "model") -> str:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (*WEIGHTS, ".json", ".txt"))
         if not any(file.suffix in WEIGHTS for file in files):
-            raise ValueError(f"{label} has no weights (no .safetensors or .bin file). {_EXPECTED}")
+            raise ValueError(f"{label} has no weights (no .safetensors or .bin file). {EXPECTED_MODEL}")
         return f"{path.resolve().name}#{hash_files(files)}"
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"{label} does not exist. {_EXPECTED}")
+    check_model_name(name, argument)
     from transformers.utils.hub import cached_file, extract_commit_hash
     from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 

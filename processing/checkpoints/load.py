@@ -14,6 +14,7 @@ from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.modeling_fastgoal.positions_fastgoal import target_length
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
+from fastgoal.processing.names import EXPECTED_MODEL, check_model_name
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens, set_text_length
 
@@ -33,8 +34,9 @@ def check_model(name: str, argument: str = "model") -> Any:
     Raises:
         ValueError: The configuration cannot be loaded, or the model's family is not supported.
     """
+    check_model_name(name, argument)
     label = f"`{argument}={name}`"
-    way_out = DAMAGED if Path(name).is_dir() else "Name a folder written by `save_pretrained`, or a Hub id."
+    way_out = DAMAGED if Path(name).is_dir() else EXPECTED_MODEL
     if is_adapter(name):
         with loading(label, name):
             name, label, way_out = about_base(name, label)
@@ -71,6 +73,7 @@ def load_model(
             weights that are NaN or infinite or an image processor that does not fit, or belongs to a family that is not
             supported.
     """
+    check_model_name(name, argument)
     device = choose_device(device)
     torch_dtype: Any = "auto" if dtype is None else getattr(torch, choose_dtype(dtype, device))
     label = f"`{argument}={name}`"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.checkpoints.errors import first_line, loading
+from fastgoal.processing.names import EXPECTED_DATA, HUB_ID, missing_data
 
 METADATA = "metadata.jsonl"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Suffixes of image files."""
 SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
-EXPECTED = "a file or folder of images with captions, or the OWNER/NAME of a dataset on the Hub"
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -114,11 +114,13 @@ def missing_shards(files: Iterable[Path]) -> list[str]:
 def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
     """Load a split of a dataset on the Hub. Raise `ValueError` if there is none."""
     # A name without an owner could be one of the readers of `datasets`, and one of those reads pickles.
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise ValueError(f"'{name}' does not exist. Expected {EXPECTED}.")
+    if not HUB_ID.fullmatch(name):
+        raise missing_data(name)
     import datasets
 
-    with loading(f"'{name}'", way_out=f"There is no such folder, and the Hub did not answer. Expected {EXPECTED}."):
+    with loading(
+        f"'{name}'", way_out=f"There is no such folder, and the Hub did not answer. Expected {EXPECTED_DATA}."
+    ):
         loaded = datasets.load_dataset(name, split=split, streaming=streaming)
     return loaded if split is not None else pick_split(loaded, split, name)
 

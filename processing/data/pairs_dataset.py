@@ -27,11 +27,14 @@ SHORT_CAPTIONS = "short_captions"
 """Optional column of data with long captions: a text or a list of texts, for the argument `short_weight`."""
 
 
+TOKENS = ("caption_tokens", "sentence_tokens")
+"""Optional columns: number of tokens of the caption, and of each sentence, with the tokenizer of the model that matched
+them. BOS and EOS are included."""
 IMAGE_GROUP = "image_group"
 """Optional column: rows with the same number show the same image, and are no negatives of each other in training."""
 
 
-def features(with_short_captions: bool = False, with_groups: bool = False) -> Any:
+def features(with_short_captions: bool = False, with_groups: bool = False, with_tokens: bool = False) -> Any:
     """Return the columns of the dataset as `datasets.Features`. Boxes are in pixels of the upright image."""
     from datasets import Features, Image, List, Value
 
@@ -43,6 +46,8 @@ def features(with_short_captions: bool = False, with_groups: bool = False) -> An
         return List(Value("float32"), length=4) if type_name == "box" else Value(type_name)
 
     columns = {name: feature(type_name) for name, type_name in COLUMNS.items()}
+    if with_tokens:
+        columns |= dict(zip(TOKENS, (Value("int32"), List(Value("int32"))), strict=True))
     if with_short_captions:
         columns[SHORT_CAPTIONS] = List(Value("string"))
     if with_groups:
@@ -86,6 +91,7 @@ class PairsFolder:
         manifest: Content of `fastgoal_pairs.json`; empty without that file.
         skipped: The rows that were skipped, as `{"row", "reason"}`.
         matched: Whether the rows have pairs.
+        has_tokens: Whether the rows have the columns `TOKENS`.
         problems: Descriptions of problems that were found when the rows were opened.
 
     Raises:
@@ -108,6 +114,7 @@ class PairsFolder:
         self._starts = [0, *accumulate(sizes)]
         if len(self) == 0:
             raise ValueError(f"{folder} has no rows in its {len(self.files)} parquet files.")
+        self.has_tokens = all({*TOKENS} <= {*opened.schema_arrow.names} for opened in self._opened)
         self.missing = missing_shards(self.files)
         self.manifest = _read_manifest(folder / MANIFEST)
         self.skipped = _skipped_rows(folder, self.manifest)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .duplicates import CaptionDuplicates, equal_groups
-from .pairs_dataset import PairsFolder
+from .pairs_dataset import TOKENS, PairsFolder
 from .tokens import TOKEN_LIMITS, fitting_length
 from .unmatched import UnmatchedRows
 
@@ -36,6 +36,7 @@ def inspect_pairs(
     seed: int = 0,
     repetitions: bool = True,
     progress: bool = False,
+    stored_tokens: bool = False,
 ) -> dict[str, Any]:
     """Compute the statistics of a folder of local pairs, or of rows without pairs.
 
@@ -46,6 +47,7 @@ def inspect_pairs(
         seed: Seed of the sample.
         repetitions: Whether to look for duplicate captions and images, which reads all image files.
         progress: Whether to show progress bars.
+        stored_tokens: Whether to use the numbers of tokens in the folder, if it has them, instead of counting.
 
     Returns:
         A dict of plain values: `matched` (whether the rows have pairs), `rows`, `shards`, `bytes`, `images`,
@@ -56,9 +58,11 @@ def inspect_pairs(
     Raises:
         ValueError: A file is broken.
     """
-    measured = _Columns(count_tokens, folder)
+    stored_tokens = stored_tokens and folder.has_tokens
+    measured = _Columns(count_tokens, folder, stored_tokens)
     duplicates = CaptionDuplicates() if repetitions else None
-    columns = ("file_name", "caption", "width", "height", "regions", "sentences", "pairs")
+    columns = ["file_name", "caption", "width", "height", "regions", "sentences", "pairs"]
+    columns += TOKENS if stored_tokens else ()
     with tqdm(total=len(folder), desc="columns", unit="row", disable=not progress) as bar:
         for batch in folder.batches(columns):
             captions = [caption or "" for caption in batch.column("caption").to_pylist()]
@@ -131,9 +135,14 @@ class _Columns:
     """Collects the columns of all rows in batches. It keeps a few numbers for each row, and its name."""
 
     def __init__(
-        self, count_tokens: Callable[[list[str]], list[int]] | None, folder: PairsFolder | UnmatchedRows
+        self,
+        count_tokens: Callable[[list[str]], list[int]] | None,
+        folder: PairsFolder | UnmatchedRows,
+        stored_tokens: bool = False,
     ) -> None:
-        self.count_tokens = count_tokens
+        self.count_tokens, self.stored_tokens = count_tokens, stored_tokens
+        length = folder.manifest.get("summary", {}).get("text_length") if stored_tokens else None
+        self.limits = sorted({*TOKEN_LIMITS, *([length] if isinstance(length, int) else [])})
         self.matched = folder.matched
         self.names: list[str] = []
         self.problems: list[str] = [*folder.problems]
@@ -146,7 +155,11 @@ class _Columns:
         count, start = batch.num_rows, len(self.names)
         self.names += [name or "" for name in batch.column("file_name").to_pylist()]
         self._keep("words", [len(caption.split()) for caption in captions])
-        if self.count_tokens is not None:
+        if self.stored_tokens:
+            of_captions, of_sentences = (batch.column(name) for name in TOKENS)
+            self._keep("tokens", pc.fill_null(of_captions, 0).to_numpy(zero_copy_only=False))
+            self._keep("sentence_tokens", pc.list_flatten(of_sentences).to_numpy(zero_copy_only=False))
+        elif self.count_tokens is not None:
             self._keep("tokens", self.count_tokens(captions))
         for name in ("width", "height"):
             self._keep(name, pc.fill_null(batch.column(name), 0).to_numpy(zero_copy_only=False))
@@ -212,7 +225,8 @@ class _Columns:
                 "sentences": summary(sentences),
                 "sentence_count": int(sentences.sum()),
                 "sentences_histogram": histogram(sentences, count_edges(sentences)),
-                "tokens": None if tokens is None else _token_lengths(tokens),
+                "tokens": None if tokens is None else _token_lengths(tokens, self.limits),
+                **({"sentence_tokens": summary(numbers["sentence_tokens"])} if self.stored_tokens else {}),
             },
             "pairs": {
                 "count": len(scores),
@@ -246,9 +260,9 @@ class _Columns:
         self._numbers[name].append(np.asarray(values, dtype=dtype))
 
 
-def _token_lengths(tokens: NDArray[Any]) -> dict[str, Any]:
+def _token_lengths(tokens: NDArray[Any], limits: Sequence[int]) -> dict[str, Any]:
     """Return the statistics of lengths in tokens, the length that holds 99 %, and what each limit truncates."""
-    cut = {str(limit): tokens > limit for limit in TOKEN_LIMITS}
+    cut = {str(limit): tokens > limit for limit in limits}
     return {
         **summary(tokens),
         "histogram": histogram(tokens, length_edges(tokens)),

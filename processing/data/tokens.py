@@ -27,6 +27,12 @@ def fitting_length(lengths: Sequence[int], share: float = 0.99) -> int:
     return -(-longest // 8) * 8
 
 
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each text, BOS and EOS included, without truncation."""
+    encoded = tokenizer(list(texts), truncation=False, padding=False, return_attention_mask=False, verbose=False)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
 class TokenCounter:
     """Counts tokens with the tokenizer of a model.
 
@@ -54,10 +60,7 @@ class TokenCounter:
 
     def __call__(self, captions: Sequence[str]) -> list[int]:
         """Return the number of tokens of each caption, BOS and EOS included."""
-        encoded = self._tokenizer(
-            list(captions), truncation=False, padding=False, return_attention_mask=False, verbose=False
-        )
-        return [len(ids) for ids in encoded["input_ids"]]
+        return count_tokens(self._tokenizer, captions)
 
     def ends(self, caption: str) -> list[tuple[int, int]]:
         """Return (limit, end in characters of what is read) for each of `TOKEN_LIMITS` that truncates the caption.
@@ -72,7 +75,9 @@ class TokenCounter:
         return [(limit, ends[limit - 2]) for limit in TOKEN_LIMITS if len(ends) > limit]
 
 
-def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | None = None) -> TokenCounter | None:
+def find_counter(
+    name: str | None, manifest: Mapping[str, Any], folder: Path | None = None, only_matcher: bool = False
+) -> TokenCounter | None:
     """Return the counter for a tokenizer, or for the first likely one that is available without a download.
 
     Args:
@@ -80,6 +85,7 @@ def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | N
             pairs, or the one that OpenAI's CLIP models share.
         manifest: Manifest of the pairs.
         folder: Folder of the pairs. The model is looked for next to it, and in the working folder.
+        only_matcher: Look only for the tokenizer of the model that matched the pairs.
 
     Returns:
         The counter; None if no tokenizer is available.
@@ -99,7 +105,8 @@ def find_counter(name: str | None, manifest: Mapping[str, Any], folder: Path | N
                     return TokenCounter(str(model))
     # The manifest names files here `NAME#HASH`, without their folder.
     is_hub_id = "/" in matcher and "#" not in matcher
-    for likely in (*([matcher.partition("@")[0]] if is_hub_id else []), *USUAL_TOKENIZERS):
+    others = () if only_matcher else USUAL_TOKENIZERS
+    for likely in (*([matcher.partition("@")[0]] if is_hub_id else []), *others):
         with contextlib.suppress(ValueError):
             return TokenCounter(likely, download=False)
     return None

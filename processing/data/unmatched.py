@@ -44,7 +44,7 @@ class UnmatchedRows:
         ValueError: An argument is wrong, the column does not exist, or no row can be used.
     """
 
-    matched = False
+    matched = has_tokens = False
     files: Sequence[Any] = ()
     missing: Sequence[str] = ()
 

@@ -4,7 +4,6 @@ To add a kind, write a file with a `Detector`, add it to `LOADERS`, and recogniz
 """
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fastgoal.processing.checkpoints.devices import choose_device
 from fastgoal.processing.checkpoints.errors import loading
 from fastgoal.processing.checkpoints.fingerprints import checkpoint_fingerprint
 from fastgoal.processing.checks import MAX_AREA, MIN_AREA, MIN_SCORE
+from fastgoal.processing.names import EXPECTED_DETECTOR, check_detector_name
 from fastgoal.processing.regions import Detector
 
 from .hf_detection import TransformersDetector
@@ -31,13 +31,6 @@ LOADERS: dict[str, Callable[[str, DetectorSpec, torch.device], Detector]] = {
     "open_vocabulary": OpenVocabularyDetector.load,
     "sam": SamDetector,
 }
-
-_ALLOWED = (
-    'Allowed are "none", an ultralytics file that ends in .pt (yolo11n.pt), and a folder or Hub id of an object '
-    "detector of transformers (hustvl/yolos-tiny), of an open-vocabulary detector (google/owlv2-base-patch16-ensemble) "
-    "or of a SAM (facebook/sam-vit-base)."
-)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def describe_detector(
@@ -63,7 +56,7 @@ def describe_detector(
     """
     text = "none" if name is None else os.fspath(name)
     if not text:
-        raise ValueError(f"`detector` must not be empty. {_ALLOWED}")
+        raise ValueError(f"`detector` must not be empty. {EXPECTED_DETECTOR}")
     path, kind, label, weights, model_type = Path(text), "none", "", "", ""
     if text.startswith("column:"):
         kind, label = "column", text.removeprefix("column:")
@@ -117,20 +110,15 @@ def load_detector(
     if spec.kind == "column":
         raise ValueError(
             f"`detector` must not be a column here, got 'column:{spec.name}'. Only `fastgoal pairs` reads boxes from a "
-            f"column; in Python pass them to `FastGoalProcessor.propose_regions`. {_ALLOWED}"
+            f"column; in Python pass them to `FastGoalProcessor.propose_regions`. {EXPECTED_DETECTOR}"
         )
     return LOADERS[spec.kind](os.fspath(name or ""), spec, torch.device(choose_device(device)))
 
 
 def _read_config(name: str) -> Any:
     """Read the configuration of the checkpoint in a folder or with a Hub id."""
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"`detector={name}` has no config.json, so it is not a model. {_ALLOWED}")
-    elif path.exists() or not _HUB_ID.fullmatch(name):
-        raise ValueError(f"`detector` must be the name of a detector, got {name!r}. {_ALLOWED}")
-    with loading(f"`detector={name}`", name, _ALLOWED):
+    check_detector_name(name)
+    with loading(f"`detector={name}`", name, EXPECTED_DETECTOR):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
@@ -141,4 +129,4 @@ def _checkpoint_kind(config: Any, name: str) -> str:
         return "sam"
     if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         return "transformers"
-    raise ValueError(f"`detector={name}` is a model of type {config.model_type!r}, not a detector. {_ALLOWED}")
+    raise ValueError(f"`detector={name}` is a model of type {config.model_type!r}, not a detector. {EXPECTED_DETECTOR}")

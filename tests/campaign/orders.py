@@ -97,7 +97,7 @@ def lines(kit: Kit) -> dict[str, tuple[list[str], str]]:
         "no such device": ([*evaluate, "--device", "gpu9"], "device|gpu9"),
         "no such detector": ([*pairs[:4], "--output", "o", "--detector", "nothing.pt"], "nothing.pt"),
         "a detector without a column": ([*pairs[:4], "--output", "o", "--detector", "column:boxes"], "no column"),
-        "nothing to write": (explain, "--output.*--html"),
+        "nothing to write": (["gallery", "--model", model, "--data", data], "--output.*--html"),
         "a picture into a folder": ([*explain, "--output", "."], "is a folder"),
         "a kind of picture that is none": ([*explain, "--output", "o.xyz"], "xyz"),
         "two captions": ([*explain, "--caption-file", picture], "not allowed with|caption"),

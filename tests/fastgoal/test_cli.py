@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import re
@@ -9,7 +10,9 @@ import pytest
 
 from fastgoal import cli
 from fastgoal.cli import COMMANDS, build_parser, main
-from fastgoal.trainer.evaluation.protocols.registry import PROTOCOLS
+from fastgoal.commands import train
+from fastgoal.trainer.evaluation.protocols.registry import ACCURACY_PROTOCOLS, PROTOCOLS
+from fastgoal.trainer.run import RunArguments
 
 LIGHT = """
 import sys
@@ -50,6 +53,75 @@ def test_help_imports_nothing_heavy(arguments):
     result = run_in_a_fresh_process("-c", LIGHT, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("fastgoal 0." if arguments == ["--version"] else "usage: fastgoal")
+
+
+MISTAKES = [
+    "caption nothing --output o --model m/m",
+    "caption . --output o --model ./nothing",
+    "pairs nothing --output o --model m/m",
+    "pairs . --output o --model ./nothing",
+    "pairs . --output o --model empty",
+    "pairs . --output o --model m/m --detector empty",
+    "inspect nothing",
+    "inspect . --model empty",
+    "train nothing.yaml",
+    "train --model ./nothing --train_data .",
+    "train --model m/m --train-data=nothing",
+    "train settings.yaml",
+    "train --model m/m",
+    "evaluate --model empty --data .",
+    "evaluate --model m/m --data nothing",
+    "evaluate --model m/m --data . --against ./nothing",
+    "explain --model ./nothing --image a.png --caption C",
+    "explain --model m/m --image nothing.png --caption C",
+    "explain --model m/m --image a.png --caption-file nothing.txt",
+    "gallery --model empty --data . --output o.png",
+    "embed nothing --model m/m --output o",
+    "embed . --model empty --output o",
+    "search nothing --model m/m",
+    "search . --model empty",
+    "demo --model empty",
+    "demo --model m/m --images nothing",
+    "reproduce nothing",
+    "convert nothing.pt --base m/m --output o",
+    "convert empty --to open_clip --output o",
+    "merge empty --output o",
+    "average empty --alpha 0.5 --output o",
+    "export empty --to onnx --output o",
+    "push nothing m/m",
+    "push-data nothing m/m --license mit",
+    "push-space m/m --model ./nothing",
+]
+MANY_MISTAKES = """
+import sys
+from fastgoal.cli import main
+for line in sys.stdin.read().splitlines():
+    assert main(line.split()) == 2, line
+    heavy = {"torch", "transformers", "datasets", "pyarrow", "huggingface_hub"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+
+
+def test_common_mistakes_import_nothing_heavy(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "settings.yaml").write_text("model: empty\ntrain_data: .\n")
+    without_arguments = [name for name in COMMANDS if name not in ("config", "quickstart", "reproduce")]
+    lines = [*without_arguments, *MISTAKES]
+    result = subprocess.run(
+        [sys.executable, "-c", MANY_MISTAKES],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    errors = [line.partition(": error: ")[2] for line in result.stderr.splitlines() if ": error: " in line]
+    assert len(errors) == len(lines)
+    for line, error in zip(lines, errors, strict=True):
+        words = {"nothing": "nothing", "empty": "config.json", "settings": "empty"}
+        assert next((text for name, text in words.items() if name in line), "required") in error, line
 
 
 def test_help_is_quick():
@@ -107,11 +179,12 @@ def test_no_command_shows_the_help(capsys):
         (
             ["evaluate", "--model", "m", "--data", "d", "--protocol", "doci"],
             "fastgoal evaluate ",
-            f"--protocol must be one of {', '.join(PROTOCOLS)}, got 'doci': did you mean docci?",
+            f"--protocol must be one of {', '.join((*PROTOCOLS, *ACCURACY_PROTOCOLS))}, got 'doci': "
+            "did you mean docci?",
         ),
         (["gallery", "--model", "m", "--top_k", "0"], "fastgoal gallery ", "--top-k must be at least 1, got 0"),
         (
-            ["train", "--model", "m", "--learning_rat", "1"],
+            ["train", "--model", "a/b", "--train_data", "a/b", "--learning_rat", "1"],
             "fastgoal train [CONFIG.yaml] [--model MODEL] [--train_data DATA] [options]",
             "unknown option --learning_rat: did you mean --learning_rate?",
         ),
@@ -181,23 +254,41 @@ def test_closed_pipe_is_quiet():
     assert (process.returncode, errors) == (1, b"")
 
 
-def test_train_hands_over_everything(monkeypatch):
+def test_train_hands_over_everything(monkeypatch, tmp_path):
     seen = []
     fake = types.SimpleNamespace(run_parser=lambda prog: prog, main=lambda *arguments: seen.append(arguments) or 3)
     monkeypatch.setitem(sys.modules, "fastgoal.trainer.run", fake)
-    arguments = ["config.yaml", "--learning_rate", "5e-6", "--tf32", "--", "pairs", "--version"]
+    (tmp_path / "config.yaml").write_text("model_name_or_path: a/b\ntrain_data: a/b\n")
+    arguments = [str(tmp_path / "config.yaml"), "--learning_rate", "5e-6", "--tf32", "--", "pairs", "--version"]
     assert main(["train", *arguments]) == 3
-    assert seen == [(arguments, "fastgoal train")]
+    assert main(["train", "--quiet", *arguments[:3]]) == 3
+    quiet = [*arguments[:3], "--disable_tqdm", "true"]
+    assert seen == [(arguments, "fastgoal train"), (quiet, "fastgoal train")]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_train_shows_its_usage_at_once_and_then_all_options(monkeypatch, capsys, arguments):
-    shown_before = []
-    fake = types.SimpleNamespace(
-        run_parser=lambda prog: prog, main=lambda argv, _: shown_before.append((argv, capsys.readouterr().out)) or 0
-    )
+def test_train_checks_settings_under_all_their_names():
+    aliases = {field.name: field.metadata.get("aliases") for field in dataclasses.fields(RunArguments)}
+    for name, spellings in train.CHECKED.items():
+        assert spellings == tuple(filter(None, (f"--{name}", aliases[name])))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["c.yaml", "--help-all"], ["--help_all"]])
+def test_train_shows_its_usage_at_once_and_then_the_options(monkeypatch, capsys, arguments):
+    shown = []
+
+    def format_options(is_complete):
+        shown.append(capsys.readouterr().out)
+        return f"all: {is_complete}"
+
+    fake = types.SimpleNamespace(run_parser=lambda prog: types.SimpleNamespace(format_options=format_options))
     monkeypatch.setitem(sys.modules, "fastgoal.trainer.run", fake)
     assert main(["train", *arguments]) == 0
-    ((argv, output),) = shown_before
-    assert argv == ["--help"]
-    assert output.startswith("usage: fastgoal train CONFIG.yaml")
+    assert shown[0].startswith("usage: fastgoal train CONFIG.yaml")
+    assert capsys.readouterr().out == f"all: {'all' in arguments[-1]}"
+
+
+def test_quiet_is_an_option_of_every_command(command):
+    command.run = lambda args: int(args.progress)
+    for arguments, progress in (([], 1), (["--quiet"], 0)):
+        assert main(["pairs", *arguments]) == progress
+        assert main([*arguments, "pairs"]) == progress

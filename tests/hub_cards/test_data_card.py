@@ -162,7 +162,7 @@ def test_the_card_has_the_figures_and_the_licenses(folder, made, tiny_clip):
 
 def test_captions_of_people(made, tmp_path):
     told = shutil.copytree(made / "told", tmp_path / "told")
-    text = prepare_data_card(told, "me/told", "cc0-1.0", tokenizer=None)["README.md"].decode()
+    text = prepare_data_card(told, "me/told", "cc0-1.0", tokenizer="none")["README.md"].decode()
     assert "wrote the captions" not in text
     assert "CLIP tokens" not in text
     assert "\n\n\n" not in text
@@ -189,7 +189,7 @@ def test_the_captioner_is_found_and_checked(folder, made, tmp_path):
 
 def test_an_edited_card_is_kept(folder):
     def prepare(license="cc-by-4.0", repo="me/pairs"):
-        files = prepare_data_card(folder, repo, license, tokenizer=None)
+        files = prepare_data_card(folder, repo, license, tokenizer="none")
         if files:
             save_data_card(folder, files)
         return bool(files)
@@ -268,4 +268,4 @@ def test_the_dataset_loads_as_its_card_says(online, folder, made, tiny_clip, cap
     assert (len(data), data[4]["image"].size, data[4]["caption"]) == (5, (52, 40), rows[4]["caption"])
 
     # The full name that the push wrote into the card does not count as an edit.
-    assert prepare_data_card(folder, "pairs", "cc0-1.0", tokenizer=None)
+    assert prepare_data_card(folder, "pairs", "cc0-1.0", tokenizer="none")

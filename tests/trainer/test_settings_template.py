@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from fastgoal.trainer.cli.run_parser import WITHOUT_EFFECT
 from fastgoal.trainer.run import ARGUMENTS, parse
 from fastgoal.trainer.settings_template import commented_settings
 from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
@@ -31,4 +32,4 @@ def test_the_written_file_is_one_of_settings(tmp_path, recipe):
 def test_every_setting_of_ours_is_in_it():
     text = commented_settings("paper")
     for name in (*vars(FastGoalTrainingArguments)["__annotations__"], "model", "eval_data", "streaming"):
-        assert f"{name}:" in text or name == "remove_unused_columns"
+        assert f"{name}:" in text or name in WITHOUT_EFFECT

@@ -6,7 +6,7 @@ import pytest
 
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.trainer.run import main
-from fastgoal.trainer.summary import describe_truncation, end_lines, pairs_of
+from fastgoal.trainer.summary import describe_truncation, end_lines, log_text, pairs_of
 from tests.squares import rows_of_squares, write_pairs
 
 
@@ -45,6 +45,8 @@ def test_a_training_says_what_it_does_and_what_comes_next(tiny_clip, squares, tm
     last = evaluations[-1]["eval_text_to_image_R@1"]
     assert f"R@1 text to image {last:.1f} %" in shown
     assert {round(line["eval_text_to_image_R@10"] * 12 / 100, 2) % 1 for line in evaluations} == {0.0}  # in percent
+    assert shown.count("\nimage to text  ") == len(evaluations) + 1 == 3  # and once at the end
+    assert "eval_" not in shown
     card = (output / "README.md").read_text()
     assert "| text to image, before training |" in card
     assert "### Evaluations during training" in card
@@ -88,6 +90,30 @@ def test_captions_beyond_the_limit_are_counted(tiny_clip, tmp_path, capfd):
 )
 def test_the_length_that_holds_almost_all_captions(lengths, rows, line):
     assert describe_truncation(lengths, 248, rows) == line
+
+
+def test_an_evaluation_is_a_small_table():
+    metrics = {
+        "eval_loss": 0.16623,
+        "eval_text_to_image_R@1": 58.333,
+        "eval_text_to_image_mean_rank": 1.75,
+        "eval_image_to_text_R@1": 100.0,
+        "eval_loss_tsl_image": 0.0927,
+        "eval_loss_global": 0.00643,
+        "eval_runtime": 0.6,
+        "epoch": 2.0,
+    }
+    assert log_text(metrics).splitlines() == [
+        "epoch 2          R@1  mean rank",
+        "text to image   58.3        1.8",
+        "image to text  100.0          -",
+        "loss 0.1662 (tsl image 0.0927, global 0.00643)",
+    ]
+    named = {name.replace("eval_", "eval_docci_"): value for name, value in metrics.items()}
+    assert log_text(named).splitlines() == ["eval_docci", *log_text(metrics).splitlines()]
+    assert log_text({"loss": 0.17391, "epoch": 0.5, "note": "x", "total_flos": 1.0}) == (
+        "{'loss': '0.1739', 'epoch': '0.5', 'note': 'x'}"
+    )
 
 
 def test_an_adapter_is_said_to_be_one(tiny_clip, squares, tmp_path, capfd):

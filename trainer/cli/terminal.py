@@ -64,6 +64,23 @@ def any_text() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def quiet_libraries(show_downloads: bool = True) -> None:
+    """Switch off the progress bars of transformers and datasets for every model and dataset that is read or written.
+
+    Args:
+        show_downloads: Keep the bars of downloads from the Hub.
+    """
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    show_downloads = show_downloads and not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # those of the Hub too
+    datasets.disable_progress_bars()
+    if show_downloads:
+        enable_progress_bars()
+
+
 def is_peer_lost(error: BaseException) -> bool:
     """Return whether an error says that another process of a distributed training ended."""
     is_distributed = os.environ.get("WORLD_SIZE", "1") != "1"

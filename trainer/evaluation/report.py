@@ -134,7 +134,7 @@ class EvaluationReport(ModelResult):
                     others = (cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
                     lines.append("  ".join([row[0].ljust(widths[0]), *others]).rstrip())
             if report.skipped:
-                lines += ["", f"{len(report.skipped):,} rows were skipped:"]
+                lines += ["", f"{_skipped(report.skipped)}:"]
                 lines += [f"  {message}" for message in report.skipped]
         return "\n".join(lines)
 
@@ -151,7 +151,7 @@ class EvaluationReport(ModelResult):
                 lines += ["", f"{level} {title}", "", _line(head), _line(["---", *("--:" for _ in head[1:])])]
                 lines += [_line(row) for row in rows]
             if report.skipped:
-                lines += ["", f"{level} {len(report.skipped):,} rows were skipped", ""]
+                lines += ["", f"{level} {_skipped(report.skipped)}", ""]
                 lines += [f"- {message}" for message in report.skipped]
         return "\n".join(lines) + "\n"
 
@@ -210,6 +210,10 @@ def _without_none(result: ModelResult) -> dict[str, Any]:
     return {key: value for key, value in asdict(result).items() if value is not None}
 
 
+def _skipped(messages: Sequence[str]) -> str:
+    return "1 row was skipped" if len(messages) == 1 else f"{len(messages):,} rows were skipped"
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -232,8 +236,9 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
         *(report.facts or {}).items(),
     ]
     if report.duplicate_captions:
+        repeat = "caption repeats" if report.duplicate_captions == 1 else "captions repeat"
         lines.append(
-            ("repeated", f"{report.duplicate_captions:,} captions repeat an earlier one; ties count against the model")
+            ("repeated", f"{report.duplicate_captions:,} {repeat} an earlier one; ties count against the model")
         )
     if report.checked:
         lines.append(("checked", "the metric retrieval_recall gives the same recalls and ranks"))
@@ -337,8 +342,9 @@ def _recall_table(report: EvaluationReport) -> Table:
     for name in (*(f"R@{k}" for k in report.ks), "mean_rank", "median_rank"):
         keys = [f"{direction}_{name}" for direction in DIRECTIONS]
         metrics = report.metrics
-        cells = (_value(key, metrics[key], intervals.get(key)) if key in metrics else "-" for key in keys)
-        rows.append([_words(name), *cells])
+        cells = [_value(key, metrics[key], intervals.get(key)) if key in metrics else "-" for key in keys]
+        if cells != ["-", "-"]:  # for a k above the number of candidates
+            rows.append([_words(name), *cells])
     return f"Retrieval{_intervals_of(report)}", ["", *map(_words, DIRECTIONS)], rows
 
 

@@ -88,13 +88,12 @@ def test_table_and_report(tiny_clip, folder, tmp_path, capsys):
     assert (report["truncated_share"], report["skipped"], report["dtype"]) == (0.0, [], "float32")
     printed = capsys.readouterr().out
     assert "images    4\n" in printed
-    assert "1 captions repeat an earlier one" in printed
+    assert "1 caption repeats an earlier one" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("R@3 ")]
     percents = [100 * expected[f"{direction}_R@3"] for direction in ("text_to_image", "image_to_text")]
     cells = line.replace("%", "").split()
     assert [float(cells[1]), float(cells[5])] == pytest.approx(percents, abs=0.01)
-    (line,) = [line for line in printed.splitlines() if line.startswith("R@9 ")]
-    assert line.split()[1] == "-"
+    assert "R@9 " not in printed  # there are only four images
 
 
 def test_bfloat16(tiny_clip, folder, tmp_path):
@@ -126,7 +125,7 @@ def test_published_rows_of_a_complete_protocol(tiny_clip, folder, tmp_path, monk
     printed = capsys.readouterr().out
     assert "DOCCI test has 4 images, but the data have 3" in printed
     assert "(published" not in printed
-    assert "1 rows were skipped:\n" in printed
+    assert "1 row was skipped:\n" in printed
     assert len(json.loads((tmp_path / "report.json").read_text())["skipped"]) == 1
 
 

@@ -67,6 +67,7 @@ def test_an_option_of_several_commands_is_a_shared_one():
         "-h",
         "--help",
         "--traceback",
+        "--quiet",
         "-k",
         "--detector",
         "--tokenizer",

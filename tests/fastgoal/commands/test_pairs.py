@@ -1,14 +1,18 @@
 """`fastgoal pairs` from the command line, with a tiny CLIP of random weights."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import enable_progress_bars, load_dataset
 from PIL import Image
+from transformers import CLIPTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from fastgoal.cli import main
+from fastgoal.hub_cards.data_card import prepare_data_card
 from fastgoal.modeling_fastgoal.modeling_fastgoal import FastGoalCLIPModel
 from fastgoal.processing.builders import pairs
 from fastgoal.processing.checkpoints.fingerprints import check_detector_file
@@ -122,6 +126,19 @@ def test_bad_rows_stop_or_are_listed(data, tiny_clip, tmp_path, capsys):
     assert "images/3.jpg" in printed.split("skipped:")[1]
 
 
+def test_only_its_own_progress_is_shown(data, tiny_clip, tmp_path, capsys):
+    transformers_logging.enable_progress_bar()
+    enable_progress_bars()
+    options = ("--output", tmp_path / "pairs", "--model", tiny_clip, "--detector", "none")
+    assert call(data, *options) == 0
+    error = capsys.readouterr().err
+    assert "pairs: 100%" in error
+    assert not re.search("Loading|Generating|Writing", error)
+    for quiet, shown in ((["--quiet"], False), ([], True)):
+        assert main(["inspect", str(tmp_path / "pairs"), "--output", str(tmp_path / "page.html"), *quiet]) == 0
+        assert bool(capsys.readouterr().err) == shown
+
+
 def test_wrong_input_is_one_line(data, tiny_clip, tmp_path, capsys):
     def error(*arguments):
         assert call(*arguments, "--output", tmp_path / "pairs") == 2
@@ -130,7 +147,7 @@ def test_wrong_input_is_one_line(data, tiny_clip, tmp_path, capsys):
         return line
 
     (tmp_path / "empty").mkdir()
-    assert "has no weights" in error(data, "--model", tmp_path / "empty", "--detector", "none")
+    assert "config.json" in error(data, "--model", tmp_path / "empty", "--detector", "none")
     assert "does not exist" in error(data, "--model", tmp_path / "absent", "--detector", "none")
     assert "not in a known form" in error(tmp_path / "empty", "--model", tiny_clip, "--detector", "none")
     assert "no column 'text'" in error(data, "--model", tiny_clip, "--detector", "none", "--caption-column", "text")
@@ -196,3 +213,57 @@ def test_dtype_and_detector_reach_the_matcher(data, tiny_clip, tmp_path, monkeyp
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
     assert loaded.processor.tokenizer.model_max_length == loaded.model.config.text_config.max_position_embeddings == 248
+
+
+def test_mistakes_in_the_source_come_before_the_models(data, tiny_clip, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("nothing may be loaded")
+
+    for name in ("load_model", "load_detector"):
+        monkeypatch.setattr(pairs, name, fail)
+    options = ("--output", tmp_path / "pairs", "--model", tiny_clip)
+    boxes = ("--detector", "column:boxes")
+    for more, message in (
+        ((*boxes, "--box-units", "fractions"), r"images/0\.jpg.* box 0 .*--box-format"),
+        (("--detector", "column:nothing"), "no column 'nothing'"),
+        (("--detector", "absent.pt", "--caption-column", "nothing"), "no column 'nothing'"),
+    ):
+        assert call(data, *options, *more) == 2
+        assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    (data / "images" / "0.jpg").write_bytes(b"no image")
+    assert call(data, *options, *boxes) == 2
+    assert "images/0.jpg" in capsys.readouterr().err
+
+
+def test_tokens_are_stored_and_no_tokenizer_is_needed(data, tiny_clip, tmp_path, tmp_path_factory, capsys, monkeypatch):
+    output = tmp_path / "pairs"
+    assert call(data, "--output", output, "--model", tiny_clip, "--detector", "none") == 0
+    rows = rows_of(output, tmp_path_factory)
+    tokenizer = CLIPTokenizerFast.from_pretrained(tiny_clip)
+    for row in rows:
+        sentences = [row["caption"][span["start"] : span["end"]] for span in row["sentences"]]
+        assert row["caption_tokens"] == len(tokenizer(row["caption"])["input_ids"]) > 100
+        assert row["sentence_tokens"] == [len(ids) for ids in tokenizer(sentences)["input_ids"]]
+        assert len(row["sentence_tokens"]) == 4
+    assert json.loads((output / "fastgoal_pairs.json").read_bytes())["summary"]["text_length"] == 248
+
+    def fail(*arguments, **options):
+        raise OSError("no tokenizer")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    capsys.readouterr()
+    numbers = tmp_path / "numbers.json"
+    arguments = ["--output", tmp_path / "page.html", "--json", numbers]
+    assert main(["inspect", str(output), *map(str, arguments)]) == 0
+    facts = json.loads(numbers.read_bytes())
+    mean, longest = sum(rows["caption_tokens"]) / 5, max(rows["caption_tokens"])
+    assert facts["captions"]["tokens"]["mean"] == pytest.approx(mean)
+    assert facts["captions"]["tokens"]["truncated"]["77"]["rows"] == 5
+    assert facts["captions"]["sentence_tokens"]["max"] == max(map(max, rows["sentence_tokens"]))
+    assert facts["tokenizer"] == tiny_clip.name
+    printed = capsys.readouterr().out
+    assert f"{mean:.0f} tokens per caption, " in printed
+    assert "Words are counted" not in printed
+    assert main(["push-data", str(output), "me/pairs", "--license", "mit", "--dry-run"]) == 0
+    card = prepare_data_card(output, "me/pairs", "mit")["README.md"].decode()
+    assert re.search(rf"CLIP tokens \(`{tiny_clip.name}`\) \| {mean:.1f} \| .* \| {longest} \|", card)

@@ -13,7 +13,7 @@ def test_a_dry_run_lists_the_files(tiny_clip, tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 1500)
     (tmp_path / "README.md").write_text(f"---\nlicense: mit\n---\n{'x' * 1476}")
-    options = {"private": None, "message": "", "dry_run": True, "recode": False}
+    options = {"private": None, "message": "", "dry_run": True, "recode": False, "progress": True}
     assert run(Namespace(folder=str(tmp_path), repo="me/clip", **options)) == 0
     first, *files, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"would be sent to me/clip as a model, {len(files)} files, ")

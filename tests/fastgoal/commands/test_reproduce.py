@@ -163,7 +163,9 @@ def test_an_error_of_a_command_ends_the_run(place, tmp_path, monkeypatch, capsys
     (output / "clip-b16" / "mine.txt").write_text("")
     ran = []
     run_command = reproduce.run_command
-    monkeypatch.setattr(reproduce, "run_command", lambda words: ran.append(words[1]) or run_command(words))
+    monkeypatch.setattr(
+        reproduce, "run_command", lambda words, *more: ran.append(words[1]) or run_command(words, *more)
+    )
     assert main(arguments(place, "docci-clip-b16", output, "--allow-incomplete")) == 2
     assert "must be a new or empty folder" in capsys.readouterr().err
     assert ran == ["convert"]

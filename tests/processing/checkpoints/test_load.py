@@ -149,8 +149,12 @@ def test_from_base_does_not_initialize_weights(clip):
 
 
 def test_missing_checkpoints(tmp_path):
-    for name in ("owner/nothing", str(tmp_path / "nothing"), "../nothing"):
-        with pytest.raises(ValueError, match=rf"`model={name}` cannot be loaded: .*Name a folder"):
+    for name, reason in (
+        ("owner/nothing", "cannot be loaded: "),
+        (str(tmp_path / "nothing"), "does not exist"),
+        ("../nothing", "does not exist"),
+    ):
+        with pytest.raises(ValueError, match=rf"`model={name}` {reason}.*Name a folder"):
             load_model(name, "cpu")
 
 

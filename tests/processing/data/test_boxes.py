@@ -1,6 +1,9 @@
 """Boxes of the data: known regions, and errors that name row and box."""
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,29 @@ from fastgoal.processing.data.boxes import column_regions, regions_from_boxes
 from fastgoal.processing.regions import Region
 
 SIZE = (100, 50)
+
+
+DOCS = Path(__file__, "../../../../docs/data.md").resolve().read_text(encoding="utf-8")
+
+
+def test_the_documented_forms_are_all_the_same_box() -> None:
+    options = []
+    for words, line in re.findall(r"^\| [^|]* (?:pixels|fractions) \| ([^|]*) \| `({.*})` \|$", DOCS, re.MULTILINE):
+        given = re.findall(r"--(\S+) ([a-z]+)", words)
+        options.append(given)
+        chosen = {name.replace("-", "_"): value for name, value in given}
+        (region,) = column_regions(json.loads(line), "boxes", SIZE, **chosen)
+        assert region.box == pytest.approx((20, 10, 60, 40))
+    xywh, fractions = ("box-format", "xywh"), ("box-units", "fractions")
+    assert options == [[], [xywh], [fractions], [xywh, fractions]]
+
+
+def test_the_documented_names_of_boxes() -> None:
+    found = re.findall(r"`(\[?\{\"bbox\": .*?\}\]?)`", DOCS)
+    assert len(found) == 2
+    for text, score in zip(found, (0.9, 1.0), strict=True):
+        regions = column_regions({"boxes": json.loads(text)}, "boxes", SIZE)
+        assert regions == [Region((20, 10, 60, 40), score, "dog", "column")]
 
 
 def test_boxes_become_regions() -> None:

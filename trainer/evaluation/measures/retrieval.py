@@ -161,12 +161,10 @@ def _owners(text_to_image: Tensor | Sequence[int] | None, images: int, texts: in
 
 
 def _summary(direction: str, ranks: Tensor, ks: Sequence[int], candidates: int) -> dict[str, float]:
-    metrics = {}
-    for k in ks:
-        if k > candidates:
-            logger.warning_once(f"{direction}_R@{k} is left out: there are only {candidates} candidates.")
-            continue
-        metrics[f"{direction}_R@{k}"] = float((ranks <= k).double().mean())
+    metrics = {f"{direction}_R@{k}": float((ranks <= k).double().mean()) for k in ks if k <= candidates}
+    if left_out := [f"R@{k}" for k in ks if k > candidates]:
+        verb = "is" if len(left_out) == 1 else "are"
+        logger.warning_once(f"{', '.join(left_out)} {verb} left out: there are only {candidates} candidates.")
     metrics[f"{direction}_mean_rank"] = float(ranks.double().mean())
     metrics[f"{direction}_median_rank"] = float(statistics.median(ranks.tolist()))
     return metrics

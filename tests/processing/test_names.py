@@ -1,0 +1,61 @@
+"""Names are refused for what is not there, with the argument, the name and the way out."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastgoal.processing.names import check_data_name, check_detector_name, check_model_name, check_path, is_hub_id
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Has a model, an adapter, an empty folder and a file."""
+    monkeypatch.chdir(tmp_path)
+    for folder, file in (("model", "config.json"), ("adapter", "adapter_config.json"), ("empty", None)):
+        (tmp_path / folder).mkdir()
+        if file is not None:
+            (tmp_path / folder / file).write_text("{}")
+    (tmp_path / "a.pt").touch()
+
+
+@pytest.mark.usefixtures("here")
+def test_models():
+    for name in ("model", "./model/", "adapter", os.path.abspath("model"), "openai/clip-vit-base-patch16", "a.pt"):
+        check_model_name(name)
+    for name in ("nothing", "./nothing", "/nothing", "openai/", "a/b/c", "../x", "~/model", ""):
+        with pytest.raises(ValueError, match=rf"^`base={name}` does not exist\. .*save_pretrained"):
+            check_model_name(name, "base")
+    with pytest.raises(ValueError, match=r"^`model=empty` has neither config\.json nor adapter_config\.json"):
+        check_model_name("empty")
+
+
+@pytest.mark.usefixtures("here")
+def test_detectors():
+    for name in ("none", "None", "column:boxes", "a.pt", "yolo11n.pt", "model", "hustvl/yolos-tiny"):
+        check_detector_name(name)
+    for name in ("nothing", "./nothing", "a/b/c"):
+        with pytest.raises(ValueError, match=r"^`detector` must be the name of a detector, got .*yolo11n\.pt"):
+            check_detector_name(name)
+    with pytest.raises(ValueError, match=r"^`detector=empty` has no config\.json"):
+        check_detector_name("empty")
+
+
+@pytest.mark.usefixtures("here")
+def test_data_and_paths():
+    for name in ("model", "a.pt", "owner/data"):
+        check_data_name(name)
+    for name in ("nothing", "./nothing", "owner/..", ""):
+        with pytest.raises(ValueError, match=rf"^'{name}' does not exist\. Expected .* Hub"):
+            check_data_name(name)
+    check_path("a.pt", "image")
+    with pytest.raises(ValueError, match=r"^`image=owner/data` does not exist"):
+        check_path("owner/data", "image")
+    assert is_hub_id("owner/data")
+    assert not is_hub_id("model/config.json")
+
+
+def test_nothing_is_imported():
+    code = "import sys, fastgoal.processing.names; print(len({'torch', 'numpy', 'yaml', 'PIL'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"0\n"
