@@ -269,7 +269,7 @@ def write_pairs(
         )
 
     def load_maker(shards: ParquetShards, threads: int) -> _PairMaker:
-        if on_error == "stop" and shards.read_record(0) is None:
+        if on_error == "stop" and not shards.record_path(0).exists():
             _check_first_row(source, settings)
         return _PairMaker(source, settings, shards, *load_matcher(), on_error == "skip", batch_size, threads)
 

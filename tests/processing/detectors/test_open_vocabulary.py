@@ -281,7 +281,7 @@ def test_the_pairs_command(owlv2, data, tiny_clip, tmp_path, tmp_path_factory, m
     assert main(options) == 0
     printed = capsys.readouterr().out
     assert "8 open_vocabulary" in printed
-    assert "1 images with default regions only" in printed
+    assert "1 image with default regions only" in printed
     assert loads[0].spec.min_score == 0.1
     manifest = json.loads((tmp_path / "out" / "fastgoal_pairs.json").read_text())
     spec = DetectorSpec.from_settings(manifest["settings"])

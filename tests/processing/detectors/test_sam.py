@@ -129,6 +129,9 @@ def test_the_pairs_command(tiny_sam, tiny_clip, tmp_path, monkeypatch, capsys):
 def test_other_detectors_are_refused(detector, tiny_clip, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "yolo11n.pt").touch()
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "dog.png")
+    (tmp_path / "data" / "dog.txt").write_text("A dog.")
     options = ["--model", str(tiny_clip), "--regions", "sam", "--detector", detector, "--output", str(tmp_path / "out")]
     assert main(["pairs", str(tmp_path / "data"), *options]) == 2
     assert "needs a SAM checkpoint" in capsys.readouterr().err
