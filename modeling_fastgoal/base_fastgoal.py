@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .families_fastgoal import family_of
 from .loading_fastgoal import load_whole, read_config
@@ -219,7 +218,7 @@ class FastGoalModel(_Base):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """Embed texts as the base does, and truncate those that are too long, as the tokenizer would have done.
 

@@ -176,7 +176,8 @@ def recorded_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
     trace.
     """
     norm = model.text_model.final_layer_norm
-    norm.recorded = recorded = []
+    recorded: list[Any] = []
+    norm.recorded = recorded
     try:
         yield recorded
     finally:
