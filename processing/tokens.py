@@ -64,7 +64,18 @@ def padding_of(tokenizer: Any) -> bool | str:
     return True if "attention_mask" in tokenizer.model_input_names else "max_length"
 
 
-def pad_ids(tokenizer: Any, ids: Sequence[Sequence[int]], are_short: bool = False) -> dict[str, torch.Tensor]:
+def padded_length(tokenizer: Any, longest: int, multiple: int = 1) -> int:
+    """Return the length that texts of up to `longest` tokens are padded to.
+
+    This is the next multiple of `multiple` that the model reads, or for SigLIP always the model's length.
+    """
+    limit = int(tokenizer.model_max_length)
+    return limit if padding_of(tokenizer) is not True else min(-(-longest // multiple) * multiple, max(limit, longest))
+
+
+def pad_ids(
+    tokenizer: Any, ids: Sequence[Sequence[int]], are_short: bool = False, multiple: int = 1
+) -> dict[str, torch.Tensor]:
     """Pad token ids to `input_ids` `(texts, tokens)` and, if the model takes one, `attention_mask`.
 
     Args:
@@ -73,11 +84,12 @@ def pad_ids(tokenizer: Any, ids: Sequence[Sequence[int]], are_short: bool = Fals
         are_short: Whether the texts are sentences or short captions for training. For SigLIP they are padded to 64
             tokens if they fit, its length before it was stretched, as pipelines pad labels. This costs a quarter of the
             time, and the trained model understands short texts padded to 64 tokens and to its own length.
+        multiple: Number that the padded length is a multiple of, unless the model reads fewer tokens; see
+            `padded_length`.
     """
-    if padding_of(tokenizer) is True:
-        return dict(tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt"))
-    length = tokenizer.model_max_length
-    if are_short and max(map(len, ids), default=0) <= SIGLIP_TOKENS:
+    longest = max(map(len, ids), default=0)
+    length = padded_length(tokenizer, longest, multiple)
+    if are_short and padding_of(tokenizer) is not True and longest <= SIGLIP_TOKENS:
         length = min(length, SIGLIP_TOKENS)
     return dict(tokenizer.pad({"input_ids": list(ids)}, padding="max_length", max_length=length, return_tensors="pt"))
 

@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 SETTINGS = "fastgoal_training.json"
 FORMAT = 1  # of that file
 SECONDS = "seconds"  # in the same file, not compared
+ROWS_AT_ONCE = "rows at once"  # the same
 ROWS_NAMED = 8
 OVERWRITE = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it"
 # Names of the optimizer's state, as saved by one process, FSDP and DeepSpeed.
@@ -105,10 +106,10 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_json(folder / SETTINGS, {"format": FORMAT, **settings})
 
 
-def seconds_of(folder: Path) -> float:
-    """Return for how many seconds a checkpoint was trained; 0 if it does not say."""
+def note_of(folder: Path, name: str) -> float:
+    """Return a number in the settings of a checkpoint, such as `SECONDS`; 0 if it is not there."""
     try:
-        return float(json.loads((folder / SETTINGS).read_bytes())[SECONDS])
+        return float(json.loads((folder / SETTINGS).read_bytes())[name])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

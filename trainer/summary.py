@@ -26,9 +26,12 @@ from .evaluation.measures.intervals import Difference
 from .evaluation.measures.retrieval import DIRECTIONS
 from .evaluation.report import gain_rows
 from .objectives import Objective
+from .trained_weights import contrasts_rows
 from .training_arguments import FastGoalTrainingArguments
 
 _METRIC = re.compile(rf"(?P<prefix>\w+?)_(?:{'|'.join(DIRECTIONS)})_(?P<name>.+)")
+LARGE_BATCH = 128
+"""Number of pairs from which on a contrastive loss is not called small."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def start_lines(
         "steps": f"{steps:,}{_describe_epochs(run, steps, steps_per_epoch)}, learning rate {args.learning_rate:g}",
         "runs on": devices,
         "saved in": _describe_output(args),
+        "hint": small_batch_hint(run),
     }
     return "\n".join(f"{name:<11} {value}" for name, value in values.items() if value)
 
@@ -214,6 +218,19 @@ def _describe_epochs(run: TrainingRun, steps: int, steps_per_epoch: int) -> str:
         return ""
     epochs = f"{steps / steps_per_epoch:.3g}"
     return f" ({epochs} epoch{'s' if epochs != '1' else ''} of {count(rows, 'image')})"
+
+
+def small_batch_hint(run: TrainingRun) -> str:
+    """Say which setting helps if a contrastive loss sees few pairs at once, although the data have more."""
+    args, batch = run.args, run.args.train_batch_size * run.args.world_size
+    rows = len(run.train_dataset) if has_length(run.train_dataset) else LARGE_BATCH
+    if not 1 < batch < LARGE_BATCH <= rows or not contrasts_rows(run.objective.weights):
+        return ""
+    larger, at_once = -(-LARGE_BATCH // args.world_size), args.mini_batch_size or args.train_batch_size
+    return (
+        f"a pair is contrasted with only {batch - 1} others; `per_device_train_batch_size={larger}` with "
+        f"`mini_batch_size={at_once}` contrasts it with more in about the same memory"
+    )
 
 
 def _describe_output(args: FastGoalTrainingArguments) -> str:

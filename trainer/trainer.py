@@ -4,8 +4,8 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ from .callbacks import (
 )
 from .card import CardOptions, finish_folder
 from .checkpoints import (
+    ROWS_AT_ONCE,
     SECONDS,
     WEIGHT_FILES,
     delete_checkpoints,
@@ -67,18 +68,18 @@ from .checkpoints import (
     is_in,
     newest_checkpoint,
     not_finite_message,
+    note_of,
     refuse_checkpoints,
     refuse_other_settings,
     require_checkpoint,
     saving_errors,
-    seconds_of,
     write_settings,
 )
 from .evaluation.measures.retrieval import retrieval_of_predictions
 from .interrupts import EvaluationStopped, Interrupted, Interrupts, WorkerStart, loader_of_batches, start_workers
 from .objectives import Objective
-from .parallel.gather import gather_batch
-from .parallel.gradient_cache import cached_backward
+from .parallel.gather import average_gradients, gather_batch, in_any_process
+from .parallel.gradient_cache import HalvedOnError, cached_backward, fails_together
 from .parallel.strategy import describe, group_of_its_own, logit_parameters, own_class, prepare_shards
 from .summary import TrainingRun, language_of
 from .trained_weights import (
@@ -90,7 +91,7 @@ from .trained_weights import (
     refuse_foreign_optimizer,
     write_losses,
 )
-from .training_arguments import BEST_METRIC, FastGoalTrainingArguments
+from .training_arguments import AUTO, BEST_METRIC, FastGoalTrainingArguments
 from .weight_settings import base_mark, data_settings, replace_settings
 
 logger = logging.get_logger(__name__)
@@ -215,6 +216,7 @@ class FastGoalTrainer(Trainer):
                 *(processing_class, self.objective.needs_pairs, str(args.pair_sampling), args.order_seed),
                 short_captions=self.objective.needs_short_captions,
                 crop_size=args.crop_size,
+                pad_to_multiple_of=8 if args.torch_compile else 1,
             )
         if isinstance(data_collator, FastGoalCollator):
             for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -268,6 +270,12 @@ class FastGoalTrainer(Trainer):
             raise ValueError(
                 f"`hard_negative_refresh` does not work with FSDP, got {args.hard_negative_refresh}. Set it to 0."
             )
+        if args.mini_batch_size == AUTO and (self._sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "`mini_batch_size` must be a number with FSDP or DeepSpeed, got 'auto': processes with sharded weights "
+                "wait for each other in every layer. Set a number, or train with DDP."
+            )
+        self._halved = HalvedOnError(args.train_batch_size, args.world_size > 1)
         if args.train_batch_size * args.world_size == 1 and contrasts_rows(self.objective.weights):
             logger.warning(
                 "`per_device_train_batch_size` is 1, but a contrastive loss needs other rows in the batch: for one row "
@@ -337,7 +345,10 @@ class FastGoalTrainer(Trainer):
                 changed = refuse_other_settings(Path(checkpoint), self._trained_with, self.args.ignore_resume_mismatch)
             self._begin(checkpoint, changed)
             self._saved_step, self._started = 0, time.monotonic()
-            self._seconds_before = 0.0 if checkpoint is None else seconds_of(Path(checkpoint))
+            self._seconds_before = 0.0 if checkpoint is None else note_of(Path(checkpoint), SECONDS)
+            if self.args.mini_batch_size == AUTO:
+                size = 0 if checkpoint is None else int(note_of(Path(checkpoint), ROWS_AT_ONCE))
+                self._halved = HalvedOnError(size or self.args.train_batch_size, self.args.world_size > 1)
             result = super().train(checkpoint, trial, ignore_keys_for_eval)
         if self._interrupts.signum:
             raise Interrupted(
@@ -571,13 +582,40 @@ class FastGoalTrainer(Trainer):
             self._last_rows = rows % (self.args.train_batch_size * self.args.world_size) or None
         inputs = self._prepare_batch(inputs)
         try:
+            if self.args.mini_batch_size == AUTO:
+                return self._halved_step(model, inputs)
             if not self.args.mini_batch_size:
                 return super().training_step(model, inputs, num_items_in_batch)
-            return self._cached_step(model, inputs, self.args.mini_batch_size)
+            return self._cached_step(model, inputs, cast(int, self.args.mini_batch_size))
         finally:
             self._last_rows = None
 
-    def _cached_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
+    def _halved_step(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Run a step with as many rows at once as the memory of all processes allows."""
+        # Not DDP's wrapper: it would wait for the gradients of a process that stopped.
+        own, device = self.accelerator.unwrap_model(model), self.args.device
+        alone = partial(fails_together, partial(in_any_process, device=device))
+        loss = self._halved.run(
+            lambda size: self._cached_step(own, inputs, size, alone), inputs, own.parameters(), self._note_halved
+        )
+        if self.accelerator.sync_gradients:
+            average_gradients(own.parameters())
+        return loss
+
+    def _note_halved(self, size: int) -> None:
+        if self.is_world_process_zero():
+            logger.warning(
+                f"Out of memory: the training continues with mini-batches of {size}. To start with them next time, set "
+                f"`mini_batch_size={size}`."
+            )
+
+    def _cached_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        size: int,
+        alone: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> torch.Tensor:
         model.train()
         logit_scales: list[torch.Tensor] = []
 
@@ -597,6 +635,7 @@ class FastGoalTrainer(Trainer):
             backward=self.accelerator.backward,
             no_sync=partial(self.accelerator.no_sync, model),
             scale=scale,
+            alone=alone,
         )
         self._note_parts(parts, logit_scales[0])
         return parts["loss"] * scale
@@ -728,6 +767,8 @@ class FastGoalTrainer(Trainer):
             sums = self.accelerator.reduce(torch.stack([*self._part_sums.values()]), "mean") / self._part_steps
             means = {name: round(value, 4) for name, value in zip(self._part_sums, sums.tolist(), strict=True)}
             logs = {**logs, **means, "logit_scale": round(self._logit_scale.item(), 2)}
+            if self.args.mini_batch_size == AUTO:
+                logs["mini_batch_size"] = self._halved.size
             self._part_sums, self._part_steps = {}, 0
         if "train_loss" in logs:  # the steps since the last line are this process's share
             loss = torch.tensor(logs["train_loss"], device=self.args.device)
@@ -790,7 +831,10 @@ class FastGoalTrainer(Trainer):
                 self.train_dataset.save(draft)
             if self.args.should_save:
                 seconds = self._seconds_before + time.monotonic() - self._started
-                write_settings(draft, {**self._trained_with, SECONDS: seconds})
+                notes = {SECONDS: seconds}
+                if self.args.mini_batch_size == AUTO:
+                    notes[ROWS_AT_ONCE] = self._halved.size
+                write_settings(draft, {**self._trained_with, **notes})
                 if self._neighbors is not None:
                     save_neighbors(draft, self._neighbors, self._is_renewed)
                 best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"

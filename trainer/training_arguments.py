@@ -77,6 +77,7 @@ BEST_MODEL_ARGUMENTS = (
     *("eval_strategy", "eval_steps", "eval_delay"),
 )
 ACCELERATOR_SETTINGS = ("split_batches", "even_batches", "use_seedable_sampler", "gradient_accumulation_kwargs")
+AUTO = "auto"
 BEST_METRIC = "text_to_image_R@1"
 SAVE_STEPS = 500
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length")
@@ -231,10 +232,11 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     freeze_layers: int = _setting(
         0, "Number of layers to freeze in both towers, counted from the input, together with the embeddings."
     )
-    mini_batch_size: int | None = _setting(
+    mini_batch_size: int | str | None = _setting(
         None,
         "Number of pairs to process at once with gradient caching. Loss and gradients remain those of the whole batch. "
-        "Needs the memory of a mini-batch and one more forward pass.",
+        "Needs the memory of a mini-batch and one more forward pass. `auto` starts with the whole batch and halves the "
+        "number after every out-of-memory error.",
     )
     max_logit_scale: float | None = _setting(
         None,
@@ -333,6 +335,13 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
                 f"`length_column_name` is not supported, got {self.length_column_name!r}. The lengths of "
                 "`train_sampling_strategy=group_by_length` are the captions' numbers of tokens."
             )
+        if isinstance(self.mini_batch_size, str) and self.mini_batch_size != AUTO:
+            try:
+                self.mini_batch_size = int(self.mini_batch_size)
+            except ValueError:
+                raise ValueError(
+                    f"`mini_batch_size` must be a positive integer or auto, got {self.mini_batch_size!r}."
+                ) from None
         _refuse_numbers(self)
         if self.max_logit_scale and self.max_logit_scale < 1:
             raise ValueError(f"`max_logit_scale` must be 0 (no limit) or at least 1, got {self.max_logit_scale}.")

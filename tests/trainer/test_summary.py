@@ -3,10 +3,19 @@
 import json
 
 import pytest
+import torch
 
 from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.trainer.run import main
-from fastgoal.trainer.summary import describe_truncation, end_lines, log_text, pairs_of
+from fastgoal.trainer.summary import (
+    TrainingRun,
+    describe_truncation,
+    end_lines,
+    log_text,
+    pairs_of,
+    small_batch_hint,
+)
+from fastgoal.trainer.training_arguments import FastGoalTrainingArguments
 from tests.squares import rows_of_squares, write_pairs
 
 
@@ -137,6 +146,25 @@ def test_epochs_are_those_of_the_log(tiny_clip, squares, tmp_path, capfd, batch,
     assert f"steps       {epochs}, " in capfd.readouterr().out
     state = json.loads((tmp_path / "out/trainer_state.json").read_text())
     assert f"({state['epoch']:g} epoch" in epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "words"),
+    [
+        ({}, 1000, ["only 63 others", "`per_device_train_batch_size=128`", "`mini_batch_size=64`"]),
+        ({"mini_batch_size": "8"}, 1000, ["only 63 others", "`mini_batch_size=8`"]),
+        ({"gradient_accumulation_steps": 8, "objective": "local"}, 1000, ["only 63 others"]),
+        ({"per_device_train_batch_size": 128, "mini_batch_size": 8}, 1000, []),
+        ({"global_weight": 0.0, "local_weight": 0.0}, 1000, []),  # TSL contrasts nothing
+        ({}, 100, []),  # there are no more
+    ],
+)
+def test_small_contrastive_batches_are_told_what_helps(settings, images, words, tmp_path):
+    args = FastGoalTrainingArguments(str(tmp_path), use_cpu=True, **settings)
+    run = TrainingRun(args, args.resolved_objective(), False, 100.0, torch.nn.Linear(1, 1), range(images))
+    hint = small_batch_hint(run)
+    assert bool(hint) == bool(words)
+    assert all(word in hint for word in words)
 
 
 def test_without_an_evaluation_the_next_command_names_what_is_missing():

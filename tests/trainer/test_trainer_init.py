@@ -253,3 +253,8 @@ def test_no_other_hook_is_overridden():
 def test_a_contrastive_batch_of_one_row_is_warned_of(tiny_clip, rows, tmp_path, caplog, settings, warns):
     make_trainer(tiny_clip, tmp_path, rows, **settings)
     assert ("`per_device_train_batch_size` is 1" in caplog.text) == warns
+
+
+def test_a_compiled_training_has_few_lengths_of_texts(tiny_clip, rows, tmp_path):
+    assert make_trainer(tiny_clip, tmp_path, rows, torch_compile=True).data_collator.pad_to_multiple_of == 8
+    assert make_trainer(tiny_clip, tmp_path, rows).data_collator.pad_to_multiple_of == 1

@@ -11,12 +11,14 @@ from fastgoal.trainer.card import CardOptions
 from tests.squares import write_pairs
 from tests.tiny_trainers import make_trainer
 from tests.trainer.processes import in_two_processes
+from tests.trainer.small_memory import SmallMemory
 
 BATCH, ROWS = 4, 11  # three batches per epoch, the last one of 3 rows
 CASES = {
     "paper": {},
     "accumulated": {"gradient_accumulation_steps": 2, "save_steps": 3},
     "cached": {"mini_batch_size": 1},
+    "halved": {"mini_batch_size": "auto"},  # the resumed training has enough memory, but starts with the same number
     "lengths": {"train_sampling_strategy": "group_by_length"},
     "near, lengths": {"hard_negatives": True, "train_sampling_strategy": "group_by_length"},
     "adapter": {"lora_r": 4, "freeze_layers": 1},
@@ -44,6 +46,8 @@ def weights_after(clip, pairs, folder, processes, case, resume):
     data = StreamData(str(pairs), window=3) if case in STREAMED else TrainingData(str(pairs), limit=ROWS)
     trainer = make_trainer(clip, folder, data, **settings)
     assert bool(trainer.objective.weights.short_weight) == (case == "experimental")
+    if case == "halved" and not resume:
+        SmallMemory(trainer, 1)
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{settings['save_steps']}" if resume else None)
     assert not resume or 0 < trainer._initial_global_step < trainer.state.global_step
     return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])

@@ -134,6 +134,7 @@ def test_tokens_are_not_printed(make):
         ("per_device_train_batch_size", 0, "at least 1"),
         ("per_device_eval_batch_size", -1, "at least 1"),
         ("mini_batch_size", 0, "at least 1, got 0"),
+        ("mini_batch_size", "many", "positive integer or auto, got 'many'"),
         ("lora_r", 0, "at least 1, got 0"),
         ("freeze_layers", -1, "must not be negative"),
         ("learning_rate", float("nan"), "must be a finite number, got nan"),

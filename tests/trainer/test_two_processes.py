@@ -13,6 +13,7 @@ from fastgoal.trainer.batches.rows import TrainingData
 from tests.squares import image_of
 from tests.tiny_trainers import make_trainer
 from tests.trainer.processes import in_two_processes
+from tests.trainer.small_memory import SmallMemory
 
 WHOLE, ROWS = 8, 11  # a full batch and one of 3 rows, which two processes with batches of 4 cannot share evenly
 CASES = {
@@ -28,6 +29,13 @@ CASES = {
         "sparc_weight": 0.5,
         "gradient_accumulation_steps": 2,
         "mini_batch_size": 3,
+    },
+    "all, halved": {"sparc_weight": 0.5, "mini_batch_size": "auto", "fails_in": "forward"},
+    "all, halved and accumulated": {
+        "sparc_weight": 0.5,
+        "gradient_accumulation_steps": 2,
+        "mini_batch_size": "auto",
+        "fails_in": "backward",
     },
     "siglip": {"base": "siglip", "sparc_weight": 0.5, "token_weight": 0.5},
     "siglip, cached": {
@@ -72,7 +80,7 @@ class Gradients(TrainerCallback):
 def train(bases, pairs, folder, batch, case):
     """Return losses and gradients of an epoch over the first rows in order, without changing the weights."""
     settings = dict(CASES[case])
-    base = bases[settings.pop("base", "clip")]
+    base, fails_in = bases[settings.pop("base", "clip")], settings.pop("fails_in", None)
     gradients = Gradients()
     trainer = make_trainer(
         base,
@@ -90,6 +98,8 @@ def train(bases, pairs, folder, batch, case):
         **settings,
     )
     trainer.losses = []
+    if fails_in and trainer.args.process_index == 1:
+        SmallMemory(trainer, 2, fails_in == "backward")
     trainer.train()
     logged = {name: value for line in trainer.state.log_history for name, value in line.items() if "loss" in name}
     return {
@@ -99,6 +109,7 @@ def train(bases, pairs, folder, batch, case):
         "model": type(trainer.model_wrapped).__name__,
         "searches": getattr(trainer.model_wrapped, "find_unused_parameters", None),
         "logged": logged,
+        "size": trainer._halved.size if fails_in else 2,
     }
 
 
@@ -134,6 +145,7 @@ def test_two_processes_do_what_one_does(cases, tiny_bases, pairs_folder, tmp_pat
             assert (result["processes"], result["model"]) == (2, "DistributedDataParallel")
             # Without, three processes add gradients in another order after a resume.
             assert result["searches"] is ("checkpointed" not in case)
+            assert result["size"] == 2  # although the first process had enough memory for four
             assert result["logged"] == pytest.approx(whole["logged"], abs=2e-4)
             for got, expected in zip(result["gradients"], whole["gradients"], strict=True):
                 assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3

@@ -49,6 +49,8 @@ class FastGoalCollator:
         short_captions: Whether to add a short caption of each image: one of the row's `short_captions`, drawn in each
             epoch, or the first sentence of its caption if it has none. Evaluation uses the first one.
         crop_size: Side of the region crops in pixels, a multiple of the patch size; the model's image size by default.
+        pad_to_multiple_of: Number that the padded lengths of texts are multiples of, so that `torch.compile` sees few
+            shapes. They never exceed the length of the model.
 
     Attributes:
         reader: The `PixelReader` of whole images.
@@ -66,6 +68,7 @@ class FastGoalCollator:
         seed: int = 0,
         short_captions: bool = False,
         crop_size: int | None = None,
+        pad_to_multiple_of: int = 1,
     ):
         if pair_sampling not in PAIR_SAMPLING:
             raise ValueError(f"`pair_sampling` must be one of {', '.join(PAIR_SAMPLING)}, got {pair_sampling!r}.")
@@ -74,6 +77,7 @@ class FastGoalCollator:
         self.pair_sampling = pair_sampling
         self.seed = seed
         self.short_captions = short_captions
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.reader = PixelReader(processor.image_processor)
         self.crop_reader = self.reader
         if crop_size is not None:
@@ -136,7 +140,7 @@ class FastGoalCollator:
         tokens = [row.tokens for row in rows if row.tokens is not None]
         if len(tokens) < len(rows):
             tokens = [*TokenTable([row.caption for row in rows], tokenizer)]
-        batch = pad_tokens(tokens, tokenizer)
+        batch = pad_tokens(tokens, tokenizer, self.pad_to_multiple_of)
         offsets, special = batch.pop("offset_mapping"), batch.pop("special_tokens_mask")
         boxes, sentences, region_masks, sentence_masks = [], [], [], []
         for row, size, *caption_tokens in zip(rows, sizes, offsets, special, strict=True):
@@ -177,7 +181,8 @@ class FastGoalCollator:
 
     def _tokenize(self, texts: list[str], are_short: bool = True) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        return pad_ids(tokenizer, tokenizer(texts, truncation=True)["input_ids"], are_short)
+        ids = tokenizer(texts, truncation=True)["input_ids"]
+        return pad_ids(tokenizer, ids, are_short, self.pad_to_multiple_of)
 
 
 def check_crop_size(crop_size: int, side: int, patch: int) -> None:

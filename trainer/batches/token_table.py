@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastgoal.processing.tokens import padding_of, tokens_with_spans
+from fastgoal.processing.tokens import padded_length, padding_of, tokens_with_spans
 
 CHUNK = 10_000
 
@@ -59,15 +59,14 @@ class TokenTable(Sequence[CaptionTokens]):
         return CaptionTokens(*(column[tokens] for column in self._columns))
 
 
-def pad_tokens(captions: Sequence[CaptionTokens], tokenizer: Any) -> dict[str, torch.Tensor]:
-    """Pad captions on the right, as the tokenizer does.
+def pad_tokens(captions: Sequence[CaptionTokens], tokenizer: Any, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """Pad captions on the right, as the tokenizer does; `multiple` is that of `padded_length`.
 
     Returns:
         `input_ids` `(captions, tokens)`, `offset_mapping` `(captions, tokens, 2)`, `special_tokens_mask` `(captions,
         tokens)` and, if the model takes one, `attention_mask` `(captions, tokens)`.
     """
-    to_longest = padding_of(tokenizer) is True
-    shape = (len(captions), max(len(row.ids) for row in captions) if to_longest else tokenizer.model_max_length)
+    shape = (len(captions), padded_length(tokenizer, max(len(row.ids) for row in captions), multiple))
     arrays = {
         "input_ids": np.full(shape, tokenizer.pad_token_id, np.int64),
         "attention_mask": np.zeros(shape, np.int64),
@@ -78,7 +77,7 @@ def pad_tokens(captions: Sequence[CaptionTokens], tokenizer: Any) -> dict[str, t
         values = (row.ids, 1, row.spans, row.special)
         for array, value in zip(arrays.values(), values, strict=True):
             array[number, : len(row.ids)] = value
-    if not to_longest:
+    if padding_of(tokenizer) is not True:
         del arrays["attention_mask"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

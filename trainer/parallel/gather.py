@@ -1,7 +1,7 @@
 """Gather rows over processes so that a contrastive loss sees the whole batch: one exchange forward, one backward."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -79,6 +79,30 @@ def gather_batch(
     }
     own = None if last is None else max(0, last - first)
     return {name: value[:own] for name, value in rows.items()}, WholeBatch(whole, first)
+
+
+def in_any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag of any process is set."""
+    if not several_processes():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average the gradients of all processes, as DDP does; those that a process does not have count as 0."""
+    if not several_processes():
+        return
+    exchanges = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= dist.get_world_size()
+            exchanges.append(dist.all_reduce(parameter.grad, async_op=True))
+    for exchange in exchanges:
+        cast(Any, exchange).wait()
 
 
 class _Gathered(torch.autograd.Function):

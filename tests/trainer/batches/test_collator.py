@@ -73,6 +73,25 @@ def test_wrong_crop_sizes_are_refused(processor, size, way_out):
         FastGoalCollator(processor, crop_size=size)
 
 
+def test_lengths_are_rounded_up_for_compiled_models(processor, rows):
+    plain = FastGoalCollator(processor, short_captions=True)(rows)
+    rounded = FastGoalCollator(processor, short_captions=True, pad_to_multiple_of=8)(rows)
+    names = [name for name in plain if name.endswith(("input_ids", "attention_mask")) or name == "sentence_mask"]
+    assert len(names) == 7
+    assert any(plain[name].shape[1] % 8 for name in names)
+    for name in names:
+        length = plain[name].shape[1]
+        assert rounded[name].shape[1] == -(-length // 8) * 8
+        assert torch.equal(rounded[name][:, :length], plain[name])
+        if not name.endswith("ids"):
+            assert not rounded[name][:, length:].any()
+    # 77 is not a multiple of 8, but no text may be longer.
+    long = [{**rows[0], "caption": f"{rows[0]['caption']} {'x' * 300}"}]
+    short_processor = copy.deepcopy(processor)
+    short_processor.tokenizer.model_max_length = 77
+    assert FastGoalCollator(short_processor, pad_to_multiple_of=8)(long)["input_ids"].shape == (1, 77)
+
+
 def test_a_pair_outside_the_crop_is_taken_only_if_none_is_visible(processor, row):
     row["pairs"][1]["region"] = 2  # the edge that the crop cuts off
     batch = FastGoalCollator(processor)([row])

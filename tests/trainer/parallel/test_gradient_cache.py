@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastgoal.trainer.parallel.gradient_cache import cached_backward, split_batch
+from fastgoal.trainer.parallel.gradient_cache import HalvedOnError, cached_backward, split_batch
 from tests.tiny_trainers import make_trainer
+from tests.trainer.small_memory import SmallMemory
 
 WEIGHTS = {
     "fast_goal": {},
@@ -70,6 +71,48 @@ def test_same_under_autocast(trainer_for, rows):
     assert_same(step_of(cached, batch), step_of(whole, batch), tolerance=float(largest) / 100)
     one = trainer_for(bf16=True, sparc_weight=0.7, mini_batch_size=12)
     assert_same(step_of(one, batch), step_of(trainer_for(bf16=True, sparc_weight=0.7), batch))
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_auto_halves_until_the_memory_is_enough(trainer_for, rows, in_backward, steps, caplog):
+    small = trainer_for(mini_batch_size=3, gradient_accumulation_steps=steps)
+    auto = trainer_for(mini_batch_size="auto", gradient_accumulation_steps=steps)
+    batch = small.data_collator(rows)
+    for number in range(steps):  # the memory becomes smaller during the last of the accumulated batches
+        memory = SmallMemory(auto, 12 if number < steps - 1 else 4, in_backward)
+        expected, got = step_of(small, batch), step_of(auto, batch)
+        if number < steps - 1:
+            assert memory.sizes == [12]  # once: the whole batch needs no cache
+    # In the backward pass the first of two mini-batches has added its gradients before the second one fails.
+    assert memory.sizes == [12, *([6] * 4 if in_backward else [6]), *[3] * 8]
+    assert auto._halved.size == 3
+    assert_same(got, expected, 1e-6)
+    assert "`mini_batch_size=3`" in caplog.text
+
+
+def test_auto_does_not_hide_that_one_row_is_too_many(trainer_for, rows):
+    trainer = trainer_for(mini_batch_size="auto")
+    SmallMemory(trainer, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        step_of(trainer, trainer.data_collator(rows))
+
+
+def test_failed_steps_leave_random_numbers_alone():
+    seen, failed = [], []
+
+    def step(size):
+        seen.append(torch.rand(1).item())
+        if size > 2:
+            failed.append(size)
+            raise torch.OutOfMemoryError
+        return torch.zeros(())
+
+    halved = HalvedOnError(12)
+    halved.run(step, {"x": torch.ones(12)}, [], failed.append)
+    assert failed == [12, 6, 6, 3, 3, 1]
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
 
 
 def test_both_forward_passes_drop_the_same_units():
