@@ -179,6 +179,31 @@ def report_padding(processor: FastGoalProcessor, captions: list[str], batch_size
     print(f"| the same, `group_by_length` | {padded_share(list(grouped.split(batch_size))):.1%} |")
 
 
+def count_shapes(lengths: torch.Tensor, batch_size: int, multiple: int) -> int:
+    """Return how many shapes `torch.compile` sees in an epoch.
+
+    Args:
+        lengths: Tokens of each row's caption and sentence, `(rows, 2)`, in the order of the epoch.
+        batch_size: Rows of a batch; an incomplete one is dropped.
+        multiple: Number that padded lengths are multiples of.
+    """
+    batches = [batch for batch in lengths.split(batch_size) if len(batch) == batch_size]
+    return len({tuple((-(-batch.amax(dim=0) // multiple)).tolist()) for batch in batches})
+
+
+def report_shapes(processor: FastGoalProcessor, captions: list[Caption], rng: random.Random) -> None:
+    """Print the number of shapes of an epoch, with a random sentence of each caption."""
+    sentences = [text[slice(*rng.choice(spans))] for text, spans in captions]
+    ids = [processor.tokenizer(texts, truncation=True)["input_ids"] for texts in ([c for c, _ in captions], sentences)]
+    lengths = torch.tensor([[len(row) for row in column] for column in ids]).T
+    lengths = lengths[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
+    print(f"\nShapes of an epoch of {len(lengths):,} rows (length of captions and of sentences):\n")
+    print("| batch | batches | padded to the longest | to multiples of 8 |\n|---|---|---|---|")
+    for size in (16, 64, 256):
+        shapes = [str(count_shapes(lengths, size, multiple)) for multiple in (1, 8)]
+        print(f"| {size} | {len(lengths) // size} | {' | '.join(shapes)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_caption_options(parser)
@@ -197,6 +222,7 @@ def main() -> None:
             print(f"| {size[0]}x{size[1]} | {name} | {cost:.2f} | {1000 / cost:.0f} |")
     print()
     report_padding(processor, [caption for caption, _ in captions], args.batch_size)
+    report_shapes(processor, captions, rng)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from transformers import SamConfig, SamModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.random_clip import build_model, build_processor
+from benchmarks.random_clip import SHAPES, build_model, build_processor
 from benchmarks.timing import Rounds, now, timed
 from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, write_pairs
@@ -48,11 +48,11 @@ STAGE_MEANINGS = {
 
 
 def build_matcher(args: argparse.Namespace, thin: bool = False) -> tuple[Any, Any]:
-    """Return a CLIP with random weights, as ViT-B/32 or with two thin layers, and its processor with the detector."""
+    """Return a CLIP of a shape of OpenAI or with two thin layers, random weights, and its processor and detector."""
     dtype = torch.float32 if thin else getattr(torch, args.dtype)
-    processor = build_processor(args.tokenizer, "b32")
+    processor = build_processor(args.tokenizer, args.model)
     processor.detector = load_detector(args.detector, device=args.device)
-    return build_model("b32", thin).to(args.device, dtype).eval(), processor
+    return build_model(args.model, thin).to(args.device, dtype).eval(), processor
 
 
 def make_pairs(
@@ -230,6 +230,7 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", required=True, help="folder or Hub id of a CLIP tokenizer")
     parser.add_argument("--detector", default="none", help="detector, as for `fastgoal pairs`")
+    parser.add_argument("--model", choices=tuple(SHAPES), default="b32", help="a shape of OpenAI's CLIPs")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="0 skips the comparison")
     parser.add_argument("--images-per-round", type=int, default=20)
     parser.add_argument("--sam-images", type=int, default=1, metavar="N", help="0 skips SAM")
@@ -243,7 +244,7 @@ def main() -> None:
     set_verbosity_error()
     torch.manual_seed(0)
     print(
-        f"ViT-B/32, {args.dtype}, {args.device}, {torch.get_num_threads()} threads of torch, "
+        f"ViT-{args.model.upper()}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads of torch, "
         f"{args.num_workers} workers, batches of {args.batch_size} crops, torch {torch.__version__}\n"
     )
     with tempfile.TemporaryDirectory() as temporary:

@@ -33,7 +33,7 @@ from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, Fas
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.modeling_fastgoal.towers_fastgoal import pool_patches, pool_text
 
-OURS, FLOOR = "our step", "the two towers alone"
+OURS, FLOOR, GLOBAL, PLAIN = "our step", "the two towers alone", "plain CLIP fine-tuning", "reference style"
 
 
 @dataclass
@@ -153,8 +153,8 @@ def build_steps(
         **{f"our step, crops of {side} pixels": with_crops(side) for side in crop_sizes},
         "our step without TSL": step("global_local", "region", "sentence"),
         FLOOR: towers,
-        "plain CLIP fine-tuning": step("global", "region", "sentence", "local_"),
-        "reference style": lambda model, batch: reference_losses(model, batch, processor.tokenizer)["loss"],
+        GLOBAL: step("global", "region", "sentence", "local_"),
+        PLAIN: lambda model, batch: reference_losses(model, batch, processor.tokenizer)["loss"],
     }
     return steps, trainer("fast_goal")
 
@@ -172,6 +172,30 @@ def check_equal(model: FastGoalCLIPModel, trainer: FastGoalTrainer, batch: Batch
     if not gap < 1e-3:
         raise RuntimeError(f"The reference style does not compute our loss: {theirs} against {ours}.")
     return gap
+
+
+def train_once(
+    model: Any, step: Step, batch: Batch, optimizer: torch.optim.Optimizer, device: str, is_bf16: bool
+) -> None:
+    """Run a whole training step. A step that has already run its backward pass returns a detached loss."""
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=is_bf16):
+        loss = step(model, batch)
+    if loss.requires_grad:
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def idle_optimizer(model: Any) -> torch.optim.Optimizer:
+    """Return an AdamW that keeps the weights, so that every step of every round does the same work."""
+    return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+
+
+def peak_gib(run: Callable[[], Any]) -> float:
+    """Return the peak memory of a call on the GPU."""
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return float(torch.cuda.max_memory_allocated() / 2**30)
 
 
 def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> float:
@@ -200,11 +224,11 @@ def tsl_seconds(model: Any, batch: Batch, device: str, repeats: int = 20) -> flo
     return float(seconds)
 
 
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
+def matmul_peak(device: str, dtype: torch.dtype, size: int = 8192) -> float:
     """FLOP/s of a large matrix product."""
-    a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = [timed(lambda: [a @ b for _ in range(10)], device)[0] for _ in range(4)]
-    return 10 * 2 * 8192**3 / float(min(seconds))
+    return 10 * 2 * size**3 / float(min(seconds))
 
 
 def count_flops(model: Any, step: Step, batch: Batch) -> int:
@@ -258,15 +282,10 @@ def report_flops(model: Any, steps: dict[str, Step], batches: list[Batch]) -> No
 def time_steps(model: Any, steps: dict[str, Step], draw: Callable[[], Batch], args: argparse.Namespace) -> None:
     """Times the steps in interleaved rounds, each on a batch of its own, and prints the table."""
     device, on_gpu = args.device, args.device != "cpu"
-    # A learning rate of 0 keeps the weights, so that every step of every round does the same work.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+    optimizer = idle_optimizer(model)
 
     def train(name: str, batch: Batch) -> None:
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = steps[name](model, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        train_once(model, steps[name], batch, optimizer, device, args.precision == "bf16")
 
     for name in steps if on_gpu else [OURS]:  # warm up
         for _ in range(3 if on_gpu else 1):
@@ -297,9 +316,7 @@ def time_steps(model: Any, steps: dict[str, Step], draw: Callable[[], Batch], ar
             cells.append(f"{against[0]:.3f}x" + ("" if on_gpu else f" ({against[1]:.3f}x)"))
         cells.append(f"{work[name] / 1e12:.2f} ({work[name] / work[OURS]:.3f}x)")
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            train(name, draw())
-            cells.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            cells.append(f"{peak_gib(lambda name=name: train(name, draw())):.1f} GiB")  # type: ignore[misc]
             cells.append(f"{work[name] / wall / peak:.0%}")
         print(f"| {' | '.join(cells)} |")
     own = tsl_seconds(model, draw(), device)

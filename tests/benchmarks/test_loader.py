@@ -44,3 +44,9 @@ def test_reports(monkeypatch, capsys):
     shares = [float(line.split("|")[2].strip(" %")) for line in out.splitlines() if line.endswith("% |")]
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 3
+
+
+def test_shapes_of_an_epoch_are_counted():
+    lengths = torch.tensor([[9, 3], [16, 4], [12, 5], [10, 8], [17, 2], [17, 9], [100, 100]])
+    # Batches of two have (16, 4), (12, 8) and (17, 9); in eights (2, 1), (2, 1) and (3, 2).
+    assert [bench.count_shapes(lengths, 2, multiple) for multiple in (1, 8)] == [3, 2]
