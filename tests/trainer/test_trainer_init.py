@@ -53,6 +53,9 @@ def test_a_saved_model_computes_the_loss_it_was_trained_with(case, tiny_bases, r
     }.items():
         setattr(other.config, name, value)
     assert saved.config.crop_size == changes.get("crop_size")
+    if trainer.objective.needs_pairs:
+        assert batch["local_pixel_values"].shape[2:] == (changes.get("crop_size", 32),) * 2
+    assert ("crop_size" in (tmp_path / "README.md").read_text()) == ("crop_size" in changes)
     is_default = case in ("fast_goal", "goal", "global", "smaller crops")
     assert torch.allclose(other(**batch, return_loss=True).loss, expected) == is_default
 

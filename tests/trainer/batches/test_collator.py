@@ -3,11 +3,13 @@
 import copy
 import hashlib
 
+import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessor
+from torch.nn.functional import normalize
+from transformers import AutoModel, CLIPImageProcessor
 
-from fastgoal import FastGoalCollator, FastGoalProcessor
+from fastgoal import FastGoalCollator, FastGoalModel, FastGoalProcessor
 from fastgoal.processing.images import load_image
 from fastgoal.processing.matching import best_pair
 from fastgoal.trainer.batches.rows import TrainingRow
@@ -41,15 +43,14 @@ def test_the_batch_has_the_best_pair(processor, row):
     assert processor.tokenizer.decode(inside).replace(" ", "") == "ontherightitisgreen."
 
 
+def best_region(row):
+    return tuple(row["regions"][max(row["pairs"], key=lambda pair: pair["score"])["region"]]["box"])
+
+
 def test_crops_of_a_smaller_size(processor, rows, tiny_clip):
     """Only the crops change. They are those of plain transformers, and PIL's up to rounding."""
     before, after = FastGoalCollator(processor)(rows), FastGoalCollator(processor, crop_size=16)(rows)
-    crops = [
-        load_image(row["image"]).crop(
-            tuple(row["regions"][max(row["pairs"], key=lambda p: p["score"])["region"]]["box"])
-        )
-        for row in rows
-    ]
+    crops = [load_image(row["image"]).crop(best_region(row)) for row in rows]
     plain = CLIPImageProcessor.from_pretrained(
         tiny_clip, size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
     )
@@ -57,6 +58,27 @@ def test_crops_of_a_smaller_size(processor, rows, tiny_clip):
     assert before.pop("local_pixel_values").shape[2:] == (32, 32)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip2", "siglip", "siglip2"])
+@torch.no_grad()
+def test_smaller_crops_are_embedded_as_by_pil_and_plain_transformers(family, tiny_bases, rows):
+    model, processor = FastGoalModel.from_base(tiny_bases[family]), FastGoalProcessor.from_base(tiny_bases[family])
+    plain, images = AutoModel.from_pretrained(tiny_bases[family]).eval(), processor.image_processor
+    found, other = (model(**FastGoalCollator(processor, crop_size=side)(rows)).local_image_embeds for side in (24, 16))
+    pixels = []
+    for row in rows:
+        crop = load_image(row["image"]).crop(best_region(row))
+        scale = 24 / min(crop.size)
+        size = (24, 24) if "siglip" in family else [round(edge * scale) for edge in crop.size]
+        crop = crop.resize(size, images.resample)
+        left, top = (crop.width - 24) // 2, (crop.height - 24) // 2
+        values = torch.tensor(np.array(crop.crop((left, top, left + 24, top + 24)))) / 255
+        pixels.append((values - torch.tensor(images.image_mean)) / torch.tensor(images.image_std))
+    inputs = torch.stack(pixels).permute(0, 3, 1, 2)
+    expected = plain.get_image_features(pixel_values=inputs, interpolate_pos_encoding=True).pooler_output
+    gap = (found - normalize(expected, dim=-1)).abs().max()
+    assert gap < 0.05 * (found - other).abs().max()  # PIL rounds some bytes to another value
 
 
 def test_a_crop_size_of_the_model_changes_nothing(processor, rows):
