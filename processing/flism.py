@@ -238,7 +238,7 @@ class Flism:
         model: Any,
         batch_size: int = 64,
     ) -> list[dict[str, Any]]:
-        """Return rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them.
+        """Return rows that `FastGoalTrainer` trains on, as `fastgoal pairs` writes them, without numbers of tokens.
 
             rows = processor.pair_rows(["dog.jpg"], ["A brown dog. A red ball lies next to it."], model)
 

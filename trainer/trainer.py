@@ -399,7 +399,8 @@ class FastGoalTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        if kwargs["resume_from_checkpoint"] is not None and self._misses_evaluation():
+        resumes = kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+        if resumes and self._misses_evaluation():
             metrics = self._evaluate(kwargs["trial"], kwargs["ignore_keys_for_eval"])
             self._determine_best_metric(metrics, kwargs["trial"])
         self._step_checkpoints.steps_per_epoch = kwargs["num_update_steps_per_epoch"]
@@ -415,7 +416,7 @@ class FastGoalTrainer(Trainer):
     def _misses_evaluation(self) -> bool:
         """Return whether the training stopped before the evaluation of the step that it resumes from."""
         args, state = self.args, self.state
-        if self.eval_dataset is None or not 0 < state.global_step == self._initial_global_step:
+        if self.eval_dataset is None or state.global_step == 0:
             return False
         if any(line["step"] == state.global_step and "eval_runtime" in line for line in state.log_history):
             return False

@@ -223,6 +223,8 @@ def test_rows_equal_those_of_the_command(processor, model, folder, tiny_clip, tm
     written = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     paths = [folder / f"{number}.png" for number in range(3)]
     rows = processor.pair_rows(paths, CAPTIONS, model)
+    for row in written:  # only statistics read the numbers of tokens
+        del row["caption_tokens"], row["sentence_tokens"]
     assert without_scores(rows) == without_scores(written)
     assert scores(rows) == pytest.approx(scores(written), abs=1e-6)
     assert [row["image"] for row in rows] == paths
