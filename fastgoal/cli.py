@@ -37,10 +37,10 @@ COMMANDS = (
 EPILOG = """\
 examples:
   fastgoal quickstart
-  fastgoal pairs photos/ --output pairs/ --model openai/clip-vit-base-patch16
-  fastgoal train config.yaml
-  fastgoal evaluate --model outputs/ --data test/ --output report.json
-  fastgoal push outputs/ OWNER/NAME
+  fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16
+  fastgoal train --model openai/clip-vit-base-patch16 --train_data pairs/ --output_dir fast-goal
+  fastgoal evaluate --model fast-goal --data test/ --output report.json
+  fastgoal push fast-goal OWNER/NAME
 
 Run `fastgoal COMMAND --help` for the options of a command.
 """

@@ -63,25 +63,37 @@ class RunArguments:
         aliases="--model_name_or_path",
     )
     train_data: str = _option(
-        "Dataset to train on: a folder that `fastgoal pairs` wrote, or any dataset of images and captions for an "
-        "objective without local pairs.",
+        "Dataset to train on: a folder that `fastgoal pairs` wrote, or, for an objective without local pairs "
+        "(`global`, `sparc`), any images with captions in a form that `form` lists.",
         metavar="DATA",
         aliases="--dataset_name",
     )
-    eval_data: str | None = _option("Dataset to evaluate on.", None)
+    eval_data: str | None = _option(
+        "Dataset to evaluate on, before the first step and in each epoch (see `eval_strategy`): images with captions; "
+        "local pairs are needed for the loss alone. By default nothing is evaluated.",
+        None,
+    )
     eval_also: list[str] | None = _option(  # noqa: RUF009
-        "Protocols to measure the base and the trained model on at the end, for the card's section on gains and "
-        "losses, such as imagenet=zero-shot:imagenet/val. `fastgoal evaluate --help` lists the protocols.",
+        'Protocols to measure the base and the trained model with at the end, for the section "Gained and lost" of the '
+        "model card, such as imagenet=zero-shot:imagenet/val. `fastgoal evaluate --help` lists the protocols.",
         None,
         metavar="LABEL=PROTOCOL:PATH",
     )
     form: str | None = _option(
         f"Form of the datasets: {', '.join(FORMS)}. Recognized by default.", None, choices=[*FORMS]
     )
-    train_split: str | None = _option("Split of `train_data`, if it has several.", None)
-    eval_split: str | None = _option("Split of `eval_data`, if it has several.", None)
-    image_column: str | None = _option("Name of the image column. Detected by default.", None)
-    caption_column: str | None = _option("Name of the caption column. Detected by default.", None)
+    train_split: str | None = _option(
+        "Split of `train_data`; required if it has several, unless its form has a default.", None
+    )
+    eval_split: str | None = _option(
+        "Split of `eval_data`; required if it has several, unless its form has a default.", None
+    )
+    image_column: str | None = _option("Column with the images. Defaults to file_name, or the only image column.", None)
+    caption_column: str | None = _option(
+        "Column with the captions. Defaults to the first of caption, captions, text, txt, prompt and title that "
+        "exists.",
+        None,
+    )
     image_folder: str | None = _option(
         "Folder of the image files, if the datasets are tables that name them. Defaults to the folder of the table.",
         None,
@@ -99,24 +111,28 @@ class RunArguments:
     )
     streaming: bool = _option(
         "Whether to stream the training data from parquet or tar (WebDataset) shards instead of loading them. Does not "
-        "work with `hard_negatives`, `train_sampling_strategy`, `image_folder` and `captions`.",
+        "work with `hard_negatives`, `train_sampling_strategy`, `image_folder`, `captions` and `max_train_rows`.",
         False,
     )
     shuffle_window: int = _option(
-        "Number of rows of a stream that each worker holds in memory to shuffle them. Shards are shuffled too.", 1000
+        "With `streaming`: number of rows that each worker holds in memory to shuffle them. Shards are shuffled too.",
+        1000,
     )
-    allow_outside_files: bool = _option("Whether rows may name image files outside the dataset's folder.", False)
-    max_train_rows: int | None = _option("Train on the first N rows only.", None)
-    max_eval_rows: int | None = _option("Evaluate on the first N rows only.", None)
+    allow_outside_files: bool = _option(
+        "Whether to also read image files that rows or links name outside the data folder.", False
+    )
+    max_train_rows: int | None = _option("Train on the first N rows only. Defaults to all rows.", None)
+    max_eval_rows: int | None = _option("Evaluate on the first N rows only. Defaults to all rows.", None)
     num_processes: int | None = _option(
         "Number of processes to start: one per GPU, or CPU processes with `use_cpu`. Defaults to one process.", None
     )
     accelerate_config: str | None = _option(
-        "Configuration of the processes: cpu, one_gpu, many_gpus, fsdp, or a file that `accelerate config` wrote.",
+        "Configuration of the processes: cpu, one_gpu, many_gpus, fsdp, or a file that `accelerate "
+        "config` wrote. Defaults to plain data parallelism over the processes of `num_processes`.",
         None,
         metavar="NAME_OR_FILE",
     )
-    license: str | None = _option("License of the model for its card, such as mit.", None)
+    license: str | None = _option("License of the model for its card: an identifier of the Hub, such as mit.", None)
     card_images: bool = _option(
         "Whether to show a few training and evaluation images on the model card. A push publishes them.", False
     )

@@ -149,8 +149,8 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     >>> args.learning_rate, args.per_device_train_batch_size
     (5e-06, 64)
 
-    Only the arguments that `TrainingArguments` does not have, or that have another default here, are listed. The
-    defaults are those of GOAL's published training: AdamW, and a cosine schedule without warmup.
+    Only the arguments that `TrainingArguments` does not have, or that have another default or another meaning here, are
+    listed. The defaults are those of GOAL's published training: AdamW, and a cosine schedule without warmup.
 
     The recipe replaces arguments that are None with its own values. To change the recipe, create new arguments:
     `dataclasses.replace` would keep the values of the old recipe.
@@ -195,8 +195,8 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     )
     hard_negatives: bool | None = _setting(
         None,
-        "Whether to put images that look alike into the same batch, as pairs of hard negatives. Takes one pass of the "
-        "image tower over all training images before the first step. Set by the recipe by default.",
+        "Whether to put images that look alike into the same batch, as hard negatives of each other. Takes one pass "
+        "of the image tower over all training images before the first step. Set by the recipe by default.",
         **_FLAG,
     )
     hard_negative_refresh: float | None = _setting(
@@ -227,7 +227,9 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         "merges it into its base.",
     )
     freeze: str | None = _setting(
-        None, "Tower to freeze together with its projection: `vision` or `text`.", choices=[*TOWERS]
+        None,
+        "Tower to freeze together with its projection: `vision` or `text`. By default neither is frozen.",
+        choices=[*TOWERS],
     )
     freeze_layers: int = _setting(
         0, "Number of layers to freeze in both towers, counted from the input, together with the embeddings."
@@ -278,7 +280,14 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     )
     logging_steps: float = _setting(10, "Log every N steps.")
     eval_on_start: bool | None = _setting(  # type: ignore[assignment]
-        None, "Whether to evaluate before the first step. `fastgoal train` does if `eval_data` is given.", **_FLAG
+        None,
+        "Whether to evaluate before the first step. `fastgoal train` does by default if `eval_data` is given.",
+        **_FLAG,
+    )
+    gradient_accumulation_steps: int = _setting(
+        1,
+        "Number of batches whose gradients are added before a step of the optimizer. This adds no negatives: each "
+        "batch is contrasted by itself. For a larger contrastive batch use `mini_batch_size`.",
     )
     save_strategy: str | None = _setting(  # type: ignore[assignment]
         None,
@@ -307,13 +316,20 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
     do_train: bool = _setting(False, "Has no effect: `fastgoal train` always trains.")
     do_eval: bool = _setting(False, "Has no effect here: set `eval_data` to evaluate.")
     do_predict: bool = _setting(False, "Has no effect here.")
+    push_to_hub: bool = _setting(
+        False,
+        "Whether to push each checkpoint when it is saved, and the model at the end, to the Hub repository "
+        "`hub_model_id`; see `hub_strategy`.",
+    )
     overwrite_output_dir: bool = _setting(
         False,
         "Whether to train into a folder that already contains a model, a dataset or another training. Old checkpoints "
         "in it are deleted.",
     )
     ignore_resume_mismatch: bool = _setting(
-        False, "Whether to resume from a checkpoint that was trained on other data or with other settings."
+        False,
+        "Whether to resume with the given data and settings even if those of the checkpoint differ, which is an error "
+        "otherwise.",
     )
     remove_unused_columns: bool = _setting(
         False, "Must be False: the collator needs columns that the model does not take."

@@ -11,8 +11,8 @@ EPILOG = """\
 The weights are (1 - ALPHA) base + ALPHA tuned (WiSE-FT). Use it if the fine-tuning made a model better on your data
 and worse elsewhere. If the base reads fewer tokens than the tuned model, its text positions are stretched first.
 
---alpha writes one model. --alphas measures several on --data, and on the tests of --also, and writes the curve of what
-is gained against what is kept: curve.png, curve.html and curve.json.
+--alpha writes one model. --alphas measures several on --data and on the protocols of --also, and writes the curve of
+what is gained against what is kept: curve.png, curve.html and curve.json.
 
 examples:
   fastgoal average fast-goal --base openai/clip-vit-base-patch16 --alpha 0.6 --output fast-goal-0.6
@@ -32,15 +32,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = number(0, 1, float)
     parser.add_argument("tuned", metavar="TUNED", help="tuned model or adapter: a folder or a Hub id")
     parser.add_argument(
-        "--base", metavar="MODEL", help="model that it was trained from (default for an adapter: the one that it names)"
+        "--base",
+        metavar="MODEL",
+        help="model that TUNED was trained from; required unless TUNED is an adapter, which names its base",
     )
     alpha = parser.add_mutually_exclusive_group(required=True)
-    alpha.add_argument("--alpha", type=share, metavar="ALPHA", help="share of the tuned weights of the model to write")
     alpha.add_argument(
-        "--alphas", type=share, nargs="+", metavar="ALPHA", help="shares of the tuned weights to measure"
+        "--alpha", type=share, metavar="ALPHA", help="share of the tuned weights, from 0 to 1; writes this model"
+    )
+    alpha.add_argument(
+        "--alphas", type=share, nargs="+", metavar="ALPHA", help="shares of the tuned weights to measure on --data"
     )
     add(parser, "--output", help="output folder, new or empty")
-    add(parser, "--data", required=False, help="with --alphas: dataset like the one that the model was tuned for")
+    add(
+        parser,
+        "--data",
+        required=False,
+        help="with --alphas, required: test data like the data that TUNED was trained on",
+    )
     add(parser, *OPTIONS)
 
 

@@ -8,8 +8,8 @@ from .options import FORM_LIST, add, call, number, prepare, text_file
 HELP = "write long captions for images with an image-text-to-text model"
 
 EPILOG = f"""\
-IMAGES is a folder of images with its subfolders (jpg, png, webp, bmp, gif, tif), or in one of these forms, which --form
-names; captions in the data are ignored:
+IMAGES is a folder of images with its subfolders (jpg, png, webp, bmp, gif, tif), or data in one of these forms, which
+--form names; captions in the data are ignored:
 {FORM_LIST}
 
 The output is a folder with metadata.jsonl ("file_name", "caption", "finish") and the images, as hard links if possible
@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0.001, kind=float),
         default=300.0,
         metavar="SECONDS",
-        help="send a request again if its whole answer takes longer",
+        help="with --server: send a request again if its whole answer takes longer",
     )
     parser.add_argument(
         "--prompt-file",
         type=text_file,
         metavar="FILE",
-        help="text file with a prompt (default: a prompt that asks for everything visible and nothing else)",
+        help="text file with the prompt (default: a prompt that asks for everything visible and nothing else)",
     )
     parser.add_argument(
         "--max-new-tokens", type=number(1), default=512, metavar="N", help="maximum length of a caption in tokens"
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--seed", help="random seed of the sampling")
     add(parser, "--form", "--split", "--image-column", "--image-folder", "--allow-outside-files")
     add(parser, "--limit", help="use only the first N images")
-    add(parser, "--on-error", help="at an image that cannot be read or gets no caption, stop, or skip it and list it")
+    add(parser, "--on-error", help="if an image cannot be read or gets no caption: stop, or skip it and list it")
     add(
         parser,
         "--batch-size",

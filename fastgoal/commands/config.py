@@ -6,9 +6,9 @@ HELP = "print a commented settings file for `fastgoal train`"
 
 EPILOG = """\
 Prints YAML with the settings of the method and the most common settings of a training, each with its meaning and its
-default. Every other field of transformers' TrainingArguments can be added; `fastgoal train --help` lists all of them.
+default. You can add every other field of transformers' TrainingArguments; `fastgoal train --help` lists them.
 
-example:
+examples:
   fastgoal config > config.yaml
   fastgoal train config.yaml
 """
@@ -16,7 +16,10 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", choices=("paper", "goal", "experimental"), default="paper", help="recipe that sets the values"
+        "--recipe",
+        choices=("paper", "goal", "experimental"),
+        default="paper",
+        help="recipe whose defaults are shown; docs/training.md describes the recipes",
     )
 
 

@@ -18,7 +18,7 @@ examples:
       --base openai/clip-vit-base-patch16
   fastgoal convert open_clip_pytorch_model.bin --output laion-b32-248 \\
       --base laion/CLIP-ViT-B-32-laion2B-s34B-b79K
-  fastgoal convert outputs/ --to open_clip --output for-open-clip
+  fastgoal convert fast-goal --to open_clip --output for-open-clip
 """
 
 TRANSFORMERS = ("base", "max_text_length", "drop_unmatched")
@@ -26,17 +26,23 @@ TRANSFORMERS = ("base", "max_text_length", "drop_unmatched")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help="file of weights; with --to open_clip or original: a model folder or Hub id"
+        "source",
+        metavar="SOURCE",
+        help="file with the weights; with --to open_clip or original: a model, as a folder or a Hub id",
     )
     add(
         parser,
         "--to",
         choices=["transformers", "open_clip", "original"],
         default="transformers",
-        help="layout to write (default: transformers)",
+        help="format to write (default: transformers)",
     )
     add(parser, "--output", help="output folder, new or empty")
-    parser.add_argument("--base", metavar="MODEL", help="CLIP model of the same shape: a folder or a Hub id; required")
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="CLIP model of the same shape: a folder or a Hub id; required with --to transformers",
+    )
     add(
         parser,
         "--max-text-length",

@@ -9,18 +9,20 @@ HELP = "try one or two models in the browser: explain an image, search a folder"
 EPILOG = """\
 Only this machine can open the page, unless --host names another address. Uploaded images stay on this machine, and no
 usage data is sent. With --images, the page searches that folder by a description or an image, and explains what it
-found. Other programs call the endpoints /explain and /search with gradio_client. Requires
+found. Other programs can call the endpoints /explain and /search with gradio_client. Requires
 `pip install 'fastgoal[demo]'`, and `pip install 'fastgoal[search]'` for --images.
 
 example:
-  fastgoal demo --model outputs/ --images photos/
+  fastgoal demo --model fast-goal --images photographs/
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model")
     add(parser, "--against", help="second model to show next to the first")
-    parser.add_argument("--images", metavar="DIR", help="folder of images to search")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of images to search, including its subfolders (default: no search)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to bind to; 0.0.0.0 for all interfaces"
     )

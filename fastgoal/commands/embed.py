@@ -14,9 +14,9 @@ read them as they are; docs/vectors.md shows how to load them into FAISS, Qdrant
 searches the folder. The same command continues an interrupted run where it stopped.
 
 examples:
-  fastgoal embed photographs/ --model outputs/ --output vectors/
-  fastgoal embed captions/ --texts --model outputs/ --output text-vectors/
-  fastgoal search vectors/ --model outputs/ "A brown dog runs over a meadow."
+  fastgoal embed photographs/ --model fast-goal --output vectors/
+  fastgoal embed captions/ --texts --model fast-goal --output text-vectors/
+  fastgoal search vectors/ --model fast-goal "A brown dog runs over a meadow."
 """
 
 
@@ -24,15 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="images, or images with captions, see below")
     add(parser, "--output", "--model")
     parser.add_argument(
-        "--texts", action="store_true", help="embed the captions, a row for each, instead of the images"
+        "--texts", action="store_true", help="embed the captions instead of the images, one row per caption"
     )
     parser.add_argument(
         "--vector-type", choices=("float16", "float32"), default="float16", help="number format of the vectors"
     )
     add(parser, "--form", "--split", "--image-column")
-    add(parser, "--caption-column", help="column with the captions; for images: also write these captions")
+    add(
+        parser,
+        "--caption-column",
+        help="column with the captions (default: as in `fastgoal pairs`); without --texts, also write its "
+        "captions next to the vectors of the images",
+    )
     add(parser, "--image-folder", "--limit", "--on-error", "--allow-outside-files")
-    add(parser, "--batch-size", default=64, help="images or texts per forward pass")
+    add(parser, "--batch-size", default=64, help="images or captions per forward pass")
     add(parser, "--shard-size", default=4096, help="number of rows per output file")
     add(
         parser,

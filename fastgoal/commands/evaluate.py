@@ -26,29 +26,34 @@ EPILOG = f"""\
 protocols: each reads its dataset as published, or as a table (parquet files, saved dataset, Hub id)
 {_LIST}
 
-Every caption of an image is a separate text, truncated to the number of tokens that the model reads. Ties count
+Each caption of an image counts separately, truncated to the number of tokens that the model reads. Ties count
 against the model, including ties between equal captions of two images. Intervals are the middle 95 % of bootstrap
 resamples of the images. Published results are shown only for a complete protocol, and marked as published.
 
---also adds protocols to the same run. The options of the data and the further tests hold for --data alone. With
---against, a table says which measures were gained, lost, or not told apart from 0.
+--also adds protocols to the same run. The options that select the data (--form, --split, --limit, the columns and
+--image-folder) and the further tests (--joint, --robustness, --localization, --truncate-dim, --vectors, --check) hold
+for --data alone. With --against, a table says which measures were gained, lost, or not told apart from 0, because the
+95 % interval of the difference contains 0.
 
-From Python: fastgoal.evaluate("outputs/", "test/", EvaluationOptions(joint=True)).to_markdown()
+From Python: fastgoal.evaluate("fast-goal", "test/", EvaluationOptions(joint=True)).to_markdown()
 
 examples:
-  fastgoal evaluate --model outputs/ --data test/ --output report.json
-  fastgoal evaluate --model outputs/ --against openai/clip-vit-base-patch16 \\
+  fastgoal evaluate --model fast-goal --data test/ --output report.json
+  fastgoal evaluate --model fast-goal --against openai/clip-vit-base-patch16 \\
       --protocol docci --data docci/
-  fastgoal evaluate --model outputs/ --against openai/clip-vit-base-patch16 \\
+  fastgoal evaluate --model fast-goal --against openai/clip-vit-base-patch16 \\
       --protocol docci --data docci/ --also imagenet=zero-shot:imagenet/val
-  fastgoal evaluate --model outputs/ --data pairs/ --joint --localization
+  fastgoal evaluate --model fast-goal --data pairs/ --joint --localization
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--model", "--data", "--against")
     parser.add_argument(
-        "--output", type=Path, metavar="report.json", help="write the report to this JSON file and to a .md file"
+        "--output",
+        type=Path,
+        metavar="report.json",
+        help="write the report to this JSON file, and as Markdown to the .md file of the same name",
     )
     add(parser, *flags_of(EvaluationOptions))
 

@@ -14,9 +14,9 @@ the best region of several sentences. The numbers after the sentences are cosine
 position, not by strength: each has its own range, which is printed with it.
 
 examples:
-  fastgoal explain --model outputs/ --image dog.jpg --output dog.png \\
+  fastgoal explain --model fast-goal --image dog.jpg --output dog.png \\
       --caption "A brown dog. A red ball lies next to it."
-  fastgoal explain --model outputs/ --against openai/clip-vit-base-patch16 \\
+  fastgoal explain --model fast-goal --against openai/clip-vit-base-patch16 \\
       --image dog.jpg --caption-file dog.txt --html dog.html
 """
 
@@ -29,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--caption-file", dest="caption", type=text_file, metavar="FILE", help="text file with the caption"
     )
-    parser.add_argument("--output", type=Path, metavar="out.png", help="write a figure to this file")
+    parser.add_argument(
+        "--output", type=Path, metavar="out.png", help="write the figure to this file; required without --html"
+    )
     add(parser, "--html", type=Path)
     add(parser, "--against", help="second model to show next to the first")
     parser.add_argument(
-        "--detector", default="none", metavar="DETECTOR", help="detector of the regions, as in `fastgoal pairs`"
+        "--detector",
+        default="none",
+        metavar="DETECTOR",
+        help="detector of the regions, as in `fastgoal pairs` (default: none, the five default regions alone)",
     )
     add(parser, "--language", help="language of the caption (default: the language that the model was trained on)")
     add(parser, "--device")

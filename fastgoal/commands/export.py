@@ -14,10 +14,10 @@ diffusion writes the text encoder of a CLIP and its tokenizer for diffusers and 
 that of its base on prompts of up to 77 tokens.
 
 examples:
-  fastgoal export outputs/ --to onnx --output web/
-  fastgoal export outputs/ --to onnx --output web/ \\
+  fastgoal export fast-goal --to onnx --output web/
+  fastgoal export fast-goal --to onnx --output web/ \\
       --precision fp32 fp16 int8 --data test/
-  fastgoal export outputs/ --to diffusion --output encoder/ --dtype fp16
+  fastgoal export fast-goal --to diffusion --output encoder/ --dtype fp16
 """
 
 OPTIONS = {"onnx": ("precision", "data", "opset"), "diffusion": ("dtype", "positions", "base")}
@@ -32,9 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         nargs="+",
         metavar="NAME",
-        help="fp32, fp16 or int8, or several; their files end in nothing, _fp16 and _quantized (default: fp32)",
+        help="fp32, fp16 or int8, or several; the file names get _fp16 for fp16 and _quantized for int8 "
+        "(default: fp32)",
     )
-    add(onnx, "--data", required=False, help="dataset to measure the recall of each precision on")
+    add(onnx, "--data", required=False, help="images with captions to measure the recall of each precision on")
     onnx.add_argument("--opset", type=int, metavar="N", help="ONNX operator set (default: 18)")
     diffusion = parser.add_argument_group("diffusion")
     diffusion.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="data type (default: fp32)")
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--positions", type=int, metavar="N", help="keep the first N text positions, such as 77 (default: all)"
     )
     diffusion.add_argument(
-        "--base", metavar="MODEL", help="model to measure the drift to (default: the base that the model's card names)"
+        "--base",
+        metavar="MODEL",
+        help="model to compare the text encoder with (default: the base that the model's card names)",
     )
 
 

@@ -13,23 +13,31 @@ first. Errors are queries that the model answers incorrectly, the worst first. C
 answers a red one.
 
 examples:
-  fastgoal gallery --model outputs/ --against openai/clip-vit-base-patch16 \\
+  fastgoal gallery --model fast-goal --against openai/clip-vit-base-patch16 \\
       --data test/ --output gallery.png
-  fastgoal gallery --model outputs/ --data test/ --show errors \\
+  fastgoal gallery --model fast-goal --data test/ --show errors \\
       --direction image-to-text --output errors.png
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add(parser, "--model", "--data")
-    parser.add_argument("--output", type=Path, metavar="out.png", help="write the figure to this file")
+    add(parser, "--model")
+    add(
+        parser,
+        "--data",
+        help="dataset of the protocol; for `folder`: images with captions in a form that `fastgoal pairs` reads, or a "
+        "folder that it wrote",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="out.png", help="write the figure to this file; required without --html"
+    )
     add(parser, "--html", type=Path)
     add(parser, "--against", help="second model whose answers are shown as well")
     parser.add_argument(
         "--direction",
         choices=("text-to-image", "image-to-text"),
         default="text-to-image",
-        help="find images by text, or texts by image",
+        help="find images by caption, or captions by image",
     )
     parser.add_argument("--show", choices=("examples", "errors", "both"), default="both", help="queries to show")
     parser.add_argument("--count", type=number(1), default=6, metavar="N", help="number of queries to show")

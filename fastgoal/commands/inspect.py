@@ -16,6 +16,9 @@ The page shows sample rows with their regions, matching scores, lengths of capti
 self-contained file. Only the images on the page are decoded, so large datasets are quick. Images with captions have no
 scores; boxes in the data are counted and drawn, and rows that cannot be used are listed.
 
+The options from --split to --limit are for images with captions. --form parquet reads a folder of pairs as images with
+captions.
+
 The numbers of tokens are those that `fastgoal pairs` stored, with the tokenizer of its model. For other data, or with
 --tokenizer or --model, tokens are counted with that tokenizer, or with that of OpenAI's CLIP models if it is in the
 cache. If there is none, words are counted.
@@ -23,7 +26,7 @@ cache. If there is none, words are counted.
 examples:
   fastgoal inspect pairs/
   fastgoal inspect pairs/ --output pairs.html --json pairs.json --rows 24
-  fastgoal inspect pairs/ --model outputs/ --sample 1000
+  fastgoal inspect pairs/ --model fast-goal --sample 1000
   fastgoal inspect coco/ --split val2017
   fastgoal inspect photographs/ --boxes-column objects --box-format xywh
 """
@@ -32,7 +35,10 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="pairs, or images with captions, see below")
     parser.add_argument(
-        "--output", type=Path, metavar="page.html", help="page to write (default: NAME-inspect.html in this folder)"
+        "--output",
+        type=Path,
+        metavar="page.html",
+        help="page to write (default: SOURCE-inspect.html in the current folder)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     parser.add_argument("--rows", type=number(0), default=12, metavar="N", help="number of sample rows to show")
@@ -40,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--form", "--split", "--image-column", "--caption-column", "--image-folder")
     add(parser, "--captions", default=None)
     parser.add_argument(
-        "--boxes-column", metavar="NAME", help="column of boxes in the data (default: boxes or objects, if it exists)"
+        "--boxes-column", metavar="NAME", help="column with the boxes (default: boxes or objects, if it exists)"
     )
     add(parser, "--box-format")
     add(parser, "--box-units", default=None)

@@ -16,7 +16,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "adapter", metavar="ADAPTER", help="folder or Hub id of an adapter: of `fastgoal train --lora_r`, or of peft"
+        "adapter", metavar="ADAPTER", help="adapter that `fastgoal train --lora_r` or peft saved: a folder or a Hub id"
     )
     add(parser, "--output", help="output folder, new or empty")
     parser.add_argument(

@@ -87,7 +87,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "choices": CAPTIONS,
         "default": "join",
         "help": "with several captions per image: join them, use the longest and keep the others as short captions, "
-        "or use each in a row of its own",
+        "or use each in a row of its own (default: join)",
     },
     "--box-format": {
         "choices": ("xyxy", "xywh"),
@@ -96,7 +96,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "--box-units": {
         "choices": ("pixels", "fractions"),
         "default": "pixels",
-        "help": "unit of the boxes in the data: pixels, or fractions of the image's width and height",
+        "help": "unit of the boxes in the data: pixels, or fractions of the image's width and height (default: pixels)",
     },
     "--language": {
         "metavar": "CODE",
@@ -106,7 +106,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "type": number(1, 1024),
         "metavar": "N",
         "help": "maximum text length in tokens, from that of the model to 1024 (default: 248, or 256 for SigLIP; "
-        "models that were stretched before keep their length)",
+        "a model that was stretched before keeps its length)",
     },
     "--workers": {
         "type": number(1),
@@ -116,7 +116,8 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "--ray": {
         "metavar": "HOST:PORT",
-        "help": "address of a Ray cluster that shares the work; auto for the cluster on this machine",
+        "help": "address of a Ray cluster that shares the work; auto for the cluster on this machine; requires "
+        "fastgoal[ray]",
     },
     "--to": {"help": "format to write"},
     "--shard-size": {"type": number(1), "metavar": "N", "help": "number of images per output file"},

@@ -28,6 +28,13 @@ The form coco has them as --detector column:boxes, and their form is known.
 
 A .pt detector file is a pickle: loading it runs the code inside it. Use only files that you trust; a .pt file inside
 the data folder is refused. Detectors of transformers, with safetensors, do not have this risk.
+
+examples:
+  fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16
+  fastgoal pairs coco/ --split val2017 --detector column:boxes --output pairs/ \\
+      --model openai/clip-vit-base-patch16
+  fastgoal pairs photographs/ --output pairs/ --model openai/clip-vit-base-patch16 \\
+      --detector google/owlv2-base-patch16-ensemble
 """
 
 
@@ -41,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DETECTOR",
         help="detector of the regions: an ultralytics .pt file; a folder or Hub id of a transformers object detector "
         "(open-vocabulary detectors, such as OWLv2 and Grounding DINO, search for the noun phrases of each English "
-        "caption); column:NAME for boxes in the data, see below; or none. Five default regions are added in every case",
+        "caption); column:NAME for boxes in the data, see below; or none. Five default regions are always "
+        "added (default: yolo11n.pt, which requires fastgoal[yolo])",
     )
     parser.add_argument(
         "--regions",
@@ -68,11 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=number(0, 1, float),
         metavar="S",
-        help=f"lowest score of a detection (default: {MIN_SCORE}, or 0.1 for OWL, which gives low scores)",
+        help=f"lowest score of a detection, from 0 to 1 (default: {MIN_SCORE}, or 0.1 for OWL, whose scores are low)",
     )
     for name, default, which in (("--min-area", MIN_AREA, "smallest"), ("--max-area", MAX_AREA, "largest")):
         parser.add_argument(
-            name, type=number(0, 1, float), default=default, metavar="SHARE", help=f"{which} region, share of the image"
+            name,
+            type=number(0, 1, float),
+            default=default,
+            metavar="SHARE",
+            help=f"area of the {which} region, as a share of the image",
         )
     add(parser, "--language", default="en")
     add(parser, "--max-text-length")

@@ -9,6 +9,7 @@ HELP = "send the demo of one or two models to the Hugging Face Hub as a Space"
 EPILOG = """\
 Sends the app and a copy of the fastgoal package (about 1 MB) and, with --images, small copies of the images without
 metadata. The Space loads the models from the Hub. The access token is the one of `hf auth login` or HF_TOKEN.
+Requires `pip install 'fastgoal[demo]'`.
 
 example:
   fastgoal push-space OWNER/fast-goal-demo --model OWNER/fast-goal
@@ -18,8 +19,10 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "repo")
     add(parser, "--model", help="model to show, a Hub id")
-    add(parser, "--against", help="second model to show next to it, a Hub id")
-    parser.add_argument("--images", metavar="DIR", help="folder of images to search (and its subfolders), 500 at most")
+    add(parser, "--against", help="second model to show next to the first, a Hub id")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of images to search, including its subfolders, 500 images at most"
+    )
     add(parser, "--dry-run", "--private", "--message")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .options import add, prepare
 
-HELP = "run the whole pipeline in a minute or two on drawn scenes, without a network"
+HELP = "run the whole pipeline in a minute or two on scenes drawn by a program, without a network"
 
 EPILOG = """\
 Draws scenes with captions of several sentences, finds local pairs with FLISM, and fine-tunes a small CLIP model that

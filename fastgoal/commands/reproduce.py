@@ -19,6 +19,7 @@ The command first checks that the base model, the detector and the data are ther
 commands that --dry-run prints. The same command continues after an interrupt, and skips what is done. Rows that are
 written to the same DIR share pairs and models. DIR/ROW/page.md compares the result with the published number.
 
+examples:
   fastgoal reproduce docci-fastgoal-b16-docci --data datasets/ --output reproduced/ --dry-run
   fastgoal reproduce docci-fastgoal-b16-glit --data datasets/ --train-data captioned/ --output reproduced/
 """
@@ -26,8 +27,12 @@ written to the same DIR share pairs and models. DIR/ROW/page.md compares the res
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("row", metavar="ROW", nargs="?", help="name of the row (default: list all rows)")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder with one folder per dataset")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="output folder; several rows can share one")
+    parser.add_argument(
+        "--data", type=Path, metavar="ROOT", help="folder with one folder per dataset; required with ROW"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="output folder, which several rows can share; required with ROW"
+    )
     parser.add_argument(
         "--train-data",
         metavar="DATA",
@@ -36,15 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", metavar="MODEL", help="folder of the base model, if it is not in the cache of the Hub"
     )
-    parser.add_argument("--detector", metavar="DETECTOR", help="folder of the detector, if it is not in the cache")
     parser.add_argument(
-        "--num-processes", type=number(1), metavar="N", help="number of training processes, which share the batch"
+        "--detector", metavar="DETECTOR", help="folder of the detector, if it is not in the cache of the Hub"
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=number(1),
+        metavar="N",
+        help="number of training processes, which share the batch (default: one)",
     )
     parser.add_argument(
         "--mini-batch-size",
         type=number(1),
         metavar="N",
-        help="pairs per forward pass of the training, to use less memory; the loss stays that of the whole batch",
+        help="number of pairs to process at once in the training, to use less memory; the loss stays that of the whole "
+        "batch",
     )
     parser.add_argument(
         "--allow-incomplete",

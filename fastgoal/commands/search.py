@@ -9,28 +9,35 @@ HELP = "search a folder of images by a description or an image"
 
 EPILOG = """\
 The first call embeds all images of the folder and stores the index in IMAGES/.fastgoal-search, or in the folder given
-by --index. Later calls embed only new and changed files. An index belongs to one model. Without a query, the command
-only updates the index.
+by --index. Later calls embed only new and changed files. An index belongs to one model. Without TEXT or --query-image,
+the command only updates the index. Requires `pip install 'fastgoal[search]'`.
 
 examples:
-  fastgoal search photographs/ --model outputs/ \\
+  fastgoal search photographs/ --model fast-goal \\
       "A brown dog runs over a meadow. Behind it there is a lake."
-  fastgoal search photographs/ --model outputs/ --query-image dog.jpg \\
+  fastgoal search photographs/ --model fast-goal --query-image dog.jpg \\
       --top-k 20 --html results.html
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images, including its subfolders")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="folder of images, including its subfolders, or a folder that `fastgoal embed` wrote",
+    )
     parser.add_argument("query", nargs="?", metavar="TEXT", help="description of the image to search for")
     add(parser, "--model")
     parser.add_argument("--query-image", type=Path, metavar="FILE", help="search for images similar to this one")
     add(parser, "--top-k", help="number of images to show")
     add(parser, "--html", type=Path, help="also write a page with the images")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="folder of the index (default: in IMAGES)")
+    parser.add_argument(
+        "--index", type=Path, metavar="DIR", help="folder of the index (default: IMAGES/.fastgoal-search)"
+    )
     parser.add_argument("--rebuild", action="store_true", help="build the index again, for example for another model")
     add(parser, "--allow-outside-files", "--batch-size")
-    add(parser, "--num-workers", default=0, help="number of processes that read images")
+    add(parser, "--num-workers", default=0, help="number of processes that read images; 0 reads them in this one")
     add(parser, "--device")
 
 

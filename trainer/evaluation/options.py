@@ -30,7 +30,7 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
 class EvaluationOptions:
     """Options of an evaluation: how it reads its data and what it measures. `fastgoal evaluate` has the same ones.
 
-        fastgoal.evaluate("outputs/", "test/", EvaluationOptions(joint=True, resamples=0))
+        fastgoal.evaluate("fast-goal", "test/", EvaluationOptions(joint=True, resamples=0))
 
     `fastgoal evaluate --help` explains every option and lists the protocols.
 
@@ -40,7 +40,7 @@ class EvaluationOptions:
 
     protocol: str = _option(
         "folder",
-        "evaluation protocol; `fastgoal evaluate --help` lists them",
+        "evaluation protocol, such as docci or zero-shot; `fastgoal evaluate --help` lists all",
         choices=(*PROTOCOLS, *ACCURACY_PROTOCOLS),
     )
     also: Sequence[str] | None = _option(
@@ -52,17 +52,19 @@ class EvaluationOptions:
     joint: bool = _option(False, "also run GOAL's joint test, mAP@10 (requires a dataset written by `fastgoal pairs`)")
     robustness: bool = _option(
         False,
-        "also evaluate changed captions: a false sentence inserted, sentences shuffled or dropped, text truncated",
+        "also evaluate changed captions: a false sentence inserted, sentences shuffled or dropped, or truncated at 77 "
+        "tokens",
     )
     localization: bool = _option(
         False, "also measure how often the 5, 10 and 15 patches most similar to a sentence are inside its boxes"
     )
     truncate_dim: Sequence[int] = _option(
-        (), "also measure retrieval with the first N dimensions of the embeddings", nargs="+", lowest=1
+        (), "also measure retrieval with the first N dimensions of the embeddings (default: none)", nargs="+", lowest=1
     )
     vectors: Sequence[str] = _option(
         ("float32",),
-        "also measure retrieval with quantized vectors: int8, binary (alone, and with rescoring)",
+        "also measure retrieval with quantized vectors: int8, or binary, alone and rescored with the full vectors "
+        "(default: none, which is float32)",
         nargs="+",
         choices=FORMATS,
     )
@@ -70,27 +72,35 @@ class EvaluationOptions:
     form: str | None = _option(
         None, f"form of the dataset: {', '.join(FORMS)} (default: recognized from its files)", choices=tuple(FORMS)
     )
-    split: str | None = _option(None, "split of the dataset, if it has several")
-    image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
-    caption_column: str | None = _option(None, "column with the captions (default: caption or captions)")
-    label_column: str | None = _option(
-        None, "zero-shot: column with the classes of a dataset (default: its only ClassLabel column)"
+    split: str | None = _option(
+        None, "split of the dataset; required if it has several, unless its form or the protocol has a default"
     )
+    image_column: str | None = _option(None, "column with the images (default: file_name, or the only image column)")
+    caption_column: str | None = _option(
+        None,
+        "column with the captions (default: the first of caption, captions, text, txt, prompt and title that exists)",
+    )
+    label_column: str | None = _option(None, "zero-shot: column with the classes (default: the only ClassLabel column)")
     templates: str | None = _option(
-        None, "zero-shot: text file with a template in each line, {} for the class (default: CLIP's 80 for ImageNet)"
+        None,
+        "zero-shot: text file with one template per line, {} for the class name (default: CLIP's 80 for ImageNet)",
+        metavar="FILE",
     )
     classnames: str | None = _option(
         None,
-        "zero-shot: text file with a name in each line, in the order of the sorted folders or labels (default: their "
-        "names, with spaces for underscores)",
+        "zero-shot: text file with one class name per line, in the order of the sorted folders or of the labels "
+        "(default: their names, with spaces for underscores)",
+        metavar="FILE",
     )
     image_folder: str | None = _option(
-        None, "folder of the image files, if the dataset is a table that names them (default: the folder of the table)"
+        None,
+        "folder of the image files, if the dataset is a table that names them (default: the folder of the table)",
+        metavar="DIR",
     )
-    boxes_column: str = _option("boxes", "column with the boxes for the localization test")
-    allow_outside_files: bool = _option(False, "also read image files outside the data folder")
+    boxes_column: str = _option("boxes", "column with the boxes for --localization")
+    allow_outside_files: bool = _option(False, "also read image files that rows or links name outside the data folder")
     limit: int | None = _option(None, "use only the first N rows", lowest=1)
-    on_error: str = _option("stop", "if a row cannot be read: stop, or skip and list it", choices=("stop", "skip"))
+    on_error: str = _option("stop", "if a row cannot be read: stop, or skip it and list it", choices=("stop", "skip"))
     batch_size: int = _option(32, "number of images per forward pass", lowest=1)
     num_workers: int | None = _option(
         None, "number of processes that read images (default: 4, or 0 if the model is on the CPU)", lowest=0

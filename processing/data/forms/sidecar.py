@@ -136,7 +136,7 @@ def _has_caption(path: Path) -> bool:
 
 FORM = Form(
     "sidecar",
-    "a folder of images, each with a .txt, .caption or .json file of the same name, such as img2dataset writes",
+    "a folder of images, each with a caption file of the same name (.txt, .caption or .json), as img2dataset writes",
     fits,
     SidecarSource,
 )

@@ -93,4 +93,6 @@ def refuse_urls(path: Path, suffix: str, columns: list[str], options: SourceOpti
     )
 
 
-FORM = Form("urls", "tables of URLs, which are not downloaded: the message is the command of img2dataset", fits, load)
+FORM = Form(
+    "urls", "tables of image URLs: nothing is downloaded; an error names the img2dataset command for it", fits, load
+)
