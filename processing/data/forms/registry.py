@@ -9,11 +9,14 @@ import os
 import pkgutil
 from pathlib import Path
 
+from fastgoal.processing.data.locations import SUFFIXES
+from fastgoal.processing.data.pairs_dataset import MANIFEST
 from fastgoal.processing.data.sources import CAPTIONS, Source, refuse_file_names
 from fastgoal.processing.data.streams import StreamSource
 
 from .captions import ChosenCaptions
 from .form import Form, SourceOptions
+from .metadata import METADATA_FILES
 
 FORMS: dict[str, Form] = {
     form.name: form
@@ -116,11 +119,25 @@ def recognize(path: Path) -> Form:
             "with `form`."
         )
     if not forms:
-        raise ValueError(
-            f"{path} is not in a known form of images with captions ({', '.join(FORMS)}). `fastgoal pairs --help` "
-            "describes the forms."
-        )
+        raise ValueError(f"{path} {_why_unknown(path)}")
     return forms[0]
+
+
+def _why_unknown(path: Path) -> str:
+    """Return what is wrong with a path that fits no form, and the way out."""
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return "has no finished shards of `fastgoal pairs` yet. Run the same command again to resume it."
+        if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+            if any((path.parent / name).is_file() for name in METADATA_FILES):
+                return f"contains images but no captions. Name the folder above it, {path.parent}, which has metadata."
+            return (
+                "contains images but no captions. Add a metadata.jsonl with file_name and caption for each image, "
+                "or write captions with `fastgoal caption`."
+            )
+    return (
+        f"is not in a known form of images with captions ({', '.join(FORMS)}). `fastgoal pairs --help` describes them."
+    )
 
 
 def is_source(path: Path) -> bool:

@@ -34,3 +34,21 @@ def test_options_that_a_form_does_not_have(tmp_path):
         load_source(folder, image_folder="there")
     with pytest.raises(ValueError, match=r"`form` must be one of .*metadata.*, got 'excel'"):
         load_source(folder, form="excel")
+
+
+def test_a_folder_in_no_form_says_what_is_missing(tmp_path):
+    images = tmp_path / "photographs" / "images"
+    images.mkdir(parents=True)
+    (images / "a.PNG").touch()
+    with pytest.raises(
+        ValueError, match=r"images contains images but no captions\..*metadata\.jsonl.*fastgoal caption"
+    ):
+        recognize(images)
+    write_metadata(images.parent)
+    with pytest.raises(ValueError, match=r"no captions\. Name the folder above it, .*photographs, which"):
+        recognize(images)
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "fastgoal_pairs.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"pairs has no finished shards .*same command again"):
+        recognize(pairs)
