@@ -31,8 +31,13 @@ def check_model_name(name: str, argument: str = "model") -> None:
     if not name or not (path.exists() or is_hub_id(name)):
         raise ValueError(f"`{argument}={name}` does not exist. {EXPECTED_MODEL}")
     if path.is_dir() and not any((path / file).is_file() for file in MODEL_FILES):
+        numbers = [file.name.partition("-")[2] for file in path.glob("checkpoint-*")]
+        newest = max((number for number in numbers if number.isdecimal()), key=int, default=None)
+        way_out = EXPECTED_MODEL
+        if newest is not None:
+            way_out = f"Its training has not ended: resume it, or name a checkpoint, {path / f'checkpoint-{newest}'}."
         raise ValueError(
-            f"`{argument}={name}` has neither {' nor '.join(MODEL_FILES)}, so it is not a model. {EXPECTED_MODEL}"
+            f"`{argument}={name}` has neither {' nor '.join(MODEL_FILES)}, so it is not a model. {way_out}"
         )
 
 

@@ -59,3 +59,10 @@ def test_data_and_paths():
 def test_nothing_is_imported():
     code = "import sys, fastgoal.processing.names; print(len({'torch', 'numpy', 'yaml', 'PIL'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"0\n"
+
+
+def test_the_folder_of_a_training_that_has_not_ended_names_its_newest_checkpoint(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-last"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"so it is not a model\. .*resume it, .*checkpoint-10\.$"):
+        check_model_name(str(tmp_path))
