@@ -125,7 +125,7 @@ def describe(summary: dict[str, Any], output: str, limit: int) -> str:
     lines = [
         f"{count(images, 'image')}, {len(summary['skipped'])} skipped, {summary['words']:.1f} words and "
         f"{summary['sentences']:.1f} sentences per caption",
-        f"{count(cut, 'caption')} ({cut / images:.1%}) reached the limit of {limit} tokens"
+        f"{count(cut, 'caption')} ({100 * cut / images:.1f} %) reached the limit of {limit} tokens"
         + (" and " + ("was" if cut == 1 else "were") + " truncated after their last complete sentence" if cut else ""),
         *([f"Markdown was removed from {count(summary['markdown'], 'caption')}"] if summary["markdown"] else ()),
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:.2f} images/s",

@@ -223,7 +223,7 @@ def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
     data = report.data
     data += f", split {report.split}" if report.split else ""
     data += f", the first {report.limit:,} rows" if report.limit else ""
-    truncated = f"{report.truncated_captions:,} ({report.truncated_share:.1%})"
+    truncated = f"{report.truncated_captions:,} ({100 * report.truncated_share:.1f} %)"
     lines = [
         ("model", report.model),
         ("protocol", f"{report.protocol_title} ({report.protocol})"),

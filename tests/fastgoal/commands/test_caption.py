@@ -49,7 +49,7 @@ def test_from_images_to_pairs(photographs, tiny_vlm, tiny_clip, tmp_path, tmp_pa
     words = sum(len(row["caption"].split()) for row in rows) / 5
     assert f"first caption (0.png):\n{rows[0]['caption']}\n" in printed
     assert f"5 images, 0 skipped, {words:.1f} words and " in printed
-    assert f"{cut} captions ({cut / 5:.1%}) reached the limit of 24 tokens" in printed
+    assert f"{cut} captions ({100 * cut / 5:.1f} %) reached the limit of 24 tokens" in printed
     assert " images/s" in printed
     assert f"{output}: 5 images done now; next: fastgoal pairs {output}" in printed
 
