@@ -52,7 +52,7 @@ def raising(error):
 def test_help_imports_nothing_heavy(arguments):
     result = run_in_a_fresh_process("-c", LIGHT, *arguments)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("fastgoal 0." if arguments == ["--version"] else "usage: fastgoal")
+    assert result.stdout.startswith("fastgoal 1." if arguments == ["--version"] else "usage: fastgoal")
 
 
 MISTAKES = [
@@ -142,7 +142,7 @@ def test_help_names_every_command(capsys):
 def test_python_m_fastgoal_is_the_command():
     result = run_in_a_fresh_process("-m", "fastgoal", "--version")
     assert result.returncode == 0
-    assert result.stdout.startswith("fastgoal 0.")
+    assert result.stdout.startswith("fastgoal 1.")
 
 
 def test_no_command_shows_the_help(capsys):

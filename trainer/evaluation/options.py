@@ -97,7 +97,7 @@ class EvaluationOptions:
         "folder of the image files, if the dataset is a table that names them (default: the folder of the table)",
         metavar="DIR",
     )
-    boxes_column: str = _option("boxes", "column with the boxes for --localization")
+    boxes_column: str = _option("boxes", "column with the boxes for the localization test")
     allow_outside_files: bool = _option(False, "also read image files that rows or links name outside the data folder")
     limit: int | None = _option(None, "use only the first N rows", lowest=1)
     on_error: str = _option("stop", "if a row cannot be read: stop, or skip it and list it", choices=("stop", "skip"))

@@ -251,7 +251,7 @@ def test_bad_input(tiny_clip, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_import_error_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_an_import_error_says_what_to_install(monkeypatch, tiny_clip, tmp_path, capsys):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -260,5 +260,5 @@ def test_an_import_error_says_what_to_install(monkeypatch, tmp_path, capsys):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert main(["export", str(tmp_path), "--to", "onnx", "--output", str(tmp_path / "web")]) == 2
+    assert main(["export", str(tiny_clip), "--to", "onnx", "--output", str(tmp_path / "web")]) == 2
     assert "pip install 'fastgoal[onnx]'" in capsys.readouterr().err

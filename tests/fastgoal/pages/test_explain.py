@@ -135,7 +135,6 @@ def test_explain_errors(tiny_clip, image_file, tmp_path, capsys):
     base = ["explain", "--model", str(tiny_clip), "--device", "cpu"]
     out = ["--output", str(tmp_path / "o.png")]
     for arguments, facts in [
-        (["--image", str(image_file), "--caption", "A."], "--html"),
         (["--image", str(image_file), "--caption", "  ", *out], "caption"),
         (["--image", str(tmp_path / "no.png"), "--caption", "A.", *out], "no.png"),
         (["--image", str(image_file), "--caption", "A.", "--output", str(tmp_path / "o.xyz")], ".png"),

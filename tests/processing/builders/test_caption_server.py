@@ -422,7 +422,7 @@ def call(photographs, output, url, *more):
     return ["caption", str(photographs), *options, *map(str, more)]
 
 
-def test_the_command(photographs, tmp_path, capsys, monkeypatch):
+def test_the_command(photographs, tmp_path, capsys, monkeypatch, tiny_clip):
     (tmp_path / "out.txt").write_text(SETTINGS.prompt)
     monkeypatch.setenv("VLM_KEY", "secret")
     with Server() as server:
@@ -441,7 +441,7 @@ def test_the_command(photographs, tmp_path, capsys, monkeypatch):
     ):
         assert main(call(photographs, tmp_path / "out", server.url, *more)) == 2
         assert words in capsys.readouterr().err
-    assert main(["caption", str(photographs), "--output", "x", "--model", "y", "--api-key-env", "K"]) == 2
+    assert main(["caption", str(photographs), "--output", "x", "--model", str(tiny_clip), "--api-key-env", "K"]) == 2
     assert "--api-key-env is for a --server" in capsys.readouterr().err
 
 
