@@ -74,7 +74,7 @@ def pad_tokens(captions: Sequence[CaptionTokens], tokenizer: Any, multiple: int 
         "special_tokens_mask": np.ones(shape, np.int64),
     }
     for number, row in enumerate(captions):
-        values = (row.ids, 1, row.spans, row.special)
+        values: tuple[Any, ...] = (row.ids, 1, row.spans, row.special)
         for array, value in zip(arrays.values(), values, strict=True):
             array[number, : len(row.ids)] = value
     if padding_of(tokenizer) is not True:
