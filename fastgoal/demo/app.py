@@ -104,12 +104,12 @@ def search_folder(model: DemoModel, query: str | Image.Image, top_k: int = RESUL
     """Return the images of the folder that are most similar to a description or an image, best first.
 
     Raises:
-        ValueError: A description is empty or too long, or there is no folder to search.
+        ValueError: A description is empty or too long, or the demo has no image folder.
     """
     if not isinstance(query, Image.Image):
         query = _checked(query, "a description to search for")
     if model.index is None:
-        raise ValueError("There is no folder to search.")
+        raise ValueError("This demo has no images to search. Start it with `images`.")
     return model.index.search(query, top_k)
 
 
@@ -158,10 +158,13 @@ def build_demo(models: Sequence[DemoModel]) -> Any:
         path = paths[position][event.index]
         return path, gradio.Button(f"Explain {Path(path).name}", interactive=True)
 
-    def explain_hit(path: str, description: str) -> tuple[Any, Image.Image, str, str]:
-        image = _small(Path(path), LARGEST_SIDE)
-        frame = explain_image(models, image, description) if (description or "").strip() else ""
-        return gradio.Tabs(selected="explain"), image, description, frame
+    def open_hit(path: str, description: str) -> tuple[Any, Image.Image, str, str]:
+        return gradio.Tabs(selected="explain"), _small(Path(path), LARGEST_SIDE), description, ""
+
+    def explain_hit(path: str, description: str) -> str:
+        # After its tab is shown: Chromium may never draw a frame that is filled in a hidden tab.
+        described = (description or "").strip()
+        return explain_image(models, _small(Path(path), LARGEST_SIDE), description) if described else ""
 
     names = " and ".join(model.name for model in models)
     index = models[0].index
@@ -214,12 +217,8 @@ def build_demo(models: Sequence[DemoModel]) -> Any:
                     for position, gallery in enumerate(galleries):
                         gallery.select(select_hit, [paths, gradio.State(position)], [selected, to_explain], **hidden)
                     to_explain.click(
-                        show_errors(explain_hit),
-                        [selected, query],
-                        [tabs, image, caption, frame],
-                        concurrency_limit=1,
-                        **hidden,
-                    )
+                        show_errors(open_hit), [selected, query], [tabs, image, caption, frame], **hidden
+                    ).success(show_errors(explain_hit), [selected, query], frame, concurrency_limit=1, **hidden)
     return page
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from fastgoal.export.average import check_alpha, load_endpoints
-from fastgoal.hub_cards.card_images import COLORS, FONT_SIZE, GRAY, PALE, flow, padded, stack, text_block
+from fastgoal.hub_cards.card_images import FONT_SIZE, GRAY, flow, padded, stack, text_block
 from fastgoal.hub_cards.cards import public_name
 from fastgoal.hub_cards.model_card import versions
 from fastgoal.hub_cards.wording import count, number
@@ -20,7 +20,7 @@ from fastgoal.trainer.evaluation.measure import Data, Measured, OpenTest, measur
 from fastgoal.trainer.evaluation.measures.intervals import Difference, Interval
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 
-from .charts import curve
+from .charts import curve, draw_curve
 from .render import render
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -228,34 +228,3 @@ def _charts(result: AverageCurve) -> list[dict[str, Any]]:
 
 def _axis(result: AverageCurve, label: str) -> str:
     return f"{label}: {result.tests[label].metric.replace('_', ' ')} (%)"
-
-
-def draw_curve(chart: dict[str, Any], scale: int) -> Image.Image:
-    """Draw the layout of `charts.curve` on white, with `scale` pixels for one of the layout."""
-    smooth = 2  # PIL draws lines without antialiasing
-    factor = scale * smooth
-    image = Image.new("RGB", (factor * chart["width"], factor * chart["height"]), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12 * factor)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return factor * x, factor * y
-
-    left, top, right, bottom = (chart[side] for side in ("left", "top", "right", "bottom"))
-    for y, text in chart["rows"]:
-        draw.line([at(left, y), at(right, y)], PALE, factor)
-        draw.text(at(left - 6, y), text, GRAY, font, "rm")
-    for x, text in chart["columns"]:
-        draw.line([at(x, top), at(x, bottom)], PALE, factor)
-        draw.text(at(x, bottom + 12), text, GRAY, font, "mm")
-    points = [at(x, y) for x, y, _ in chart["points"]]
-    draw.line(points, COLORS[0], 2 * factor, "curve")
-    for point in points:
-        draw.circle(point, 4.5 * factor, COLORS[0], "white", factor)
-    for x, y, text in chart["names"]:
-        draw.text(at(x, y), text, "black", font, "mm", stroke_width=2 * factor, stroke_fill="white")
-    draw.text(at((left + right) / 2, chart["height"] - 10), chart["x_label"], "black", font, "mm")
-    label = Image.new("RGB", (round(font.getlength(chart["y_label"])), 16 * factor), "white")
-    ImageDraw.Draw(label).text((0, label.height / 2), chart["y_label"], "black", font, "lm")
-    label = label.rotate(90, expand=True)
-    image.paste(label, (0, round(factor * (top + bottom) / 2 - label.height / 2)))
-    return image.resize((scale * chart["width"], scale * chart["height"]), Image.Resampling.LANCZOS)

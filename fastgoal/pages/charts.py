@@ -1,9 +1,12 @@
-"""The layout of charts. The macros `histogram` and `curve` of the templates draw them as SVG."""
+"""The layout of charts: the macros `histogram` and `curve` of the templates draw SVG, `draw_curve` an image."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
+
+from fastgoal.hub_cards.card_images import COLORS, GRAY, PALE
 from fastgoal.hub_cards.wording import percent
 from fastgoal.processing.data.statistics import nice_step
 
@@ -69,9 +72,15 @@ def histogram(
 
 
 def curve(
-    x_values: Sequence[float], y_values: Sequence[float], names: Sequence[str], x_label: str, y_label: str
+    x_values: Sequence[float],
+    y_values: Sequence[float],
+    names: Sequence[str],
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Sequence[int]] = (),
+    from_zero: bool = False,
 ) -> dict[str, Any]:
-    """Lay out a line through points with names.
+    """Lay out points with names, joined by lines.
 
     Args:
         x_values: Horizontal position of each point.
@@ -79,13 +88,16 @@ def curve(
         names: Names of the points. The name of a point that has no room for it is left out.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
+        lines: Numbers of the points that each line joins. Default: one line through all points.
+        from_zero: Whether the axes start at 0 rather than near the lowest value; for values that are not negative.
 
     Returns:
         In pixels of the drawing: `width`, `height`, `left`, `top`, `right`, `bottom`; `x_label`, `y_label`; `points`
-        (x, y, title); `names` (x, y of the center, text); `rows` and `columns` with the ticks of both axes.
+        (x, y, title); `lines`, each a list of (x, y); `names` (x, y of the center, text); `rows` and `columns` with the
+        ticks of both axes.
     """
     left, top, right, bottom = CURVE_BOX
-    x_low, x_high, y_low, y_high = *_range(x_values), *_range(y_values)
+    x_low, x_high, y_low, y_high = *_range(x_values, from_zero), *_range(y_values, from_zero)
 
     def x(value: float) -> float:
         return round(left + (right - left) * (value - x_low) / (x_high - x_low), 2)
@@ -99,24 +111,60 @@ def curve(
         **{"width": CURVE_SIZE[0], "height": CURVE_SIZE[1]},
         **{"left": left, "top": top, "right": right, "bottom": bottom, "x_label": x_label, "y_label": y_label},
         "points": [(*point, title) for point, title in zip(points, titles, strict=True)],
-        "names": _place_names(points, names),
+        "lines": (joined := [[points[number] for number in line] for line in lines or [range(len(points))]]),
+        "names": _place_names(points, names, joined),
         "rows": [(y(tick), f"{tick + 0.0:g}") for tick in _ticks(y_low, y_high, False)],
         "columns": [(x(tick), f"{tick + 0.0:g}") for tick in _ticks(x_low, x_high, False)],
     }
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def draw_curve(chart: dict[str, Any], scale: int) -> Image.Image:
+    """Draw the layout of `curve` on white, with `scale` pixels for one of the layout."""
+    smooth = 2  # PIL draws lines without antialiasing
+    factor = scale * smooth
+    image = Image.new("RGB", (factor * chart["width"], factor * chart["height"]), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12 * factor)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return factor * x, factor * y
+
+    left, top, right, bottom = (chart[side] for side in ("left", "top", "right", "bottom"))
+    for y, text in chart["rows"]:
+        draw.line([at(left, y), at(right, y)], PALE, factor)
+        draw.text(at(left - 6, y), text, GRAY, font, "rm")
+    for x, text in chart["columns"]:
+        draw.line([at(x, top), at(x, bottom)], PALE, factor)
+        draw.text(at(x, bottom + 12), text, GRAY, font, "mm")
+    for line in chart["lines"]:
+        draw.line([at(*point) for point in line], COLORS[0], 2 * factor, "curve")
+    for x, y, _ in chart["points"]:
+        draw.circle(at(x, y), 4.5 * factor, COLORS[0], "white", factor)
+    for x, y, text in chart["names"]:
+        draw.text(at(x, y), text, "black", font, "mm", stroke_width=2 * factor, stroke_fill="white")
+    draw.text(at((left + right) / 2, chart["height"] - 10), chart["x_label"], "black", font, "mm")
+    label = Image.new("RGB", (round(font.getlength(chart["y_label"])), 16 * factor), "white")
+    ImageDraw.Draw(label).text((0, label.height / 2), chart["y_label"], "black", font, "lm")
+    label = label.rotate(90, expand=True)
+    image.paste(label, (0, round(factor * (top + bottom) / 2 - label.height / 2)))
+    return image.resize((scale * chart["width"], scale * chart["height"]), Image.Resampling.LANCZOS)
+
+
+def _range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
     """Return the ends of an axis with some room around the values."""
-    room = 0.1 * (max(values) - min(values)) or 1.0
-    return min(values) - room, max(values) + room
+    low = 0.0 if from_zero else min(values)
+    room = 0.1 * (max(values) - low) or 1.0
+    return low if from_zero else low - room, max(values) + room
 
 
-def _place_names(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[tuple[float, float, str]]:
-    """Return the center of each name, next to its point, where it covers no other name and least of the line."""
+def _place_names(
+    points: Sequence[tuple[float, float]], names: Sequence[str], lines: Sequence[Sequence[tuple[float, float]]]
+) -> list[tuple[float, float, str]]:
+    """Return the center of each name, next to its point, where it covers no other name and least of the lines."""
     left, top, right, bottom = CURVE_BOX
     line = [
         (x1 + (x2 - x1) * step / 20, y1 + (y2 - y1) * step / 20)
-        for (x1, y1), (x2, y2) in pairwise(points)
+        for ends in lines
+        for (x1, y1), (x2, y2) in pairwise(ends)
         for step in range(21)
     ]
     placed: list[tuple[float, float, str]] = []

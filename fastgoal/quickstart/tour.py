@@ -182,13 +182,13 @@ def _recall(report: dict[str, Any], name: str, captions: str, k: int) -> float:
 
 
 def result_figure(report: dict[str, Any]) -> Image.Image:
-    """Draw R@1 with long captions against R@1 with short ones."""
-    from fastgoal.pages.tradeoff import tradeoff_figure
+    """Draw R@1 with long captions against R@1 with short ones, with a line for each training."""
+    from fastgoal.pages.charts import curve, draw_curve
 
-    points = {
-        title: (_recall(report, name, "short", 1), _recall(report, name, "long", 1)) for name, title in NAMES.items()
-    }
-    return tradeoff_figure(points, "R@1 with short captions (%)", "R@1 with long captions (%)")
+    short, long = ([_recall(report, name, captions, 1) for name in NAMES] for captions in ("short", "long"))
+    labels = ("R@1 with short captions (%)", "R@1 with long captions (%)")
+    chart = curve(short, long, [*NAMES.values()], *labels, lines=[(0, 1), (0, 2)], from_zero=True)
+    return draw_curve(chart, scale=3)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Hit:
 
 
 def require_search(images: str | Path) -> Any:
-    """Return the package LanceDB; raise `ImportError` without it, and `ValueError` if there is no folder to search."""
+    """Return the package LanceDB; raise `ImportError` without it, and `ValueError` if `images` is not a folder."""
     if not Path(images).is_dir():
         raise ValueError(f"`images` must be a folder of images, got {images}.")
     try:

@@ -12,45 +12,34 @@ from transformers import HfArgumentParser, TrainingArguments
 from .parser import HelpText, Parser
 from .usage import ABOUT
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "model and data": (
-        *(
-            "model",
-            "train_data",
-            "eval_data",
-            "eval_also",
-            "form",
-            "train_split",
-            "eval_split",
-            "image_column",
-            "caption_column",
-        ),
-        *("image_folder", "captions", "max_text_length", "max_train_rows", "max_eval_rows", "allow_outside_files"),
-        *("streaming", "shuffle_window"),
-    ),
-    "objective": (
-        *("recipe", "objective", "contrastive", "global_weight", "local_weight", "tsl_weight", "sparc_weight"),
-        *("token_weight", "short_weight", "l2sp_weight", "matryoshka_dims", "pair_sampling", "hard_negatives"),
-        *("hard_negative_refresh", "max_logit_scale", "crop_size"),
-    ),
-    "adapters and frozen layers": (
-        *("lora_r", "lora_alpha", "lora_target_modules", "save_adapter_only", "freeze", "freeze_layers"),
-    ),
-    "optimization": (
-        *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
-        *("decay_all", "max_grad_norm", "per_device_train_batch_size", "mini_batch_size"),
-        *("gradient_accumulation_steps", "dataloader_drop_last", "train_sampling_strategy", "dataloader_num_workers"),
-        *("bf16", "seed"),
-    ),
-    "processes": ("num_processes", "accelerate_config", "use_cpu"),
-    "evaluation and log": (
-        *("eval_strategy", "eval_on_start", "per_device_eval_batch_size", "metric_for_best_model", "logging_steps"),
-        "report_to",
-    ),
-    "output and checkpoints": (
-        *("output_dir", "overwrite_output_dir", "save_strategy", "save_steps", "save_total_limit"),
-        *("resume_from_checkpoint", "ignore_resume_mismatch", "license", "card_images", "push_to_hub", "hub_model_id"),
-    ),
+GROUPS: dict[str, list[str]] = {
+    title: names.split()
+    for title, names in {
+        "model and data": """
+            model train_data eval_data eval_also form train_split eval_split image_column caption_column
+            image_folder captions max_text_length max_train_rows max_eval_rows allow_outside_files streaming
+            shuffle_window
+        """,
+        "objective": """
+            recipe objective contrastive global_weight local_weight tsl_weight sparc_weight token_weight
+            short_weight l2sp_weight matryoshka_dims pair_sampling hard_negatives hard_negative_refresh
+            max_logit_scale crop_size
+        """,
+        "adapters and frozen layers": "lora_r lora_alpha lora_target_modules save_adapter_only freeze freeze_layers",
+        "optimization": """
+            num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay decay_all
+            max_grad_norm per_device_train_batch_size mini_batch_size gradient_accumulation_steps
+            dataloader_drop_last train_sampling_strategy dataloader_num_workers bf16 seed
+        """,
+        "processes": "num_processes accelerate_config use_cpu",
+        "evaluation and log": """
+            eval_strategy eval_on_start per_device_eval_batch_size metric_for_best_model logging_steps report_to
+        """,
+        "output and checkpoints": """
+            output_dir overwrite_output_dir save_strategy save_steps save_total_limit resume_from_checkpoint
+            ignore_resume_mismatch license card_images push_to_hub hub_model_id
+        """,
+    }.items()
 }
 """The settings of the short help. Others that only our arguments have follow in a group of their own."""
 WITHOUT_EFFECT = ("do_train", "do_eval", "do_predict", "remove_unused_columns")
@@ -80,10 +69,10 @@ class RunParser(Parser, HfArgumentParser):
             field.name for kind in self.dataclass_types for field in fields(kind) if theirs.get(field.name) is not field
         ]
         grouped = {name for names in GROUPS.values() for name in names}
-        groups = {**GROUPS, "others": tuple(name for name in own if name not in (*grouped, *WITHOUT_EFFECT))}
+        groups = {**GROUPS, "others": [name for name in own if name not in (*grouped, *WITHOUT_EFFECT)]}
         if is_complete:
             shown = {name for names in groups.values() for name in names}
-            groups["of transformers.TrainingArguments"] = tuple(name for name in actions if name not in shown)
+            groups["of transformers.TrainingArguments"] = [name for name in actions if name not in shown]
         for title, names in groups.items():
             formatter.start_section(title)
             for name in names:

@@ -104,7 +104,6 @@ class EvaluationReport(ModelResult):
             values["differences"] = {
                 key: {**asdict(value), "certain": value.certain} for key, value in self.differences.items()
             }
-        if self.differences is not None:
             values["gained_and_lost"] = {name: value.verdict for name, value in self.gains().items()}
         if self.also is not None:
             values["also"] = {
@@ -169,7 +168,6 @@ _OF_THE_RUN = (
     "gained_and_lost",
     "model",
     "max_text_length",
-    "against_model",
     "resamples",
     "device",
     "dtype",
@@ -197,12 +195,8 @@ def gain_rows(gains: Mapping[str, Difference]) -> list[list[str]]:
     """Return a row for each gain or loss: measure, base, tuned, difference, interval and verdict, in percent."""
     rows = []
     for name, value in gains.items():
-        interval = "-"
-        if value.interval is not None:
-            low, high = (100 * bound for bound in value.interval)
-            interval = f"{low:+.2f} to {high:+.2f}"
         values = (_percent(value.theirs), _percent(value.ours), f"{100 * value.difference:+.2f}")
-        rows.append([name, *values, interval, value.verdict or "-"])
+        rows.append([name, *values, _bounds(value.interval) or "-", value.verdict or "-"])
     return rows
 
 
@@ -282,11 +276,8 @@ def _compressed_table(compressed: list[Compressed], name: str) -> Table:
         row = [f"{entry.width} x {entry.vectors}", f"{entry.bytes:,}"]
         for direction in DIRECTIONS:
             value = entry.differences[f"{direction}_R@1"]
-            interval = ""
-            if value.interval is not None:
-                low, high = (100 * bound for bound in value.interval)
-                interval = f"  ({low:+.2f} to {high:+.2f})"
-            row += [_percent(value.ours), f"{100 * value.difference:+.2f}{interval}"]
+            bounds = _bounds(value.interval)
+            row += [_percent(value.ours), f"{100 * value.difference:+.2f}" + (f"  ({bounds})" if bounds else "")]
         rows.append(row)
     title = "Compressed vectors" + (f" of {name}" if name else "") + ": R@1 in percent, and the change in points"
     return title, ["", "bytes", *(head for direction in DIRECTIONS for head in (_words(direction), "change"))], rows
@@ -321,6 +312,11 @@ def _value(name: str, value: float, interval: Interval | None) -> str:
         low, high = (scale * bound for bound in interval)
         cell += f"  ({low:.{digits}f} to {high:.{digits}f})"
     return cell
+
+
+def _bounds(interval: Interval | None, scale: int = 100, digits: int = 2) -> str:
+    """Return the interval of a difference, with signs; empty if there is none."""
+    return "" if interval is None else " to ".join(f"{scale * bound:+.{digits}f}" for bound in interval)
 
 
 def _intervals_of(report: EvaluationReport) -> str:
@@ -362,17 +358,13 @@ def _difference_table(other: str, differences: dict[str, Difference]) -> Table:
     rows = []
     for key, value in differences.items():
         scale, digits = _scale(key)
-        interval = "-"
-        if value.interval is not None:
-            low, high = (scale * bound for bound in value.interval)
-            interval = f"{low:+.{digits}f} to {high:+.{digits}f}"
         rows.append(
             [
                 _name(key),
                 f"{scale * value.ours:.{digits}f}",
                 f"{scale * value.theirs:.{digits}f}",
                 f"{scale * value.difference:+.{digits}f}",
-                interval,
+                _bounds(value.interval, scale, digits) or "-",
                 {True: "yes", False: "no", None: "-"}[value.certain],
                 f"{value.only_ours:,} / {value.only_theirs:,}" if scale == 100 else "",
             ]

@@ -120,6 +120,6 @@ def test_examples_are_drawings_with_descriptions():
 
 def test_without_images_there_is_no_search(tiny_clip):
     (alone,) = load_models([str(tiny_clip)], device="cpu")
-    with pytest.raises(ValueError, match="no folder to search"):
+    with pytest.raises(ValueError, match=r"no images to search.*`images`"):
         search_folder(alone, "a cup")
     assert "Search" not in str([block.get_config() for block in build_demo([alone]).blocks.values()])

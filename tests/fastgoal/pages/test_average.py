@@ -8,9 +8,7 @@ from PIL import Image
 import fastgoal
 from fastgoal import EvaluationOptions, FastGoalModel, FastGoalProcessor
 from fastgoal.cli import main
-from fastgoal.hub_cards.card_images import COLORS
-from fastgoal.pages.average import curve_page, draw_curve
-from fastgoal.pages.charts import curve
+from fastgoal.pages.average import curve_page
 from tests.squares import rows_of_squares, write_pairs
 
 
@@ -88,12 +86,3 @@ def test_the_command_writes_the_curve(tiny_clip, tuned, tmp_path, capsys):
     assert main([*start[:-1], str(tmp_path / "new"), "--alphas", "0", "1"]) == 2
     assert "--data is required" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-
-
-def test_the_figure_has_the_points_of_the_layout():
-    chart = curve([50, 60, 80], [10, 9, 1], ["1", "0.5", "0"], "kept", "gained")
-    image = draw_curve(chart, 2)
-    assert image.size == (2 * chart["width"], 2 * chart["height"])
-    color = tuple(int(COLORS[0][index : index + 2], 16) for index in (1, 3, 5))
-    for x, y, _ in chart["points"]:
-        assert image.getpixel((round(2 * x), round(2 * y))) == color

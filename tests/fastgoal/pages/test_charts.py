@@ -1,6 +1,8 @@
 import pytest
+from PIL import ImageColor
 
-from fastgoal.pages.charts import BOTTOM, CURVE_BOX, LEFT, RIGHT, TOP, curve, histogram
+from fastgoal.hub_cards.card_images import COLORS
+from fastgoal.pages.charts import BOTTOM, CURVE_BOX, LEFT, RIGHT, TOP, curve, draw_curve, histogram
 
 
 def test_two_histograms_in_percent_of_their_own_totals():
@@ -48,3 +50,32 @@ def test_a_curve_and_its_names():
     assert 1 < len(names) < 9
     for index, (x, y, _) in enumerate(names):
         assert all(abs(x - other_x) >= 21 or abs(y - other_y) >= 14 for other_x, other_y, _ in names[:index])
+
+
+def test_lines_from_one_point_to_the_others_on_axes_from_zero():
+    left, top, right, bottom = CURVE_BOX
+    labels = ("short", "long")
+    chart = curve([50, 0, 30], [1, 6, 10], ["before", "one", "other"], *labels, lines=[(0, 1), (0, 2)], from_zero=True)
+    # A tenth is free beyond the largest values: the axes end at 55 and at 11.
+    points = [
+        (left + (right - left) * x / 55, bottom - (bottom - top) * y / 11) for x, y in ((50, 1), (0, 6), (30, 10))
+    ]
+    assert [point[:2] for point in chart["points"]] == [pytest.approx(point, abs=0.01) for point in points]
+    assert chart["lines"] == [[chart["points"][0][:2], chart["points"][number][:2]] for number in (1, 2)]
+    assert (chart["columns"][0], chart["rows"][0]) == ((left, "0"), (bottom, "0"))
+    assert {text for _, _, text in chart["names"]} == {"before", "one", "other"}
+    image = draw_curve(chart, 3)
+    assert image.size == (3 * chart["width"], 3 * chart["height"])
+    color = ImageColor.getrgb(COLORS[0])
+
+    def colors_at(x: float, y: float) -> set:
+        return {image.getpixel((round(3 * x) + dx, round(3 * y) + dy)) for dx in (-2, 0, 2) for dy in (-2, 0, 2)}
+
+    for x, y, _ in chart["points"]:
+        assert image.getpixel((round(3 * x), round(3 * y))) == color
+    middle = [
+        tuple((a + b) / 2 for a, b in zip(points[i], points[j], strict=True)) for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert color in colors_at(*middle[0])
+    assert color in colors_at(*middle[1])
+    assert color not in colors_at(*middle[2])  # no line joins the two others

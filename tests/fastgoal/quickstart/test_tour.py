@@ -8,7 +8,8 @@ from PIL import Image, ImageChops, ImageColor
 
 from fastgoal import EvaluationOptions, FastGoalCLIPModel, FastGoalProcessor, evaluate, retrieval_metrics
 from fastgoal.cli import main
-from fastgoal.hub_cards.card_images import GRAY, color_at
+from fastgoal.hub_cards.card_images import COLORS
+from fastgoal.pages.charts import CURVE_BOX
 from fastgoal.quickstart.scenes import draw_scenes
 from fastgoal.quickstart.tour import BASE, TourSettings, result_figure, result_table, take_tour
 
@@ -139,7 +140,7 @@ def test_table_shows_percentages(toured):
 
 
 def test_figure_has_a_point_for_each_model(toured):
-    """Both axes start at 0; the axes' ends are known for these numbers."""
+    """Both axes start at 0 and end a tenth beyond the largest value."""
     folder, report, _ = toured
     with Image.open(folder / "results.png") as saved:
         assert ImageChops.difference(saved, result_figure(report)).getbbox() is None
@@ -150,9 +151,10 @@ def test_figure_has_a_point_for_each_model(toured):
         for name, (long, short) in shares.items()
     }
     figure = result_figure({"results": results})
-    for (long, short), color in zip(shares.values(), (GRAY, color_at(0), color_at(1)), strict=True):
-        place = round(2 * (64 + 626 * short)), round(2 * (412 - 360 * long / 0.1))
-        assert figure.getpixel(place) == ImageColor.getrgb(color)
+    left, top, right, bottom = CURVE_BOX
+    for long, short in shares.values():
+        x, y = left + (right - left) * short / 0.99, bottom - (bottom - top) * long / 0.1045
+        assert figure.getpixel((round(3 * x), round(3 * y))) == ImageColor.getrgb(COLORS[0])
 
 
 def test_base_model_recognizes_single_objects():

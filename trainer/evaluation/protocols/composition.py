@@ -20,7 +20,7 @@ from fastgoal.processing.data.sources import DatasetSource, Source, SourceRow
 from fastgoal.processing.texts import is_unicode
 
 from ..measures.outcomes import Outcomes
-from .protocol import AccuracyTest
+from .protocol import AccuracyTest, images_in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,11 +233,7 @@ def open_table(
         options: dict[str, Any] = {"with_captions": False, "allow_outside_files": allow_outside_files}
         sources = [load_source(data, split=split, image_column=column, **options) for column in image_columns]
     else:
-        import datasets
-
-        if not isinstance(data, datasets.Dataset):
-            raise ValueError(f"`data` must be a folder, a Hub id or a `datasets.Dataset`, got a {type(data).__name__}.")
-        sources = [DatasetSource(data, "data", column, with_captions=False) for column in image_columns]
+        sources = [images_in_memory(data, column) for column in image_columns]
     first = sources[0]
     if not isinstance(first, DatasetSource):
         raise ValueError(f"{first.name} must be a folder of parquet files, a saved dataset or a dataset on the Hub.")

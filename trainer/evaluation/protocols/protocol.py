@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastgoal.processing.data.sources import Source
+from fastgoal.processing.data.sources import DatasetSource, Source
 
 from ..measures.outcomes import Outcomes
 
@@ -105,3 +105,12 @@ class AccuracyProtocol:
     title: str
     about: str
     open: Callable[..., AccuracyTest]
+
+
+def images_in_memory(data: Any, image_column: str | None) -> DatasetSource:
+    """Return the images of a `datasets.Dataset`. Raise `ValueError` for anything else."""
+    import datasets
+
+    if not isinstance(data, datasets.Dataset):
+        raise ValueError(f"`data` must be a folder, a Hub id or a `datasets.Dataset`, got a {type(data).__name__}.")
+    return DatasetSource(data, "data", image_column, with_captions=False)

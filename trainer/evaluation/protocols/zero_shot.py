@@ -18,7 +18,7 @@ from fastgoal.processing.texts import shortened
 
 from ..measures.outcomes import Outcomes
 from .imagenet_templates import IMAGENET_TEMPLATES
-from .protocol import AccuracyProtocol, AccuracyTest
+from .protocol import AccuracyProtocol, AccuracyTest, images_in_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def open_classes(
         images = (
             open_images(data, split=split, image_column=image_column, allow_outside_files=allow_outside_files)
             if is_path
-            else _dataset_in_memory(data, image_column)
+            else images_in_memory(data, image_column)
         )
         names, labels = _classes_of_dataset(images, label_column)
     prompts = IMAGENET_TEMPLATES if templates is None else _read_templates(Path(templates))
@@ -132,14 +132,6 @@ def _classes_of_folder(images: ImageFolder) -> tuple[list[str], list[int]]:
         raise ValueError(f"{images.folder / empty[0]}: the class folder has no images. Add some, or remove the folder.")
     _require_two(folders, images.name)
     return folders, [folders.index(name) for name, *_ in parts]
-
-
-def _dataset_in_memory(data: Any, image_column: str | None) -> Source:
-    import datasets
-
-    if not isinstance(data, datasets.Dataset):
-        raise TypeError(f"`data` of the protocol zero-shot must be a path or a datasets.Dataset, got {type(data)!r}.")
-    return DatasetSource(data, "data", image_column, with_captions=False)
 
 
 def _classes_of_dataset(source: Source, column: str | None) -> tuple[list[str], list[int]]:
