@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -50,6 +51,7 @@ from .batches.hard_negatives import load_neighbors, save_neighbors, training_nei
 from .batches.rows import TrainingData, check_rows, has_short_captions, source_of
 from .batches.samplers import CaptionLengthSampler, HardNegativeSampler
 from .batches.streams import StreamBatches, StreamData
+from .batches.workers import end_workers, loader_of_batches, start_workers
 from .callbacks import (
     Epochs,
     LogitScaleLimit,
@@ -76,7 +78,7 @@ from .checkpoints import (
     write_settings,
 )
 from .evaluation.measures.retrieval import retrieval_of_predictions
-from .interrupts import EvaluationStopped, Interrupted, Interrupts, WorkerStart, loader_of_batches, start_workers
+from .interrupts import EvaluationStopped, Interrupted, Interrupts
 from .objectives import Objective
 from .parallel.gather import average_gradients, gather_batch, in_any_process
 from .parallel.gradient_cache import HalvedOnError, cached_backward, fails_together
@@ -301,6 +303,7 @@ class FastGoalTrainer(Trainer):
         # The last batch of an epoch, and the number of rows of all processes in it that are not repeated.
         self._last_batch: Any = None
         self._last_rows: int | None = None
+        self._loaders: WeakSet[DataLoader] = WeakSet()
         self._names: list[str] = []  # of the rows of the current batch
         self._neighbors: torch.Tensor | None = None
         self._is_renewed = False
@@ -349,7 +352,10 @@ class FastGoalTrainer(Trainer):
             if self.args.mini_batch_size == AUTO:
                 size = 0 if checkpoint is None else int(note_of(Path(checkpoint), ROWS_AT_ONCE))
                 self._halved = HalvedOnError(size or self.args.train_batch_size, self.args.world_size > 1)
-            result = super().train(checkpoint, trial, ignore_keys_for_eval)
+            try:
+                result = super().train(checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                end_workers(self._loaders)
         if self._interrupts.signum:
             raise Interrupted(
                 f"The training was interrupted after step {self.state.global_step}. The checkpoint is "
@@ -496,7 +502,7 @@ class FastGoalTrainer(Trainer):
     ) -> DataLoader:
         # Overridden for exact resume: a stream resumes at a row, and rows know their epoch, whatever the loader skips.
         if isinstance(dataset, StreamData):
-            return dataset.loader(self.args, self.data_collator, self.accelerator.device, WorkerStart())
+            return self._start(dataset.loader(self.args, self.data_collator, self.accelerator.device))
         collator: Any = self.data_collator
         tokenizer: Any = None
         if isinstance(collator, FastGoalCollator):
@@ -509,6 +515,10 @@ class FastGoalTrainer(Trainer):
         loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         if tokenizer is not None and not is_training and not dataset.has_pairs:
             loader_of_batches(loader).collate_fn = collator.without_pairs()
+        return self._start(loader)
+
+    def _start(self, loader: DataLoader) -> DataLoader:
+        self._loaders.add(loader)
         return start_workers(loader)
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -756,6 +766,8 @@ class FastGoalTrainer(Trainer):
         # the same point of the training.
         with torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, **kwargs)
+        if not self.is_in_train:
+            end_workers(self._loaders)
         prefix = kwargs.get("metric_key_prefix", "eval")
         for name, values in self._eval_parts.items():
             mean = self.accelerator.gather(torch.stack(values).mean()).mean()

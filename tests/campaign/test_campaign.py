@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 RUN = """
 import json, pathlib, sys, tempfile
 from tests.campaign.harness import Kit, run_case
@@ -19,6 +21,7 @@ print(json.dumps([[one.case.area, one.case.name, one.result, one.right, one.why]
 """
 
 
+@pytest.mark.slow
 def test_a_sample_of_it_is_answered_as_due():
     # In a process that has no threads yet: the cases are forked from it.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}

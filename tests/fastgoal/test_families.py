@@ -118,6 +118,7 @@ def test_evaluations_of_the_trainer_and_of_the_command_are_one(work):
     assert 100 * report.metrics["text_to_image_R@1"] == pytest.approx(state["eval_text_to_image_R@1"], abs=6e-3)
 
 
+@pytest.mark.slow
 def test_other_programs_load_the_plain_class(family, work):
     folder = work / "model"
     model, processor = load_model(str(folder), "cpu")

@@ -60,6 +60,7 @@ def run(capsys):
     return start
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_without_this_package(hub, outside, folder, trained):
     done = outside("-c", PUSH_AND_LOAD, folder, "me/squares")
     assert done.returncode == 0, done.stderr

@@ -86,7 +86,7 @@ CASES = {
 }
 
 
-FAST = ("at the end of an epoch", "while gradients are accumulated", "in an evaluation", "after a checkpoint")
+FAST = ("at the end of an epoch", "in an evaluation")
 
 
 @pytest.mark.parametrize("case", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
@@ -187,50 +187,6 @@ def test_the_command_names_the_command_that_resumes(tiny_clip, pairs_folder, tmp
     with pytest.raises(Interrupted) as again:
         main([*argv, "--resume_from_checkpoint", "true"])
     assert str(again.value) == str(stop.value).replace("checkpoint-1", "checkpoint-2")
-
-
-# In a fresh process: libraries that other tests load start threads in forked workers, which take signals too.
-WORKER = """
-import os, signal, subprocess, time
-from contextlib import suppress
-from pathlib import Path
-
-from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
-
-from fastgoal.trainer.interrupts import start_workers
-
-
-class Pids(Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return os.getpid()
-
-
-loader = start_workers(Accelerator(cpu=True).prepare(DataLoader(Pids(), num_workers=1, persistent_workers=True)))
-(worker,) = {int(pid) for pid in loader}
-assert worker != os.getpid()
-for name in ("INT", "TERM"):
-    subprocess.run(["kill", f"-{name}", str(worker)], check=True)  # from another process
-time.sleep(0.2)
-assert [int(pid) for pid in loader] == [worker] * 8
-os.kill(worker, signal.SIGTERM)
-state, deadline = "", time.monotonic() + 10
-while state != "Z":
-    assert time.monotonic() < deadline
-    with suppress(RuntimeError):  # of torch, whose handler of SIGCHLD may notice the death first
-        time.sleep(0.01)
-        state = Path(f"/proc/{worker}/stat").read_text().split()[2]
-print("ended", flush=True)
-os._exit(0)
-"""
-
-
-def test_a_worker_ends_only_when_its_own_training_ends_it():
-    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "ended\n", done.stderr
 
 
 def command(clip, pairs, output, *more):

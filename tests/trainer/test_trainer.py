@@ -149,6 +149,7 @@ def test_rows_of_all_kinds_train_the_same(trainer_for, rows, tmp_path, kind):
         assert got["loss_tsl_image"] == expected["loss_tsl_image"]
 
 
+@pytest.mark.slow
 def test_workers_read_images_that_are_still_open_files(trainer_for, tiny_clip, rows, tmp_path):
     """Workers share the open files that such images hold, and each must still get its own pixels."""
     files = [tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(len(rows))]

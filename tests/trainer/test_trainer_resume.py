@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from fastgoal.trainer.batches.rows import TrainingData
 from fastgoal.trainer.batches.streams import StreamData
@@ -32,6 +33,13 @@ STREAMED = [case for case in CASES if case.startswith("streamed")]
 FAST = ("accumulated", "adapter", "streamed by workers", "experimental")
 
 
+class FirstStep(TrainerCallback):
+    """Notes the step that a training begins after."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+
 def weights_after(clip, pairs, folder, processes, case, resume):
     """Return the weights after two epochs, of a training that saves a checkpoint in the second or resumes from it."""
     settings = {
@@ -48,8 +56,10 @@ def weights_after(clip, pairs, folder, processes, case, resume):
     assert bool(trainer.objective.weights.short_weight) == (case == "experimental")
     if case == "halved" and not resume:
         SmallMemory(trainer, 1)
+    start = FirstStep()
+    trainer.add_callback(start)
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{settings['save_steps']}" if resume else None)
-    assert not resume or 0 < trainer._initial_global_step < trainer.state.global_step
+    assert (0 < start.step < trainer.state.global_step) == resume
     return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
 
 

@@ -248,9 +248,7 @@ class StreamData(IterableDataset):
         saved = {"processes": self.processes, "workers": self.workers, "state": asdict(self._trained)}
         write_json(checkpoint / f"stream_{self.rank}.json", saved)
 
-    def loader(
-        self, args: TrainingArguments, collator: Any, device: torch.device, worker_init_fn: Any = None
-    ) -> DataLoaderShard:
+    def loader(self, args: TrainingArguments, collator: Any, device: torch.device) -> DataLoaderShard:
         """Return the data loader of this process. It has the length of an epoch. Its batches have a `position`."""
         workers = min(args.dataloader_num_workers, self.workers)
         persistent = {"prefetch_factor": args.dataloader_prefetch_factor, "persistent_workers": True}
@@ -261,11 +259,10 @@ class StreamData(IterableDataset):
             collate_fn=StreamCollator(collator, self.batch_size),
             num_workers=workers,
             pin_memory=args.dataloader_pin_memory,
-            worker_init_fn=worker_init_fn,
             generator=torch.Generator(),  # or a resumed epoch would change the random numbers of the training
             **options,
         )
-        batches = StreamBatches(self._batches(inner, collator), self.batches_per_epoch(args))
+        batches = StreamBatches(self._batches(inner, collator), self.batches_per_epoch(args), inner)
         return DataLoaderShard(batches, device=device, batch_size=1, collate_fn=itemgetter(0))
 
     def note(self, state: StreamState) -> None:
@@ -279,10 +276,11 @@ class StreamBatches(Dataset):
     Args:
         batches: The batches that were not trained on yet.
         count: Number of batches in an epoch.
+        loader: The data loader that the batches come from.
     """
 
-    def __init__(self, batches: Iterator[dict[str, Any]], count: int):
-        self._batches, self._count = batches, count
+    def __init__(self, batches: Iterator[dict[str, Any]], count: int, loader: DataLoader):
+        self._batches, self._count, self.loader = batches, count, loader
 
     def __len__(self) -> int:
         return self._count

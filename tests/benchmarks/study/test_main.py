@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pytest
 from PIL import Image
 
 from benchmarks.study import __main__ as study
@@ -12,6 +13,7 @@ from benchmarks.study.runs import Seed
 from fastgoal.quickstart.tour import BASE
 
 
+@pytest.mark.slow
 def test_runs_once_and_tells_what_came_out(tmp_path, monkeypatch, capsys):
     page = tmp_path / "STUDY.md"
     page.write_text("# Study\n<!-- table q1 -->\nstale\n<!-- end -->\n![R@1](results/q1.png)\n")

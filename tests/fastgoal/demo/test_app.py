@@ -36,6 +36,7 @@ def address(models):
     page.close()
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("size", [(1300, 1000), (390, 844)], ids=["desk", "phone"])
 def test_in_a_browser(address, images, size):

@@ -160,6 +160,7 @@ def test_ray_is_imported_only_for_workers():
     assert type(open_engine()) is Engine
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed_write_the_same_rows(made, engine, tmp_path, capfd):
     folder, whole, summary = made
     found = run(folder, tmp_path / "pairs", matcher(Halves(5, kill_oneself)), engine=engine, progress=True)

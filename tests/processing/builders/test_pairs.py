@@ -170,6 +170,7 @@ def context():
     return context
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, context, tmp_path):
     output = tmp_path / "pairs"
     # The detector kills the process at the fifth image, with no chance to clean up.
@@ -188,7 +189,7 @@ def test_a_killed_run_continues_and_equals_an_uninterrupted_one(made, context, t
     assert not (output / ".fastgoal/run.json").exists()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_nothing_is_lost_or_mixed(context, tmp_path, seed):
     settings = replace(SETTINGS, shard_size=2)
     folder, output = make_folder(tmp_path / "data", 24), tmp_path / "pairs"

@@ -167,7 +167,7 @@ def test_a_resumed_training_keeps_its_neighbors(make, tmp_path, monkeypatch, fol
     assert resumed.data_collator.seen[-3:] == seen[5:]
 
 
-@pytest.mark.parametrize("folder", ["run", "elsewhere"])
+@pytest.mark.parametrize("folder", ["run", pytest.param("elsewhere", marks=pytest.mark.slow)])
 def test_neighbors_are_renewed_in_the_middle_of_a_training(make, twins, tmp_path, monkeypatch, folder):
     """After half of four epochs, neighbors are those of the current model, and a resumed training keeps them."""
     settings = {"hard_negative_refresh": 0.5, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}

@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.trainer.batches.streams import StreamData
+from fastgoal.trainer.batches.workers import end_workers
 from fastgoal.trainer.checkpoints import checkpoints
 from fastgoal.trainer.run import main
 from tests.squares import write_pairs
@@ -66,6 +67,7 @@ def batches(data, count, **options):
     for batch in islice((batch for _ in range(count) for batch in epochs), count):
         data.note(batch.pop("position"))
         trained.append(batch)
+    end_workers([epochs])
     return trained
 
 

@@ -172,6 +172,7 @@ def start(*arguments, cwd):
     )
 
 
+@pytest.mark.slow
 def test_two_cpu_processes_train_what_one_process_does(settings, tmp_path):
     (tmp_path / "two").mkdir()
     path = write(tmp_path / "two", **settings, num_processes=2)

@@ -89,9 +89,8 @@ def train_sharded(bases, pairs, folder, cases):
     return runs, train(bases, pairs, folder / "resumed", cases[0], 2, resume)
 
 
-@pytest.mark.parametrize(
-    "cases", [["plain"], pytest.param([*CASES][1:], marks=pytest.mark.slow)], ids=["plain", "rest"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [["plain"], [*CASES][1:]], ids=["plain", "rest"])
 def test_shards_train_as_one_process(cases, tiny_bases, pairs_folder, tmp_path):
     ranks = in_two_processes(train_sharded, tiny_bases, pairs_folder, tmp_path / "fsdp", cases, folder=tmp_path)
     for case in cases:
