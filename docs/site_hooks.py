@@ -46,3 +46,17 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links from docs/ to the pages outside (`../CHANGELOG.md`) lose a level: docs/ is the root of the site."""
     return markdown if page.file.src_uri in OUTSIDE else re.sub(r"\]\(\.\./", "](", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark the names of options in running text: browsers would break a line after the dashes of `--model`."""
+    parts = re.split(r"(<pre.*?</pre>)", html, flags=re.DOTALL)
+    parts[::2] = [
+        re.sub(r"(?<=[>\s])--\w[\w-]*(?=[^<>]*</code>)", r'<span class="option">\g<0></span>', p) for p in parts[::2]
+    ]
+    return "".join(parts)
+
+
+def on_post_template(output: str, template_name: str, **_: Any) -> str:
+    """Leave out 404.html: it finds its style sheets only at the root of a server."""
+    return "" if template_name == "404.html" else output

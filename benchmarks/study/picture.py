@@ -49,7 +49,7 @@ def main() -> None:
     boxes = [Region(tuple(map(float, box)), 0.9, "thing", "drawn") for box in scene.detected]
     options = {"detector": KnownBoxes(boxes), "model_name": "FAST-GOAL, trained on drawn scenes"}
     explanation = explain(model, seed.processor, scene.image, scene.caption, **options)
-    save_image(explanation_figure([explanation]), args.output)
+    save_image(explanation_figure([explanation], width=720), args.output)
     print(scene.caption)
     print(f"Picture: {args.output}")
 

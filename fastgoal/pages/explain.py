@@ -243,13 +243,14 @@ def principal_components(tokens: Tensor) -> Tensor:
     return torch.where(spread > 1e-6, (values - low) / spread.clamp(min=1e-6), torch.full_like(values, 0.5))
 
 
-def explanation_figure(explanations: Sequence[Explanation]) -> Image.Image:
+def explanation_figure(explanations: Sequence[Explanation], width: int | None = None) -> Image.Image:
     """Draw one or more models' explanations of the same image and caption next to each other, as one image.
 
     Each model has the image with all regions, the principal components of the image tokens, the sentences with their
-    scores, and a heat map for each sentence.
+    scores, and a heat map for each sentence. `width` is the number of pixels for each model, by default 1,200 for one
+    model and 900 for each of several. A narrow figure keeps its text legible on a page that would shrink a wide one.
     """
-    width = 1200 if len(explanations) == 1 else 900
+    width = width or (1200 if len(explanations) == 1 else 900)
     sheets = [_sheet(explanation, width - 2 * MARGIN) for explanation in explanations]
     line = Image.new("RGB", (1, max(sheet.height for sheet in sheets)), PALE)
     blocks = [block for sheet in sheets for block in (line, padded(sheet))]

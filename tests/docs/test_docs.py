@@ -185,7 +185,12 @@ def test_the_site_is_whole_and_fetches_nothing(site):
     for name in COMMANDS:
         assert f">fastgoal {name}<" in text
     for flag in ("--box-format", "--alpha", "--tsl_weight", "--max_text_length", "--server"):
-        assert f"<code>{flag}" in text
+        assert f'<code><span class="option">{flag}</span>' in text
+    for cell in re.findall(r"<td>(.*?)</td>", text, re.DOTALL)[::2]:
+        assert len(re.sub(r"<[^>]*>", "", cell)) < 100, "the column of the names must leave room for the meanings"
+    text = (site / "training.html").read_text(encoding="utf-8")
+    assert not re.search(r"\. - \w|^- ", re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL), re.MULTILINE)
+    assert not (site / "404.html").exists()
     for page in pages:
         html = (site / page).read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]+)", html)

@@ -127,7 +127,10 @@ def test_figures_of_images_of_any_shape_keep_to_their_width(size):
     one = explanation(ONE, *[TWO] * 5, text=LONG + "{}", image=Image.effect_noise(size, 60).convert("RGB"))
     pixels = np.asarray(explanation_figure([one]))
     assert pixels.shape[1] == 1200
+    narrow = np.asarray(explanation_figure([one], width=720))
+    assert narrow.shape[1] == 720
     assert (pixels[:, -8:] == 255).all()  # nothing is cut off at the right edge
+    assert (narrow[:, -8:] == 255).all()
     assert explanation_page([one]).count("<figure>") == 2 + 6
 
 
