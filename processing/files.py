@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 # Names of incomplete files and folders; a process that is killed leaves some of them.
 DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 HOLDER = "run.json"
+LOCK = "run.lock"
 WORK_FOLDER = ".fastgoal"
 """Name of the folder, inside an output folder, for locks, drafts and what a resumed run needs."""
 
@@ -157,7 +158,7 @@ def hold_folder(work: Path, again: bool = False) -> Iterator[None]:
         ValueError: Another process holds the folder; the message names it.
         OSError: The folder cannot be written.
     """
-    path, holder = work / "run.lock", work / HOLDER
+    path, holder = work / LOCK, work / HOLDER
     lock = FileLock(path, is_singleton=again)
     with write_errors(path):
         work.mkdir(parents=True, exist_ok=True)

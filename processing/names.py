@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 EXPECTED_MODEL = "Name a folder written by `save_pretrained`, or a Hub id."
+ASKED_HUB = "There is no such folder here, so the Hub was asked. Check the path, the name and the connection."
 EXPECTED_DATA = "a file or folder of images with captions, or the OWNER/NAME of a dataset on the Hub"
 EXPECTED_DETECTOR = (
     'Allowed are "none", an ultralytics file that ends in .pt (yolo11n.pt), and a folder or Hub id of an object '
@@ -56,15 +57,44 @@ def check_detector_name(name: str, argument: str = "detector") -> None:
         raise ValueError(f"`{argument}` must be the name of a detector, got {name!r}. {EXPECTED_DETECTOR}")
 
 
-def check_data_name(name: str) -> None:
+def check_data_name(name: str, argument: str = "data") -> None:
     """Raise `ValueError` for a name that is neither that of a file or folder nor of a dataset on the Hub."""
     if not name or not (Path(name).exists() or HUB_ID.fullmatch(name)):
-        raise missing_data(name)
+        raise missing_data(f"`{argument}={name}`")
 
 
-def missing_data(name: str) -> ValueError:
+def missing_data(label: str) -> ValueError:
     """Return the error for data that do not exist."""
-    return ValueError(f"'{name}' does not exist. Expected {EXPECTED_DATA}.")
+    return ValueError(f"{label} does not exist. Expected {EXPECTED_DATA}.")
+
+
+def check_hub(name: str, argument: str, repo_type: str = "model") -> None:
+    """Raise `ValueError` for a name that only the Hub can know, if the Hub cannot be reached.
+
+    The clients of the Hub would retry each of their requests for half a minute. A name in their cache is left to them.
+
+    Args:
+        name: Name of a model, detector or dataset that has passed its own check.
+        argument: Name of the argument that `name` was given for, for messages.
+        repo_type: "model" or "dataset".
+    """
+    if not is_hub_id(name):
+        return
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import get_session
+
+    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type))
+    if is_offline_mode() or cached.is_dir():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HTTPError as error:
+        raise ValueError(
+            f"`{argument}={name}`: there is no such file or folder here, and the Hub ({constants.ENDPOINT}) cannot be "
+            f"reached: {error}. Check the path, or the connection."
+        ) from None
 
 
 def check_path(name: str, argument: str) -> None:

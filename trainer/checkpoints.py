@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from fastgoal.processing.data.forms.registry import is_source
-from fastgoal.processing.files import WORK_FOLDER, hold_folder, sweep_drafts, write_json
+from fastgoal.processing.files import LOCK, WORK_FOLDER, hold_folder, sweep_drafts, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -212,7 +212,8 @@ def is_in(output: Path, checkpoint: Path | None) -> bool:
 def hold_output(output: Path, is_first: bool = True) -> Iterator[None]:
     """Keep other trainings out of an output folder during the block; this process may hold it already.
 
-    Delete what a killed training left half saved. Of several processes only the first one does this.
+    Delete what a killed training left half saved. A folder that is new and holds nothing after the block is deleted.
+    Of several processes only the first one does this.
 
     Raises:
         ValueError: Another training writes the folder.
@@ -220,9 +221,16 @@ def hold_output(output: Path, is_first: bool = True) -> Iterator[None]:
     if not is_first:
         yield
         return
-    with hold_folder(output / WORK_FOLDER, again=True):
-        sweep_drafts(output)
-        yield
+    is_new, work = not output.exists(), output / WORK_FOLDER
+    try:
+        with hold_folder(work, again=True):
+            sweep_drafts(output)
+            yield
+    finally:
+        if is_new and {path.name for path in output.rglob("*")} == {WORK_FOLDER, LOCK}:
+            (work / LOCK).unlink()
+            work.rmdir()
+            output.rmdir()
 
 
 def delete_checkpoints(output: Path) -> None:

@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     prepare(args, data=["source"], models=["model"])
 
     from fastgoal.pages.inspection import inspect_dataset, page_name
-    from fastgoal.processing.data.tokens import USUAL_TOKENIZERS
     from fastgoal.processing.files import prepare_output, write_json, write_text
 
     output = args.output or Path(f"{page_name(Path(args.source))}-inspect.html")
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         prepare_output(args.json, "json")
     facts, page = call(inspect_dataset, args)
     if facts["tokenizer"] is None and args.tokenizer is None:
-        print(f"Words are counted, because no tokenizer is in the cache. Name one: --tokenizer {USUAL_TOKENIZERS[0]}.")
+        print("Words are counted, not tokens. Name a model to count with its tokenizer: --tokenizer FOLDER_OR_HUB_ID.")
     write_text(output, page)
     if args.json is not None:
         write_json(args.json, facts)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastgoal.processing.data.forms.registry import FORMS
 from fastgoal.processing.data.sources import CAPTIONS
-from fastgoal.processing.names import check_data_name, check_detector_name, check_model_name, check_path
+from fastgoal.processing.names import check_data_name, check_detector_name, check_hub, check_model_name, check_path
 from fastgoal.trainer.cli.terminal import quiet_libraries
 from fastgoal.trainer.evaluation.options import EvaluationOptions
 
@@ -165,15 +165,25 @@ def prepare(
         paths: Names of arguments that take a file or folder on this machine.
 
     Raises:
-        ValueError: An argument names something that does not exist.
+        ValueError: An argument names something that does not exist, or that is on the Hub, which cannot be reached.
     """
-    for names, check in ((models, check_model_name), (detectors, check_detector_name), (paths, check_path)):
-        for name in names:
-            if (value := getattr(args, name)) is not None:
-                check(str(value), name)
-    for name in data:
-        if (value := getattr(args, name)) is not None:
-            check_data_name(str(value))
+    checks = (
+        (models, check_model_name, "model"),
+        (detectors, check_detector_name, "model"),
+        (data, check_data_name, "dataset"),
+        (paths, check_path, None),
+    )
+    given = [
+        (str(value), name, check, repo_type)
+        for names, check, repo_type in checks
+        for name in names
+        if (value := getattr(args, name)) is not None
+    ]
+    for value, name, check, _ in given:
+        check(value, name)
+    for value, name, _, repo_type in given:
+        if repo_type is not None:
+            check_hub(value, name, repo_type)
     quiet_libraries(show_downloads=args.progress)
 
 

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastgoal.processing.names import check_data_name, check_model_name
+from fastgoal.processing.names import check_data_name, check_hub, check_model_name
 from fastgoal.trainer.cli.parser import Parser, did_you_mean
 from fastgoal.trainer.cli.usage import ABOUT, USAGE
 
@@ -56,7 +56,7 @@ def check_settings(arguments: Sequence[str], parser: Parser) -> None:
 
     Raises:
         SystemExit: A required argument is missing; two lines are printed.
-        ValueError: A model or dataset does not exist, or the settings file is invalid.
+        ValueError: A model or dataset does not exist, the Hub cannot be reached, or the settings file is invalid.
         OSError: The settings file cannot be read.
     """
     if not arguments:
@@ -79,7 +79,10 @@ def check_settings(arguments: Sequence[str], parser: Parser) -> None:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     for name, value in settings.items():
         if isinstance(value, str):
-            check_model_name(value, name) if name == "model" else check_data_name(value)
+            check_model_name(value, name) if name == "model" else check_data_name(value, name)
+    for name, value in settings.items():
+        if isinstance(value, str):
+            check_hub(value, name, "model" if name == "model" else "dataset")
 
 
 def _checked_parser() -> Parser:

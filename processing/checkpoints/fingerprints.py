@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastgoal.processing.names import EXPECTED_MODEL, check_model_name
+from fastgoal.processing.names import ASKED_HUB, EXPECTED_MODEL, check_model_name
 
 from .errors import first_line, loading
 
@@ -78,7 +78,7 @@ def checkpoint_fingerprint(name: str, argument: str = "model") -> str:
     from transformers.utils.hub import cached_file, extract_commit_hash
     from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-    with loading(label, way_out="There is no such folder, and the Hub did not answer."):
+    with loading(label, way_out=ASKED_HUB):
         file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
         revision = extract_commit_hash(file or cached_file(name, ADAPTER_CONFIG_NAME), None)
     return f"{name}@{revision}" if revision else name

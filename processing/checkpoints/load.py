@@ -14,7 +14,7 @@ from fastgoal.modeling_fastgoal.families_fastgoal import family_of
 from fastgoal.modeling_fastgoal.loading_fastgoal import load_whole
 from fastgoal.modeling_fastgoal.positions_fastgoal import target_length
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
-from fastgoal.processing.names import EXPECTED_MODEL, check_model_name
+from fastgoal.processing.names import ASKED_HUB, check_model_name
 from fastgoal.processing.processing_fastgoal import FastGoalProcessor
 from fastgoal.processing.tokens import require_tokens, set_text_length
 
@@ -36,7 +36,7 @@ def check_model(name: str, argument: str = "model") -> Any:
     """
     check_model_name(name, argument)
     label = f"`{argument}={name}`"
-    way_out = DAMAGED if Path(name).is_dir() else EXPECTED_MODEL
+    way_out = DAMAGED if Path(name).is_dir() else ASKED_HUB
     if is_adapter(name):
         with loading(label, name):
             name, label, way_out = about_base(name, label)

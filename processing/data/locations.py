@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgoal.processing.checkpoints.errors import first_line, loading
-from fastgoal.processing.names import EXPECTED_DATA, HUB_ID, missing_data
+from fastgoal.processing.names import ASKED_HUB, HUB_ID, missing_data
 
 METADATA = "metadata.jsonl"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -115,12 +115,10 @@ def load_from_hub(name: str, split: str | None, streaming: bool = False) -> Any:
     """Load a split of a dataset on the Hub. Raise `ValueError` if there is none."""
     # A name without an owner could be one of the readers of `datasets`, and one of those reads pickles.
     if not HUB_ID.fullmatch(name):
-        raise missing_data(name)
+        raise missing_data(f"'{name}'")
     import datasets
 
-    with loading(
-        f"'{name}'", way_out=f"There is no such folder, and the Hub did not answer. Expected {EXPECTED_DATA}."
-    ):
+    with loading(f"'{name}'", way_out=ASKED_HUB):
         loaded = datasets.load_dataset(name, split=split, streaming=streaming)
     return loaded if split is not None else pick_split(loaded, split, name)
 

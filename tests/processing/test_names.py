@@ -1,12 +1,22 @@
 """Names are refused for what is not there, with the argument, the name and the way out."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from fastgoal.processing.names import check_data_name, check_detector_name, check_model_name, check_path, is_hub_id
+from fastgoal.processing.names import (
+    check_data_name,
+    check_detector_name,
+    check_hub,
+    check_model_name,
+    check_path,
+    is_hub_id,
+)
 
 
 @pytest.fixture
@@ -18,6 +28,7 @@ def here(tmp_path, monkeypatch):
         if file is not None:
             (tmp_path / folder / file).write_text("{}")
     (tmp_path / "a.pt").touch()
+    return tmp_path
 
 
 @pytest.mark.usefixtures("here")
@@ -47,13 +58,42 @@ def test_data_and_paths():
     for name in ("model", "a.pt", "owner/data"):
         check_data_name(name)
     for name in ("nothing", "./nothing", "owner/..", ""):
-        with pytest.raises(ValueError, match=rf"^'{name}' does not exist\. Expected .* Hub"):
-            check_data_name(name)
+        with pytest.raises(ValueError, match=rf"^`source={name}` does not exist\. Expected .* Hub"):
+            check_data_name(name, "source")
     check_path("a.pt", "image")
     with pytest.raises(ValueError, match=r"^`image=owner/data` does not exist"):
         check_path("owner/data", "image")
     assert is_hub_id("owner/data")
     assert not is_hub_id("model/config.json")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(here, monkeypatch):
+    """A port without a server stands for a machine without a network; the Hub's client would retry for 23 seconds."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    start = time.monotonic()
+    for repo_type in ("model", "dataset"):
+        with pytest.raises(ValueError, match=r"^`model=out/fast-gaol`: .*folder here.*http://127\.0\.0\.1:1.*path"):
+            check_hub("out/fast-gaol", "model", repo_type)
+    assert time.monotonic() - start < 1
+    (here / "cache" / "models--owner--cached").mkdir(parents=True)
+    for name in ("owner/cached", "model", "none", "column:boxes"):
+        check_hub(name, "model")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        answers = threading.Thread(target=_answer, args=(server,))
+        answers.start()
+        check_hub("owner/name", "model")  # any answer will do: loading explains what the Hub says about the name
+        answers.join()
+
+
+def _answer(server):
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
 
 def test_nothing_is_imported():

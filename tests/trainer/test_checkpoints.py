@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ from fastgoal.trainer.card import CardOptions
 from fastgoal.trainer.checkpoints import (
     checkpoints,
     damage,
+    hold_output,
     newest_checkpoint,
     refuse_other_settings,
     refuse_output,
@@ -106,6 +108,20 @@ def test_output_folders_with_contents_are_refused(output, tmp_path, tiny_clip, p
     refuse_output(output, {}, False, output / "checkpoint-3", True)
     refuse_output(output, {}, False, None, True)  # none is complete: the training starts from the beginning
     assert {path.name for path in tmp_path.iterdir()} == {"clip", "pairs", "file", "link", "out"}
+
+
+@pytest.mark.parametrize("written", [None, "out/card.md", "out/.fastgoal/state"])
+def test_a_refused_training_leaves_no_folder(tmp_path, written):
+    folder = tmp_path / "out"
+    with suppress(ValueError), hold_output(folder), hold_output(folder):  # the run script and the trainer
+        if written is not None:
+            (tmp_path / written).touch()
+        raise ValueError("refused")
+    assert folder.exists() == (written is not None)
+    folder.mkdir(exist_ok=True)
+    with hold_output(folder):  # a folder that the user made
+        pass
+    assert folder.is_dir()
 
 
 def test_only_settings_known_to_both_are_compared(output, caplog):
