@@ -50,8 +50,9 @@ def _prose(epilog: str) -> list[str]:
         if is_code:
             lines += [f"```{language}", textwrap.dedent(text), "```", ""]
         else:
-            lines += [_escaped(text.replace("examples:", "Examples:"), newline="\n"), ""]
-            language = "sh" if text.endswith("examples:") else "text"
+            is_example = text.splitlines()[-1] in ("example:", "examples:")
+            lines += [_escaped(re.sub(r"example(s?:)$", r"Example\1", text), newline="\n"), ""]
+            language = "sh" if is_example else "text"
     return lines
 
 
@@ -76,7 +77,7 @@ def _names(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     text = _escaped(parser._get_formatter()._expand_help(action)) if action.help else ""
-    if _has_long_choices(action):
+    if _has_long_choices(action) and not all(str(choice) in text for choice in action.choices or ()):
         text = text.rstrip(".") + f"; one of {', '.join(f'`{choice}`' for choice in action.choices or ())}"
     return f"**required.** {text}" if action.required and action.option_strings else text
 

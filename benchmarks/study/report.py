@@ -139,13 +139,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     halves = [row["R@1"]["half"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(rows) + 1.2), layout="constrained")
     if result["question"] == 5:
-        figure.set_size_inches(9, 4)
+        figure.set_size_inches(7, 5)
         for place, row in enumerate(rows):
             looks = {"color": COLORS[place % len(COLORS)], "fmt": MARKERS[place % len(MARKERS)], "label": row["arm"]}
             axes.errorbar(row["train_seconds"], means[place], halves[place], capsize=3, ms=7, **looks)
         axes.set(xlabel="processor seconds of the training", xlim=(0, None))
         axes.set(ylabel="R@1, mean of both directions (%)", ylim=(0, None))
-        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     else:
         colors = ["#999999" if row["arm"] == result["against"] else "#0072b2" for row in rows]
         places = range(len(rows))[::-1]

@@ -181,6 +181,9 @@ def test_the_site_is_whole_and_fetches_nothing(site):
     for name in ("from_base", "pair_rows", "token_similarity_loss", "ImageIndex", "retrieval_metrics"):
         assert name in text, name
     assert not re.search(r"&gt;&gt;&gt;|doctest|require_patch_size", text)
+    for returned in re.findall(r"Returns:</span></p>\s*<ul>(.*?)</ul>", text, re.DOTALL):
+        assert returned.count("<li") == 1, "a description of several lines is one value"
+    assert "Returns:</span></p>" in text
     text = (site / "commands.html").read_text(encoding="utf-8")
     for name in COMMANDS:
         assert f">fastgoal {name}<" in text
