@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
-from huggingface_hub.utils import validate_repo_id
 
 from fastgoal.processing.data.forms.metadata import CAPTIONS_MANIFEST
 from fastgoal.processing.data.forms.registry import load_source
@@ -19,6 +18,7 @@ from fastgoal.processing.data.tokens import TokenCounter
 from fastgoal.processing.detectors.spec import DetectorSpec
 from fastgoal.processing.files import WORK_FOLDER, write_inside
 
+from .access import check_repo_name
 from .cards import (
     CARD,
     PAIRS_IMAGE,
@@ -186,7 +186,7 @@ def prepare_data_card(
         ValueError: The folder, the license or the folder of captions is not valid, or the tokenizer cannot be loaded.
     """
     folder = Path(folder)
-    validate_repo_id(repo)
+    check_repo_name(repo)
     check_license(license, " Free text goes into `image_license` and `caption_license`.")
     opened = open_finished(folder)
     card, mark = folder / CARD, folder / CARD_MARK

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import validate_repo_id
 
 from fastgoal.processing.checkpoints.adapters import is_adapter
 from fastgoal.processing.checkpoints.fingerprints import refuse_not_finite
 
+from .access import TOKEN_HELP, check_repo_name, require_token
 from .access_keys import refuse_access_keys
 from .cards import CARD, EXAMPLES, HERE, rename_card
 from .data_card import DataFacts, open_finished, render_data_card
@@ -28,10 +28,6 @@ from .wording import count, size_in_words
 TEXT_FILES = (".md", ".json", ".py", ".txt", "")
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 MOST_NAMES = 8
-TOKEN_HELP = (
-    "Create one with write permission at https://huggingface.co/settings/tokens, then run `hf auth login` or set "
-    "HF_TOKEN."
-)
 REPEAT = "The repository is unchanged. Repeat the push; files that have arrived are not uploaded again."
 
 
@@ -105,7 +101,7 @@ def push(
         OSError: The Hub cannot be reached or refuses the commit. The repository is unchanged; the push can be repeated.
     """
     folder = Path(folder)
-    validate_repo_id(repo)
+    check_repo_name(repo)
     repo_type = find_repo_type(folder)
     secret = token or get_token() or "" if dry_run else require_token(token)
     contents, left_out = _gather(folder, repo_type, repo, secret, files or {})
@@ -142,13 +138,6 @@ def hub_errors(repo: str, secret: str) -> Iterator[None]:
     else:
         return
     raise OSError(f"could not push to '{repo}': {reason}".replace(secret, "***"))
-
-
-def require_token(token: str | None = None) -> str:
-    """Return `token`, or the one that is logged in; raise a `ValueError` if there is none."""
-    if found := token or get_token():
-        return found
-    raise ValueError(f"There is no access token for the Hub. {TOKEN_HELP}")
 
 
 def _gather(

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.utils import validate_repo_id
 from packaging.requirements import Requirement
 
 from fastgoal.processing.data.image_folder import ImageFolder
 from fastgoal.processing.files import lies_inside
 from fastgoal.processing.images import load_image
 
+from .access import check_repo_name, check_space_models, require_token
 from .access_keys import refuse_access_keys
-from .cards import HERE, is_hub_id
-from .push import Pushed, hub_errors, require_token
+from .cards import HERE
+from .push import Pushed, hub_errors
 
 # The build of a Space installs requirements.txt only, so the package goes as files: its code and what its code reads.
 PACKAGES = ("fastgoal", *(f"fastgoal.{name}" for name in ("modeling_fastgoal", "processing", "hub_cards", "trainer")))
@@ -61,13 +61,8 @@ def push_space(
             holds an access key.
         OSError: The Hub cannot be reached or refuses the commit.
     """
-    validate_repo_id(repo)
-    for name in models:
-        if not is_hub_id(name):
-            raise ValueError(
-                f"`model` must be OWNER/NAME of a model on the Hub, which the Space loads, got {name}. Push the model "
-                "with `fastgoal push` first."
-            )
+    check_repo_name(repo)
+    check_space_models(models)
     files = space_files(repo, models, images)
     sizes = {name: len(data) for name, data in sorted(files.items())}
     secret = get_token() or "" if dry_run else require_token()

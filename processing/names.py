@@ -31,6 +31,9 @@ def check_model_name(name: str, argument: str = "model") -> None:
     path = Path(name)
     if not name or not (path.exists() or is_hub_id(name)):
         raise ValueError(f"`{argument}={name}` does not exist. {EXPECTED_MODEL}")
+    # A missing folder of a model on this machine has the form of a Hub id too: fast-goal/adapter.
+    if not path.exists() and any((path.parent / file).is_file() for file in MODEL_FILES):
+        raise ValueError(f"`{argument}={name}` does not exist: {path.parent} has no {path.name}. {EXPECTED_MODEL}")
     if path.is_dir() and not any((path / file).is_file() for file in MODEL_FILES):
         numbers = [file.name.partition("-")[2] for file in path.glob("checkpoint-*")]
         newest = max((number for number in numbers if number.isdecimal()), key=int, default=None)

@@ -30,7 +30,8 @@ from transformers.trainer_utils import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from fastgoal.hub_cards.push import push, require_token
+from fastgoal.hub_cards.access import require_token
+from fastgoal.hub_cards.push import push
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalOutput
 from fastgoal.modeling_fastgoal.losses_fastgoal import contrasted, fast_goal_loss, loss_rows
 from fastgoal.modeling_fastgoal.towers_fastgoal import embedding_width, is_sigmoid, text_positions

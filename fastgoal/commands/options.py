@@ -165,7 +165,8 @@ def prepare(
         paths: Names of arguments that take a file or folder on this machine.
 
     Raises:
-        ValueError: An argument names something that does not exist, or that is on the Hub, which cannot be reached.
+        ValueError: An argument names something that does not exist, or that is on the Hub, which cannot be reached; or there
+            is no access token for a push.
     """
     checks = (
         (models, check_model_name, "model"),
@@ -184,6 +185,12 @@ def prepare(
     for value, name, _, repo_type in given:
         if repo_type is not None:
             check_hub(value, name, repo_type)
+    if hasattr(args, "repo"):
+        from fastgoal.hub_cards.access import check_repo_name, require_token
+
+        check_repo_name(args.repo)
+        if not args.dry_run:
+            require_token()
     quiet_libraries(show_downloads=args.progress)
 
 

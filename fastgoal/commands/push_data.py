@@ -49,10 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     from fastgoal.hub_cards.cards import CARD
     from fastgoal.hub_cards.data_card import prepare_data_card, save_data_card
-    from fastgoal.hub_cards.push import describe_push, push, require_token
+    from fastgoal.hub_cards.push import describe_push, push
 
-    if not args.dry_run:
-        require_token()  # before the work, not after it
     files = call(prepare_data_card, args)
     pushed = call(push, args, files=files)
     if files and not args.dry_run:

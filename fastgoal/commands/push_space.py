@@ -27,13 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    prepare(args, models=["model", "against"], paths=["images"])
+    from fastgoal.hub_cards.access import check_space_models
+
+    models = [name for name in (args.model, args.against) if name is not None]
+    check_space_models(models)
+    prepare(args, paths=["images"])
 
     from fastgoal.demo.app import require_gradio
     from fastgoal.hub_cards.push import describe_push
     from fastgoal.hub_cards.spaces import push_space
 
     require_gradio()
-    models = [name for name in (args.model, args.against) if name is not None]
     print(describe_push(call(push_space, args, models=models)))
     return 0

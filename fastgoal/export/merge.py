@@ -2,6 +2,9 @@
 
 import os
 
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+
 from fastgoal.modeling_fastgoal.base_fastgoal import FastGoalModel
 from fastgoal.modeling_fastgoal.towers_fastgoal import text_positions
 from fastgoal.processing.checkpoints.adapters import base_name, is_adapter, load_adapter
@@ -30,6 +33,9 @@ def merge(adapter: str, output: str | os.PathLike[str], base: str | None = None)
         ImportError: peft is not installed.
     """
     path = require_new_folder(output)
+    if not os.path.exists(adapter):  # on the Hub, which says why it has no such file, or cannot be reached
+        with loading(f"`adapter={adapter}`", way_out=""):
+            cached_file(adapter, ADAPTER_CONFIG_NAME)
     if not is_adapter(adapter):
         raise ValueError(f"`adapter={adapter}` is not an adapter. Name a folder that a training with `lora_r` wrote.")
     model, processor = load_merged(adapter, "adapter", base)

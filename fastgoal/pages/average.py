@@ -96,12 +96,21 @@ class AverageCurve:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
-        """Return the metrics that the curve shows as a table for a terminal."""
+        """Return the metrics that the curve shows as a table for a terminal, with a line that explains it."""
         head, rows = ["alpha", *self.tests], self.rows()
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
-        )
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+        return "\n".join([self.caption(), *lines])
+
+    def caption(self) -> str:
+        """Return what the numbers of the table are."""
+        tests = [
+            f"{label}: {test.metric.replace('_', ' ')} in percent, {count(test.images, 'image')} and "
+            f"{count(test.texts, 'text')} ({test.title})"
+            for label, test in self.tests.items()
+        ]
+        base = " In parentheses: difference from alpha 0." if self.alphas[0] == 0 else ""
+        return f"{'; '.join(tests)}.{base}"
 
     def rows(self) -> list[list[str]]:
         """Return a row of texts for each alpha: alpha, and each test in percent with its difference from the base."""
@@ -195,11 +204,6 @@ def curve_figure(result: AverageCurve) -> Image.Image:
 
 def curve_page(result: AverageCurve) -> str:
     """Return a web page with the curves and a table, which needs no other file."""
-    tests = [
-        f"{label}: {test.metric.replace('_', ' ')} in percent, {count(test.images, 'image')} and "
-        f"{count(test.texts, 'text')} ({test.title})"
-        for label, test in result.tests.items()
-    ]
     return render(
         "average",
         title=_title(result),
@@ -207,7 +211,7 @@ def curve_page(result: AverageCurve) -> str:
         charts=_charts(result),
         head=["alpha", *result.tests],
         rows=result.rows(),
-        caption=f"{'; '.join(tests)}. In parentheses: difference from alpha 0.",
+        caption=result.caption(),
         note="fastgoal average ... --alpha A --output DIR writes the model of a point.",
     )
 

@@ -40,6 +40,9 @@ def test_models():
             check_model_name(name, "base")
     with pytest.raises(ValueError, match=r"^`model=empty` has neither config\.json nor adapter_config\.json"):
         check_model_name("empty")
+    for name in ("model/adapter", "./adapter/checkpoint-5"):  # the first has the form of a Hub id
+        with pytest.raises(ValueError, match=rf"^`model={name}` does not exist"):
+            check_model_name(name)
 
 
 @pytest.mark.usefixtures("here")

@@ -29,7 +29,8 @@ GROUPS: dict[str, list[str]] = {
         "optimization": """
             num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay decay_all
             max_grad_norm per_device_train_batch_size mini_batch_size gradient_accumulation_steps
-            dataloader_drop_last train_sampling_strategy dataloader_num_workers bf16 seed
+            dataloader_drop_last train_sampling_strategy dataloader_num_workers dataloader_persistent_workers
+            bf16 seed
         """,
         "processes": "num_processes accelerate_config use_cpu",
         "evaluation and log": """

@@ -70,7 +70,9 @@ def test_the_command_writes_the_curve(tiny_clip, tuned, tmp_path, capsys):
     assert "&lt;b&gt;: text to image R@1 (%)" in page
     assert str(tmp_path) not in page  # a page may be shared
     assert json.loads((output / "curve.json").read_text())["alphas"] == [0, 1]
-    assert "<b>" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "<b>: text to image R@1 in percent, 3 images and 3 texts" in out
+    assert "difference from alpha 0" in out
 
     for arguments, words in (
         (["--alphas", "0", "1"], ["--output", "empty"]),

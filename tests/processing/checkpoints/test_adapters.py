@@ -120,6 +120,10 @@ def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
     assert "new or empty folder" in capsys.readouterr().err
     assert main(["merge", str(output), "--output", str(tmp_path / "again")]) == 2
     assert "is not an adapter" in capsys.readouterr().err
+    assert main(["merge", "owner/adapter", "--output", str(tmp_path / "again")]) == 2  # the tests have no network
+    error = capsys.readouterr().err
+    assert "ADAPTER owner/adapter cannot be loaded" in error
+    assert "huggingface.co" in error
 
 
 def test_a_training_ends_with_the_merged_model(made, tiny_clip, tmp_path):

@@ -32,6 +32,7 @@ def test_our_settings_are_all_there_once_and_those_of_transformers_are_not(brief
     assert ours <= {*names} <= {*ours, *(name for group in GROUPS.values() for name in group)}
     assert len(names) == len({*names}) < len(theirs)
     assert names[:2] == ["model", "train_data"]
+    assert "\nothers:\n" not in brief  # each of our settings is in a group by its subject
     assert not {"fsdp_config", "hub_strategy", "adam_beta1"} & {*names}
 
 
