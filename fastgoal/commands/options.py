@@ -165,8 +165,8 @@ def prepare(
         paths: Names of arguments that take a file or folder on this machine.
 
     Raises:
-        ValueError: An argument names something that does not exist, or that is on the Hub, which cannot be reached; or there
-            is no access token for a push.
+        ValueError: An argument names something that does not exist, or that is on the Hub, which cannot be reached;
+            or there is no access token for a push.
     """
     checks = (
         (models, check_model_name, "model"),
