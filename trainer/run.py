@@ -271,8 +271,6 @@ def _train(run: RunArguments, args: FastGoalTrainingArguments, checkpoint: Path 
         metrics = {}
         if eval_data is not None:
             metrics = _last_evaluation(trainer)
-            if args.process_index == 0:
-                tqdm.write(log_text(metrics))
             trainer.save_metrics("eval", metrics)
         if tests and args.process_index == 0:
             gains = measure_gains(str(args.output_dir), run.model, tests)
@@ -290,7 +288,10 @@ def _last_evaluation(trainer: FastGoalTrainer) -> dict[str, float]:
     """Return the metrics of the model after the last step, which the training has measured if an epoch ended there."""
     line = next((line for line in trainer.state.log_history[::-1] if "eval_runtime" in line), {})
     if line.get("step") != trainer.state.global_step or trainer.args.load_best_model_at_end:
-        return trainer.evaluate()
+        metrics: dict[str, float] = trainer.evaluate()
+        if trainer.args.process_index == 0 and not trainer.args.disable_tqdm:  # the log shows it only without bars
+            tqdm.write(log_text(metrics))
+        return metrics
     return {name: value for name, value in line.items() if name != "step"}
 
 

@@ -513,7 +513,12 @@ class FastGoalTrainer(Trainer):
             rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             dataset = self._train_rows = dataset.for_training(tokenizer, self.args.max_steps * rows_per_step)
         sampler_fn = self.train_sampler if is_training else self._eval_sampler
-        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        drops_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops_last and is_training  # evaluations read all rows
+        try:
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drops_last
         if tokenizer is not None and not is_training and not dataset.has_pairs:
             loader_of_batches(loader).collate_fn = collator.without_pairs()
         return self._start(loader)

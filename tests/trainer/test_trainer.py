@@ -96,6 +96,18 @@ def test_evaluation_loss_is_the_mean_over_batches(trainer_for, rows):
         assert metrics[f"eval_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_evaluations_read_all_rows_when_training_drops_the_last_batch(trainer_for, rows):
+    """`Trainer` drops the rest of the evaluation data too: with few rows, nothing would be measured."""
+    names = ("eval_loss", "eval_text_to_image_R@1", "eval_image_to_text_mean_rank")
+    found = []
+    for drops in (False, True):
+        trainer = trainer_for(f"{drops}", dataloader_drop_last=drops, per_device_eval_batch_size=len(rows) - 2)
+        metrics = trainer.evaluate()
+        found.append([metrics[name] for name in names])
+        assert trainer.args.dataloader_drop_last is drops
+    assert found[0] == found[1]
+
+
 def test_pairs_are_drawn_for_training_only(trainer_for, rows):
     """`pair_sampling` applies to training batches; evaluations use the best pair, so that their losses compare."""
     two = [

@@ -90,7 +90,8 @@ def check_requirements(plan: Plan) -> list[Requirement]:
     models = [("base", plan.base, plan.row.base)]
     if plan.detector is not None and plan.row.detector is not None:
         models.append(("detector", plan.detector, plan.row.detector))
-    return [*(_check_model(*model) for model in models), *_check_data(plan)]
+    found = [*(_check_model(*model) for model in models), *_check_data(plan)]
+    return list(dict.fromkeys(found))  # a folder that is missing may be needed twice
 
 
 def _check_model(parameter: str, name: str, published: str) -> Requirement:
@@ -117,14 +118,14 @@ def _check_data(plan: Plan) -> Iterator[Requirement]:
         name, path = folders[0] if folders else "", words[position]
         label = f"data {name}" if name else "train_data"
         try:
+            if name and not os.path.exists(path):  # it is never the name of a dataset on the Hub
+                raise ValueError(f"{path} does not exist.")
             if words[1] == "evaluate":
                 protocol = PROTOCOLS[options["--protocol"]]
                 rows = open_protocol(protocol.name, path)
                 remark = protocol.remark(len(rows))
                 yield Requirement(f"{label}, {protocol.title}", _count_images(rows), remark=remark)
             elif words[1] == "convert":
-                if not Path(path).is_file():
-                    raise ValueError(f"{path} does not exist.")
                 yield Requirement(label, Path(path).name)
             else:
                 form, split = options.get("--form"), options.get("--split")
@@ -137,10 +138,8 @@ def _check_data(plan: Plan) -> Iterator[Requirement]:
                 yield Requirement(f"{label}, to train on", found, remark=remark)
         except (ValueError, OSError) as error:
             home = HOMES.get(name)
-            # Without its folder, nothing is known but what it must have.
-            reason = str(error) if name == "" or os.path.exists(path) else f"{path} does not exist."
             where = f" Expected: {home.contents}. Home: {home.address} ({home.license}; {home.size})." if home else ""
-            yield Requirement(label, f"{reason}{where}", is_missing=True)
+            yield Requirement(label, f"{error}{where}", is_missing=True)
 
 
 def _count_images(source: Source) -> str:

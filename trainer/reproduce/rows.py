@@ -65,7 +65,7 @@ def find_row(name: str) -> ReproductionRow:
     rows = read_rows()
     if name not in rows:
         raise ValueError(
-            f"`row` must be the name of a row, got {name!r}{did_you_mean(name, rows)}. `fastgoal reproduce` lists all "
-            f"{len(rows)} rows."
+            f"`row` must be the name of a row, got {name!r}{did_you_mean(name, rows) or '.'} `fastgoal reproduce` "
+            f"lists all {len(rows)} rows."
         )
     return rows[name]

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_what_is_missing_and_where_its_home_is(tmp_path, models):
     found = check("docci-longclip-b16", tmp_path, models)
     assert "1 of 3 images do not exist. The first is " in found["data docci"].found
     assert "test_00001.jpg" in found["data docci"].found
+
+
+def test_a_folder_that_is_missing_is_named_once_and_not_looked_for_on_the_hub(tmp_path, models, monkeypatch):
+    """`datasets/docci` has the form OWNER/NAME, and the row both trains and tests on it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: pytest.fail("the Hub was asked"))
+    base, detector = models
+    made = plan(find_row("docci-fastgoal-b16-docci"), Path("datasets"), Path("out"), str(base), str(detector))
+    missing = [each for each in check_requirements(made) if each.is_missing]
+    assert [each.name for each in missing] == ["data docci"]
+    assert missing[0].found.startswith("datasets/docci does not exist. Expected: ")
 
 
 def test_models_that_are_not_on_this_machine(tmp_path, models):
