@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     from fastgoal.export.export_onnx import export_onnx
+    from fastgoal.trainer.evaluation.report import metric_text
 
     done = export_onnx(args.model, args.output, **given)
     for name, difference in done.differences.items():
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         sizes = ", ".join(f"{file} {size / 1e6:.1f} MB" for file, size in cost.files.items())
         print(f"{name}: {sizes}")
         print(f"  lowest cosine to fp32: images {cost.image_cosine:.6f}, texts {cost.text_cosine:.6f}")
-        if cost.metrics:
-            print("  " + ", ".join(f"{metric} {value:.4f}" for metric, value in cost.metrics.items()))
+        recalls = [metric_text(key, value) for key, value in cost.metrics.items() if "R@" in key]
+        for line in (recalls[: len(recalls) // 2], recalls[len(recalls) // 2 :]):
+            if line:
+                print(f"  {'; '.join(line)}")
     return 0

@@ -1,5 +1,6 @@
 """ONNX files in several precisions, and a model that runs them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,9 +79,14 @@ def write_precision(path: Path, name: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # Not convolutions: ONNX Runtime has no kernel for a quantized one with signed weights.
-    quantize_dynamic(
-        proto, target, op_types_to_quantize=["MatMul", "Gather"], per_channel=True, weight_type=QuantType.QInt8
-    )
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the advice to run a pre-processing, which these graphs do not need
+    try:
+        quantize_dynamic(
+            proto, target, op_types_to_quantize=["MatMul", "Gather"], per_channel=True, weight_type=QuantType.QInt8
+        )
+    finally:
+        logging.disable(disabled)
 
 
 class OnnxModel(nn.Module):

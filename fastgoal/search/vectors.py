@@ -37,8 +37,9 @@ class StoredVectors:
             raise ValueError(f"`images={folder}` has vectors of texts. Search needs those of images.")
         if manifest["summary"]["model_fingerprint"] != embedder_fingerprint(model, processor):
             raise ValueError(
-                f"`images={folder}` has vectors of another model, {manifest['settings']['model']}, and cannot be "
-                f"searched with {model_name}."
+                f"`images={folder}` has vectors of another model, {manifest['settings']['model'].partition('#')[0]}, "
+                f"and cannot be searched with {model_name}. Search with that model, or run `fastgoal embed` with this "
+                "one."
             )
         self.images, self._manifest = Path(manifest["source"]), manifest
 

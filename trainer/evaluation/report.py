@@ -295,6 +295,11 @@ def _name(key: str) -> str:
     return _words(key)
 
 
+def metric_text(key: str, value: float) -> str:
+    """Return a metric in words with its value and unit: "R@1, text to image 8.33 %"."""
+    return f"{_name(key)} {_value(key, value, None)}"
+
+
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 

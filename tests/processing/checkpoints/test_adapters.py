@@ -105,10 +105,11 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     assert not torch.allclose(logits(before, processor), expected, atol=1e-3)
 
 
-def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys):
+def test_merged_it_is_a_clip_for_everybody(made, tmp_path, capsys, recwarn):
     folder, model = made
     output = tmp_path / "merged"
     assert main(["merge", str(folder), "--output", str(output)]) == 0
+    assert not [warning for warning in recwarn if "is_gradient_checkpointing" in str(warning.message)]
     assert "248 tokens" in capsys.readouterr().out
     plain = AutoModel.from_pretrained(output)
     assert type(plain) is CLIPModel
