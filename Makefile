@@ -42,7 +42,7 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 
 types: $(INSTALLED_DEV)
-	$(BIN)/python tests/check_types.py
+	$(BIN)/python tests/check_types.py --num-workers $(WORKERS)
 
 unit: $(INSTALLED_DEV)
 	$(BIN)/pytest -n $(WORKERS)

@@ -250,6 +250,9 @@ def test_an_interrupted_command_resumes_at_the_next_step(tiny_clip, pairs_folder
     assert f"{tmp_path}/stopped/checkpoint-{saved}" in printed
     resume = [line for line in printed.splitlines() if line.startswith("fastgoal train ")]
     assert resume == [" ".join(["fastgoal", *argv[3:], "--resume_from_checkpoint", "true"])]
+    if processes == 2:  # that two processes resume exactly is tested without commands
+        assert damage(tmp_path / "stopped" / f"checkpoint-{saved}") is None
+        return
     printed = finish([*argv[:3], *resume[0].split()[1:]], tmp_path)
     assert printed.count("'loss'") == 40 - saved
     finish(command(tiny_clip, pairs_folder, tmp_path / "whole", *more), tmp_path)
@@ -259,8 +262,7 @@ def test_an_interrupted_command_resumes_at_the_next_step(tiny_clip, pairs_folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_ctrl_c_stops_a_command_at_once(tiny_clip, pairs_folder, tmp_path, processes):
+def test_a_second_ctrl_c_stops_a_command_at_once(tiny_clip, pairs_folder, tmp_path):
     # A step of ten minutes: after the first Ctrl-C it would have to be finished.
     slow = tmp_path / "slow.py"
     slow.write_text(
@@ -273,7 +275,7 @@ def test_a_second_ctrl_c_stops_a_command_at_once(tiny_clip, pairs_folder, tmp_pa
         "from fastgoal.trainer.run import main, run_parser\nfrom fastgoal.trainer.cli.terminal import run_cleanly\n"
         "sys.exit(run_cleanly(run_parser, lambda: main(sys.argv[1:])))\n"
     )
-    more = ["--num_processes", str(processes), "--dataloader_num_workers", "0"]
+    more = ["--num_processes", "2", "--dataloader_num_workers", "0"]
     argv = [sys.executable, str(slow), *command(tiny_clip, pairs_folder, tmp_path / "out", *more)[4:]]
     process = start(argv, tmp_path)
     for line in process.stdout:

@@ -195,15 +195,14 @@ def test_two_cpu_processes_train_what_one_process_does(settings, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_all_processes(settings, tmp_path, number, code):
+def test_a_signal_to_the_launcher_ends_all_processes(settings, tmp_path):
     path = write(tmp_path, **{**settings, "num_train_epochs": 10_000}, num_processes=2)
     process = start(path, cwd=tmp_path)
     assert process.stdout is not None
     assert any("'loss'" in line for line in process.stdout)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=100)  # ends when the last process has closed its end of the pipe
-    assert process.returncode == code
+    assert process.returncode == 143
     assert "Traceback" not in printed
 
 
