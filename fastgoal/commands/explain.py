@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
             options = {"detector": detector, "language": args.language, "model_name": name}
             explanations.append(explain(model, processor, image, caption, **options))
     for explanation in explanations:
-        print(f"{explanation.model_name}: image and caption {number(explanation.score, 3)}")
+        score = number(explanation.score, 3)
+        print(f"{explanation.model_name}: cosine similarity of image and caption {score}, of sentences and regions:")
         for line in explanation.lines:
             note = f"  ({line.note})" if line.note else ""
             print(f"  {line.number}. {number(line.score, 3)}  {line.label:<14} {shortened(line.text, 300)}{note}")

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.names import check_hub
+
 from .options import FORM_LIST, add, call, number, prepare
 
 HELP = "write a page of statistics and samples of a dataset, with pairs or without"
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prepare(args, data=["source"], models=["model"])
+    check_hub(args.tokenizer or "", "tokenizer")
 
     from fastgoal.pages.inspection import inspect_dataset, page_name
     from fastgoal.processing.files import prepare_output, write_json, write_text

@@ -130,6 +130,12 @@ def hub_cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
+def wrong_split(split: str | None, splits: Iterable[str], name: str | Path) -> ValueError:
+    """Return the error for a split that data do not have, or for several splits of which none is chosen."""
+    ending = "which has several splits" if split is None else f"got {split!r}"
+    return ValueError(f"`split` must be one of {', '.join(map(repr, splits))} for {name}, {ending}.")
+
+
 def pick_split(loaded: Any, split: str | None, name: str) -> Any:
     """Return a split of what was loaded, or the only one. Raise `ValueError` if it does not exist."""
     if not isinstance(loaded, dict):
@@ -139,5 +145,5 @@ def pick_split(loaded: Any, split: str | None, name: str) -> Any:
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))
     if split not in loaded:
-        raise ValueError(f"`split` must be one of {', '.join(map(repr, loaded))} for {name}, got {split!r}.")
+        raise wrong_split(split, loaded, name)
     return loaded[split]

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,7 +66,7 @@ def any_text() -> Iterator[None]:
 
 
 def quiet_libraries(show_downloads: bool = True) -> None:
-    """Switch off the progress bars of transformers and datasets for every model and dataset that is read or written.
+    """Switch off the libraries' progress bars for every model and dataset, and a warning about their own code.
 
     Args:
         show_downloads: Keep the bars of downloads from the Hub.
@@ -74,6 +75,8 @@ def quiet_libraries(show_downloads: bool = True) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
+    # Between peft and transformers: a user can do nothing about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     show_downloads = show_downloads and not are_progress_bars_disabled()
     logging.disable_progress_bar()  # those of the Hub too
     datasets.disable_progress_bars()

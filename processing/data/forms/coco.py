@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.data.locations import wrong_split
 from fastgoal.processing.data.sources import Source
 
 from .files import Rows, as_object, begins_with, image_base, image_name, matching_files, objects, read_json, text_of
@@ -36,7 +37,7 @@ def load(path: Path, options: SourceOptions) -> Source:
         if split is None and len(files) == 1:
             (split,) = files
         if split not in files:
-            raise ValueError(f"`split` must be one of {', '.join(map(repr, files))} for {path}, got {split!r}.")
+            raise wrong_split(split, files, path)
         file = files[split]
     elif split is not None:
         raise ValueError(f"`split` must be left out for {path}, which is the file of one split, got {split!r}.")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.data.locations import wrong_split
 from fastgoal.processing.data.sources import Source
 
 from .files import as_list, as_object, begins_with, image_base, image_name, load_rows, read_json, text_of
@@ -66,7 +67,7 @@ def names_of_split(folder: Path, split: str) -> set[str]:
         raise ValueError(f"`split` must be left out for {folder}, which has no splits.json, got {split!r}.")
     splits = as_object(read_json(file), str(file))
     if split not in splits:
-        raise ValueError(f"`split` must be one of {', '.join(map(repr, splits))} for {folder}, got {split!r}.")
+        raise wrong_split(split, splits, folder)
     return {Path(str(name)).stem for name in as_list(splits[split], f"{file} {split!r}")}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastgoal.processing.data.locations import wrong_split
 from fastgoal.processing.data.sources import Source
 from fastgoal.processing.files import parse_json
 
@@ -75,7 +76,7 @@ def select_split(rows: Rows, split: str | None, path: Path) -> Iterator[tuple[st
     splits = dict.fromkeys(values["split"] for _, values in rows)
     chosen = [*splits] if split is None else split.split("+")
     if not splits.keys() >= {*chosen} or (split is None and len(splits) > 1):
-        raise ValueError(f"`split` must be one of {', '.join(map(repr, splits))} for {path}, got {split!r}.")
+        raise wrong_split(split, splits, path)
     yield from ((label, values) for label, values in rows if values["split"] in chosen)
 
 

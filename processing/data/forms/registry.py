@@ -7,6 +7,7 @@ as the help of the commands lists the forms.
 import importlib
 import os
 import pkgutil
+from itertools import chain
 from pathlib import Path
 
 from fastgoal.processing.data.locations import SUFFIXES
@@ -128,7 +129,10 @@ def _why_unknown(path: Path) -> str:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return "has no finished shards of `fastgoal pairs` yet. Run the same command again to resume it."
-        if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        inside = [file.parent for name in METADATA_FILES for file in path.glob(f"*/{name}")]
+        if inside:
+            return f"has no captions itself. Name a folder in it that has metadata, such as {min(inside)}."
+        if any(file.suffix.lower() in SUFFIXES for file in chain(path.iterdir(), path.glob("*/*"))):
             if any((path.parent / name).is_file() for name in METADATA_FILES):
                 return f"contains images but no captions. Name the folder above it, {path.parent}, which has metadata."
             return (

@@ -146,7 +146,7 @@ def test_bad_input(tiny_clip, folder, tmp_path, capsys):
         (tiny_clip, folder, ["--localization"], "a column 'boxes'"),
         (tiny_clip, folder / "empty", [], "has no rows"),
         (tiny_clip, tmp_path / "nothing", [], str(tmp_path / "nothing")),
-        (tiny_clip, tmp_path, [], "not in a known form"),
+        (tiny_clip, tmp_path, [], "no captions itself"),
         (tiny_clip, folder, ["--caption-column", "text"], "'text'"),
         (tiny_clip, folder, ["--resamples", 1], "--resamples must be 0 or"),
         (tiny_clip, folder, ["--batch-size", 0], "--batch-size must be at least 1, got 0"),

@@ -40,10 +40,11 @@ def test_a_folder_in_no_form_says_what_is_missing(tmp_path):
     images = tmp_path / "photographs" / "images"
     images.mkdir(parents=True)
     (images / "a.PNG").touch()
-    with pytest.raises(
-        ValueError, match=r"images contains images but no captions\..*metadata\.jsonl.*fastgoal caption"
-    ):
-        recognize(images)
+    for folder in (images, images.parent):
+        with pytest.raises(
+            ValueError, match=rf"{folder.name} contains images but no captions\..*metadata\.jsonl.*fastgoal caption"
+        ):
+            recognize(folder)
     write_metadata(images.parent)
     with pytest.raises(ValueError, match=r"no captions\. Name the folder above it, .*photographs, which"):
         recognize(images)

@@ -39,7 +39,7 @@ def test_each_kind_of_text_file(tmp_path):
 
 def test_files_that_are_no_captions(tmp_path):
     folder = write(tmp_path, a_json='{"shapes": []}')
-    with pytest.raises(ValueError, match="not in a known form"):
+    with pytest.raises(ValueError, match="contains images but no captions"):
         load_source(folder)
     write(folder, a_txt="One.")
     for text, words in (("[]", "must be a JSON object, got a list"), ("{", "is not JSON")):
