@@ -76,6 +76,19 @@ def test_weights_that_were_not_trained_stay_and_low_precision_is_averaged_in_flo
     assert torch.equal(average_weights({"w": double[:1]}, {"w": double[1:]}, 0.5)["w"], 1 + double[:1] * 2**-41)
 
 
+def test_the_ends_keep_every_bit():
+    base, tuned = {"w": torch.tensor([-0.0, torch.inf])}, {"w": torch.tensor([1.0, -0.0])}
+    for alpha, end in ((0, base), (1, tuned)):
+        assert torch.equal(bits(average_weights(base, tuned, alpha)["w"]), bits(end["w"]))
+
+
+def test_the_base_is_stretched_to_the_length_of_the_tuned_model(tiny_clip, tmp_path):
+    tuned = make_tuned(tiny_clip, tmp_path / "tuned", length=300)
+    assert fastgoal.average(tuned, tiny_clip, 0, tmp_path / "out") == 300
+    stretched = stretch_positions(weights_of(tiny_clip)[TEXT_POSITIONS], 300)
+    assert torch.equal(weights_of(tmp_path / "out")[TEXT_POSITIONS], stretched)
+
+
 def test_plain_transformers_reads_the_folder(tiny_clip, tuned, tmp_path, monkeypatch):
     output = tmp_path / "out"
     command = ["average", str(tuned), "--base", str(tiny_clip), "--alpha", "0.6", "--output", str(output)]
