@@ -51,9 +51,14 @@ def recalls(seed: Seed, arm: Arm, widths: list[int]) -> dict[tuple[int, str], fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.matryoshka", description=__doc__.split("\n")[0])
-    parser.add_argument("--base", type=Path, default=HERE / "study" / "base_clip")
-    parser.add_argument("--work", type=Path, default=Path("study-work"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    base = HERE / "study" / "base_clip"
+    parser.add_argument("--base", type=Path, default=base, help="folder of the base CLIP (default: that of the study)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("study-work"), help="folder for finished trainings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="seeds of the trainings (default: 0 1 2 3)"
+    )
     args = parser.parse_args()
     width = 96  # of the study's base
     widths = [width // 2, width // 4, width // 8]

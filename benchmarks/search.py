@@ -38,7 +38,7 @@ class MadeUpIndex(ImageIndex):
     made_up_seconds = 0.0
 
     def _embed(
-        self, names: Sequence[str], errors: dict[str, str], batch_size: int, num_workers: int
+        self, names: Sequence[str], errors: dict[str, str], batch_size: int, num_workers: int, progress: bool
     ) -> NDArray[np.float16]:
         start = time.perf_counter()
         vectors = made_up(len(names), int(names[0][:8]) + 1).half().numpy()
@@ -48,7 +48,7 @@ class MadeUpIndex(ImageIndex):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000, help="number of vectors (default: %(default)s)")
     images = parser.parse_args().images
     queries = made_up(QUERIES, 999).numpy()
     with tempfile.TemporaryDirectory() as folder:

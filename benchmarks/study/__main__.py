@@ -6,7 +6,7 @@
     python -m benchmarks.study --question 1 --fresh-seed 7191    # measure on test scenes nobody has seen
 
 Every arm of a seed starts from the same base and sees the same scenes, in the same order, for the same number of steps.
-Each finished training is kept in `--work`, so a stopped run goes on where it was and questions share their arms.
+Each finished training is kept in `--work`, so a stopped run resumes where it stopped and questions share their arms.
 `--split validation` measures on scenes for choosing settings; test scenes are for the tables alone. `--base` is what
 `python -m benchmarks.study.base` made.
 """
