@@ -27,7 +27,7 @@ FORMAT = 1  # of that file
 SECONDS = "seconds"  # in the same file, not compared
 ROWS_AT_ONCE = "rows at once"  # the same
 ROWS_NAMED = 8
-OVERWRITE = "Name another `output_dir`, or set `overwrite_output_dir=true` to overwrite it"
+OVERWRITE = "Name another `output_dir`, or set `overwrite_output_dir=True` to overwrite it"
 # Names of the optimizer's state, as saved by one process, FSDP and DeepSpeed.
 OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_*", "global_step*")
 # A saved model replaces the weights of an earlier one in the same folder, and an adapter replaces a model.
@@ -66,7 +66,7 @@ def require_checkpoint(path: Path) -> Path:
         complete = [str(other) for _, other in checkpoints(path.parent) if other != path and damage(other) is None]
         way_out = f"Use {complete[0]}" if complete else "Name another checkpoint"
         raise ValueError(
-            f"Cannot resume from {path}: {reason}. {way_out}, or set `resume_from_checkpoint=true` for the newest "
+            f"Cannot resume from {path}: {reason}. {way_out}, or set `resume_from_checkpoint=True` for the newest "
             "complete checkpoint of the output folder."
         )
     return path
@@ -140,7 +140,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any], allowed: bo
     if not allowed:
         raise ValueError(
             f"{message} Use the same settings, start a new training in another `output_dir`, or resume anyway with "
-            "`ignore_resume_mismatch=true`."
+            "`ignore_resume_mismatch=True`."
         )
     logger.warning(f"{message} The training resumes with the new ones.")
     return names
@@ -199,7 +199,7 @@ def refuse_checkpoints(output: Path, overwrite: bool, checkpoint: Path | None, r
         return
     raise ValueError(
         f"`output_dir` {output} holds checkpoints of a training ({old[0][1].name}). {OVERWRITE}. To resume that "
-        "training, set `resume_from_checkpoint=true`."
+        "training, set `resume_from_checkpoint=True`."
     )
 
 
@@ -250,7 +250,7 @@ def saving_errors(folder: Path) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(
             f"Could not save {folder}: {reason}. Earlier checkpoints are complete. Free space (or allow writing) and "
-            "resume with `resume_from_checkpoint=true`."
+            "resume with `resume_from_checkpoint=True`."
         ) from error
 
 

@@ -370,7 +370,7 @@ class FastGoalTrainingArguments(_WeightArguments, TrainingArguments):
         if self.hard_negatives and self.train_sampling_strategy == "sequential":
             raise ValueError(
                 "`hard_negatives` cannot be combined with `train_sampling_strategy=sequential`: it orders the rows "
-                "itself. Set `hard_negatives=false`, which the recipe may have set."
+                "itself. Set `hard_negatives=False`, which the recipe may have set."
             )
         if self.hard_negative_refresh and self.hard_negative_refresh >= 1:
             raise ValueError(

@@ -61,7 +61,7 @@ class StreamSource(Source):
 
         features = stream.features
         if features is None:
-            raise ValueError(f"{name}: the columns of the stream are not known. Train with `streaming=false`.")
+            raise ValueError(f"{name}: the columns of the stream are not known. Train with `streaming=False`.")
         if isinstance(table := features.get(TABLE), Mapping):
             features = datasets.Features(
                 {**{name: value for name, value in features.items() if name != TABLE}, **table}

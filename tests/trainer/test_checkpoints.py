@@ -94,9 +94,9 @@ def test_output_folders_with_contents_are_refused(output, tmp_path, tiny_clip, p
     refused(model, "is the folder of `model`", model=str(model))
     refused(link, "is the folder of `model`", model=str(model))
     refused(data, "is the folder of `train_data`", train_data=str(data))
-    refused(model, "holds a model.*`overwrite_output_dir=true`")
+    refused(model, "holds a model.*`overwrite_output_dir=True`")
     refused(data, "holds a dataset")
-    refused(output, r"holds checkpoints of a training \(checkpoint-3\).*`resume_from_checkpoint=true`")
+    refused(output, r"holds checkpoints of a training \(checkpoint-3\).*`resume_from_checkpoint=True`")
     inside = str(output / "checkpoint-1")
     refused(output, "deletes the old checkpoints .*`model` .* is in one of them", overwrite=True, model=inside)
     # A finished model without checkpoints cannot be resumed.

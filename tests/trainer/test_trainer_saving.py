@@ -60,7 +60,7 @@ def test_a_checkpoint_that_fails_half_way_does_not_appear(trainer_for, tmp_path,
 
     monkeypatch.setattr(trainer, stage, fails)
     with pytest.raises(
-        OSError, match=r"Could not save \S*checkpoint-4: .*No space left.*`resume_from_checkpoint=true`"
+        OSError, match=r"Could not save \S*checkpoint-4: .*No space left.*`resume_from_checkpoint=True`"
     ):
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
@@ -163,7 +163,7 @@ def test_resuming_with_other_settings_is_refused_unless_allowed(trainer_for, tmp
         ({"learning_rate": 1e-2}, "`learning_rate` was 0.001 and is now 0.01"),
         ({"data": TrainingData(str(pairs_folder), limit=5)}, "`rows` was 12 and is now 5"),
     ):
-        with pytest.raises(ValueError, match=rf"{words}.*`ignore_resume_mismatch=true`"):
+        with pytest.raises(ValueError, match=rf"{words}.*`ignore_resume_mismatch=True`"):
             trainer_for(tmp_path, **{"data": data, **changes}).train(resume_from_checkpoint=True)
     trainer = trainer_for(tmp_path, data, per_device_train_batch_size=2, ignore_resume_mismatch=True)
     assert trainer.train(resume_from_checkpoint=True).global_step == 4

@@ -86,7 +86,7 @@ def load_neighbors(checkpoint: Path) -> tuple[torch.Tensor, bool]:
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(
             f"{checkpoint / FILE}, the hard negatives of the training, cannot be read ({error}). Use another "
-            "checkpoint, or search for them again with `ignore_resume_mismatch=true`, which changes the order of rows."
+            "checkpoint, or search for them again with `ignore_resume_mismatch=True`, which changes the order of rows."
         ) from None
 
 

@@ -192,7 +192,7 @@ class StreamData(IterableDataset):
         if args.hard_negatives:
             raise ValueError(
                 "`hard_negatives` needs all rows before the first step, which a stream does not have. Set "
-                f"`hard_negatives=false` (the recipe {args.recipe} may set it), or train without `streaming`."
+                f"`hard_negatives=False` (the recipe {args.recipe} may set it), or train without `streaming`."
             )
         if args.train_sampling_strategy != "random":
             raise ValueError(
@@ -232,13 +232,13 @@ class StreamData(IterableDataset):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}, the state of the stream, cannot be read ({error}). Resume from an older checkpoint, or start "
-                "the stream over with `ignore_data_skip=true`."
+                "the stream over with `ignore_data_skip=True`."
             ) from None
         if (saved["processes"], saved["workers"]) != (self.processes, self.workers):
             raise ValueError(
                 f"the checkpoint was saved with {saved['processes']} processes and {saved['workers']} workers, this "
                 f"training has {self.processes} and {self.workers}. Resume with the same numbers (see "
-                "`dataloader_num_workers`), or start the stream over with `ignore_data_skip=true`."
+                "`dataloader_num_workers`), or start the stream over with `ignore_data_skip=True`."
             )
         following = {int(worker): Position(**values) for worker, values in saved["state"]["following"].items()}
         self._start = self._trained = StreamState(**{**saved["state"], "following": following})

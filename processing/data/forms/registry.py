@@ -104,7 +104,7 @@ def open_stream(
         streamed = ", ".join(form.name for form in FORMS.values() if form.stream is not None)
         raise ValueError(
             f"`train_data`: {source} is in the form {chosen.name}, which cannot be streamed, unlike {streamed}. Train "
-            "on it with `streaming=false`."
+            "on it with `streaming=False`."
         )
     opened = chosen.stream(Path(source), options)
     opened.allow_outside_files = allow_outside_files

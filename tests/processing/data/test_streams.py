@@ -109,7 +109,7 @@ def test_data_without_shards_are_refused(tmp_path, rows):
     (tmp_path / "holes/train-00001-of-00003.parquet").unlink()
     for name, words in (
         ("empty", "empty is not in a known form"),
-        ("folder", r"`train_data`.*folder.* metadata, which cannot be streamed, .*parquet.*`streaming=false`"),
+        ("folder", r"`train_data`.*folder.* metadata, which cannot be streamed, .*parquet.*`streaming=False`"),
         ("file", "file is not in a known form"),
         ("absent", r"does not exist"),
         ("holes", r"lacks 1 of its shards"),

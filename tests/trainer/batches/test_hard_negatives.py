@@ -213,7 +213,7 @@ def test_a_resume_without_its_neighbors_is_refused_unless_allowed(make, tmp_path
     make(**settings).train()
     checkpoint = tmp_path / "run" / "checkpoint-6"
     damage(checkpoint / neighbors.FILE)
-    with pytest.raises(ValueError, match=r"checkpoint-6/hard_negatives/neighbors.*`ignore_resume_mismatch=true`"):
+    with pytest.raises(ValueError, match=r"checkpoint-6/hard_negatives/neighbors.*`ignore_resume_mismatch=True`"):
         make(**settings).train(resume_from_checkpoint=str(checkpoint))
     allowed = make(**settings, ignore_resume_mismatch=True)
     assert allowed.train(resume_from_checkpoint=str(checkpoint)).global_step == 8

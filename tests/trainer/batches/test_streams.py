@@ -192,7 +192,7 @@ def test_streams_refuse_what_needs_all_rows(folder, tmp_path, rows):
     for wrong, words in (
         (
             {"hard_negatives": True, "recipe": "experimental"},
-            r"`hard_negatives=false`.*experimental.*`streaming`",
+            r"`hard_negatives=False`.*experimental.*`streaming`",
         ),
         (
             {"train_sampling_strategy": "group_by_length"},
@@ -307,5 +307,5 @@ def test_the_command(tiny_clip, folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*options, "--streaming", "true", "--max_train_rows", "3"])
     assert "max_train_rows" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"`hard_negatives=false`"):
+    with pytest.raises(ValueError, match=r"`hard_negatives=False`"):
         main([*options, "--overwrite_output_dir", "--streaming", "true", "--recipe", "experimental"])
