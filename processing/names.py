@@ -3,6 +3,7 @@
 Imports nothing heavy: commands check their arguments here first, and the functions that load use the same checks.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def missing_data(label: str) -> ValueError:
 def check_hub(name: str, argument: str, repo_type: str = "model") -> None:
     """Raise `ValueError` for a name that only the Hub can know, if the Hub cannot be reached.
 
-    The clients of the Hub would retry each of their requests for half a minute. A name in their cache is left to them.
+    The clients of the Hub would retry each of their requests for half a minute. If the name is in their cache, this
+    process and those that it starts use the cache alone from here on, as with HF_HUB_OFFLINE=1.
 
     Args:
         name: Name of a model, detector or dataset that has passed its own check.
@@ -88,12 +90,15 @@ def check_hub(name: str, argument: str, repo_type: str = "model") -> None:
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import get_session
 
-    cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type))
-    if is_offline_mode() or cached.is_dir():
+    if is_offline_mode():
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HTTPError as error:
+        if Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=repo_type)).is_dir():
+            constants.HF_HUB_OFFLINE = True
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            return
         raise ValueError(
             f"`{argument}={name}`: there is no such file or folder here, and the Hub ({constants.ENDPOINT}) cannot be "
             f"reached: {error}. Check the path, or the connection."

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from huggingface_hub import is_offline_mode
 
 from fastgoal.processing.names import (
     check_data_name,
@@ -80,8 +81,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(here, monkeypatch):
         with pytest.raises(ValueError, match=r"^`model=out/fast-gaol`: .*folder here.*http://127\.0\.0\.1:1.*path"):
             check_hub("out/fast-gaol", "model", repo_type)
     assert time.monotonic() - start < 1
-    (here / "cache" / "models--owner--cached").mkdir(parents=True)
-    for name in ("owner/cached", "model", "none", "column:boxes"):
+    for name in ("model", "none", "column:boxes"):
         check_hub(name, "model")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -90,6 +90,13 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(here, monkeypatch):
         answers.start()
         check_hub("owner/name", "model")  # any answer will do: loading explains what the Hub says about the name
         answers.join()
+    assert not is_offline_mode()
+
+    (here / "cache" / "models--owner--cached").mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    check_hub("owner/cached", "model")  # the server has ended
+    assert is_offline_mode()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def _answer(server):
