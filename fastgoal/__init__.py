@@ -22,12 +22,13 @@ if TYPE_CHECKING:
         FastGoalMetaClip2Model,
         FastGoalSiglipModel,
     )
-    from fastgoal.pages.average import average_curve
+    from fastgoal.pages.average import AverageCurve, average_curve
     from fastgoal.pages.explain import explain
     from fastgoal.processing.builders.captions import build_captions
     from fastgoal.processing.builders.embeddings import build_embeddings
     from fastgoal.processing.builders.pairs import build_pairs
     from fastgoal.processing.data.forms.registry import load_source
+    from fastgoal.processing.flism import Flism
     from fastgoal.processing.matching import LocalPair
     from fastgoal.processing.processing_fastgoal import FastGoalProcessor
     from fastgoal.processing.regions import Region
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AverageCurve",
     "CardOptions",
     "EvaluationOptions",
     "EvaluationReport",
@@ -60,6 +62,7 @@ __all__ = [
     "FastGoalSiglipModel",
     "FastGoalTrainer",
     "FastGoalTrainingArguments",
+    "Flism",
     "ImageIndex",
     "LocalPair",
     "LossWeights",
@@ -80,6 +83,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AverageCurve": "fastgoal.pages.average",
     "CardOptions": "fastgoal.trainer.card",
     "EvaluationOptions": "fastgoal.trainer.evaluation.options",
     "EvaluationReport": "fastgoal.trainer.evaluation.report",
@@ -95,6 +99,7 @@ _MODULES = {
     "FastGoalSiglipModel": "fastgoal.modeling_fastgoal.modeling_fastgoal",
     "FastGoalTrainer": "fastgoal.trainer.trainer",
     "FastGoalTrainingArguments": "fastgoal.trainer.training_arguments",
+    "Flism": "fastgoal.processing.flism",
     "ImageIndex": "fastgoal.search.index",
     "LocalPair": "fastgoal.processing.matching",
     "LossWeights": "fastgoal.modeling_fastgoal.losses_fastgoal",

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastgoal
 from fastgoal import FastGoalCLIPModel, FastGoalProcessor, build_embeddings
 from fastgoal.cli import COMMANDS, build_parser
 from fastgoal.search.search import search_images
@@ -55,6 +56,13 @@ def commands(text: str) -> list[list[str]]:
 
 def test_the_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) < 150
+
+
+def test_the_names_of_the_python_page_come_from_fastgoal():
+    page, losses = TEXTS["docs/python.md"].split("## Losses")
+    names = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE)) | {"LossWeights"}
+    assert names == {*fastgoal.__all__} - {"__version__"}
+    assert "LossWeights" in losses
 
 
 def anchors(text: str) -> set[str]:
