@@ -106,7 +106,8 @@ def describe_truncation(lengths: Sequence[int], limit: int, rows: int = 0) -> st
     if not beyond:
         return ""
     captions = f"{'a sample of ' if len(lengths) < rows else ''}{len(lengths):,}"
-    line = f"{beyond:,} of {captions} have more than {limit} tokens and are truncated"
+    have, are = ("has", "is") if beyond == 1 else ("have", "are")
+    line = f"{beyond:,} of {captions} {have} more than {limit} tokens and {are} truncated"
     if (fitting := fitting_length(lengths)) > LONGEST:
         held = sum(length <= LONGEST for length in lengths) / len(lengths)
         return f"{line}; max_text_length {LONGEST}, the maximum, holds {100 * held:.1f} %"

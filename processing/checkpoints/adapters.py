@@ -418,6 +418,7 @@ def load_adapter(name: str, argument: str = "model", base: str | None = None) ->
         adapted = peft.PeftModel.from_pretrained(model, name)
         _refuse_missing(adapted, name)
         merged: FastGoalModel = adapted.merge_and_unload(safe_merge=True)
+    merged.stretched_from = None  # the adapter was trained with these positions
     return merged.requires_grad_(True)  # peft froze the base
 
 

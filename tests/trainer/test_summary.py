@@ -87,13 +87,13 @@ def test_captions_beyond_the_limit_are_counted(tiny_clip, tmp_path, capfd):
         (
             [40, 249],
             5000,
-            "1 of a sample of 2 have more than 248 tokens and are truncated; max_text_length 256 holds 99 %",
+            "1 of a sample of 2 has more than 248 tokens and is truncated; max_text_length 256 holds 99 %",
         ),
-        ([40, 1024], 2, "1 of 2 have more than 248 tokens and are truncated; max_text_length 1024 holds 99 %"),
+        ([40, 1024], 2, "1 of 2 has more than 248 tokens and is truncated; max_text_length 1024 holds 99 %"),
         (
             [40] * 3 + [1025],
             4,
-            "1 of 4 have more than 248 tokens and are truncated; max_text_length 1024, the maximum, holds 75.0 %",
+            "1 of 4 has more than 248 tokens and is truncated; max_text_length 1024, the maximum, holds 75.0 %",
         ),
     ],
 )

@@ -97,6 +97,7 @@ def test_an_adapter_loads_as_peft_loads_it(made, tiny_clip):
     assert all(weight.requires_grad for weight in ours.parameters())  # a training may start from it
     torch.testing.assert_close(logits(ours, ours_processor), expected)
     longer, longer_processor = load_model(str(folder), "cpu", stretch=True, max_text_length=512)
+    assert (ours.stretched_from, longer.stretched_from) == (None, 248)
     assert (text_positions(longer), longer_processor.tokenizer.model_max_length) == (512, 512)
     assert text_positions(load_model(str(folder), "cpu", stretch=True)[0]) == 248
     with pytest.raises(ValueError, match=r"from 248.* got 77"):
