@@ -39,7 +39,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from benchmarks.loader import ROWS, SIZES, Caption, make_row, read_captions, report_speed
 from benchmarks.pairs import build_matcher, time_rounds
 from benchmarks.random_clip import SHAPES, TOKENS, build_model, build_processor
-from benchmarks.timing import timed
+from benchmarks.timing import add_device_option, timed
 from benchmarks.train_step import (
     GLOBAL,
     OURS,
@@ -352,7 +352,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
     parser.add_argument("--model", choices=tuple(SHAPES), default="b16", help="a shape of OpenAI's CLIPs")
     parser.add_argument("--minutes", type=float, default=8.0, help="limit of all parts")
     parser.add_argument("--also", nargs="+", choices=ON_REQUEST, default=[], help="parts on request")

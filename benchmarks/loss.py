@@ -16,7 +16,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import timed
+from benchmarks.timing import add_device_option, timed
 from fastgoal.modeling_fastgoal import clip_loss
 
 WHOLE, OWN = "the whole matrix", "own rows against all"
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192, help="rows of the batch over all processes")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
     parser.add_argument("--way", choices=(WHOLE, OWN), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:

@@ -26,7 +26,7 @@ from transformers import SamConfig, SamModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.random_clip import SHAPES, build_model, build_processor
-from benchmarks.timing import Rounds, now, timed
+from benchmarks.timing import Rounds, add_device_option, now, timed
 from fastgoal.processing.builders.engine import count_cores, decoding_threads
 from fastgoal.processing.builders.pairs import STAGES, PairSettings, write_pairs
 from fastgoal.processing.data.forms.registry import load_source
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--memory-images", type=int, default=1600, metavar="N", help="0 skips the long run")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=decoding_threads(count_cores()))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args()
     disable_progress_bar()

@@ -1,11 +1,24 @@
 """Timing side by side: several things in interleaved rounds, so that what else a machine does falls on all of them."""
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, by default the GPU if there is one. A GPU that PyTorch does not see is an error of one line."""
+
+    def device(name: str) -> str:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError(f"must be cpu, because PyTorch sees no GPU, got {name}")
+        return name
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, default=default, help="cpu or cuda (default: cuda if there is a GPU)")
 
 
 def now(device: str = "cpu") -> np.ndarray:

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.loader import add_caption_options, make_row, make_rows, parse, read_captions
 from benchmarks.random_clip import SHAPES, TOKENS, build_model, build_processor
-from benchmarks.timing import Rounds, timed
+from benchmarks.timing import Rounds, add_device_option, timed
 from fastgoal import FastGoalCLIPModel, FastGoalCollator, FastGoalProcessor, FastGoalTrainer, FastGoalTrainingArguments
 from fastgoal.modeling_fastgoal import clip_loss, token_similarity_loss
 from fastgoal.modeling_fastgoal.towers_fastgoal import pool_patches, pool_text
@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(SHAPES), default="b32", help="a shape of OpenAI's CLIPs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", action="store_true", help="count operations and memory, time nothing")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_option(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="also time our step under torch.compile")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="as transformers names them")

@@ -1,11 +1,13 @@
 """Medians and ratios of rounds with known times."""
 
+import argparse
 import time
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.timing import Rounds, timed
+from benchmarks.timing import Rounds, add_device_option, timed
 
 
 def test_rounds():
@@ -23,3 +25,13 @@ def test_sleeping_takes_no_processor():
     assert clock >= 0.05
     assert processor < clock
     assert timed(lambda: None)[0] == pytest.approx(0, abs=0.01)
+
+
+def test_a_missing_gpu_is_an_error_of_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parser = argparse.ArgumentParser()
+    add_device_option(parser)
+    assert parser.parse_args([]).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", "cuda"])
+    assert "--device: must be cpu, because PyTorch sees no GPU, got cuda" in capsys.readouterr().err
