@@ -5,9 +5,6 @@ Imports nothing heavy: the commands check here first, and the functions that pus
 
 from collections.abc import Sequence
 
-from huggingface_hub import get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
 from fastgoal.processing.names import is_hub_id
 
 TOKEN_HELP = (
@@ -18,6 +15,8 @@ TOKEN_HELP = (
 
 def check_repo_name(repo: str) -> None:
     """Raise `ValueError` for a name that no repository of the Hub can have."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -37,6 +36,8 @@ def check_space_models(models: Sequence[str]) -> None:
 
 def require_token(token: str | None = None) -> str:
     """Return `token`, or the one that is logged in; raise a `ValueError` if there is none."""
+    from huggingface_hub import get_token
+
     if found := token or get_token():
         return found
     raise ValueError(f"There is no access token for the Hub. {TOKEN_HELP}")

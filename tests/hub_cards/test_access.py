@@ -19,7 +19,7 @@ def test_names_of_repositories():
 
 
 def test_tokens(monkeypatch):
-    monkeypatch.setattr("fastgoal.hub_cards.access.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert require_token("hf_a") == "hf_a"
     with pytest.raises(ValueError, match=r"no access token.*HF_TOKEN"):
         require_token()
@@ -27,7 +27,7 @@ def test_tokens(monkeypatch):
 
 def test_the_commands_check_before_the_libraries_load(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("fastgoal.commands.options.quiet_libraries", lambda **_: pytest.fail("loads transformers"))
-    monkeypatch.setattr("fastgoal.hub_cards.access.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     folder, data, space = ["push", str(tmp_path)], ["push-data", str(tmp_path)], ["push-space"]
     for start, end in ((folder, []), (data, ["--license", "mit"]), (space, ["--model", "me/clip"])):
         assert main([*start, "a/b/c", "--dry-run", *end]) == 2

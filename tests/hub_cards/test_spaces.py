@@ -149,7 +149,7 @@ def test_requirements_are_those_of_the_demo():
 def test_other_models_and_images_are_refused(images, tmp_path, trained, monkeypatch):
     with pytest.raises(ValueError, match=rf"`model` must be OWNER/NAME.*{trained.name}.*`fastgoal push`"):
         push_space("me/demo", [str(trained)], dry_run=True)
-    monkeypatch.setattr("fastgoal.hub_cards.access.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(ValueError, match="no access token"):
         push_space("me/demo", ["me/squares"])
     (tmp_path / "empty").mkdir()
