@@ -125,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, request)
             if match:
                 return method(self, body, **match.groupdict())
+        if request == "HEAD /":  # a command asks whether the Hub can be reached
+            return self.reply()
         self.server.unknown.append(request)
         return self.reply({"error": f"no such page: {request}"}, 404)
 
