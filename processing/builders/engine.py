@@ -428,10 +428,15 @@ def check_cluster(address: str) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += ["--address", resolved] if resolved != AUTO else []
     try:
-        is_healthy = subprocess.run(command, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode == 0
+        check = subprocess.run(command, capture_output=True, timeout=SECONDS_TO_ANSWER)
     except subprocess.TimeoutExpired:
-        is_healthy = False
-    if not is_healthy:
+        check = None
+    if check is not None and b"AuthenticationError" in check.stderr:
+        raise ValueError(
+            f"`ray={address}`: the Ray cluster asks for a token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
+            "token of the cluster (`ray get-auth-token` there) unless ~/.ray/auth_token has it."
+        )
+    if check is None or check.returncode != 0:
         raise ValueError(f"`ray={address}`: no Ray cluster answers. {way_out}")
 
 

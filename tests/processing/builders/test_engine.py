@@ -308,9 +308,7 @@ def test_an_interruption_ends_everything_in_seconds(made, driver, tmp_path):
 
 
 CLUSTER = """
-import os, sys, time
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+import sys
 import ray
 ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
 print("address", ray.get_runtime_context().gcs_address, flush=True)
@@ -331,7 +329,12 @@ print(json.dumps([device, records]))
 
 
 @pytest.mark.slow
-def test_a_running_cluster_is_used_with_a_gpu_for_each_worker():
+def test_a_running_cluster_is_used_with_a_gpu_for_each_worker(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # For both: the cluster listens on 127.0.0.1, and nobody takes this address for the one of the network.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # the default of new versions, for clusters alone
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     host = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -345,6 +348,10 @@ def test_a_running_cluster_is_used_with_a_gpu_for_each_worker():
         assert {record["gpu"] for record in records.values()} == {"0", "1"}
         assert {number: record["rows"] for number, record in records.items()} == {str(n): [n] for n in range(6)}
         assert host.poll() is None  # the cluster goes on
+        refused = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"}
+        )
+        assert "asks for a token. Set RAY_AUTH_MODE=token" in refused.stderr
     finally:
         host.stdin.close()
         host.wait(30)
