@@ -30,7 +30,7 @@ CASES = {
     "experimental": {"recipe": "experimental", "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
 }
 STREAMED = [case for case in CASES if case.startswith("streamed")]
-IN_TWO_PROCESSES = ("paper", "cached", "halved", "near, lengths", "adapter", "experimental")
+IN_TWO_PROCESSES = ("paper", "near, lengths", "adapter", "experimental")
 FAST = ("accumulated", "adapter", "streamed by workers", "experimental")
 
 

@@ -90,8 +90,8 @@ def train_sharded(bases, pairs, folder, cases):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [["plain"], [*CASES][1:]], ids=["plain", "rest"])
-def test_shards_train_as_one_process(cases, tiny_bases, pairs_folder, tmp_path):
+def test_shards_train_as_one_process(tiny_bases, pairs_folder, tmp_path):
+    cases = [*CASES]
     ranks = in_two_processes(train_sharded, tiny_bases, pairs_folder, tmp_path / "fsdp", cases, folder=tmp_path)
     for case in cases:
         one = train(tiny_bases, pairs_folder, tmp_path / "one" / case, case)
