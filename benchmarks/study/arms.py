@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-LATER = {"max_text_length": None, "min_things": 2, "relations": 0}
+LATER = {"max_text_length": None, "crop_sizes": None, "min_things": 2, "relations": 0}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Arm:
         average: Share of the tuned weights in an average with the base's, after training.
         learning_rate, warmup: If not the sizes'.
         max_text_length: Tokens that the model reads, if not 248 (SigLIP: 256).
+        crop_sizes: Sides in pixels of the region crops, one of which is drawn for each batch.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Arm:
     learning_rate: float | None = None
     warmup: float | None = None
     max_text_length: int | None = None
+    crop_sizes: tuple[int, ...] | None = None
 
     def in_force(self, sizes: Sizes) -> tuple[float, float]:
         """Learning rate and share of the steps over which it rises."""
@@ -115,6 +117,11 @@ def _recipe(name: str, **changes: Any) -> Arm:
 def _small_crops(arm: Arm, share: str, pixels: int) -> Arm:
     """An arm with region crops of a share of the side, which is `pixels`."""
     return replace(arm, name=f"{arm.name}, crops of {share}", settings=(*arm.settings, ("crop_size", pixels)))
+
+
+def _mixed_crops(arm: Arm) -> Arm:
+    """An arm with region crops of the whole side in half of the batches, and of three quarters in the others."""
+    return replace(arm, name=f"{arm.name}, crops of 1 and 3/4", crop_sizes=(112, 84))
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,7 @@ QUESTIONS = {
             *(FAST_GOAL, _small_crops(FAST_GOAL, "3/4", 84), _small_crops(FAST_GOAL, "1/2", 56)),
             *(_recipe("experimental"), _small_crops(_recipe("experimental"), "3/4", 84)),
             _small_crops(_recipe("experimental"), "1/2", 56),
+            _mixed_crops(FAST_GOAL),
         ),
         "FAST-GOAL",
     ),

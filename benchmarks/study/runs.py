@@ -43,6 +43,7 @@ class StudyCollator:
         self.arm = arm
         self.rng = random.Random(f"pairs/{seed}")
         self.short_rng = random.Random(f"short/{seed}")
+        self.size_rng = random.Random(f"crops/{seed}")
         most = {"best": 1, "top3": 3}.get(arm.pairs)
         self.choices = []
         for index in range(len(data.ids)):
@@ -74,7 +75,9 @@ class StudyCollator:
 
     def _crops(self, rows: Sequence[int]) -> torch.Tensor:
         crops, side = self.data.crops[rows], dict(self.arm.settings).get("crop_size")
-        if side is None:
+        if self.arm.crop_sizes:
+            side = self.size_rng.choice(self.arm.crop_sizes)
+        if side in (None, crops.shape[-1]):
             return crops
         return torch.nn.functional.interpolate(crops, (side, side), mode="bicubic", antialias=True)
 

@@ -26,6 +26,7 @@ def test_every_setting_makes_another_run():
         "learning_rate": 3e-3,
         "warmup": 0.0,
         "max_text_length": 512,
+        "crop_sizes": (112, 84),
     }
     assert others.keys() == {field.name for field in dataclasses.fields(plain)} - {"name"}
     arms = [plain, *(dataclasses.replace(plain, **{name: value}) for name, value in others.items())]

@@ -96,6 +96,24 @@ def test_defects(data):
     assert not same[~square].all()
 
 
+def test_crops_of_several_sizes(data):
+    data, _ = data
+    whole = data.crops[[0]].shape[-1]
+    part = whole * 3 // 4
+    plain, small, mixed = (
+        StudyCollator(data, arm, seed=0)
+        for arm in (Arm("a"), Arm("b", settings=(("crop_size", part),)), Arm("c", crop_sizes=(whole, part)))
+    )
+    seen = set()
+    for start in range(0, 24, 2):
+        full, less, either = (collator(range(start, start + 2)) for collator in (plain, small, mixed))
+        side = either["local_pixel_values"].shape[-1]
+        expected = {whole: full, part: less}[side]
+        assert all(torch.equal(value, expected[name]) for name, value in either.items())
+        seen.add(side)
+    assert seen == {whole, part}
+
+
 def test_short_captions_are_the_scenes(data):
     data, processor = data
     batch = StudyCollator(data, Arm("short", settings=(("short_weight", 0.3),)), seed=0)(range(8))
