@@ -356,6 +356,7 @@ class FastGoalTrainer(Trainer):
             try:
                 result = super().train(checkpoint, trial, ignore_keys_for_eval)
             finally:
+                self.is_in_train = False  # the Trainer leaves it set after an error
                 end_workers(self._loaders)
         if self._interrupts.signum:
             raise Interrupted(
@@ -770,10 +771,12 @@ class FastGoalTrainer(Trainer):
         self._eval_parts.clear()
         # For exact resume: data loaders draw from torch's generator, and an interrupted evaluation is not repeated at
         # the same point of the training.
-        with torch.random.fork_rng(devices=[]):
-            output = super().evaluation_loop(*args, **kwargs)
-        if not self.is_in_train:
-            end_workers(self._loaders)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:  # a training keeps them for its next evaluation
+                end_workers(self._loaders)
         prefix = kwargs.get("metric_key_prefix", "eval")
         for name, values in self._eval_parts.items():
             mean = self.accelerator.gather(torch.stack(values).mean()).mean()

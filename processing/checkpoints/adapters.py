@@ -7,7 +7,6 @@ that peft itself saved has no such file: its configuration names the base.
 import copy
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -87,8 +86,6 @@ def require_peft() -> Any:
         raise ImportError(
             "Adapters need the package peft. Install it with: pip install 'fastgoal[adapters]'"
         ) from error
-    # peft 0.21 asks transformers for it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     return peft
 
 

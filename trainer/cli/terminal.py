@@ -75,7 +75,7 @@ def quiet_libraries(show_downloads: bool = True) -> None:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
-    # Between peft and transformers: a user can do nothing about it.
+    # peft 0.21 asks transformers for it; a user can do nothing about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     show_downloads = show_downloads and not are_progress_bars_disabled()
     logging.disable_progress_bar()  # those of the Hub too

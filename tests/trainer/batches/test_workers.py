@@ -26,6 +26,21 @@ def test_no_worker_outlives_a_training_or_an_evaluation(read, tiny_clip, pairs_f
     assert not multiprocessing.active_children()
 
 
+def test_no_worker_outlives_an_error(tiny_clip, pairs_folder, rows, tmp_path):
+    settings = {"dataloader_num_workers": 1, "max_steps": 2}
+    trainer = make_trainer(tiny_clip, tmp_path, TrainingData(str(pairs_folder)), rows[:2], **settings)
+
+    def fail(*args, **kwargs):
+        assert multiprocessing.active_children()
+        raise ArithmeticError
+
+    trainer.training_step = trainer.prediction_step = fail
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(ArithmeticError):
+            run()
+        assert not multiprocessing.active_children()
+
+
 # In a fresh process: libraries that other tests load start threads in forked workers, which take signals too.
 WORKER = """
 import os, signal, subprocess, time
